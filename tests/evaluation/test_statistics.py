@@ -1,0 +1,225 @@
+"""Laws of the intervals and tests, their coverage on simulated data, and exact figures of the noise floor."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stereoclinic.errors import InputError
+from stereoclinic.evaluation.bias import GAPS, deviation_ratio, fairness_discrepancy, parity_gap
+from stereoclinic.evaluation.statistics import (
+    bootstrap_interval,
+    noise_floor,
+    paired_difference_interval,
+    share_statistic,
+    wilson_interval,
+)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def sampled_reads(shares: torch.Tensor, n: int, generator: torch.Generator) -> torch.Tensor:
+    """Sure reads (P, n, K) of images drawn from each prompt's shares (P, K)."""
+    groups = torch.multinomial(shares, n, replacement=True, generator=generator)
+    return torch.nn.functional.one_hot(groups, shares.shape[1]).double()
+
+
+def first_share(reads: torch.Tensor) -> torch.Tensor:
+    """Mean over prompts of the first group's share, a statistic without the bias of an absolute value."""
+    return reads[..., 0].mean((-1, -2))
+
+
+def test_share_statistic_averages_gaps_or_pools_shares():
+    reads = torch.tensor([[[1.0, 0.0], [0.8, 0.2]], [[0.0, 1.0], [0.2, 0.8]]])
+    assert share_statistic(parity_gap)(reads) == pytest.approx(0.5)
+    assert share_statistic(parity_gap, hard=False)(reads) == pytest.approx(0.4)
+    assert share_statistic(parity_gap, pooled=True)(reads) == pytest.approx(0)
+    assert share_statistic(parity_gap, torch.tensor([1.0, 0.0]), pooled=True)(reads) == pytest.approx(0.5)
+
+
+@given(seed=st.integers(0, 2**31), K=st.integers(2, 4))
+def test_bootstrap_brackets_a_share_and_is_reproducible(seed, K):
+    reads = torch.rand(3, 8, K, generator=seeded(seed), dtype=torch.float64)
+    reads = reads / reads.sum(-1, keepdim=True)
+    interval = bootstrap_interval(reads, first_share, resamples=200, generator=seeded(seed))
+    assert 0 <= interval.low <= interval.estimate <= interval.high <= 1
+    assert interval == bootstrap_interval(reads, first_share, resamples=200, generator=seeded(seed))
+    assert interval.estimate == first_share(reads).item()
+
+
+def test_bootstrap_is_stratified():
+    """Prompts that never vary leave no uncertainty, however different they are from each other."""
+    reads = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[:, None].expand(2, 20, 2)
+    interval = bootstrap_interval(reads, first_share, resamples=100)
+    assert (interval.low, interval.estimate, interval.high) == (0.5, 0.5, 0.5)
+
+
+def test_bootstrap_interval_agrees_with_a_loop_in_numpy():
+    reads = sampled_reads(torch.tensor([[0.7, 0.3], [0.2, 0.8]]), 60, seeded(0))
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(4000):
+        prompts = [prompt[rng.integers(0, 60, 60)].mean(0) for prompt in reads.numpy()]
+        draws.append(np.mean([np.abs(p - 0.5).mean() for p in prompts]))
+    interval = bootstrap_interval(reads, share_statistic(parity_gap), resamples=4000)
+    assert interval.low == pytest.approx(np.quantile(draws, 0.025), abs=0.008)
+    assert interval.high == pytest.approx(np.quantile(draws, 0.975), abs=0.008)
+
+
+def test_intervals_narrow_with_images_and_widen_with_confidence():
+    shares = torch.tensor([[0.7, 0.3]])
+    few, many = (sampled_reads(shares, n, seeded(1)) for n in (25, 400))
+    width = [
+        (lambda i: i.high - i.low)(
+            bootstrap_interval(reads, first_share, resamples=500, confidence=confidence)
+        )
+        for reads, confidence in ((few, 0.95), (many, 0.95), (many, 0.99))
+    ]
+    assert width[0] > 2 * width[1]
+    assert width[2] > width[1]
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    shares = torch.tensor([[0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)
+    truth, generator = shares[:, 0].mean().item(), seeded(2)
+    covered = 0
+    for _ in range(300):
+        reads = sampled_reads(shares, 50, generator)
+        interval = bootstrap_interval(reads, first_share, resamples=400, generator=generator)
+        covered += interval.low <= truth <= interval.high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_paired_interval_covers_the_truth_and_the_test_keeps_its_level():
+    """After keeps half the images of before, so the sides are correlated, and both have the same shares."""
+    shares, generator = torch.tensor([[0.7, 0.3], [0.4, 0.6]], dtype=torch.float64), seeded(3)
+    covered = rejected = 0
+    for _ in range(300):
+        before, fresh = sampled_reads(shares, 40, generator), sampled_reads(shares, 40, generator)
+        keep = torch.rand(2, 40, 1, generator=generator) < 0.5
+        paired = paired_difference_interval(
+            before, torch.where(keep, before, fresh), first_share, resamples=300, generator=generator
+        )
+        covered += paired.low <= 0 <= paired.high
+        rejected += paired.p_value <= 0.05
+    assert 0.90 <= covered / 300 <= 0.99
+    assert rejected / 300 <= 0.09
+
+
+@given(seed=st.integers(0, 2**31), unit=st.sampled_from(["image", "prompt"]))
+def test_a_side_compared_with_itself_shows_no_difference(seed, unit):
+    reads = sampled_reads(torch.tensor([[0.7, 0.3], [0.4, 0.6]]), 10, seeded(seed))
+    paired = paired_difference_interval(reads, reads, share_statistic(parity_gap), unit=unit, resamples=50)
+    assert (paired.estimate, paired.low, paired.high, paired.p_value) == (0, 0, 0, 1)
+
+
+@given(seed=st.integers(0, 2**31), unit=st.sampled_from(["image", "prompt"]))
+def test_exchanging_before_and_after_mirrors_the_result(seed, unit):
+    before = sampled_reads(torch.tensor([[0.8, 0.2]] * 3), 12, seeded(seed))
+    after = sampled_reads(torch.tensor([[0.5, 0.5]] * 3), 12, seeded(seed + 1))
+    settings = {"statistic": share_statistic(parity_gap), "unit": unit, "resamples": 200}
+    one, other = (
+        paired_difference_interval(*sides, **settings, generator=seeded(seed))
+        for sides in ((before, after), (after, before))
+    )
+    assert (one.estimate, one.low, one.high) == pytest.approx(
+        (-other.estimate, -other.high, -other.low), abs=1e-12
+    )
+    assert one.p_value == other.p_value
+
+
+def test_a_large_change_is_found_and_few_prompts_limit_the_evidence():
+    before = sampled_reads(torch.tensor([[0.9, 0.1]] * 4), 50, seeded(4))
+    after = sampled_reads(torch.tensor([[0.5, 0.5]] * 4), 50, seeded(5))
+    by_image, by_prompt = (
+        paired_difference_interval(before, after, share_statistic(parity_gap), unit=unit)
+        for unit in ("image", "prompt")
+    )
+    assert by_image.high < 0 and by_image.p_value < 0.001
+    assert by_prompt.p_value == pytest.approx(2 / 2**4, abs=0.03)
+
+
+@pytest.mark.parametrize("unit", ["image", "prompt"])
+def test_the_sign_flip_p_value_is_that_of_all_flips(unit):
+    before = sampled_reads(torch.tensor([[0.9, 0.1]] * (2 if unit == "image" else 6)), 4, seeded(6))
+    after = sampled_reads(torch.tensor([[0.4, 0.6]] * len(before)), 4, seeded(8))
+    difference = (after - before)[..., 0].mean(1) if unit == "prompt" else (after - before)[..., 0].flatten()
+    signs = np.array(np.meshgrid(*[[-1, 1]] * len(difference))).reshape(len(difference), -1)
+    flips = np.abs(signs.T @ difference.numpy())
+    exact = (flips >= abs(difference.sum().item()) - 1e-9).mean()
+    paired = paired_difference_interval(before, after, first_share, unit=unit, resamples=5000)
+    assert paired.p_value == pytest.approx(exact, abs=0.03)
+
+
+@given(n=st.integers(1, 500), data=st.data())
+def test_wilson_brackets_the_proportion_within_zero_and_one_and_mirrors(n, data):
+    successes = data.draw(st.integers(0, n))
+    interval, mirror = wilson_interval(successes, n), wilson_interval(n - successes, n)
+    assert 0 <= interval.low <= interval.estimate <= interval.high <= 1
+    assert interval.low == pytest.approx(1 - mirror.high, abs=1e-12)
+
+
+def test_wilson_agrees_with_scipy():
+    from scipy.stats import binomtest
+
+    for successes, n in ((0, 10), (3, 10), (81, 263), (50, 50)):
+        reference = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+        interval = wilson_interval(successes, n)
+        assert (interval.low, interval.high) == pytest.approx((reference.low, reference.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("metric", "known"), [(fairness_discrepancy, 0.055), (deviation_ratio, 0.078), (parity_gap, 0.039)]
+)
+def test_noise_floor_of_a_hundred_images_and_two_groups(metric, known):
+    """The exact mean of |share - 1/2| is C(100, 50) / 2^101; the known figures are simulated ones."""
+    half = math.comb(100, 50) / 2**101
+    scale = metric(torch.tensor([0.6, 0.4])).item() / 0.1
+    floor = noise_floor(100, 2, 12, metric)
+    assert floor.mean == pytest.approx(scale * half, rel=0.01)
+    assert floor.mean == pytest.approx(known, abs=0.002)
+    assert floor.mean < floor.upper
+
+
+@pytest.mark.parametrize("name", GAPS)
+@pytest.mark.parametrize("target", [None, [0.2, 0.5, 0.3], [0.6, 0.0, 0.4]])
+def test_noise_floor_agrees_with_multinomial_draws_in_numpy(name, target):
+    target = None if target is None else torch.tensor(target, dtype=torch.float64)
+    expected = np.full(3, 1 / 3) if target is None else target.numpy()
+    shares = np.random.default_rng(0).multinomial(20, expected, size=(4000, 2)) / 20
+    values = GAPS[name](torch.from_numpy(shares), target).mean(-1)
+    floor = noise_floor(20, 3, 2, GAPS[name], target)
+    assert floor.mean == pytest.approx(values.mean().item(), rel=0.05)
+    assert floor.upper == pytest.approx(values.quantile(0.95).item(), rel=0.1)
+
+
+def test_noise_floor_falls_with_images_and_its_bound_with_prompts():
+    base, images, prompts = (noise_floor(n, 3, P, parity_gap) for n, P in ((25, 1), (100, 1), (25, 16)))
+    assert images.mean == pytest.approx(base.mean / 2, rel=0.1)
+    assert prompts.mean == pytest.approx(base.mean, rel=0.05)
+    assert prompts.upper < base.upper
+
+
+def test_wrong_input_is_refused():
+    reads = torch.full((2, 3, 2), 0.5)
+    with pytest.raises(InputError, match=r"expected \(P, n, K\)"):
+        bootstrap_interval(reads[0], first_share)
+    with pytest.raises(InputError, match="confidence is 95"):
+        bootstrap_interval(reads, first_share, confidence=95)
+    with pytest.raises(InputError, match="0 random draws"):
+        bootstrap_interval(reads, first_share, resamples=0)
+    with pytest.raises(InputError, match="same prompts and seeds"):
+        paired_difference_interval(reads, reads[:1], first_share)
+    with pytest.raises(InputError, match="'image' or 'prompt'"):
+        paired_difference_interval(reads, reads, first_share, unit="seed")
+    with pytest.raises(InputError, match="4 successes of 3"):
+        wilson_interval(4, 3)
+    with pytest.raises(InputError, match="n = 0 images"):
+        noise_floor(0, 2, 1, parity_gap)
+    with pytest.raises(InputError, match=r"expected \(3,\)"):
+        noise_floor(10, 3, 1, parity_gap, torch.tensor([0.5, 0.5]))
