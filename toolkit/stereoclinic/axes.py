@@ -1,0 +1,73 @@
+"""Bias axes as data: a name, two or more groups, and the words that ask for each group."""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stereoclinic.errors import InputError
+
+_FOLDER = Path(__file__).with_name("axes")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dimension of bias. Groups are perceived presentation in a picture, not anyone's identity.
+
+    Args:
+        name: Such as "gender".
+        groups: K >= 2 names, in the order of every K-sized result.
+        words: What is written before the person's noun for each group, in the same order.
+        reader: Which head of which reader tells the groups apart, such as {"portraits": "gender"}.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    words: tuple[str, ...]
+    reader: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.groups) < 2:
+            raise InputError(f"axis {self.name!r} has {len(self.groups)} group; an axis needs two or more")
+        if len(set(self.groups)) != len(self.groups):
+            raise InputError(f"axis {self.name!r} names a group twice: {', '.join(self.groups)}")
+        if len(self.words) != len(self.groups) or not all(word.strip() for word in self.words):
+            raise InputError(f"axis {self.name!r} needs one word or phrase for each group in [words]")
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def index(self, group: str) -> int:
+        """Raises InputError for a group the axis does not have."""
+        if group not in self.groups:
+            raise InputError(f"axis {self.name!r} has no group {group!r}; it has {', '.join(self.groups)}")
+        return self.groups.index(group)
+
+
+def known_axes() -> list[str]:
+    """Names of the axes that ship."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def load_axis(name: str | Path) -> Axis:
+    """Read a built-in axis by its name, or a user's own TOML file.
+
+    Raises:
+        InputError: No such axis or file, or the file is not of the form shown in axes/gender.toml.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        if str(name) not in known_axes():
+            raise InputError(f"unknown axis {str(name)!r}; there are {', '.join(known_axes())}, or give a .toml file")
+        path = _FOLDER / f"{name}.toml"
+    try:
+        data = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"axis file {path}: {error}") from error
+    groups, words = data.get("groups"), data.get("words")
+    if not isinstance(data.get("name"), str) or not isinstance(groups, list) or not isinstance(words, dict):
+        raise InputError(f"axis file {path} needs `name`, a list `groups` and a table [words]")
+    missing = [str(group) for group in groups if not isinstance(words.get(group), str)]
+    if missing:
+        raise InputError(f"axis file {path}: no word for {', '.join(missing)} in [words]")
+    reader = {str(key): str(value) for key, value in data.get("reader", {}).items()}
+    return Axis(data["name"], tuple(str(group) for group in groups), tuple(words[group] for group in groups), reader)
