@@ -1,0 +1,151 @@
+"""The parts of the embedded model, sized to ship in a wheel and to run on two cores.
+
+A Stable Diffusion pipeline in the small: 64 x 64 pictures, 16 x 16 x 6 latents, a two-layer CLIP text encoder with a
+vocabulary of the world's own words, a UNet with attention below its top level, DDIM with v-prediction. Predicting v on a
+schedule that ends in pure noise makes the first step's prediction the mean picture of the prompt, so the lean is
+well-defined from the first step on (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+LATENT_CHANNELS = 6
+LATENT_SIZE = 16
+TEXT_WIDTH = 96
+TEXT_LENGTH = 16
+_SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
+
+
+def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
+    """A CLIP tokenizer in which every word of the captions is one token; any other text falls back to its bytes."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,
+        min_frequency=1,
+        special_tokens=_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
+    learner.train_from_iterator(captions, trainer)
+    vocab = learner.get_vocab()
+    for byte in pre_tokenizers.ByteLevel.alphabet():  # a lone byte may also end a word
+        vocab.setdefault(byte + "</w>", len(vocab))
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        projection_dim=TEXT_WIDTH,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def build_autoencoder() -> AutoencoderKL:
+    """Three levels down to 16 x 16. Residual blocks begin as the identity, which trains far faster on few samples."""
+    model = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 48),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=64,
+        scaling_factor=1.0,
+    )
+    _begin_as_identity(model)
+    return model
+
+
+def build_unet() -> UNet2DConditionModel:
+    model = UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(32, 96, 160),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # diffusers means the number of heads
+        norm_num_groups=16,
+    )
+    _begin_as_identity(model)
+    return model
+
+
+def build_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        steps_offset=1,  # what StableDiffusionPipeline insists on; trailing spacing has no use for it
+        clip_sample=False,
+    )
+
+
+def _begin_as_identity(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if name.endswith("conv2"):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def build_pipeline(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, latents: torch.Tensor) -> None:
+    """Fold the latents' mean and scale into the two 1 x 1 convolutions, so that each channel has mean 0, variance 1.
+
+    Args:
+        vae: Changed in place; its pictures stay the same.
+        latents: (n, C, h, w) posterior means of drawings.
+    """
+    mean = latents.mean(dim=(0, 2, 3))
+    std = latents.std(dim=(0, 2, 3))
+    channels = len(mean)
+    inner, outer = vae.quant_conv, vae.post_quant_conv
+    outer.bias += (outer.weight[:, :, 0, 0] * mean).sum(1)
+    outer.weight *= std[None, :, None, None]
+    inner.bias[:channels] -= mean
+    inner.bias[:channels] /= std
+    inner.weight[:channels] /= std[:, None, None, None]
+    inner.bias[channels:] -= 2 * std.log()
+
+
+def weights_folder() -> Path:
+    """Where the trained model lies in the installed package."""
+    return Path(__file__).with_name("weights")
