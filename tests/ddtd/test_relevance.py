@@ -1,0 +1,82 @@
+"""Sums that add up whatever the batches and ranks, and a file that gives back what went in."""
+
+import pytest
+import torch
+
+from stereoclinic.ddtd.neurons import Site
+from stereoclinic.ddtd.relevance import STATES, Relevance, RelevanceSums
+from stereoclinic.errors import InputError
+
+P, T, K, N = 3, 2, 2, 5
+SITES = [Site("a.ff.net.2", "ff", 3), Site("b.conv2", "conv", 2)]
+
+
+def step(count: int, seed: int) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    labels = torch.randint(P, (count,), generator=generator)
+    return labels, random(K, count), random(K, count, N), random(count, N), random(K, count, N)
+
+
+def summed(*batches: tuple[torch.Tensor, ...]) -> RelevanceSums:
+    sums = RelevanceSums(P, T, K, N)
+    for labels, *rest in batches:
+        sums.update(labels, 1, *rest)
+    return sums
+
+
+def relevance(**changed: object) -> Relevance:
+    parts = {"metadata": {"axis": "gender"}} | summed(step(40, 0)).compute() | changed
+    edges = torch.tensor([1000.0, 500.0, 0.0], dtype=torch.float64)
+    return Relevance(SITES, ("female", "male"), ["doctor", "nurse", "chef"], edges, **parts)  # type: ignore[arg-type]
+
+
+def test_batches_add_up_to_one_pass() -> None:
+    whole = step(12, 0)
+    halves = [
+        (whole[0][part], whole[1][:, part], whole[2][:, part], whole[3][part], whole[4][:, part])
+        for part in (slice(0, 5), slice(5, 12))
+    ]
+    one, two = summed(whole).compute(), summed(*halves).compute()
+    for name in STATES:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-13, atol=1e-13)
+
+
+def test_sums_stay_float64_in_a_half_precision_run() -> None:
+    sums = RelevanceSums(P, T, K, N).to(torch.bfloat16)
+    assert all(getattr(sums, name).dtype == torch.float64 for name in STATES)
+
+
+def test_means_are_those_of_the_samples() -> None:
+    labels, lean, rows, _, means = step(40, 0)
+    found = relevance()
+    mine = labels == 1
+    torch.testing.assert_close(found.lean()[1, 1], lean[:, mine].double().mean(1))
+    torch.testing.assert_close(found.rows()[1, 1], rows[:, mine].double().mean(1))
+    torch.testing.assert_close(found.roots()[:, 1], means.double().mean(1))
+    stereotype = (lean.sign()[..., None] * rows).double().mean(0)
+    mean, error = found.stereotype()
+    torch.testing.assert_close(mean[1], stereotype.mean(0))
+    torch.testing.assert_close(error[1], stereotype.std(0) / 40**0.5)
+    torch.testing.assert_close(found.lean_stderr()[1, 1], lean[:, mine].double().std(1) / mine.sum() ** 0.5)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_a_file_gives_back_what_went_in(tmp_path, ending: str) -> None:
+    first = relevance()
+    first.save(tmp_path / f"r{ending}")
+    again = Relevance.load(tmp_path / f"r{ending}")
+    assert (again.sites, again.groups, again.labels) == (first.sites, first.groups, first.labels)
+    assert again.metadata["axis"] == "gender"
+    for name in STATES:
+        torch.testing.assert_close(getattr(again, name), getattr(first, name), rtol=1e-6, atol=1e-7)
+
+
+def test_what_is_not_finite_or_does_not_fit_is_refused() -> None:
+    with pytest.raises(InputError, match="lean_sum is not finite"):
+        relevance(lean_sum=torch.full((P, T, K), torch.nan))
+    with pytest.raises(InputError, match="shape"):
+        relevance(relevance_sum=torch.zeros(P, T, K, N + 1))

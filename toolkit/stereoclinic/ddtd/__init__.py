@@ -1,0 +1,1 @@
+"""Deep Taylor decomposition of the lean of a denoiser: rules, composites, propagation, neurons."""

@@ -1,0 +1,342 @@
+"""The relevance rules, each one a modified backward pass beside its formula.
+
+Relevance is written as ``R = a * g``. A rule leaves the forward pass alone (it calls the very torch function
+the model called) and changes only how ``g`` is passed back, so no relevance is ever divided by an activation,
+and the plain vector-Jacobian product of linear layers, convolutions and sums is the epsilon rule with
+epsilon -> 0.
+
+Every rule has the signature ``rule(function, *args, **kwargs)``: the torch function that was called, then its
+own arguments. Weights get no gradient from a rule: relevance is a question about activations.
+
+References:
+    Bach et al. 2015, On pixel-wise explanations by layer-wise relevance propagation.
+    Ali et al. 2022, XAI for transformers: better explanations through conservative propagation, section 4.
+    Achtibat et al. 2024, AttnLRP, arXiv 2402.05602, section 3.3.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stereoclinic.errors import UncoveredOperation
+
+Rule = Callable[..., Tensor]
+TorchFunction = Callable[..., Any]
+
+
+class RuleFunction(torch.autograd.Function):
+    """Base of every rule's autograd function; ``propagate`` refuses any other custom function."""
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The type that statistics are kept in: float32 for half precision, the tensor's own otherwise."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _rstd(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    """1 / sqrt(var + eps) over dims, kept. ``Tensor.var`` is some 15 times slower than this on a CPU."""
+    x = x.to(_wide(x.dtype))
+    centred = x - x.mean(dims, keepdim=True)
+    count = math.prod(x.shape[d] for d in dims)
+    return torch.linalg.vector_norm(centred, dim=dims, keepdim=True).square_().div_(count).add_(eps).rsqrt_()
+
+
+class _SiLU(RuleFunction):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: TorchFunction) -> Tensor:
+        ctx.save_for_backward(x)
+        return function(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return (torch.sigmoid(x).mul_(g)).to(x.dtype), None
+
+
+def silu(function: TorchFunction, input: Tensor, inplace: bool = False) -> Tensor:
+    """SiLU with its gate constant: ``g_in = g * sigmoid(x)``, hence ``x * g_in = silu(x) * g``."""
+    _refuse_inplace("silu", inplace)
+    return _SiLU.apply(input, function)
+
+
+class _GELU(RuleFunction):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: TorchFunction, approximate: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.approximate = approximate
+        return function(x, approximate=approximate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        if ctx.approximate == "tanh":
+            gate = torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        else:
+            gate = torch.erf(x * math.sqrt(0.5))
+        return gate.add_(1).mul_(0.5).mul_(g), None, None
+
+
+def gelu(function: TorchFunction, input: Tensor, approximate: str = "none") -> Tensor:
+    """GELU with its gate constant: ``g_in = g * Phi(x)``, Phi exact or by tanh, as in the forward."""
+    return _GELU.apply(input, function, approximate)
+
+
+class _GroupNorm(RuleFunction):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        function: TorchFunction,
+        groups: int,
+        eps: float,
+    ) -> Tensor:
+        rstd = _rstd(x.reshape(x.shape[0], groups, -1), (-1,), eps)[..., 0]  # (B, C, ...) -> (B, G)
+        ctx.save_for_backward(weight, rstd)
+        ctx.groups, ctx.dtype = groups, x.dtype
+        return function(x, groups, weight=weight, bias=bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, rstd = ctx.saved_tensors
+        v = g.reshape(g.shape[0], ctx.groups, g.shape[1] // ctx.groups, -1).to(rstd.dtype)  # (B, G, C/G, ...)
+        scale = rstd[:, :, None, None]
+        if weight is not None:
+            scale = scale * weight.view(1, ctx.groups, -1, 1)
+        v = v * scale
+        v -= v.mean((2, 3), keepdim=True)
+        return v.view(g.shape).to(ctx.dtype), None, None, None, None, None
+
+
+def group_norm(
+    function: TorchFunction,
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """GroupNorm with a constant standard deviation: ``v = g * w * rstd``, ``g_in = v - mean_group(v)``.
+
+    The centring is linear and kept (Ali 2022). Saves rstd ``(B, G)`` alone, never the input.
+    """
+    return _GroupNorm.apply(input, weight, bias, function, num_groups, eps)
+
+
+class _LayerNorm(RuleFunction):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        function: TorchFunction,
+        shape: tuple[int, ...],
+        eps: float,
+    ) -> Tensor:
+        ctx.dims, ctx.dtype = tuple(range(-len(shape), 0)), x.dtype
+        rstd = _rstd(x, ctx.dims, eps)  # (..., 1)
+        ctx.save_for_backward(weight, rstd)
+        return function(x, shape, weight=weight, bias=bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, rstd = ctx.saved_tensors
+        v = g * rstd  # promotes half precision to float32
+        if weight is not None:
+            v = v * weight
+        v -= v.mean(ctx.dims, keepdim=True)
+        return v.to(ctx.dtype), None, None, None, None, None
+
+
+def layer_norm(
+    function: TorchFunction,
+    input: Tensor,
+    normalized_shape: tuple[int, ...],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """LayerNorm, its standard deviation constant: ``v = g * w * rstd``, ``g_in = v - mean(v)`` (Ali 2022)."""
+    return _LayerNorm.apply(input, weight, bias, function, tuple(normalized_shape), eps)
+
+
+class _RMSNorm(RuleFunction):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        function: TorchFunction,
+        shape: tuple[int, ...],
+        eps: float | None,
+    ) -> Tensor:
+        dims = tuple(range(-len(shape), 0))
+        floor = torch.finfo(x.dtype).eps if eps is None else eps
+        rms = (x.to(_wide(x.dtype)).square().mean(dims, keepdim=True) + floor).rsqrt_()  # (..., 1)
+        ctx.save_for_backward(weight, rms)
+        ctx.dtype = x.dtype
+        return function(x, shape, weight=weight, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, rms = ctx.saved_tensors
+        v = g * rms
+        if weight is not None:
+            v = v * weight
+        return v.to(ctx.dtype), None, None, None, None
+
+
+def rms_norm(
+    function: TorchFunction,
+    input: Tensor,
+    normalized_shape: tuple[int, ...],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """RMSNorm with a constant root mean square: ``g_in = g * w * rrms``; there is no centring to keep."""
+    return _RMSNorm.apply(input, weight, function, tuple(normalized_shape), eps)
+
+
+class _Product(RuleFunction):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, function: TorchFunction) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return function(a, b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        half = 0.5 * g
+        return (half * b).sum_to_size(a.shape).to(a.dtype), (half * a).sum_to_size(b.shape).to(b.dtype), None
+
+
+def product(function: TorchFunction, input: Tensor, other: Tensor) -> Tensor:
+    """Product of two activations, half to each: ``g_a = g * b / 2``, ``g_b = g * a / 2`` (AttnLRP).
+
+    Factors may broadcast (the scale of an adaptive norm); a broadcast factor collects over the positions it
+    serves.
+    """
+    return _Product.apply(input, other, function)
+
+
+class _Scale(RuleFunction):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return g * ctx.factor, None
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    """x itself, with what is passed back to it multiplied by factor."""
+    return _Scale.apply(x, factor) if x.requires_grad else x
+
+
+def attention_cp(
+    function: TorchFunction, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """Softmax attention, its probabilities P constant: nothing to q and k, ``g_v = P^T g`` (Ali 2022)."""
+    _refuse_mask(args, kwargs)
+    return function(query.detach(), key.detach(), value, *args, **kwargs)
+
+
+def attention_attnlrp(
+    function: TorchFunction, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """AttnLRP: the gradients of q, k, v divided by 4, 4, 2.
+
+    Each of the two products (q k^T and P v) gives half to each factor, and softmax is its native
+    vector-Jacobian product (AttnLRP, section 3.3). The latter holds a bias term, so this rule
+    alone does not conserve.
+    """
+    _refuse_mask(args, kwargs)
+    return function(_scaled(query, 0.25), _scaled(key, 0.25), _scaled(value, 0.5), *args, **kwargs)
+
+
+def matmul_halves(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
+    """Matrix product of two activations, half to each factor (the last two of a call by position).
+
+    A batched factor is an activation even where nothing asks for its gradient (the keys of a text that is
+    held constant), as in ``attention_attnlrp``; a matrix that does not require grad is a weight, and native.
+    """
+    *first, a, b = args
+    if not (a.requires_grad and b.requires_grad) and min(a.ndim, b.ndim) < 3:
+        return function(*args, **kwargs)
+    return function(*first, _scaled(a, 0.5), _scaled(b, 0.5), **kwargs)
+
+
+def matmul_scores(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
+    """Matrix product where attention probabilities are constants: native in P v, a ``dead_end`` in q k^T."""
+    a, b = args[-2:]
+    return (
+        dead_end(function, *args, **kwargs)
+        if a.requires_grad and b.requires_grad
+        else function(*args, **kwargs)
+    )
+
+
+def native(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
+    """The operation's own vector-Jacobian product."""
+    return function(*args, **kwargs)
+
+
+def constant(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
+    """The result is a constant: attention probabilities (``cp``), the 1/std of a norm written by hand."""
+    with torch.no_grad():
+        return function(*args, **kwargs)
+
+
+class _Dead(RuleFunction):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, function: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
+        ctx.name = getattr(function, "__name__", repr(function))
+        return function(*args, **kwargs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        raise UncoveredOperation(
+            f"relevance reached `{ctx.name}`, which is covered only in attention scores or the standard "
+            "deviation of a norm; use scaled_dot_product_attention or one of torch's norms, or the composite "
+            "`gradient`"
+        )
+
+
+def dead_end(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
+    """An operation that may only feed a ``constant`` (q k^T, x**2 in a variance): raises if reached."""
+    reached = next(a for a in args if isinstance(a, Tensor) and a.requires_grad)
+    return _Dead.apply(reached, function, args, kwargs)
+
+
+def _refuse_inplace(name: str, inplace: bool) -> None:
+    if inplace:
+        raise UncoveredOperation(f"`{name}` in place has no relevance rule; set inplace=False on that module")
+
+
+def _refuse_mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    mask = kwargs.get("attn_mask", args[0] if args else None)
+    if mask is not None and mask.requires_grad:
+        raise UncoveredOperation(
+            "`scaled_dot_product_attention` with an attn_mask that requires grad has no relevance rule; "
+            "detach the mask"
+        )

@@ -1,0 +1,140 @@
+"""Tensors with plain metadata, as `.pt` or `.safetensors` by the file's ending.
+
+Both hold named tensors and one JSON text, {"kind", "version", "metadata"}, under the name "stereoclinic". A `.pt` file is
+read with `weights_only=True`, so that no file, whoever made it, can run code.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from stereoclinic.errors import InputError
+
+ENDINGS = (".pt", ".safetensors")
+_HEAD = "stereoclinic"
+
+
+def save_tensors(
+    path: str | Path, kind: str, version: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write a file whole or not at all: a temporary name in the same folder, then a rename.
+
+    Args:
+        path: Ends in .pt or .safetensors.
+        kind: What the file holds, such as "mask"; asked for again on loading.
+        version: Of this kind's format.
+        tensors: Name -> dense tensor of any shape, dtype and device.
+        metadata: Plain data that JSON can hold.
+
+    Raises:
+        InputError: The ending is another, or the file cannot be written there.
+    """
+    path = Path(path)
+    ending = _ending(path, kind)
+    if path.is_dir():
+        _refuse(path, kind, f"is a folder; give a file name ending in {' or '.join(ENDINGS)}")
+    head = json.dumps({"kind": kind, "version": version, "metadata": dict(metadata)}, sort_keys=True)
+    # Clones: safetensors refuses tensors that share memory, and torch.save would write the whole of a view's storage.
+    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if ending == ".pt":
+            torch.save({_HEAD: head, **plain}, temporary.open("xb"))
+        else:
+            temporary.write_bytes(safetensors.torch.save(plain, {_HEAD: head}))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"{kind} file {path} cannot be written ({error.strerror}); choose a folder that exists and is writable"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tensors(path: str | Path, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote; tensors arrive on the CPU.
+
+    Raises:
+        InputError: The file is missing, a folder, empty, truncated, would run code, or is of another kind or version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        _refuse(path, kind, "is a folder; give the file itself")
+    ending = _ending(path, kind)
+    try:
+        if path.stat().st_size == 0:
+            _refuse(path, kind, "is empty (0 bytes); make it again")
+        path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{kind} file {path} cannot be read ({error.strerror}); check the path") from error
+    head, tensors = _read_pt(path, kind) if ending == ".pt" else _read_safetensors(path, kind)
+    try:
+        parsed = json.loads(head)
+        found, its_version, metadata = parsed["kind"], parsed["version"], parsed["metadata"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        _refuse(path, kind, f"was not written by stereoclinic; expected a {kind} file")
+    if found != kind:
+        _refuse(path, kind, f"is a {_short(found)} file; expected a {kind} file")
+    if its_version != version:
+        _refuse(
+            path, kind, f"has format version {_short(its_version)}; this stereoclinic reads version {version}"
+        )
+    if not isinstance(metadata, dict):
+        _refuse(path, kind, "has metadata that is no table; make it again")
+    return tensors, metadata
+
+
+def _read_pt(path: Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive fails in as many ways as there are bytes
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            reason = "holds objects other than plain tensors, and loading it could run code; do not trust where it came from"
+        else:
+            reason = "is truncated, or no .pt file at all; copy or make it again"
+        raise InputError(f"{kind} file {path} {reason}") from error
+    if not isinstance(content, dict) or _HEAD not in content:
+        _refuse(path, kind, f"was not written by stereoclinic; expected a {kind} file")
+    head = content.pop(_HEAD)
+    for name, tensor in content.items():
+        # Ours are dense and contiguous; a tensor expanded from one number could ask for any amount of memory.
+        plain = type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if not isinstance(name, str) or not plain or not tensor.is_contiguous():
+            _refuse(path, kind, f"holds {_short(name)}, which is no plain tensor; make it again")
+    return head, {name: tensor.detach() for name, tensor in content.items()}
+
+
+def _read_safetensors(path: Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            head = (file.metadata() or {}).get(_HEAD)
+            # Clones, so that nothing points into the file once it is closed, or replaced.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except Exception as error:  # as above
+        raise InputError(
+            f"{kind} file {path} is truncated, or no .safetensors file at all; copy or make it again"
+        ) from error
+    return head, tensors
+
+
+def _ending(path: Path, kind: str) -> str:
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        _refuse(path, kind, f"ends in {ending or 'nothing'!r}; expected {' or '.join(ENDINGS)}")
+    return ending
+
+
+def _short(value: object) -> str:
+    return str(value)[:40].replace("\n", " ")
+
+
+def _refuse(path: Path, kind: str, reason: str) -> NoReturn:
+    raise InputError(f"{kind} file {path} {reason}")
