@@ -5,6 +5,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from stereoclinic.denoisers.stable_diffusion import StableDiffusion
+from stereoclinic.portraits import model
+
 CROSS, PLAIN = "cross attention", "no attention"
 
 
@@ -73,3 +76,18 @@ def unet_once() -> UNet2DConditionModel:
 def inputs_once() -> tuple[Tensor, Tensor, Tensor]:
     """Shared inputs for the same tests."""
     return tiny_inputs()
+
+
+@pytest.fixture(scope="session")
+def denoiser() -> StableDiffusion:
+    """The embedded model's architecture with random weights: every part of a real pipeline, nothing learnt."""
+    torch.manual_seed(0)
+    captions = ["a photo of an old dark-skinned female doctor", "a young light-skinned male nurse middle-aged"]
+    tokenizer = model.build_tokenizer(captions)
+    unet = model.build_unet()
+    for name, module in unet.named_modules():
+        if name.endswith("conv2"):  # training starts these at zero
+            module.reset_parameters()
+    pipe = model.build_pipeline(model.build_autoencoder(), model.build_text_encoder(tokenizer), tokenizer, unet)
+    pipe.set_progress_bar_config(disable=True)
+    return StableDiffusion(pipe.to(dtype=torch.float64), "random")

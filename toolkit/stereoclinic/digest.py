@@ -9,13 +9,13 @@ from stereoclinic.errors import InputError
 
 
 def shapes_digest(module: nn.Module) -> str:
-    """SHA-256 over the names and shapes in the state dict; the same in every precision and on every device."""
+    """SHA-256 over the state dict's names and shapes; the same in every precision and on every device."""
     lines = [f"{name}{tuple(tensor.shape)}" for name, tensor in sorted(module.state_dict().items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over the names, shapes, dtypes and bytes in the state dict; casting to another precision changes it.
+    """SHA-256 over the state dict's names, shapes, dtypes and bytes; a cast to another precision changes it.
 
     Raises:
         InputError: Weights are not in memory (on the "meta" device, as sequential offloading leaves them).
@@ -24,7 +24,8 @@ def weights_digest(module: nn.Module) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         if tensor.is_meta:
             raise InputError(
-                f"weight {name!r} is on the 'meta' device; load or move the model into memory before its digest is taken"
+                f"weight {name!r} is on the 'meta' device; load or move the model into memory before its "
+                "digest is taken"
             )
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -1,7 +1,7 @@
 """Tensors with plain metadata, as `.pt` or `.safetensors` by the file's ending.
 
-Both hold named tensors and one JSON text, {"kind", "version", "metadata"}, under the name "stereoclinic". A `.pt` file is
-read with `weights_only=True`, so that no file, whoever made it, can run code.
+Both hold named tensors and one JSON text, {"kind", "version", "metadata"}, under the name "stereoclinic". A
+`.pt` file is read with `weights_only=True`, so that no file, whoever made it, can run code.
 """
 
 import json
@@ -42,18 +42,21 @@ def save_tensors(
     if path.is_dir():
         _refuse(path, kind, f"is a folder; give a file name ending in {' or '.join(ENDINGS)}")
     head = json.dumps({"kind": kind, "version": version, "metadata": dict(metadata)}, sort_keys=True)
-    # Clones: safetensors refuses tensors that share memory, and torch.save would write the whole of a view's storage.
+    # Clones: safetensors refuses tensors that share memory, and torch.save would write the whole of a view's
+    # storage.
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         if ending == ".pt":
-            torch.save({_HEAD: head, **plain}, temporary.open("xb"))
+            with temporary.open("xb") as file:
+                torch.save({_HEAD: head, **plain}, file)
         else:
             temporary.write_bytes(safetensors.torch.save(plain, {_HEAD: head}))
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(
-            f"{kind} file {path} cannot be written ({error.strerror}); choose a folder that exists and is writable"
+            f"{kind} file {path} cannot be written ({error.strerror}); choose a folder that exists and is "
+            "writable"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -63,7 +66,8 @@ def load_tensors(path: str | Path, kind: str, version: int) -> tuple[dict[str, T
     """Read what `save_tensors` wrote; tensors arrive on the CPU.
 
     Raises:
-        InputError: The file is missing, a folder, empty, truncated, would run code, or is of another kind or version.
+        InputError: The file is missing, a folder, empty, truncated, would run code, or is of another kind or
+            version.
     """
     path = Path(path)
     if path.is_dir():
@@ -93,11 +97,18 @@ def load_tensors(path: str | Path, kind: str, version: int) -> tuple[dict[str, T
 
 
 def _read_pt(path: Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
+    unsafe = (
+        "holds objects other than plain tensors, and loading it could run code; do not trust where "
+        "it came from"
+    )
+    with path.open("rb") as file:
+        if file.read(1) == b"\x80":  # a bare pickle; torch.save writes an archive
+            _refuse(path, kind, unsafe)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive fails in as many ways as there are bytes
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            reason = "holds objects other than plain tensors, and loading it could run code; do not trust where it came from"
+            reason = unsafe
         else:
             reason = "is truncated, or no .pt file at all; copy or make it again"
         raise InputError(f"{kind} file {path} {reason}") from error
@@ -117,7 +128,8 @@ def _read_safetensors(path: Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
         with safetensors.safe_open(path, framework="pt") as file:
             head = (file.metadata() or {}).get(_HEAD)
             # Clones, so that nothing points into the file once it is closed, or replaced.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = file.keys()
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except Exception as error:  # as above
         raise InputError(
             f"{kind} file {path} is truncated, or no .safetensors file at all; copy or make it again"

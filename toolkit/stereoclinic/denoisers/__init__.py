@@ -1,6 +1,8 @@
 """Model families: one file each says how prompts are encoded, how noise is predicted and how a step is taken."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,6 @@ def open_pipeline(model: str | Path = "portraits", device: str = "cpu", dtype: s
     """
     import torch
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
 
     folder = model_folder(model)
     path = Path(model)
@@ -36,12 +37,14 @@ def open_pipeline(model: str | Path = "portraits", device: str = "cpu", dtype: s
         raise InputError(f"model {model}: a file; a diffusers pipeline is a folder with model_index.json")
     if folder is not None and not (folder / "model_index.json").is_file():
         raise InputError(f"model {model}: no model_index.json in {folder}; a diffusers pipeline folder has one")
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            str(folder or model), torch_dtype=getattr(torch, dtype), local_files_only=folder is not None
-        )
+        with _no_bars():
+            pipe = DiffusionPipeline.from_pretrained(
+                str(folder or model),
+                torch_dtype=getattr(torch, dtype),
+                local_files_only=folder is not None,
+                low_cpu_mem_usage=False,  # needs accelerate, which is no requirement here
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
@@ -49,11 +52,24 @@ def open_pipeline(model: str | Path = "portraits", device: str = "cpu", dtype: s
             f"model {str(model)!r} is no built-in model ({', '.join(BUILT_IN)}), no pipeline folder, and could not be"
             f" fetched from the hub{offline}: {first}"
         ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep the libraries' own loading bars off the terminal, and put them back as they were."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [each for each in (diffusers_logging, transformers_logging) if each.is_progress_bar_enabled()]
+    for each in loggers:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.enable_progress_bar()
 
 
 def open_denoiser(model: str | Path = "portraits", device: str = "cpu", dtype: str = "float32") -> "StableDiffusion":

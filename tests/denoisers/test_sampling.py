@@ -1,0 +1,42 @@
+"""Our sampling loop against diffusers' own, and what makes a sample's noise."""
+
+import pytest
+import torch
+
+from stereoclinic.denoisers.sampling import sample
+from stereoclinic.denoisers.stable_diffusion import StableDiffusion
+from stereoclinic.prompts import load_prompts, with_seeds
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_loop_draws_what_the_pipeline_draws(denoiser: StableDiffusion, guidance: float) -> None:
+    rows = list(with_seeds(load_prompts("portraits", 2), 0, 1))
+    prompts = [row["prompt"] for row in rows]
+    ours = sample(denoiser, rows, prompts, 3, guidance)
+    theirs = denoiser.pipe(
+        prompts, num_inference_steps=3, guidance_scale=guidance, latents=denoiser.noise(rows), output_type="pt"
+    ).images
+    torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=0)
+
+
+def test_a_picture_belongs_to_its_prompt_and_seed_not_to_its_batch(denoiser: StableDiffusion) -> None:
+    rows = list(with_seeds(load_prompts("portraits", 3), 0, 2))
+    together = sample(denoiser, rows, [row["prompt"] for row in rows], 2, 2.0)
+    for i in (0, 4):
+        alone = sample(denoiser, [rows[i]], [rows[i]["prompt"]], 2, 2.0)
+        torch.testing.assert_close(alone[0], together[i], atol=1e-4, rtol=0)
+    assert not torch.equal(together[0], together[3])  # same prompt, other seed
+
+
+def test_the_conditional_prediction_can_be_replaced(denoiser: StableDiffusion) -> None:
+    rows = list(with_seeds(load_prompts("portraits", 2), 0, 1))
+    prompts = [row["prompt"] for row in rows]
+    asked = []
+
+    def own(model, latents, timestep, done, states):
+        asked.append(done)
+        return model.predict(latents, timestep, states)
+
+    same = sample(denoiser, rows, prompts, 4, 2.0, own)
+    torch.testing.assert_close(same, sample(denoiser, rows, prompts, 4, 2.0), atol=1e-4, rtol=0)
+    assert asked == [0, 0.25, 0.5, 0.75]

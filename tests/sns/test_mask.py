@@ -1,0 +1,307 @@
+"""Masks: saving is the identity, and every bad file is refused in one line."""
+
+import json
+import os
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from stereoclinic.ddtd.neurons import Site
+from stereoclinic.digest import shapes_digest, weights_digest
+from stereoclinic.errors import InputError
+from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.sns.mask import NeuronMask, bin_of, bins_in, check_fits
+
+SITES = [Site("block.ff.net.2", "ff", 3), Site("block.to_out.0", "attention", 2)]
+EDGES = torch.tensor([1000.0, 600.0, 200.0])
+ENDINGS = [".pt", ".safetensors"]
+
+
+def make(**changes):
+    generator = torch.Generator().manual_seed(0)
+    fields = {
+        "sites": SITES,
+        "bin_edges": EDGES,
+        "factors": torch.rand(2, 5, generator=generator),
+        "roots": torch.randn(2, 5, generator=generator),
+        "branch": "conditional",
+        "metadata": {"axis": "gender", "seeds": [1, 2]},
+    }
+    return NeuronMask(**{**fields, **changes})
+
+
+class Toy(nn.Module):
+    def __init__(self, hidden=3):
+        super().__init__()
+        self.block = nn.Module()
+        self.block.ff = nn.Module()
+        self.block.ff.net = nn.ModuleList([nn.Linear(2, hidden), nn.Identity(), nn.Linear(hidden, 2)])
+        self.block.to_out = nn.ModuleList([nn.Linear(2, 2)])
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("with_roots", [True, False])
+def test_save_then_load_is_the_identity(tmp_path, ending, with_roots):
+    mask = make() if with_roots else make(roots=None)
+    mask.save(tmp_path / f"m{ending}")
+    back = NeuronMask.load(tmp_path / f"m{ending}")
+    assert (back.sites, back.branch, back.metadata) == (mask.sites, mask.branch, mask.metadata)
+    for name in ("bin_edges", "factors", "roots"):
+        was, now = getattr(mask, name), getattr(back, name)
+        assert (was is None and now is None) or (was.dtype == now.dtype and torch.equal(was, now))
+    assert os.listdir(tmp_path) == [f"m{ending}"]  # no temporary name is left
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_saving_replaces_and_writes_the_same_bytes_each_time(tmp_path, ending):
+    path = tmp_path / f"m{ending}"
+    path.write_bytes(b"older")
+    make().save(path)
+    first = path.read_bytes()
+    make().save(path)
+    assert path.read_bytes() == first
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_failed_save_keeps_the_old_file(tmp_path, ending, monkeypatch):
+    path = tmp_path / f"m{ending}"
+    make().save(path)
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(InputError, match="No space left"):
+        make(branch="both").save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def refused(path, match, kind="mask"):
+    with pytest.raises(InputError, match=match) as caught:
+        NeuronMask.load(path) if kind == "mask" else load_tensors(path, kind, 1)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_files_that_are_not_there_or_not_whole(tmp_path, ending):
+    refused(tmp_path / f"none{ending}", "No such file")
+    folder = tmp_path / f"folder{ending}"
+    folder.mkdir()
+    refused(folder, "is a folder")
+    with pytest.raises(InputError, match="is a folder"):
+        make().save(folder)
+    empty = tmp_path / f"empty{ending}"
+    empty.touch()
+    refused(empty, "empty")
+    whole = tmp_path / f"whole{ending}"
+    make().save(whole)
+    content = whole.read_bytes()
+    cut = tmp_path / f"cut{ending}"
+    for length in (1, 8, 9, 100, len(content) // 2, len(content) - 1):
+        cut.write_bytes(content[:length])
+        refused(cut, "truncated|written by|not complete")
+    cut.write_bytes(b"\x00\xff not a file of ours\n" * 20)
+    refused(cut, "truncated")
+
+
+def test_files_in_places_or_with_endings_that_cannot_be(tmp_path):
+    with pytest.raises(InputError, match=r"ends in '.ckpt'.*\.safetensors"):
+        make().save(tmp_path / "m.ckpt")
+    refused(tmp_path / "m", "ends in 'nothing'")
+    with pytest.raises(InputError, match="folder that exists"):
+        make().save(tmp_path / "no" / "such" / "m.pt")
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("how", ["pickle", "torch", "hidden in metadata"])
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path, ending, how):
+    proof = tmp_path / "proof"
+    path = tmp_path / f"evil{ending}"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(Evil(proof)))
+    elif how == "torch":
+        torch.save({"factors": Evil(proof)}, path)
+    else:
+        torch.save({"stereoclinic": Evil(proof), "factors": torch.ones(2, 5)}, path)
+    assert not proof.exists()
+    refused(path, "could run code" if ending == ".pt" else "truncated, or no .safetensors")
+    assert not proof.exists()
+    if ending == ".pt":  # the file does what is feared of it
+        if how == "pickle":
+            pickle.loads(path.read_bytes()).close()
+        else:
+            torch.load(path, weights_only=False)
+        assert proof.exists()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_other_kinds_and_versions(tmp_path, ending):
+    path = tmp_path / f"f{ending}"
+    save_tensors(path, "relevance", 1, {"factors": torch.ones(2, 5)}, {})
+    refused(path, "is a relevance file; expected a mask file")
+    save_tensors(path, "mask", 99, {"factors": torch.ones(2, 5)}, {})
+    refused(path, "format version 99; this stereoclinic reads version 1")
+    make().save(path)
+    refused(path, "is a mask file; expected a relevance file", kind="relevance")
+    save_tensors(path, "mask", 1, {"factors": torch.ones(2, 5)}, {"sites": [["a.conv2", "conv", 5]]})
+    refused(path, "not complete")
+    weights = {"conv.weight": torch.ones(3)}
+    torch.save(weights, path) if ending == ".pt" else safetensors.torch.save_file(weights, path)
+    refused(path, "not written by stereoclinic")
+
+
+@pytest.mark.parametrize(
+    "head", ["[]", "3", "{", '{"kind": "mask"}', '{"kind": "mask", "version": 1, "metadata": 3}']
+)
+def test_heads_that_are_not_ours(tmp_path, head):
+    path = tmp_path / "m.safetensors"
+    safetensors.torch.save_file({"factors": torch.ones(2)}, path, {"stereoclinic": head})
+    refused(path, "not written by|no table")
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(1).expand(10**12), torch.eye(3).to_sparse(), 3, "text"])
+def test_contents_that_are_no_plain_tensor(tmp_path, odd):
+    head = json.dumps({"kind": "mask", "version": 1, "metadata": {}})
+    torch.save({"stereoclinic": head, "factors": odd}, tmp_path / "m.pt")
+    refused(tmp_path / "m.pt", "no plain tensor")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("factors", torch.full((2, 5), torch.nan), "NaN"),
+        ("factors", torch.full((2, 5), 1.5), "factors from 1.5 to 1.5"),
+        ("factors", torch.full((2, 5), -0.1), "factors from -0.1"),
+        ("factors", torch.ones(2, 4), r"shape \(2, 4\); expected \(2, 5\)"),
+        ("factors", torch.ones(2, 5, dtype=torch.int64), "floating point"),
+        ("roots", torch.full((2, 5), torch.inf), "infinity"),
+        ("bin_edges", torch.tensor([0.0, 500.0, 1000.0]), "descend"),
+    ],
+)
+def test_a_file_whose_values_are_no_mask(tmp_path, ending, name, value, match):
+    tensors = {"bin_edges": EDGES, "factors": torch.ones(2, 5), name: value}
+    rows = [[site.name, site.kind, site.width] for site in SITES]
+    head = {"sites": rows, "branch": "both", "metadata": {}}
+    save_tensors(tmp_path / f"m{ending}", "mask", 1, tensors, head)
+    refused(tmp_path / f"m{ending}", match)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"sites": []}, "no sites"),
+        ({"sites": [SITES[0], SITES[0]], "factors": torch.ones(2, 6), "roots": None}, "twice"),
+        ({"sites": [Site("a", "other", 5)]}, "'other'"),
+        ({"sites": [Site("a.conv2", "conv", 0)]}, "width 0"),
+        ({"branch": "neither"}, "'neither'"),
+        ({"roots": torch.zeros(5)}, "roots of shape"),
+        ({"bin_edges": torch.tensor([1000.0])}, "two or more"),
+        ({"metadata": "gender"}, "expected a dict"),
+    ],
+)
+def test_masks_that_cannot_be_made(changes, match):
+    with pytest.raises(InputError, match=match):
+        make(**changes)
+
+
+@given(st.floats(-100, 1200))
+def test_every_timestep_is_in_the_bin_whose_edges_hold_it(t):
+    i = bin_of(EDGES, t)
+    if t < 200:
+        assert i is None
+    else:
+        assert t >= EDGES[i + 1]
+        assert t < EDGES[i] or i == 0
+
+
+@given(
+    st.tuples(st.integers(100, 1100), st.integers(100, 1100)).filter(lambda w: w[0] > w[1]),
+    st.integers(150, 1050),
+)
+def test_a_window_keeps_factors_inside_and_leaves_the_outside_untouched(window, t):
+    mask = make()
+    high, low = window
+    if high <= 200 or low >= 1000:
+        with pytest.raises(InputError, match="meets no timestep bin"):
+            mask.windowed(window)
+        return
+    cut = mask.windowed(window)
+    was, now = mask.bin_of(t), cut.bin_of(t)
+    inside = low <= t and (t < high or high >= 1000)
+    if inside and was is not None:
+        assert torch.equal(cut.factors[now], mask.factors[was])
+        assert torch.equal(cut.roots[now], mask.roots[was])
+    else:
+        assert now is None or (cut.factors[now] == 1).all()
+
+
+def test_an_empty_window_is_refused():
+    with pytest.raises(InputError, match="empty"):
+        bins_in(EDGES, (300, 300))
+
+
+def test_a_cast_changes_the_weights_digest_and_not_the_shapes_digest():
+    torch.manual_seed(0)
+    toy = Toy()
+    shapes, weights = shapes_digest(toy), weights_digest(toy)
+    assert (shapes_digest(toy), weights_digest(toy)) == (shapes, weights)
+    toy.half()
+    assert shapes_digest(toy) == shapes
+    assert weights_digest(toy) != weights
+    assert shapes_digest(Toy(4)) != shapes
+    with pytest.raises(InputError, match="meta"):
+        weights_digest(toy.to("meta"))
+
+
+def test_a_single_changed_bit_changes_the_weights_digest():
+    toy = Toy()
+    before = weights_digest(toy)
+    with torch.no_grad():
+        bias = toy.block.to_out[0].bias
+        bias[0] = torch.nextafter(bias[0], torch.tensor(torch.inf))
+    assert weights_digest(toy) != before
+
+
+def test_a_mask_fits_the_model_it_was_made_for_and_no_other():
+    torch.manual_seed(0)
+    toy = Toy()
+    digests = {"unet_shapes": shapes_digest(toy), "unet_weights": weights_digest(toy)}
+    mask = make(metadata=digests)
+    check_fits(mask, toy)
+    check_fits(make(metadata={}), Toy())  # without digests the sites decide
+
+    other = Toy()
+    with pytest.raises(InputError, match="other weights"):
+        check_fits(mask, other)
+    check_fits(mask, other, force=True)
+
+    other.extra = nn.Linear(2, 2)
+    for force in (False, True):
+        with pytest.raises(InputError, match="other shapes"):
+            check_fits(mask, other, force)
+        with pytest.raises(InputError, match="3 neurons in the mask, ff with 4"):
+            check_fits(mask, Toy(4), force)
+        absent = make(sites=[SITES[0], Site("far.to_out.0", "attention", 2)])
+        with pytest.raises(InputError, match=r"no site 'far.to_out.0'"):
+            check_fits(absent, toy, force)
+        kind = make(sites=[SITES[0], Site("block.to_out.0", "conv", 2)])
+        with pytest.raises(InputError, match="is conv with 2 neurons in the mask, attention"):
+            check_fits(kind, toy, force)

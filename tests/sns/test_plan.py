@@ -1,0 +1,193 @@
+"""The plan: the solver against scipy's, and what the planned damping must do."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import lsq_linear
+
+from stereoclinic.ddtd.neurons import Site
+from stereoclinic.ddtd.relevance import Relevance
+from stereoclinic.errors import InputError
+from stereoclinic.sns.plan import bounded_least_squares, treatment_plan
+
+SITES = [Site("a.ff.net.2", "ff", 12), Site("b.conv2", "conv", 8)]
+P, T, K, N = 4, 3, 2, 20
+EDGES = torch.tensor([1000.0, 600.0, 300.0, 0.0])
+
+
+def make(collateral=0.02, seed=0, empty=None):
+    """Leans that their relevance explains, so that damping can take them away."""
+    g = torch.Generator().manual_seed(seed)
+    count = torch.randint(3, 9, (P, T), generator=g).double()
+    share = torch.rand(T, K, N, generator=g, dtype=torch.float64) / 5
+    direction = torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None]
+    bias = torch.linspace(-1, 1.2, P, dtype=torch.float64)[:, None, None, None]
+    noise = 0.01 * torch.randn(P, T, K, N, generator=g, dtype=torch.float64)
+    rows = bias * direction * share + noise
+    lean = 0.8 * rows.sum(-1)
+    off = collateral * torch.randn(P, T, N, generator=g, dtype=torch.float64)
+    if empty is not None:
+        count[:, empty] = 0
+    n = count[..., None]
+    return Relevance(
+        SITES,
+        ("female", "male"),
+        [f"occupation {p}" for p in range(P)],
+        EDGES,
+        count,
+        lean * n,
+        lean.square() * n,
+        rows * n[..., None],
+        (rows.square() * n[..., None]).sum(0),
+        torch.zeros(T, N, dtype=torch.float64),
+        torch.zeros(T, N, dtype=torch.float64),
+        off * n.sqrt(),
+        torch.zeros(K, T, N, dtype=torch.float64),
+        {"axis": "gender"},
+    )
+
+
+def objective(A, S, V, mu, x, ridge=None):
+    own = 0.0 if ridge is None else (ridge * x.square()).sum()
+    return ((S - A @ x).square().sum() + mu * ((V @ x).square().sum() + own)).item()
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 12),
+    st.integers(1, 40),
+    st.sampled_from([0.0, 0.1, 3.0]),
+    st.booleans(),
+    st.sampled_from([1.0, 0.4]),
+)
+def test_the_solver_agrees_with_scipy(seed, rows, neurons, mu, with_ridge, upper):
+    g = torch.Generator().manual_seed(seed)
+    A = torch.randn(rows, neurons, generator=g, dtype=torch.float64)
+    A *= torch.logspace(
+        -2, 1, neurons, dtype=torch.float64
+    )  # columns of very different size, as relevance has
+    S = 3 * torch.randn(rows, generator=g, dtype=torch.float64)
+    V = torch.randn(3, neurons, generator=g, dtype=torch.float64)
+    ridge = torch.rand(neurons, generator=g, dtype=torch.float64) if with_ridge else None
+    x = bounded_least_squares(A, S, V, mu, ridge, upper, iterations=20_000)
+    assert ((x >= 0) & (x <= upper)).all()
+    parts = [A, mu**0.5 * V]
+    if ridge is not None:
+        parts.append((mu * ridge).sqrt().diag())
+    M = torch.cat(parts)
+    b = np.concatenate([S.numpy(), np.zeros(len(M) - rows)])
+    known = torch.from_numpy(lsq_linear(M.numpy(), b, (0, upper), tol=1e-13, max_iter=2000).x)
+    best = objective(A, S, V, mu, known, ridge)
+    assert objective(A, S, V, mu, x, ridge) <= best + 2e-7 * S.square().sum().item() + 1e-12
+
+
+def test_the_minimum_is_found_exactly_where_it_is_known():
+    A = torch.diag(torch.tensor([1.0, 2.0, 1.0, 0.0]))
+    S = torch.tensor([0.5, 6.0, -1.0, 0.0])
+    x = bounded_least_squares(A, S, torch.zeros(1, 4), 0.0, tolerance=1e-14)
+    torch.testing.assert_close(x, torch.tensor([0.5, 1.0, 0.0, 0.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("per_bin", [True, False])
+def test_the_plan_brings_down_every_label_in_every_bin(per_bin):
+    relevance = make()
+    mask = treatment_plan(relevance, mu=0.01, per_bin=per_bin)
+    before = relevance.lean()
+    after = before - (relevance.rows() @ mask.damping.double()[None, :, :, None])[..., 0]
+    assert (after.abs() < 0.35 * before.abs() + 0.03).all()
+    for t, line in enumerate(mask.metadata["selection"]["bins"]):
+        assert line["lean_before"] == pytest.approx(before[:, t].abs().mean().item())
+        assert line["lean_after"] == pytest.approx(after[:, t].abs().mean().item(), abs=1e-5)
+        assert line["off_axis"] > 0
+    assert mask.metadata["axis"] == "gender"
+    if not per_bin:
+        assert torch.equal(mask.factors[0], mask.factors[1])
+
+
+def test_a_higher_price_moves_less_and_leaves_more_lean():
+    lines = [treatment_plan(make(), mu).metadata["selection"]["bins"] for mu in (0.0, 0.1, 10.0, 1000.0)]
+    for key, sign in (("off_axis", -1), ("lean_after", 1)):
+        values = [sum(line[key] for line in bins) for bins in lines]
+        assert sorted(values, key=lambda v: sign * v) == values
+
+
+@pytest.mark.parametrize("per_bin", [True, False])
+def test_an_infinite_price_damps_only_neurons_without_collateral(per_bin):
+    relevance = make()
+    free = torch.zeros(N, dtype=torch.bool)
+    free[[3, 15]] = True
+    relevance.collateral[..., free] = 0.0
+    damping = treatment_plan(relevance, mu=1e10, per_bin=per_bin).damping
+    assert damping[:, ~free].max() < 1e-5
+    assert damping[:, free].max() > 0.1
+
+
+def test_kinds_window_floor_and_empty_bins():
+    by_kind = treatment_plan(make(), 0.01, kinds=["conv"])
+    assert (by_kind.damping[:, :12] == 0).all()
+    assert (by_kind.damping[:, 12:] > 0).any(1).all()
+    late = treatment_plan(make(), 0.01, window=(500, 0))
+    assert late.bin_edges.tolist() == [1000, 600, 500, 300, 0]
+    assert (late.damping > 0).any(1).tolist() == [False, False, True, True]
+    assert treatment_plan(make(), 0.0, smallest_factor=0.6).factors.min() >= 0.6 - 1e-6
+    apart = treatment_plan(make(empty=1), 0.01)
+    assert (apart.damping > 0).any(1).tolist() == [True, False, True]
+    assert apart.metadata["selection"]["bins"][1]["lean_before"] is None
+    assert (treatment_plan(make(empty=1), 0.01, per_bin=False).damping > 0).any(1).all()
+    with pytest.raises(InputError, match="no sample"):
+        treatment_plan(make(empty=1), 0.01, window=(600, 300))
+
+
+def test_a_target_plans_an_allocation():
+    relevance = make()
+    leans = relevance.lean()
+    goal = leans.mean(0)[0] + 0.0  # (K,), near the mean tilt of the first bin
+    mask = treatment_plan(relevance, 0.001, target=goal.tolist(), window=(1000, 600))
+    line = mask.metadata["selection"]["bins"][0]
+    assert line["lean_before"] == pytest.approx((leans[:, 0] - goal).abs().mean().item())
+    assert line["lean_after"] < line["lean_before"]
+
+
+def test_more_copies_of_the_same_groups_do_not_change_the_plan():
+    relevance = make()
+    twice = Relevance(
+        relevance.sites,
+        ("a", "b", "c", "d"),
+        relevance.labels,
+        relevance.bin_edges,
+        relevance.count,
+        relevance.lean_sum.repeat(1, 1, 2),
+        relevance.lean_sq.repeat(1, 1, 2),
+        relevance.relevance_sum.repeat(1, 1, 2, 1),
+        relevance.relevance_sq.repeat(1, 2, 1),
+        relevance.stereotype_sum,
+        relevance.stereotype_sq,
+        relevance.collateral,
+        relevance.root_sum.repeat(2, 1, 1),
+    )
+    torch.testing.assert_close(
+        treatment_plan(twice, 1.0).factors, treatment_plan(relevance, 1.0).factors, atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"mu": -1.0}, "mu = -1"),
+        ({"mu": math.nan}, "mu = nan"),
+        ({"mu": 1.0, "target": 0.5}, "one lean for each of female, male"),
+        ({"mu": 1.0, "target": [0.5]}, "one lean for each"),
+        ({"mu": 1.0, "shrink": 2.0}, "shrink = 2"),
+        ({"mu": 1.0, "smallest_factor": -0.1}, "smallest_factor"),
+        ({"mu": 1.0, "iterations": 0}, "iterations = 0"),
+        ({"mu": 1.0, "root": "x"}, "root 'x'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, match):
+    with pytest.raises(InputError, match=match):
+        treatment_plan(make(), **arguments)

@@ -1,0 +1,93 @@
+"""Readers: classifiers that look at a picture and say which group of an axis they see.
+
+A reader reads perceived presentation, not identity. One that ships with the embedded model knows its occupations and its
+three axes; any object with the two members of `Reader` can take its place.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stereoclinic.errors import InputError
+
+
+class Reader(Protocol):
+    """What `stereo bench` asks of a reader."""
+
+    name: str
+
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        """(n, 3, H, W) in [0, 1] -> probabilities (n, classes) for each head it has, such as "gender"."""
+        ...
+
+
+class PortraitsNet(nn.Module):
+    """Four convolutions and one linear head for the occupation and for each axis.
+
+    Args:
+        occupations: Class names of the occupation head.
+        axes: Class names of each other head.
+    """
+
+    width = 128
+
+    def __init__(self, occupations: tuple[str, ...], axes: dict[str, tuple[str, ...]]) -> None:
+        super().__init__()
+        self.classes = {"occupation": tuple(occupations), **{name: tuple(groups) for name, groups in axes.items()}}
+        layers: list[nn.Module] = []
+        for before, after in ((3, 32), (32, 64), (64, 96), (96, self.width)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.heads = nn.ModuleDict({name: nn.Linear(16 * self.width, len(each)) for name, each in self.classes.items()})
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """(n, 3, 64, 64) in [-1, 1] -> (n, 128): means over the picture, for Frechet distances."""
+        return self.trunk(pictures).mean(dim=(2, 3))
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """(n, 3, 64, 64) in [-1, 1] -> logits (n, classes) of each head."""
+        seen = self.trunk(pictures).flatten(1)
+        return {name: head(seen) for name, head in self.heads.items()}
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / "model.safetensors.tmp"
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, temporary)
+        os.replace(temporary, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"classes": self.classes}, indent=2))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> "PortraitsNet":
+        try:
+            classes = json.loads((folder / "config.json").read_text())["classes"]
+            weights = load_file(folder / "model.safetensors")
+        except (OSError, KeyError, ValueError) as error:
+            raise InputError(f"no portraits reader in {folder}: {error}") from error
+        occupations = tuple(classes.pop("occupation"))
+        net = cls(occupations, {name: tuple(groups) for name, groups in classes.items()})
+        net.load_state_dict(weights)
+        return net.eval().requires_grad_(False)
+
+
+class PortraitsReader:
+    """The reader that ships with the embedded model, and with any model trained by `stereoclinic.portraits.train`."""
+
+    name = "portraits"
+
+    def __init__(self, folder: Path) -> None:
+        self.net = PortraitsNet.from_pretrained(folder)
+        self.classes = self.net.classes
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        logits = self.net(images.float().clamp(0, 1) * 2 - 1)
+        return {name: value.softmax(1) for name, value in logits.items()}
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        return self.net.features(images.float().clamp(0, 1) * 2 - 1)

@@ -1,0 +1,182 @@
+"""Choosing neurons by rank: the paper's own form, and the baseline of every plan."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stereoclinic.ddtd.neurons import SITE_KINDS, Site
+from stereoclinic.errors import InputError
+from stereoclinic.sns.mask import NeuronMask, Window, bins_in
+
+if TYPE_CHECKING:
+    from stereoclinic.ddtd.relevance import Relevance
+
+
+def top_k(
+    relevance: "Relevance",
+    k: int | float,
+    strength: float = 1.0,
+    root: str = "zero",
+    kinds: Sequence[str] | None = None,
+    window: Window | None = None,
+    per_bin: bool = False,
+    z: float = 2.0,
+) -> NeuronMask:
+    """Damp the k neurons that most surely carry the stereotype.
+
+    Neurons are ranked by the lower end of a confidence interval, ``mean - z * stderr`` of sign(S) R over
+    samples. That keeps the unit (a share of the lean), so a neuron that is large on two prompts ranks low for
+    its error, and one that is sure but tiny ranks low for its size, which a t statistic would put first.
+    Neurons whose mean is not positive are never chosen (damping them would raise the lean), so there can be
+    fewer than k.
+
+    Args:
+        relevance: What was located.
+        k: A whole number of neurons, or a fraction (a float, up to 1.0) of those of the kinds.
+        strength: 1 silences the chosen neurons, 0.5 halves them.
+        root: What they are damped toward; see `roots_for`.
+        kinds: Kinds of site to choose among; None for all.
+        window: Timesteps to damp in; None for all.
+        per_bin: Choose k in each timestep bin, rather than k for all bins together from their mean.
+        z: Standard errors to stay below the mean.
+
+    Raises:
+        InputError: An argument is out of range, or no neuron's relevance is positive.
+    """
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength {strength:g}; expected 0 (no damping) to 1 (silenced)")
+    candidates = neurons_of(relevance.sites, kinds)
+    number = _number(k, int(candidates.sum()))
+    measured = (relevance.count.sum(0) > 0).cpu() & bins_in(relevance.bin_edges, window)  # (T,)
+    if not measured.any():
+        raise InputError(
+            "relevance holds no sample in these timesteps; widen the window or locate with more steps"
+        )
+    mean, stderr = (value.double().cpu() for value in relevance.stereotype())  # (T, N) each
+    # One sample has no standard error: all neurons then rank by their mean, equally unsure.
+    stderr = torch.where(torch.isfinite(stderr), stderr, 0.0)
+    if per_bin:
+        chosen = torch.zeros_like(mean, dtype=torch.bool)
+        for t in measured.nonzero().flatten().tolist():
+            chosen[t] = _best(mean[t], mean[t] - z * stderr[t], candidates, number)
+    else:
+        # Leans are normalised within a timestep already, so bins count alike.
+        pooled = mean[measured].mean(0)
+        error = stderr[measured].square().sum(0).sqrt() / measured.sum()
+        chosen = _best(pooled, pooled - z * error, candidates, number).expand_as(mean)
+    if not chosen.any():
+        raise InputError("no neuron has positive relevance here; try other kinds, timesteps or more seeds")
+    settings: dict[str, Any] = {
+        "method": "top_k",
+        "k": k,
+        "z": z,
+        "strength": strength,
+        "root": root,
+        "kinds": list(kinds or SITE_KINDS),
+        "window": list(window) if window else None,
+        "per_bin": per_bin,
+        "neurons": int(chosen.any(0).sum()),
+    }
+    factors = torch.where(chosen, 1.0 - strength, 1.0)
+    return mask_from(relevance, factors, root, per_bin, window, settings)
+
+
+def mask_from(
+    relevance: "Relevance",
+    factors: Tensor,
+    root: str,
+    per_bin: bool,
+    window: Window | None,
+    settings: dict[str, Any],
+) -> NeuronMask:
+    """A mask over all of the relevance's sites, carrying its metadata; `factors` is (T, N)."""
+    mask = NeuronMask(
+        relevance.sites,
+        relevance.bin_edges,
+        factors.float(),
+        roots_for(relevance, root, per_bin),
+        metadata={**relevance.metadata, "selection": settings},
+    )
+    return mask if window is None else mask.windowed(window)
+
+
+def random_like(mask: NeuronMask, seed: int) -> NeuronMask:
+    """A random mask with the same damping: each site's factors are dealt out anew among its neurons.
+
+    So the factors of every site and bin are the same numbers, in another order; the order is the same in all
+    bins, and roots stay with their neurons.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.cat(
+        [span.start + torch.randperm(site.width, generator=generator) for site, span in mask.spans()]
+    )
+    selection = {"method": "random_like", "seed": seed, "of": mask.metadata.get("selection")}
+    metadata = {**mask.metadata, "selection": selection}
+    return NeuronMask(mask.sites, mask.bin_edges, mask.factors[:, order], mask.roots, mask.branch, metadata)
+
+
+def roots_for(relevance: "Relevance", root: str, per_bin: bool = True) -> Tensor | None:
+    """What neurons are damped toward, (T, N): None for zero.
+
+    Args:
+        relevance: What was located.
+        root: "zero", "balanced" (the mean over the groups' passes), or a group's name (its own mean).
+        per_bin: A root for each timestep bin (zeros where no sample was seen); otherwise the mean over all
+            samples, the same in each bin, so that it can be folded into a bias.
+
+    Raises:
+        InputError: There is no such root.
+    """
+    if root == "zero":
+        return None
+    if root != "balanced" and root not in relevance.groups:
+        raise InputError(
+            f"root {root!r} is not known; choose zero, balanced, or a group: {', '.join(relevance.groups)}"
+        )
+    if per_bin:
+        means = torch.nan_to_num(relevance.roots(), nan=0.0)  # (K, T, N)
+    else:
+        total = relevance.count.sum()
+        means = (relevance.root_sum.sum(1, keepdim=True) / total).expand_as(relevance.root_sum)
+    return means.mean(0) if root == "balanced" else means[relevance.groups.index(root)]
+
+
+def neurons_of(sites: Sequence[Site], kinds: Sequence[str] | None) -> Tensor:
+    """Which neurons belong to sites of these kinds: (N,) bool.
+
+    Raises:
+        InputError: A kind is not known, or no site is of these kinds.
+    """
+    for kind in kinds or ():
+        if kind not in SITE_KINDS:
+            raise InputError(f"site kind {kind!r} is not known; choose from {', '.join(SITE_KINDS)}")
+    chosen = torch.cat([torch.full((site.width,), kinds is None or site.kind in kinds) for site in sites])
+    if not chosen.any():
+        raise InputError(f"no site is of kind {', '.join(kinds or ())!r}; there are {_kinds(sites)}")
+    return chosen
+
+
+def _kinds(sites: Sequence[Site]) -> str:
+    return ", ".join(sorted({site.kind for site in sites}))
+
+
+def _number(k: int | float, candidates: int) -> int:
+    if isinstance(k, float):
+        if not 0 < k <= 1:
+            raise InputError(
+                f"k = {k:g}; a fraction goes from above 0 to 1, a number of neurons is written whole"
+            )
+        return max(1, round(k * candidates))
+    if not 1 <= k <= candidates:
+        raise InputError(f"k = {k}; expected 1 to {candidates} neurons")
+    return k
+
+
+def _best(mean: Tensor, score: Tensor, candidates: Tensor, number: int) -> Tensor:
+    eligible = candidates & (mean > 0)
+    ranked = torch.where(eligible, score, -torch.inf).argsort(descending=True, stable=True)[:number]
+    chosen = torch.zeros_like(eligible)
+    chosen[ranked] = True
+    return chosen & eligible
