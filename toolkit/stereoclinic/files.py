@@ -7,13 +7,14 @@ Both hold named tensors and one JSON text, {"kind", "version", "metadata"}, unde
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import safetensors
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import Tensor
 
 from stereoclinic.errors import InputError
@@ -150,3 +151,54 @@ def _short(value: object) -> str:
 
 def _refuse(path: Path, kind: str, reason: str) -> NoReturn:
     raise InputError(f"{kind} file {path} {reason}")
+
+
+def kind_of(path: str | Path) -> str:
+    """The kind that a file says it is of, such as "mask".
+
+    Raises:
+        InputError: As `load_tensors`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        _refuse(path, "tensor", "is a folder; give the file itself")
+    ending = _ending(path, "tensor")
+    if not path.is_file():
+        _refuse(path, "tensor", "cannot be read (no such file); check the path")
+    head, _ = _read_pt(path, "tensor") if ending == ".pt" else _read_safetensors(path, "tensor")
+    try:
+        return str(json.loads(head)["kind"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        _refuse(path, "tensor", "was not written by stereoclinic; expected a mask or relevance file")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        InputError: It cannot be written there.
+    """
+    _write_whole(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_image(path: str | Path, image: Image.Image) -> None:
+    """Write a picture whole or not at all, as PNG.
+
+    Raises:
+        InputError: It cannot be written there.
+    """
+    _write_whole(Path(path), lambda temporary: image.save(temporary, format="PNG"))
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file name")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or "unknown error"
+        raise InputError(f"{path} cannot be written ({reason}); choose a folder that exists and is writable") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ doctor" and the group prompt "a photo of a female doctor". Sets are `datasets.Da
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     """A built-in set, a .txt/.csv/.jsonl/.parquet file, or a hub data set.
 
     A table needs a column `prompt`; `occupation` (the person's noun, also the label results are grouped by) is used
-    where it is there. Without it the person is what follows "of a" or "of an", or stands where the prompt says {group}.
+    where it is there. Without it the person is what follows "of a", "of an" or "of the", or the prompt's {group}.
 
     Raises:
         InputError: Nothing there, empty, no `prompt` column, or a prompt in which no person can be found.
@@ -43,93 +44,109 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     if str(source) in BUILT_IN:
         rows = [_row(f"a photo of a {name}", name) for name in BUILT_IN[str(source)]]
     else:
-        table = _open(source)
         rows = []
-        for number, entry in enumerate(table, start=1):
-            prompt = entry["prompt"]
-            if not isinstance(prompt, str):
-                raise InputError(f"{source}: prompt {number} is {prompt!r}, not text")
+        for number, entry in enumerate(_open(source), start=1):
+            prompt, occupation = entry["prompt"], entry.get("occupation")
+            if not isinstance(prompt, str) or not isinstance(occupation, str | None):
+                wrong = prompt if not isinstance(prompt, str) else occupation
+                raise InputError(f"{source}: prompt {number} has {wrong!r} where text is expected")
             if prompt.strip():
-                rows.append(_row(prompt.strip(), entry.get("occupation")))
+                rows.append(_row(prompt.strip(), (occupation or "").strip()))
+            if len(rows) == limit:  # the rest of a data set on the hub need not be fetched
+                break
     rows = rows[:limit]
     if not rows:
         raise InputError(f"{source}: no prompts in it")
     return Dataset.from_list(rows)
 
 
-def _open(source: str | Path):
+def _open(source: str | Path) -> Iterator[dict]:
+    """The rows of a file or a hub data set, one by one."""
     path = Path(source)
     if path.is_dir():
         raise InputError(f"{path} is a folder; --prompts takes a file ({', '.join(_FORMATS)}) or a set's name")
-    if path.exists() or path.suffix in _FORMATS:
+    is_file = path.exists() or path.suffix in _FORMATS
+    if is_file:
         if path.suffix not in _FORMATS:
             raise InputError(f"{path}: unknown ending {path.suffix!r}; prompts are read from {', '.join(_FORMATS)}")
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        try:
+    try:
+        if is_file:
             table = load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
             table = table.rename_column("text", "prompt") if path.suffix == ".txt" else table
-            first = next(iter(table), None)
-        except Exception as error:  # each format's reader has errors of its own
-            raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {_first_line(error)}") from error
-    else:
-        try:
+        else:
             table = load_dataset(str(source), split="train", streaming=True)
-            first = next(iter(table), None)
-        except Exception as error:
-            known = ", ".join(BUILT_IN)
-            raise InputError(
-                f"prompts {str(source)!r}: no built-in set ({known}), no file, and no data set that can be reached"
-                f" ({_first_line(error)})"
-            ) from error
-    if first is None:
-        raise InputError(f"{source}: no prompts in it")
-    if "prompt" not in first:
-        raise InputError(f"{source}: no column `prompt`; it has {', '.join(map(str, first))}")
-    return table
+        for entry in table:
+            if "prompt" not in entry:
+                raise InputError(f"{source}: no column `prompt`; it has {', '.join(map(str, entry))}")
+            yield entry
+    except InputError:
+        raise
+    except Exception as error:  # each format's reader has errors of its own, and meets them row by row
+        if is_file:
+            raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {_first_line(error)}") from error
+        raise InputError(
+            f"prompts {str(source)!r}: no built-in set ({', '.join(BUILT_IN)}), no file, and no data set that can be"
+            f" reached ({_first_line(error)})"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _row(prompt: str, occupation: str | None) -> dict:
+def _row(prompt: str, occupation: str = "") -> dict:
+    """Part a prompt into what surrounds the person, the article, and the person's noun."""
     if "{group}" in prompt:
         before, after = prompt.split("{group}", 1)
-        match = re.search(r"\b(an?) $", before)
+        match = re.search(r"\b(an?|the) $", before, re.IGNORECASE)
         person = after.strip()
-        pattern = f"{before[: match.start()] if match else before}{{person}}"
-        return _checked(prompt, pattern, match is not None, person, occupation)
+        # The article was written for some group's word; the neutral prompt needs the noun's own.
+        article = _agreeing(match[1], person) if match else ""
+        return _checked(prompt, before[: match.start()] if match else before, article, person, "", occupation)
     if occupation:
-        match = re.search(rf"(?:\b(an?) )?\b{re.escape(occupation)}\b", prompt, re.IGNORECASE)
+        match = re.search(rf"(?:\b(an?|the) )?\b({re.escape(occupation)})\b", prompt, re.IGNORECASE)
         if match is None:
             raise InputError(f"prompt {prompt!r} does not name its occupation {occupation!r}")
-        pattern = f"{prompt[: match.start()]}{{person}}{prompt[match.end() :]}"
-        return _checked(prompt, pattern, match.group(1) is not None, occupation, occupation)
-    match = re.search(r"\bof (?:(an?) )?(.+)$", prompt)
+        before, after = prompt[: match.start()], prompt[match.end() :]
+        return _checked(prompt, before, match[1] or "", match[2], after, occupation)
+    match = re.search(r"\bof (?:(an?|the) )?(.+)$", prompt, re.IGNORECASE)
     if match is None:
         raise InputError(
             f"prompt {prompt!r}: no person found in it; write 'a photo of a ...', mark the place of the group's word"
             " with {group}, or add a column `occupation`"
         )
-    before = prompt[: match.start(1) if match.group(1) else match.start(2)]
-    return _checked(prompt, f"{before}{{person}}", match.group(1) is not None, match.group(2), None)
+    before = prompt[: match.start(1) if match[1] else match.start(2)]
+    return _checked(prompt, before, match[1] or "", match[2], "", "")
 
 
-def _checked(prompt: str, pattern: str, article: bool, person: str, label: str | None) -> dict:
+def _checked(prompt: str, before: str, article: str, person: str, after: str, label: str) -> dict:
     if not person:
         raise InputError(f"prompt {prompt!r}: nothing follows the group's place")
-    literal = pattern.replace("{person}", "\0").replace("{", "{{").replace("}", "}}").replace("\0", "{person}")
-    return {"label": label or person, "pattern": literal, "article": article, "person": person}
+    before, after = (text.replace("{", "{{").replace("}", "}}") for text in (before, after))
+    return {"label": label or person, "pattern": f"{before}{{person}}{after}", "article": article, "person": person}
+
+
+# Vowels that sound like consonants (a unicorn, a European), and silent consonants (an honest, an hour).
+_VOWEL = re.compile(
+    r"(?!eu|ewe|one\b|once\b|uni(?!n|m)|us[aeu]|ut[eio]|ub[i]|uk|ur[aeiou])[aeiou]|hono|hones|hour|heir", re.IGNORECASE
+)
+
+
+def _agreeing(article: str, following: str) -> str:
+    """"a" or "an" as the next word asks, in the case it was written in; "the" and no article stay."""
+    if article.lower() not in ("a", "an"):
+        return article
+    return article[0] + ("n" if _VOWEL.match(following) else "")
 
 
 def write(row: dict, word: str = "") -> str:
-    """The neutral prompt of a row, or with a group's word before the person."""
-    words = f"{word} {row['person']}".strip()
-    article = ("an " if words[0].lower() in "aeiou" else "a ") if row["article"] else ""
-    return row["pattern"].format(person=article + words)
+    """The neutral prompt of a row, as it was written, or with a group's word before the person."""
+    article = _agreeing(row["article"], word) if word else row["article"]
+    return row["pattern"].format(person=" ".join(filter(None, (article, word, row["person"]))))
 
 
 def group_prompts(row: dict, axis: Axis) -> list[str]:

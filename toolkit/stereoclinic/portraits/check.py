@@ -146,7 +146,7 @@ def load_world_prompts(world: World) -> Dataset:
     built_in = load_prompts("portraits")
     if list(built_in["label"]) == world.names:
         return built_in
-    rows = [{"label": name, "pattern": "a photo of {person}", "article": True, "person": name} for name in world.names]
+    rows = [{"label": name, "pattern": "a photo of {person}", "article": "a", "person": name} for name in world.names]
     return Dataset.from_list(rows)
 
 

@@ -38,8 +38,9 @@ def treatment_plan(
     A has a row for each label, group and timestep bin (a label counts once, however many groups there are), V
     one for each label and bin. With more neurons than rows, V lambda could be made to vanish by playing
     neurons off against each other, and the prediction would move all the same; `shrink` therefore replaces
-    that share of V'V by its diagonal. (In a synthetic study, 12 labels and 1500 neurons with a known V'V,
-    0.25 to 0.75 came out alike, and up to twice as close to the true minimum as 0.)
+    that share of V'V by its diagonal. (In one synthetic study, 12 labels and
+    1500 neurons with a known V'V, a half came within 8 % of the best share tried at each of three prices;
+    against 0, the true objective went from 3 % higher at the lowest price to half at the highest.)
 
     Args:
         relevance: What was located.
