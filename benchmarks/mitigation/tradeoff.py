@@ -2,9 +2,9 @@
 
     python benchmarks/mitigation/tradeoff.py gender.relevance.safetensors --guidance 1 --guidance 2
 
-Draws the same calibration seeds with every mask of a grid (plan with several prices mu, top-k of several sizes, windows of
-timesteps, roots) and prints parity gap, unsure reads, occupation accuracy and Frechet distance beside the model untreated
-and its two ceilings. These seeds choose; what is chosen is judged on others, by `stereo bench`.
+Draws the same calibration seeds with every mask of a grid (plan with several prices mu, top-k of several sizes, windows
+of timesteps, roots) and prints parity gap, unsure reads, occupation accuracy and Frechet distance beside the model
+untreated and its two ceilings. These seeds choose; what is chosen is judged on others, by `stereo bench`.
 """
 
 import argparse

@@ -56,8 +56,7 @@ def save_tensors(
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(
-            f"{kind} file {path} cannot be written ({error.strerror}); choose a folder that exists and is "
-            "writable"
+            f"{kind} file {path} cannot be written ({error.strerror}); choose a folder that exists and is writable"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -89,19 +88,14 @@ def load_tensors(path: str | Path, kind: str, version: int) -> tuple[dict[str, T
     if found != kind:
         _refuse(path, kind, f"is a {_short(found)} file; expected a {kind} file")
     if its_version != version:
-        _refuse(
-            path, kind, f"has format version {_short(its_version)}; this stereoclinic reads version {version}"
-        )
+        _refuse(path, kind, f"has format version {_short(its_version)}; this stereoclinic reads version {version}")
     if not isinstance(metadata, dict):
         _refuse(path, kind, "has metadata that is no table; make it again")
     return tensors, metadata
 
 
 def _read_pt(path: Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
-    unsafe = (
-        "holds objects other than plain tensors, and loading it could run code; do not trust where "
-        "it came from"
-    )
+    unsafe = "holds objects other than plain tensors, and loading it could run code; do not trust where it came from"
     with path.open("rb") as file:
         if file.read(1) == b"\x80":  # a bare pickle; torch.save writes an archive
             _refuse(path, kind, unsafe)
@@ -178,7 +172,7 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         InputError: It cannot be written there.
     """
-    _write_whole(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_image(path: str | Path, image: Image.Image) -> None:
@@ -187,10 +181,10 @@ def write_image(path: str | Path, image: Image.Image) -> None:
     Raises:
         InputError: It cannot be written there.
     """
-    _write_whole(Path(path), lambda temporary: image.save(temporary, format="PNG"))
+    write_whole(Path(path), lambda temporary: image.save(temporary, format="PNG"))
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file name")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

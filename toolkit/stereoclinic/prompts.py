@@ -1,7 +1,7 @@
 """Prompts: who is asked for, neutrally and by group.
 
-A prompt is a pattern with one place for a person: "a photo of {person}" and "doctor" make the neutral prompt "a photo of a
-doctor" and the group prompt "a photo of a female doctor". Sets are `datasets.Dataset`s with the columns of `COLUMNS`.
+A prompt is a pattern with one place for a person: "a photo of {person}" and "doctor" make the neutral prompt "a photo
+of a doctor" and the group prompt "a photo of a female doctor". Sets are `datasets.Dataset`s with columns `COLUMNS`.
 """
 
 import hashlib
@@ -18,15 +18,59 @@ from stereoclinic.errors import InputError
 
 COLUMNS = ("label", "pattern", "article", "person")
 
-PORTRAITS = (
-    "doctor nurse teacher librarian receptionist chef farmer firefighter mechanic pilot judge executive".split()
-)
+PORTRAITS = [
+    "doctor",
+    "nurse",
+    "teacher",
+    "librarian",
+    "receptionist",
+    "chef",
+    "farmer",
+    "firefighter",
+    "mechanic",
+    "pilot",
+    "judge",
+    "executive",
+]
 # The occupations of WinoBias (Zhao et al. 2018), those that pair evenly by labour statistics: 36 as used for images.
-WINOBIAS = (
-    "attendant cashier teacher nurse assistant secretary auditor cleaner receptionist clerk counselor designer "
-    "hairdresser writer housekeeper baker accountant editor librarian sewer driver supervisor janitor cook mover "
-    "laborer builder chief developer carpenter manager lawyer farmer salesperson physician guard"
-).split()
+WINOBIAS = [
+    "attendant",
+    "cashier",
+    "teacher",
+    "nurse",
+    "assistant",
+    "secretary",
+    "auditor",
+    "cleaner",
+    "receptionist",
+    "clerk",
+    "counselor",
+    "designer",
+    "hairdresser",
+    "writer",
+    "housekeeper",
+    "baker",
+    "accountant",
+    "editor",
+    "librarian",
+    "sewer",
+    "driver",
+    "supervisor",
+    "janitor",
+    "cook",
+    "mover",
+    "laborer",
+    "builder",
+    "chief",
+    "developer",
+    "carpenter",
+    "manager",
+    "lawyer",
+    "farmer",
+    "salesperson",
+    "physician",
+    "guard",
+]
 BUILT_IN = {"portraits": PORTRAITS, "winobias": WINOBIAS}
 
 _FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -42,7 +86,7 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
         InputError: Nothing there, empty, no `prompt` column, or a prompt in which no person can be found.
     """
     if str(source) in BUILT_IN:
-        rows = [_row(f"a photo of a {name}", name) for name in BUILT_IN[str(source)]]
+        rows = [_row(f"a photo of a {{group}} {name}", name) for name in BUILT_IN[str(source)]]
     else:
         rows = []
         for number, entry in enumerate(_open(source), start=1):
@@ -137,7 +181,7 @@ _VOWEL = re.compile(
 
 
 def _agreeing(article: str, following: str) -> str:
-    """"a" or "an" as the next word asks, in the case it was written in; "the" and no article stay."""
+    """ "a" or "an" as the next word asks, in the case it was written in; "the" and no article stay."""
     if article.lower() not in ("a", "an"):
         return article
     return article[0] + ("n" if _VOWEL.match(following) else "")
@@ -156,9 +200,7 @@ def group_prompts(row: dict, axis: Axis) -> list[str]:
 
 def with_seeds(prompts: Dataset, first: int, count: int) -> Dataset:
     """Every prompt with seeds first, first + 1, ...: the samples of a run, with columns `prompt` and `seed` added."""
-    rows = [
-        {**row, "prompt": write(row), "seed": seed} for seed in range(first, first + count) for row in prompts
-    ]
+    rows = [{**row, "prompt": write(row), "seed": seed} for seed in range(first, first + count) for row in prompts]
     return Dataset.from_list(rows)
 
 

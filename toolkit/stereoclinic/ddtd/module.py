@@ -57,7 +57,8 @@ class DDTD(L.LightningModule):
         for step in walk(self.denoiser, self.sites, self.axis, batch, self.settings):
             if not torch.isfinite(step.relevance).all() or not torch.isfinite(step.collateral).all():
                 raise InputError(
-                    f"relevance is not finite at timestep {step.timestep:g} of {batch[0]['prompt']!r}: try --precision 32"
+                    f"relevance is not finite at timestep {step.timestep:g} of {batch[0]['prompt']!r};"
+                    " try --precision 32-true"
                 )
             self.sums.update(
                 labels,
@@ -74,9 +75,7 @@ class DDTD(L.LightningModule):
 
     def on_predict_end(self) -> None:
         """Every rank counts what it did: a rank that died must not pass for a finished run."""
-        done = self.trainer.strategy.reduce(
-            torch.tensor(float(self.samples_done), device=self.device), reduce_op="sum"
-        )
+        done = self.trainer.strategy.reduce(torch.tensor(float(self.samples_done), device=self.device), reduce_op="sum")
         expected = len(self.trainer.predict_dataloaders.dataset)
         if int(done) != expected:
             raise Incomplete(f"{int(done)} of {expected} samples were measured; run again")
@@ -107,7 +106,7 @@ def locate(
         The relevance on rank zero, None on any other rank.
 
     Raises:
-        InputError: Fewer samples than ranks, a timestep bin that no measured step falls in, or values that are not finite.
+        InputError: Fewer samples than ranks, a bin that no measured step falls in, or values that are not finite.
         Incomplete: Samples are missing at the end.
     """
     labels = list(dict.fromkeys(samples["label"]))
@@ -121,9 +120,7 @@ def locate(
         **trainer,
     )
     if len(samples) < runner.world_size:
-        raise InputError(
-            f"{len(samples)} samples for {runner.world_size} devices: give more prompts or fewer devices"
-        )
+        raise InputError(f"{len(samples)} samples for {runner.world_size} devices: give more prompts or fewer devices")
     settings.check_bins(denoiser.timesteps(settings.steps), module.edges)
     runner.predict(module, DataLoader(samples, batch_size, collate_fn=list), return_predictions=False)
     sums = module.sums.compute()

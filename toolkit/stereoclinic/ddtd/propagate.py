@@ -36,8 +36,7 @@ KINDS: Mapping[str, str] = {
     # native: linear in the activations, or piecewise linear through the origin (relu)
     "linear": "linear",
     "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
-    "add": "add add_ __add__ __radd__ __iadd__ sub sub_ subtract rsub __sub__ __rsub__ __isub__ neg __neg__ "
-    "negative",
+    "add": "add add_ __add__ __radd__ __iadd__ sub sub_ subtract rsub __sub__ __rsub__ __isub__ neg __neg__ negative",
     "join": "cat concat concatenate stack hstack vstack where masked_fill __setitem__ copy_",
     "reduce": "mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d",
     "resample": "interpolate upsample pad pixel_shuffle pixel_unshuffle fold unfold",
@@ -63,9 +62,7 @@ KINDS: Mapping[str, str] = {
     "softmax": "softmax",
     "inverse_root": "rsqrt",
 }
-_NATIVE = frozenset(
-    {"linear", "convolution", "add", "join", "reduce", "resample", "relu", "identity", "shape"}
-)
+_NATIVE = frozenset({"linear", "convolution", "add", "join", "reduce", "resample", "relu", "identity", "shape"})
 _INPLACE = frozenset({"mul_", "__imul__", "div_", "__itruediv__"})
 
 
@@ -148,9 +145,7 @@ class Propagation(TorchFunctionMode):
             raise self._uncovered(func)
         return result
 
-    def _covered(
-        self, kind: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _covered(self, kind: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function of a known kind by its rule, natively if it is linear here, or refuse it."""
         rule = self.composite.rules.get(kind)
         if kind in ("linear", "convolution"):
@@ -164,9 +159,7 @@ class Propagation(TorchFunctionMode):
                 raise self._uncovered(func, "a product of two activations must not be in place")
             args, kwargs = factors, {}
         elif kind == "division":
-            if _is_activation(args[1] if len(args) > 1 else kwargs.get("other")) or kwargs.get(
-                "rounding_mode"
-            ):
+            if _is_activation(args[1] if len(args) > 1 else kwargs.get("other")) or kwargs.get("rounding_mode"):
                 raise self._uncovered(func, "the divisor must be a constant")
             return func(*args, **kwargs)
         elif kind == "matmul":

@@ -1,7 +1,7 @@
 """Relevance as it is accumulated (a torchmetrics metric of float64 sums) and as it is kept (a file).
 
-Every state is a sum over samples, so ranks, batches and resumed parts add up exactly, and its size does not grow with the
-number of prompts: rows are kept per label (an occupation) and timestep bin, not per sample.
+Every state is a sum over samples, so ranks, batches and resumed parts add up exactly, and its size does not grow with
+the number of prompts: rows are kept per label (an occupation) and timestep bin, not per sample.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,9 +77,7 @@ class RelevanceSums(Metric):
             lean.double().transpose(0, 1),
             relevance.double().transpose(0, 1),
         )  # (B, K), (B, K, N)
-        tilt = (lean.sign()[..., None] * relevance).mean(
-            1
-        )  # (B, N): carries "more stereotyped", whichever way
+        tilt = (lean.sign()[..., None] * relevance).mean(1)  # (B, N): carries "more stereotyped", whichever way
         self.count[:, bin_].index_add_(0, labels, torch.ones_like(lean[:, 0]))
         self.lean_sum[:, bin_].index_add_(0, labels, lean)
         self.lean_sq[:, bin_].index_add_(0, labels, lean.square())
@@ -129,15 +127,11 @@ class Relevance:
     def __post_init__(self) -> None:
         for name in STATES:
             if not torch.isfinite(getattr(self, name)).all():
-                raise InputError(
-                    f"relevance: {name} is not finite; was the model run in too low a precision?"
-                )
+                raise InputError(f"relevance: {name} is not finite; was the model run in too low a precision?")
         neurons = sum(site.width for site in self.sites)
         expected = (len(self.labels), len(self.bin_edges) - 1, len(self.groups), neurons)
         if tuple(self.relevance_sum.shape) != expected:
-            raise InputError(
-                f"relevance: sums of shape {tuple(self.relevance_sum.shape)}, expected {expected}"
-            )
+            raise InputError(f"relevance: sums of shape {tuple(self.relevance_sum.shape)}, expected {expected}")
 
     @property
     def prompts(self) -> list[str]:

@@ -286,11 +286,7 @@ def matmul_halves(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
 def matmul_scores(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
     """Matrix product where attention probabilities are constants: native in P v, a ``dead_end`` in q k^T."""
     a, b = args[-2:]
-    return (
-        dead_end(function, *args, **kwargs)
-        if a.requires_grad and b.requires_grad
-        else function(*args, **kwargs)
-    )
+    return dead_end(function, *args, **kwargs) if a.requires_grad and b.requires_grad else function(*args, **kwargs)
 
 
 def native(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
@@ -306,9 +302,7 @@ def constant(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
 
 class _Dead(RuleFunction):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, function: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, function: TorchFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         ctx.name = getattr(function, "__name__", repr(function))
         return function(*args, **kwargs)
 
@@ -337,6 +331,5 @@ def _refuse_mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     mask = kwargs.get("attn_mask", args[0] if args else None)
     if mask is not None and mask.requires_grad:
         raise UncoveredOperation(
-            "`scaled_dot_product_attention` with an attn_mask that requires grad has no relevance rule; "
-            "detach the mask"
+            "`scaled_dot_product_attention` with an attn_mask that requires grad has no relevance rule; detach the mask"
         )

@@ -56,9 +56,7 @@ def off_axis_cotangent(directions: Tensor, rows: list[dict], timestep: float) ->
     drawn = []
     for row in rows:
         key = f"off-axis\0{row['prompt']}\0{row['seed']}\0{timestep:.6g}".encode()
-        generator = torch.Generator().manual_seed(
-            int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1
-        )
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
         drawn.append(torch.randn(directions.shape[2:], generator=generator))
     random = torch.stack(drawn).to(directions)
     flat, axes = random.flatten(1), directions.flatten(2).transpose(0, 1)  # (B, D), (B, K, D)

@@ -1,4 +1,4 @@
-"""DDTD along a trajectory: at each measured step, one pass for the groups and one relevance pass for the neutral prompt.
+"""DDTD along a trajectory: at each measured step, group passes and one relevance pass for the neutral prompt.
 
 x_T --(t)--> x_t --> group passes (no gradient)   fbar, d_g, abar
                 \\-> neutral pass, watched         S_g, then R_j = (a_j - abar_j) g_j, and an off-axis row
@@ -59,13 +59,12 @@ class Settings:
     def measured_steps(self) -> int:
         return len(range(0, self.steps, self.every))
 
-
     def check_bins(self, timesteps: Tensor, edges: Tensor) -> None:
         """Raises InputError when a bin holds no measured timestep: nothing could be planned for it."""
         held = {bin_of(float(timestep), edges) for timestep in timesteps[:: self.every]}
         if len(held) < self.bins:
             raise InputError(
-                f"{self.bins} timestep bins, but the {self.measured_steps} measured steps fall into {len(held)} of them:"
+                f"{self.bins} bins, but the {self.measured_steps} measured steps fall into {len(held)} of them;"
                 " use fewer bins, more steps, or measure more of them"
             )
 
@@ -117,9 +116,7 @@ def walk(
             with torch.no_grad():
                 unconditional = denoiser.predict(latents, timestep, empty)
         if i % settings.every == 0:
-            conditional, measured = _measure(
-                denoiser, sites, rows, latents, timestep, neutral, groups, settings
-            )
+            conditional, measured = _measure(denoiser, sites, rows, latents, timestep, neutral, groups, settings)
             yield measured
         else:
             with torch.no_grad():
@@ -166,9 +163,7 @@ def _measure(
         else:
             relevance = [decompose(target, rooted) for target in targets]
         collateral = decompose((conditional * cotangent).sum(), rooted)
-    measured = Measured(
-        float(timestep), leans.detach(), torch.stack(relevance), collateral, torch.stack(means)
-    )
+    measured = Measured(float(timestep), leans.detach(), torch.stack(relevance), collateral, torch.stack(means))
     return conditional.detach(), measured
 
 

@@ -42,9 +42,7 @@ def shares_from_reads(probabilities: Tensor, hard: bool) -> Tensor:
     """
     reads = _distribution(probabilities, "reads")
     if reads.dim() < 2 or reads.shape[-2] == 0:
-        raise InputError(
-            f"reads have shape {tuple(reads.shape)}; expected (..., n, K) with at least one image"
-        )
+        raise InputError(f"reads have shape {tuple(reads.shape)}; expected (..., n, K) with at least one image")
     return (top_group(reads) if hard else reads).mean(-2)
 
 
@@ -140,9 +138,7 @@ def unsure_rate(probabilities: Tensor, high: float = 0.8) -> Tensor:
         raise InputError(f"high is {high}; expected a probability above 0 and at most 1, such as 0.8")
     reads = _distribution(probabilities, "reads")
     if reads.dim() < 2 or reads.shape[-2] == 0:
-        raise InputError(
-            f"reads have shape {tuple(reads.shape)}; expected (..., n, K) with at least one image"
-        )
+        raise InputError(f"reads have shape {tuple(reads.shape)}; expected (..., n, K) with at least one image")
     return (reads.amax(-1) < high).to(torch.float64).mean(-1)
 
 
@@ -188,9 +184,7 @@ class GroupShares(Metric):
                 f"{num_prompts} prompts and {num_groups} groups; expected at least one prompt and two groups"
             )
         zeros = torch.zeros(num_prompts, num_groups, dtype=torch.float64)
-        self.add_state(
-            "hard", default=zeros, dist_reduce_fx="sum"
-        )  # (P, K) images counted for their top group
+        self.add_state("hard", default=zeros, dist_reduce_fx="sum")  # (P, K) images counted for their top group
         self.add_state("soft", default=zeros.clone(), dist_reduce_fx="sum")  # (P, K) probabilities added up
 
     def update(self, prompts: Tensor, probabilities: Tensor) -> None:
@@ -206,15 +200,12 @@ class GroupShares(Metric):
         num_prompts, num_groups = self.hard.shape
         if probabilities.shape != (len(prompts), num_groups):
             raise InputError(
-                f"probabilities have shape {tuple(probabilities.shape)}; "
-                f"expected ({len(prompts)}, {num_groups})"
+                f"probabilities have shape {tuple(probabilities.shape)}; expected ({len(prompts)}, {num_groups})"
             )
         if len(prompts) == 0:
             return
         if prompts.is_floating_point() or prompts.min() < 0 or prompts.max() >= num_prompts:
-            raise InputError(
-                f"prompt indices {prompts.tolist()}; expected integers from 0 to {num_prompts - 1}"
-            )
+            raise InputError(f"prompt indices {prompts.tolist()}; expected integers from 0 to {num_prompts - 1}")
         reads = _distribution(probabilities, "reads").to(self.soft.device)
         prompts = prompts.to(self.soft.device, torch.long)
         self.hard.index_add_(0, prompts, top_group(reads))
@@ -229,9 +220,7 @@ class GroupShares(Metric):
         images = self.hard.sum(-1, keepdim=True)
         if (images == 0).any():
             missing = (images.squeeze(-1) == 0).nonzero().flatten().tolist()
-            raise Incomplete(
-                f"no image was read for prompts {missing}; read at least one image of every prompt"
-            )
+            raise Incomplete(f"no image was read for prompts {missing}; read at least one image of every prompt")
         return {"hard": self.hard / images, "soft": self.soft / images}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
@@ -270,7 +259,6 @@ def _shares_and_target(shares: Tensor, target: Tensor | None) -> tuple[Tensor, T
     target = _distribution(target, "target shares").to(shares.device)
     if target.shape[-1] != shares.shape[-1]:
         raise InputError(
-            f"the target has {target.shape[-1]} groups and the shares {shares.shape[-1]}; "
-            "expected the same number"
+            f"the target has {target.shape[-1]} groups and the shares {shares.shape[-1]}; expected the same number"
         )
     return shares, target

@@ -7,7 +7,7 @@
     allocation oracle    every group its share     }
     other seeds          the model as it is, on seeds of its own: the floor of every distance
 
-Group prompts ("a photo of a female doctor") are drawn untreated and by each mask: a treatment must leave them as they are.
+Group prompts ("a photo of a female doctor") are drawn untreated and by each mask: a treatment must leave them alone.
 """
 
 import time
@@ -34,7 +34,7 @@ from stereoclinic.evaluation.statistics import (
     share_statistic,
     wilson_interval,
 )
-from stereoclinic.prompts import group_prompts, with_seeds
+from stereoclinic.prompts import group_prompts, with_seeds, write
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import random_like
@@ -107,6 +107,7 @@ def run(
     masks: dict[str, NeuronMask],
     strength: float = 1.0,
     progress: Callable[[str, int], None] | None = None,
+    force: bool = False,
 ) -> Experiment:
     """Draw every arm and compare.
 
@@ -117,6 +118,7 @@ def run(
         masks: Name -> mask; none is fine, then only the model and its ceilings are measured.
         strength: Of every mask.
         progress: Called with the arm's name and the number of images drawn.
+        force: Apply masks that were made for other weights of the same shapes.
 
     Raises:
         InputError: The reader does not know the axis.
@@ -129,7 +131,7 @@ def run(
         raise InputError(f"reader {reader.name!r} has no class for {', '.join(missing)}")
 
     def draw(name: str, samples: Dataset, count: int, mask: NeuronMask | None = None, oracle: str = "") -> Drawn:
-        return _draw(denoiser, reader, head, protocol, name, samples, count, mask, strength, oracle, progress)
+        return _draw(denoiser, reader, head, protocol, name, samples, count, mask, strength, oracle, progress, force)
 
     axis, n, m = protocol.axis, protocol.images, protocol.group_images
     judged = with_seeds(protocol.prompts, protocol.seed, n)
@@ -174,12 +176,13 @@ def _draw(
     strength: float,
     oracle: str,
     progress: Callable[[str, int], None] | None,
+    force: bool,
 ) -> Drawn:
     axis = protocol.axis
     order = [reader.classes[head].index(group) for group in axis.groups]
     reads, right, features, images = [], [], [], []
     began = time.perf_counter()
-    context = suppress(denoiser.pipe, mask, strength, guided=protocol.guidance > 1) if mask else nullcontext()
+    context = suppress(denoiser.pipe, mask, strength, protocol.guidance > 1, force) if mask else nullcontext()
     with context:
         for start in range(0, len(samples), protocol.batch_size):
             rows = [samples[i] for i in range(start, min(start + protocol.batch_size, len(samples)))]
@@ -189,7 +192,7 @@ def _draw(
                 prompts = allocation_prompts(axis, rows)
             elif oracle == BALANCED:
                 conditional = balanced_oracle(denoiser, axis, rows)
-            pictures = sample(denoiser, rows, prompts, protocol.steps, protocol.guidance, conditional)
+            pictures = sample(denoiser, rows, prompts, protocol.steps, protocol.guidance, conditional).cpu()
             seen = reader.read(pictures)
             reads.append(seen[head][:, order] / seen[head][:, order].sum(1, keepdim=True))
             features.append(reader.features(pictures))
@@ -218,9 +221,7 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict:
     axis, labels = protocol.axis, list(protocol.prompts["label"])
     before = experiment.arm(UNTREATED)
     gap = share_statistic(parity_gap)
-    floors = {
-        name: noise_floor(protocol.images, len(axis), len(labels), metric) for name, metric in GAPS.items()
-    }
+    floors = {name: noise_floor(protocol.images, len(axis), len(labels), metric) for name, metric in GAPS.items()}
     single = noise_floor(protocol.images, len(axis), 1, parity_gap)
     ceiling = float(gap(before.reads) - gap(experiment.arm(BALANCED).reads))
 
@@ -236,6 +237,7 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict:
             "prompts": [
                 {
                     "label": label,
+                    "prompt": write(protocol.prompts[p]),
                     "shares": {
                         group: vars(wilson_interval(float(hits[p, k]), arm.reads.shape[1]))
                         for k, group in enumerate(axis.groups)

@@ -25,13 +25,9 @@ def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """
     features = torch.as_tensor(features).to(torch.float64)
     if features.dim() != 2 or features.shape[0] < 2 or features.shape[1] < 1:
-        raise InputError(
-            f"features have shape {tuple(features.shape)}; expected (n, d) with at least two images"
-        )
+        raise InputError(f"features have shape {tuple(features.shape)}; expected (n, d) with at least two images")
     if not bool(features.isfinite().all()):
-        raise InputError(
-            "features hold values that are not finite; check the feature network and its precision"
-        )
+        raise InputError("features hold values that are not finite; check the feature network and its precision")
     mean = features.mean(0)
     centred = features - mean
     return mean, centred.T @ centred / (features.shape[0] - 1)

@@ -1,7 +1,7 @@
 """Readers: classifiers that look at a picture and say which group of an axis they see.
 
-A reader reads perceived presentation, not identity. One that ships with the embedded model knows its occupations and its
-three axes; any object with the two members of `Reader` can take its place.
+A reader reads perceived presentation, not identity. The one that ships with the embedded model knows its occupations
+and its three axes; any object with the two members of `Reader` can take its place.
 """
 
 import json

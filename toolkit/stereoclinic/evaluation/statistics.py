@@ -50,9 +50,7 @@ class NoiseFloor:
     upper: float
 
 
-def share_statistic(
-    gap: Gap, target: Tensor | None = None, hard: bool = True, pooled: bool = False
-) -> Statistic:
+def share_statistic(gap: Gap, target: Tensor | None = None, hard: bool = True, pooled: bool = False) -> Statistic:
     """A statistic of reads from a gap of shares.
 
     Args:
@@ -103,10 +101,7 @@ def bootstrap_interval(
     """
     reads = _three_dimensional(reads, "reads")
     _check_settings(resamples, confidence)
-    draws = [
-        statistic(_resampled(reads, images))
-        for images in _image_draws(reads, resamples, _or_seeded(generator))
-    ]
+    draws = [statistic(_resampled(reads, images)) for images in _image_draws(reads, resamples, _or_seeded(generator))]
     low, high = _percentiles(torch.cat(draws), confidence)
     return Interval(statistic(reads).item(), low, high)
 
@@ -237,17 +232,12 @@ def noise_floor(
     """
     if n < 1 or K < 2 or prompts < 1:
         raise InputError(
-            f"n = {n} images, K = {K} groups, {prompts} prompts; "
-            "expected at least one image, two groups and one prompt"
+            f"n = {n} images, K = {K} groups, {prompts} prompts; expected at least one image, two groups and one prompt"
         )
     _check_settings(simulations, confidence)
-    expected = (
-        torch.full((K,), 1 / K, dtype=torch.float64) if target is None else torch.as_tensor(target).double()
-    )
+    expected = torch.full((K,), 1 / K, dtype=torch.float64) if target is None else torch.as_tensor(target).double()
     if expected.shape != (K,):
-        raise InputError(
-            f"the target has shape {tuple(expected.shape)}; expected ({K},), one share per group"
-        )
+        raise InputError(f"the target has shape {tuple(expected.shape)}; expected ({K},), one share per group")
     generator = _or_seeded(generator)
     averages = []
     for chunk in _chunks(simulations, prompts * K):
@@ -278,9 +268,7 @@ def _image_draws(reads: Tensor, resamples: int, generator: torch.Generator) -> I
 
 
 def _resampled(reads: Tensor, images: Tensor) -> Tensor:
-    return reads[
-        torch.arange(reads.shape[0], device=reads.device)[:, None], images
-    ]  # (R, P, n) -> (R, P, n, K)
+    return reads[torch.arange(reads.shape[0], device=reads.device)[:, None], images]  # (R, P, n) -> (R, P, n, K)
 
 
 def _chunks(total: int, numbers_each: int) -> Iterator[int]:
@@ -290,9 +278,7 @@ def _chunks(total: int, numbers_each: int) -> Iterator[int]:
 
 
 def _percentiles(values: Tensor, confidence: float) -> tuple[float, float]:
-    tails = torch.tensor(
-        [(1 - confidence) / 2, (1 + confidence) / 2], dtype=values.dtype, device=values.device
-    )
+    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=values.dtype, device=values.device)
     low, high = torch.quantile(values, tails).tolist()
     return low, high
 

@@ -1,8 +1,8 @@
 """Measure the embedded model against its planted truth: `python -m stereoclinic.portraits.check`.
 
-Every claim made on the model stands on these figures, so each is printed with what was asked of it, its sample size and
-its interval, and they are written into the model's card. Images are drawn once per arm and read for everything that they
-can answer: an image allotted to a group answers both whether the group prompt was obeyed and what parity allocation brings.
+Every claim made on the model stands on these figures, so each is printed with what was asked of it, its sample size
+and its interval, and they are written into the model's card. An image that is allotted to a group is read twice: for
+whether the group prompt was obeyed, and for the parity that allocation brings.
 """
 
 import argparse
@@ -12,31 +12,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
-from stereoclinic.axes import Axis, known_axes, load_axis
+from stereoclinic.axes import Axis, load_axis
 from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.ddtd.trajectory import Settings, walk
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.denoisers.sampling import sample
 from stereoclinic.denoisers.stable_diffusion import StableDiffusion
+from stereoclinic.errors import InputError
 from stereoclinic.evaluation.bias import parity_gap, shares_from_reads, unsure_rate
 from stereoclinic.evaluation.oracles import allocation_prompts, balanced_oracle
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.evaluation.statistics import bootstrap_interval, noise_floor, share_statistic, wilson_interval
+from stereoclinic.evaluation.statistics import (
+    Interval,
+    bootstrap_interval,
+    noise_floor,
+    share_statistic,
+    wilson_interval,
+)
 from stereoclinic.files import write_text
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import AXES, World
-from stereoclinic.prompts import Dataset, load_prompts, with_seeds
+from stereoclinic.prompts import with_seeds
 from stereoclinic.sns.allocate import allotted_group, uniform
 
 log = logging.getLogger("stereoclinic.portraits")
+GAP = share_statistic(parity_gap)
 FIRST_SEED = 500_000  # seen by nothing else: not by masks, not by benches
 
 
 @dataclass(frozen=True)
 class Line:
-    """One figure beside what was asked of it."""
+    """One figure beside what was asked of it; `met` is None where nothing was."""
 
     name: str
     value: float
@@ -52,24 +61,130 @@ class Line:
         return f"{self.name:<58}{self.value:7.3f}{interval:<17} n={self.n:<6}{self.asked}{verdict}"
 
 
-def share(name: str, hits: Tensor, at_least: float) -> Line:
+def at_least(name: str, value: float, n: int, bound: float) -> Line:
+    return Line(name, value, n, asked=f">= {bound}", met=value >= bound)
+
+
+def at_most(name: str, value: float, n: int, bound: float) -> Line:
+    return Line(name, value, n, asked=f"<= {bound}", met=value <= bound)
+
+
+def share(name: str, hits: Tensor, bound: float) -> Line:
+    """A share of images with its Wilson interval, which should be at least `bound`."""
     interval = wilson_interval(float(hits.sum()), hits.numel())
-    met = interval.estimate >= at_least
-    return Line(name, interval.estimate, hits.numel(), interval.low, interval.high, f">= {at_least}", met)
+    return Line(name, *_numbers(interval, hits.numel()), f">= {bound}", interval.estimate >= bound)
+
+
+def _numbers(interval: Interval, n: int) -> tuple[float, int, float, float]:
+    return interval.estimate, n, interval.low, interval.high
 
 
 class Checker:
+    """Draws from a model trained on a world, and compares with the world's table.
+
+    Args:
+        denoiser: The model, from a folder with a reader in it.
+        world: What it was trained on.
+        images: Images an occupation.
+    """
+
     def __init__(self, denoiser: StableDiffusion, world: World, images: int) -> None:
+        if denoiser.folder is None:
+            raise InputError(f"model {denoiser.model!r} is no local folder; check reads the reader beside the model")
         self.denoiser, self.world, self.images = denoiser, world, images
         self.reader = PortraitsReader(denoiser.folder / "reader")
-        self.prompts = load_world_prompts(world)
-        self.rows = list(with_seeds(self.prompts, FIRST_SEED, images))
+        self.rows = list(with_seeds(world_prompts(world), FIRST_SEED, images))
         self.labels = torch.tensor([world.names.index(row["label"]) for row in self.rows])
+        self.n = len(self.rows)
+        self.guidances = (1.0, denoiser.defaults.guidance)
+        self.floor = noise_floor(images, 2, len(world.names), parity_gap).upper
+
+    def lines(self) -> tuple[list[Line], list[dict]]:
+        """Every figure, and the table of planted beside generated shares."""
+        found, table = self.reader_lines(), []
+        neutral = {guidance: self.draw(None, guidance) for guidance in self.guidances}
+        for guidance, reads in neutral.items():
+            right = reads["occupation"].argmax(1) == self.labels
+            found.append(share(f"occupation read right, guidance {guidance:g}", right, 0.97))
+        for axis in (load_axis(name) for name in AXES):
+            log.info("axis %s", axis.name)
+            reads = {guidance: each[axis.name] for guidance, each in neutral.items()}
+            lines, rows = self.neutral_lines(axis, reads)
+            found += lines + self.group_lines(axis, reads) + [self.balanced_line(axis)]
+            table += rows
+        return found, table
+
+    def reader_lines(self) -> list[Line]:
+        accuracy = reader_accuracy(self.world, self.denoiser.pipe.vae, self.reader.net)
+        n = 10 * len(self.world.cells)
+        return [
+            at_least(f"reader right on held-out drawings, {head}", value, n, 0.99) for head, value in accuracy.items()
+        ]
+
+    def neutral_lines(self, axis: Axis, reads: dict[float, Tensor]) -> tuple[list[Line], list[dict]]:
+        """Unsure reads, generated against planted shares, and the lean's correlation with the planted tilt."""
+        found = [
+            at_most(f"unsure reads, {axis.name}, guidance {guidance:g}", unsure_rate(each).item(), self.n, 0.05)
+            for guidance, each in reads.items()
+        ]
+        planted = torch.tensor([each.share(axis.name) for each in self.world.occupations])
+        shares = {
+            guidance: shares_from_reads(self.by_occupation(each), hard=True)[:, 0] for guidance, each in reads.items()
+        }
+        away = (shares[1.0] - planted).abs().mean().item()
+        found.append(at_most(f"|generated - planted share|, {axis.name}, guidance 1", away, self.n, 0.10))
+        leans = self.early_lean(axis)
+        correlation = torch.corrcoef(torch.stack([leans, 2 * planted - 1]))[0, 1].item()
+        found.append(
+            at_least(f"correlation of early lean and planted tilt, {axis.name}", correlation, len(leans), 0.95)
+        )
+        rows = [
+            {
+                "axis": axis.name,
+                "group": axis.groups[0],
+                "occupation": name,
+                "planted": round(planted[i].item(), 3),
+                "early_lean": round(leans[i].item(), 3),
+                "generated": {f"{guidance:g}": round(each[i].item(), 3) for guidance, each in shares.items()},
+            }
+            for i, name in enumerate(self.world.names)
+        ]
+        return found, rows
+
+    def group_lines(self, axis: Axis, neutral: dict[float, Tensor]) -> list[Line]:
+        """Whether the allotted group's prompt was obeyed, and the parity gap that allocation leaves."""
+        found = []
+        wanted = torch.tensor([allotted_group(row, uniform(len(axis))) for row in self.rows])
+        for guidance in self.guidances:
+            reads = self.draw(allocation_prompts(axis, self.rows), guidance)[axis.name]
+            asked = 0.93 if guidance == 1 else 0.97
+            found.append(
+                share(f"group prompts obeyed, {axis.name}, guidance {guidance:g}", reads.argmax(1) == wanted, asked)
+            )
+            gap = bootstrap_interval(self.by_occupation(reads), GAP)
+            before = float(GAP(self.by_occupation(neutral[guidance])))
+            found.append(
+                Line(
+                    f"parity gap, allocation oracle, {axis.name}, guidance {guidance:g}",
+                    *_numbers(gap, self.n),
+                    f"<= {self.floor:.3f} (untreated {before:.3f})",
+                    None if guidance == 1 else gap.estimate <= self.floor,
+                )
+            )
+        return found
+
+    def balanced_line(self, axis: Axis) -> Line:
+        guidance = self.guidances[-1]
+        reads = self.draw(None, guidance, oracle=axis)[axis.name]
+        gap = bootstrap_interval(self.by_occupation(reads), GAP)
+        unsure = f"(unsure reads {unsure_rate(reads).item():.3f})"
+        name = f"parity gap, balanced oracle, {axis.name}, guidance {guidance:g}"
+        return Line(name, *_numbers(gap, self.n), unsure)
 
     def draw(self, prompts: list[str] | None, guidance: float, oracle: Axis | None = None) -> dict[str, Tensor]:
         """Reads of one image a row: (n, classes) for each head."""
         reads = []
-        for start in range(0, len(self.rows), 100):
+        for start in range(0, self.n, 100):
             rows = self.rows[start : start + 100]
             asked = prompts[start : start + 100] if prompts else [row["prompt"] for row in rows]
             conditional = balanced_oracle(self.denoiser, oracle, rows) if oracle else None
@@ -80,54 +195,6 @@ class Checker:
     def by_occupation(self, reads: Tensor) -> Tensor:
         """(n, K) in seed-major order -> (P, images, K)."""
         return reads.unflatten(0, (self.images, -1)).transpose(0, 1)
-
-    def lines(self) -> tuple[list[Line], list[dict]]:
-        found = [
-            Line(f"reader right on held-out drawings, {head}", value, 10 * len(self.world.cells), None, None, ">= 0.99", value >= 0.99)
-            for head, value in reader_accuracy(self.world, self.denoiser.pipe.vae, self.reader.net).items()
-        ]
-        default = self.denoiser.defaults.guidance
-        axes = [load_axis(name) for name in known_axes() if name in AXES]
-        gap = share_statistic(parity_gap)
-        table: list[dict] = []
-        neutral = {}
-        for guidance in (1.0, default):
-            log.info("neutral prompts at guidance %g", guidance)
-            reads = neutral[guidance] = self.draw(None, guidance)
-            at = f"guidance {guidance:g}"
-            found.append(share(f"occupation read right, {at}", reads["occupation"].argmax(1) == self.labels, 0.97))
-            for axis in axes:
-                unsure = unsure_rate(reads[axis.name]).item()
-                found.append(Line(f"unsure reads, {axis.name}, {at}", unsure, len(self.rows), None, None, "<= 0.05", unsure <= 0.05))
-        for axis in axes:
-            shares = shares_from_reads(self.by_occupation(neutral[1.0][axis.name]), hard=True)[:, 0]
-            guided = shares_from_reads(self.by_occupation(neutral[default][axis.name]), hard=True)[:, 0]
-            planted = torch.tensor([each.share(axis.name) for each in self.world.occupations])
-            away = (shares - planted).abs().mean().item()
-            found.append(Line(f"|generated - planted share|, {axis.name}, guidance 1", away, len(self.rows), None, None, "<= 0.10", away <= 0.10))
-            for occupation, *values in zip(self.world.names, planted, shares, guided, strict=True):
-                table.append({"axis": axis.name, "group": axis.groups[0], "occupation": occupation, **dict(zip(("planted", "guidance_1", "guided"), (round(float(v), 3) for v in values), strict=True))})
-            log.info("leans on axis %s", axis.name)
-            correlation = torch.corrcoef(torch.stack([self.early_lean(axis), 2 * planted - 1]))[0, 1].item()
-            found.append(Line(f"correlation of early lean with planted tilt, {axis.name}", correlation, len(self.world.names), None, None, ">= 0.95", correlation >= 0.95))
-        floor = noise_floor(self.images, 2, len(self.world.names), parity_gap).upper
-        for axis in axes:
-            for guidance, asked in ((1.0, 0.93), (default, 0.97)):
-                log.info("group prompts of axis %s at guidance %g", axis.name, guidance)
-                reads = self.draw(allocation_prompts(axis, self.rows), guidance)[axis.name]
-                wanted = torch.tensor([allotted_group(row, uniform(len(axis))) for row in self.rows])
-                found.append(share(f"group prompts obeyed, {axis.name}, guidance {guidance:g}", reads.argmax(1) == wanted, asked))
-                interval = bootstrap_interval(self.by_occupation(reads), gap)
-                before = float(gap(self.by_occupation(neutral[guidance][axis.name])))
-                met = interval.estimate <= floor if guidance == default else None
-                limit = f"<= {floor:.3f} (untreated {before:.3f})"
-                found.append(Line(f"parity gap, allocation oracle, {axis.name}, guidance {guidance:g}", interval.estimate, len(self.rows), interval.low, interval.high, limit, met))
-            log.info("balanced oracle on axis %s", axis.name)
-            reads = self.draw(None, default, oracle=axis)[axis.name]
-            interval = bootstrap_interval(self.by_occupation(reads), gap)
-            unsure = unsure_rate(reads).item()
-            found.append(Line(f"parity gap, balanced oracle, {axis.name}, guidance {default:g}", interval.estimate, len(self.rows), interval.low, interval.high, f"(untreated {before:.3f}; unsure reads {unsure:.3f})"))
-        return found, table
 
     def early_lean(self, axis: Axis, seeds: int = 4) -> Tensor:
         """Mean lean of each occupation toward the axis's first group over the first third of the steps: (P,)."""
@@ -142,16 +209,18 @@ class Checker:
         return total / (seeds * (steps // 3))
 
 
-def load_world_prompts(world: World) -> Dataset:
-    built_in = load_prompts("portraits")
-    if list(built_in["label"]) == world.names:
-        return built_in
+def world_prompts(world: World) -> Dataset:
+    """The neutral prompt of each occupation of a world."""
     rows = [{"label": name, "pattern": "a photo of {person}", "article": "a", "person": name} for name in world.names]
     return Dataset.from_list(rows)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m stereoclinic.portraits.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m stereoclinic.portraits.check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", default="portraits", help="the built-in model, or a folder that train has written")
     parser.add_argument("--world", type=Path, help="the world file it was trained on [the built-in one]")
     parser.add_argument("--images", type=int, default=100, help="images an occupation")

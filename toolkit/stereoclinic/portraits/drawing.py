@@ -34,6 +34,10 @@ def _shade(color: str, factor: float) -> tuple[int, ...]:
     return tuple(min(255, max(0, round(channel * factor))) for channel in ImageColor.getrgb(color)[:3])
 
 
+def _hex(color: tuple[int, ...]) -> str:
+    return "#" + bytes(color).hex()
+
+
 class _Pen:
     """A drawing with its own jitter: where the head is, how large it is, which random choices were made."""
 
@@ -354,15 +358,50 @@ def _face(pen: _Pen, skin: str, gender: str, age: str, tone: str) -> None:
 
 def _hair_front(pen: _Pen, hair, gender: str) -> None:
     if gender == "female":
-        pen.polygon(hair, (-40, 6), (-46, -30), (-30, -52), (0, -58), (30, -52), (46, -30), (40, 6), (30, -22), (0, -36), (-30, -22))
+        pen.polygon(
+            hair,
+            (-40, 6),
+            (-46, -30),
+            (-30, -52),
+            (0, -58),
+            (30, -52),
+            (46, -30),
+            (40, 6),
+            (30, -22),
+            (0, -36),
+            (-30, -22),
+        )
         for side in (-1, 1):  # the locks over the shoulders
             pen.polygon(hair, (side * 46, -30), (side * 32, -24), (side * 35, 20), (side * 30, 82), (side * 46, 78))
     else:
-        pen.polygon(hair, (-38, -4), (-41, -34), (-24, -54), (0, -58), (24, -54), (41, -34), (38, -4), (32, -26), (0, -36), (-32, -26))
+        pen.polygon(
+            hair,
+            (-38, -4),
+            (-41, -34),
+            (-24, -54),
+            (0, -58),
+            (24, -54),
+            (41, -34),
+            (38, -4),
+            (32, -26),
+            (0, -36),
+            (-32, -26),
+        )
         for side in (-1, 1):  # brows and the short beard along the jaw
             pen.line(hair, 6, (side * 7, -14), (side * 23, -15))
         pen.polygon(
-            hair, (-36, 8), (-31, 34), (-15, 48), (0, 52), (15, 48), (31, 34), (36, 8), (28, 26), (14, 37), (-14, 37), (-28, 26)
+            hair,
+            (-36, 8),
+            (-31, 34),
+            (-15, 48),
+            (0, 52),
+            (15, 48),
+            (31, 34),
+            (36, 8),
+            (28, 26),
+            (14, 37),
+            (-14, 37),
+            (-28, 26),
         )
 
 
@@ -394,7 +433,7 @@ def draw(
     hair = _shade(random.choice(HAIR[age]), random.uniform(0.92, 1.08))
     tint = random.uniform(0.93, 1.06)
 
-    BACKGROUNDS[background[0]](pen, ["#%02x%02x%02x" % _shade(color, tint) for color in background[1]])
+    BACKGROUNDS[background[0]](pen, [_hex(_shade(color, tint)) for color in background[1]])
     _hair_behind(pen, hair, gender)
     DRESSES[dress[0]](pen, dress[1])
     _face(pen, tone, gender, age, skin)

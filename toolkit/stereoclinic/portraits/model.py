@@ -1,9 +1,9 @@
 """The parts of the embedded model, sized to ship in a wheel and to run on two cores.
 
 A Stable Diffusion pipeline in the small: 64 x 64 pictures, 16 x 16 x 6 latents, a two-layer CLIP text encoder with a
-vocabulary of the world's own words, a UNet with attention below its top level, DDIM with v-prediction. Predicting v on a
-schedule that ends in pure noise makes the first step's prediction the mean picture of the prompt, so the lean is
-well-defined from the first step on (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
+vocabulary of the world's own words, a UNet with attention below its top level, DDIM with v-prediction. Predicting v on
+a schedule that ends in pure noise makes the first step's prediction the mean picture of the prompt, so the lean means
+something from the first step on (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
 """
 
 import json

@@ -65,14 +65,11 @@ def damp(a: Tensor, factor: Tensor, kind: str, offset: Tensor | None = None) -> 
 class Suppression:
     """The hooks of one mask on one model; made by `suppress`."""
 
-    def __init__(
-        self, target: Any, mask: NeuronMask, strength: float, guided: bool | None, force: bool
-    ) -> None:
+    def __init__(self, target: Any, mask: NeuronMask, strength: float, guided: bool | None, force: bool) -> None:
         module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
         if not isinstance(module, nn.Module):
             raise InputError(
-                f"cannot damp a {type(target).__name__}; expected a diffusers pipeline with a UNet, or "
-                "the UNet itself"
+                f"cannot damp a {type(target).__name__}; expected a diffusers pipeline with a UNet, or the UNet itself"
             )
         self.target, self.module, self.mask = target, module, mask
         self.strength, self.guided, self.force = strength, guided, force
@@ -94,8 +91,7 @@ class Suppression:
         for name, value in (("factors", factors), ("roots", roots)):
             if value is not None and (value.ndim != 3 or value.shape[1:] != self.mask.factors.shape):
                 raise InputError(
-                    f"{name} of shape {tuple(value.shape)}; expected samples x "
-                    f"{tuple(self.mask.factors.shape)}"
+                    f"{name} of shape {tuple(value.shape)}; expected samples x {tuple(self.mask.factors.shape)}"
                 )
         if not ((factors >= 0) & (factors <= 1)).all():
             raise InputError("factors leave the range 0 (silenced) to 1 (untouched)")
@@ -103,9 +99,7 @@ class Suppression:
         self._factors = effective
         self._offsets = None if roots is None else (1 - effective) * roots.float()
         #: Site name -> for each bin, whether anything is damped there.
-        self._active = {
-            site.name: (effective[..., span] < 1).any(2).any(0) for site, span in self.mask.spans()
-        }
+        self._active = {site.name: (effective[..., span] < 1).any(2).any(0) for site, span in self.mask.spans()}
         self._cast: dict[tuple[str, int, torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = {}
         if self._handles:
             self._hook_sites()
@@ -150,8 +144,7 @@ class Suppression:
         values = torch.as_tensor(timestep).flatten()
         if len(values) == 0 or (values != values[0]).any():
             raise InputError(
-                f"timesteps {values.tolist()[:4]} differ within a batch; a mask needs one timestep for "
-                "the whole batch"
+                f"timesteps {values.tolist()[:4]} differ within a batch; a mask needs one timestep for the whole batch"
             )
         self._bin = self.mask.bin_of(values[0].item())
 
@@ -164,15 +157,11 @@ class Suppression:
         factor, offset = self._at(name, span, self._bin, a)
         guided = self._is_guided()
         if guided and len(a) % 2:
-            raise InputError(
-                f"a guided batch of {len(a)} has no two halves; pass guided=False if there is no guidance"
-            )
+            raise InputError(f"a guided batch of {len(a)} has no two halves; pass guided=False if there is no guidance")
         conditional = guided and self.mask.branch == "conditional"
         samples = len(a) // 2 if guided else len(a)
         if len(factor) not in (1, samples):
-            raise InputError(
-                f"factors of {len(factor)} samples for a batch of {samples}; assign one row a sample"
-            )
+            raise InputError(f"factors of {len(factor)} samples for a batch of {samples}; assign one row a sample")
         if conditional:  # the unconditional half comes first, and passes through as it is
             damped = torch.cat([a[:samples], damp(a[samples:], factor, kind, offset)])
         elif guided and len(factor) > 1:

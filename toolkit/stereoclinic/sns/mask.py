@@ -61,9 +61,7 @@ class NeuronMask:
             raise InputError(f"mask: metadata is a {type(self.metadata).__name__}; expected a dict")
         edges = _finite("bin_edges", self.bin_edges).double()
         if edges.ndim != 1 or len(edges) < 2 or not (edges[:-1] > edges[1:]).all():
-            raise InputError(
-                "mask: bin_edges must be two or more timesteps that descend, such as [1000, 500, 0]"
-            )
+            raise InputError("mask: bin_edges must be two or more timesteps that descend, such as [1000, 500, 0]")
         object.__setattr__(self, "bin_edges", edges)
         shape = (len(edges) - 1, sum(site.width for site in self.sites))
         for name in ("factors", "roots"):
@@ -79,9 +77,7 @@ class NeuronMask:
             object.__setattr__(self, name, value)
         low, high = self.factors.min().item(), self.factors.max().item()
         if low < 0 or high > 1:
-            raise InputError(
-                f"mask: factors from {low:.4g} to {high:.4g}; expected 0 (silenced) to 1 (untouched)"
-            )
+            raise InputError(f"mask: factors from {low:.4g} to {high:.4g}; expected 0 (silenced) to 1 (untouched)")
 
     @property
     def damping(self) -> Tensor:
@@ -125,9 +121,7 @@ class NeuronMask:
         if self.roots is not None:
             tensors["roots"] = self.roots
         sites = [[site.name, site.kind, site.width] for site in self.sites]
-        save_tensors(
-            path, KIND, VERSION, tensors, {"sites": sites, "branch": self.branch, "metadata": self.metadata}
-        )
+        save_tensors(path, KIND, VERSION, tensors, {"sites": sites, "branch": self.branch, "metadata": self.metadata})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -169,14 +163,11 @@ def bins_in(bin_edges: Tensor, window: Window | None) -> Tensor:
         return torch.ones(len(bin_edges) - 1, dtype=torch.bool)
     high, low = window
     if not high > low:
-        raise InputError(
-            f"window {high:g} to {low:g} is empty; give the noisiest timestep first, such as 1000 to 600"
-        )
+        raise InputError(f"window {high:g} to {low:g} is empty; give the noisiest timestep first, such as 1000 to 600")
     inside = (bin_edges[1:] < high) & (bin_edges[:-1] > low)
     if not inside.any():
         raise InputError(
-            f"window {high:g} to {low:g} meets no timestep bin; they go from {bin_edges[0]:g} to "
-            f"{bin_edges[-1]:g}"
+            f"window {high:g} to {low:g} meets no timestep bin; they go from {bin_edges[0]:g} to {bin_edges[-1]:g}"
         )
     return inside
 
@@ -231,9 +222,7 @@ def _check_sites(sites: list[Site]) -> None:
     if not sites:
         raise InputError("mask: no sites; a mask needs at least one layer")
     for site in sites:
-        plain = (
-            isinstance(site.name, str) and isinstance(site.width, int) and not isinstance(site.width, bool)
-        )
+        plain = isinstance(site.name, str) and isinstance(site.width, int) and not isinstance(site.width, bool)
         if not plain or site.kind not in SITE_KINDS or site.width < 1:
             raise InputError(
                 f"mask: site {site.name!r} of kind {site.kind!r} and width {site.width!r}; expected a "

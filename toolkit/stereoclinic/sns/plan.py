@@ -77,17 +77,13 @@ def treatment_plan(
     inside = bins_in(relevance.bin_edges, window)
     bins = (inside & (relevance.count.sum(0) > 0).cpu()).nonzero().flatten().tolist()
     if not bins:
-        raise InputError(
-            "relevance holds no sample in these timesteps; widen the window or locate with more steps"
-        )
+        raise InputError("relevance holds no sample in these timesteps; widen the window or locate with more steps")
 
     systems = {t: _system(relevance, t, columns, goal) for t in bins}
     groups = len(relevance.groups)
     lambdas = torch.zeros(len(inside), len(columns), dtype=torch.float64)
     for part in [[t] for t in bins] if per_bin else [bins]:
-        rows, leans, collateral = (
-            torch.cat(parts) for parts in zip(*(systems[t] for t in part), strict=True)
-        )
+        rows, leans, collateral = (torch.cat(parts) for parts in zip(*(systems[t] for t in part), strict=True))
         solution = bounded_least_squares(
             rows / groups**0.5,
             leans / groups**0.5,
@@ -112,8 +108,7 @@ def treatment_plan(
         "shrink": shrink,
         "iterations": iterations,
         "bins": [
-            _forecast(relevance.bin_edges, t, systems.get(t), lambdas[t, columns], shrink)
-            for t in range(len(inside))
+            _forecast(relevance.bin_edges, t, systems.get(t), lambdas[t, columns], shrink) for t in range(len(inside))
         ],
     }
     return mask_from(relevance, 1 - lambdas, root, per_bin, window, settings)

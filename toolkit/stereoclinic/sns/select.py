@@ -51,9 +51,7 @@ def top_k(
     number = _number(k, int(candidates.sum()))
     measured = (relevance.count.sum(0) > 0).cpu() & bins_in(relevance.bin_edges, window)  # (T,)
     if not measured.any():
-        raise InputError(
-            "relevance holds no sample in these timesteps; widen the window or locate with more steps"
-        )
+        raise InputError("relevance holds no sample in these timesteps; widen the window or locate with more steps")
     mean, stderr = (value.double().cpu() for value in relevance.stereotype())  # (T, N) each
     # One sample has no standard error: all neurons then rank by their mean, equally unsure.
     stderr = torch.where(torch.isfinite(stderr), stderr, 0.0)
@@ -109,9 +107,7 @@ def random_like(mask: NeuronMask, seed: int) -> NeuronMask:
     bins, and roots stay with their neurons.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.cat(
-        [span.start + torch.randperm(site.width, generator=generator) for site, span in mask.spans()]
-    )
+    order = torch.cat([span.start + torch.randperm(site.width, generator=generator) for site, span in mask.spans()])
     selection = {"method": "random_like", "seed": seed, "of": mask.metadata.get("selection")}
     metadata = {**mask.metadata, "selection": selection}
     return NeuronMask(mask.sites, mask.bin_edges, mask.factors[:, order], mask.roots, mask.branch, metadata)
@@ -165,9 +161,7 @@ def _kinds(sites: Sequence[Site]) -> str:
 def _number(k: int | float, candidates: int) -> int:
     if isinstance(k, float):
         if not 0 < k <= 1:
-            raise InputError(
-                f"k = {k:g}; a fraction goes from above 0 to 1, a number of neurons is written whole"
-            )
+            raise InputError(f"k = {k:g}; a fraction goes from above 0 to 1, a number of neurons is written whole")
         return max(1, round(k * candidates))
     if not 1 <= k <= candidates:
         raise InputError(f"k = {k}; expected 1 to {candidates} neurons")
