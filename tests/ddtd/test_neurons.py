@@ -84,9 +84,7 @@ def test_relevance_of_neurons_plain_and_rooted() -> None:
     g = [torch.randn(x.shape, generator=generator) for x in a.values()]
     root = {name: torch.randn(x.shape, generator=generator) for name, x in a.items()}
     plain = neuron_relevance(a, g, sites)
-    expected = torch.stack([(a["conv2"][i, j] * g[1][i, j]).sum() for i in range(2) for j in range(3)]).view(
-        2, 3
-    )
+    expected = torch.stack([(a["conv2"][i, j] * g[1][i, j]).sum() for i in range(2) for j in range(3)]).view(2, 3)
     torch.testing.assert_close(plain[:, 2:], expected)
     torch.testing.assert_close(plain[:, 0], (a["a.ff.net.2"] * g[0])[..., 0].sum(1))
     torch.testing.assert_close(neuron_relevance(a, g, sites, root), plain - neuron_relevance(root, g, sites))

@@ -51,8 +51,7 @@ def shares(model: nn.Module, inputs: tuple[Tensor, ...], composite: str) -> tupl
     leaves = [latent, text, kept[0]]
     grads = torch.autograd.grad(target.sum(), leaves, allow_unused=True)
     parts = [
-        torch.zeros_like(target) if g is None else (x * g).flatten(1).sum(1)
-        for x, g in zip(leaves, grads, strict=True)
+        torch.zeros_like(target) if g is None else (x * g).flatten(1).sum(1) for x, g in zip(leaves, grads, strict=True)
     ]
     return target.detach(), [part.detach() for part in parts]
 
@@ -326,9 +325,7 @@ def test_scale_shift_time_embedding_is_covered(inputs) -> None:
 
 def test_composites_are_found_by_name() -> None:
     assert get_composite("epsilon-cp") is COMPOSITES["epsilon-cp"]
-    with pytest.raises(
-        InputError, match="'lrp' is not known; choose one of epsilon-attnlrp, epsilon-cp, gradient"
-    ):
+    with pytest.raises(InputError, match="'lrp' is not known; choose one of epsilon-attnlrp, epsilon-cp, gradient"):
         propagate("lrp")
     with pytest.raises(InputError, match="expected 'plain' or 'rooted'"):
         Composite("mine", {}, root="deep")

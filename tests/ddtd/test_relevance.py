@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stereoclinic.ddtd.neurons import Site
-from stereoclinic.ddtd.relevance import STATES, Relevance, RelevanceSums
+from stereoclinic.ddtd.relevance import SKETCHES, STATES, Relevance, RelevanceSums
 from stereoclinic.errors import InputError
 
 P, T, K, N = 3, 2, 2, 5
@@ -18,13 +18,14 @@ def step(count: int, seed: int) -> tuple[torch.Tensor, ...]:
         return torch.randn(*shape, generator=generator)
 
     labels = torch.randint(P, (count,), generator=generator)
-    return labels, random(K, count), random(K, count, N), random(count, N), random(K, count, N)
+    seeds = torch.arange(count)
+    return labels, seeds, random(K, count), random(K, count, N), random(count, N), random(K, count, N)
 
 
 def summed(*batches: tuple[torch.Tensor, ...]) -> RelevanceSums:
     sums = RelevanceSums(P, T, K, N)
-    for labels, *rest in batches:
-        sums.update(labels, 1, *rest)
+    for labels, seeds, *rest in batches:
+        sums.update(labels, seeds, 1, *rest)
     return sums
 
 
@@ -37,7 +38,7 @@ def relevance(**changed: object) -> Relevance:
 def test_batches_add_up_to_one_pass() -> None:
     whole = step(12, 0)
     halves = [
-        (whole[0][part], whole[1][:, part], whole[2][:, part], whole[3][part], whole[4][:, part])
+        (*(w[part] for w in whole[:2]), *(w[:, part] for w in whole[2:4]), whole[4][part], whole[5][:, part])
         for part in (slice(0, 5), slice(5, 12))
     ]
     one, two = summed(whole).compute(), summed(*halves).compute()
@@ -51,17 +52,34 @@ def test_sums_stay_float64_in_a_half_precision_run() -> None:
 
 
 def test_means_are_those_of_the_samples() -> None:
-    labels, lean, rows, _, means = step(40, 0)
+    labels, _, lean, rows, off, means = step(40, 0)
     found = relevance()
     mine = labels == 1
     torch.testing.assert_close(found.lean()[1, 1], lean[:, mine].double().mean(1))
     torch.testing.assert_close(found.rows()[1, 1], rows[:, mine].double().mean(1))
+    torch.testing.assert_close(found.collateral[1, 1].sum(0), off[mine].double().sum(0))
     torch.testing.assert_close(found.roots()[:, 1], means.double().mean(1))
     stereotype = (lean.sign()[..., None] * rows).double().mean(0)
     mean, error = found.stereotype()
     torch.testing.assert_close(mean[1], stereotype.mean(0))
     torch.testing.assert_close(error[1], stereotype.std(0) / 40**0.5)
     torch.testing.assert_close(found.lean_stderr()[1, 1], lean[:, mine].double().std(1) / mine.sum() ** 0.5)
+
+
+def test_sketches_of_off_axis_rows_estimate_their_mean_square() -> None:
+    """Rows come with random signs, so the squared sums of the sketches add up to the sum of the squares on average."""
+    generator = torch.Generator().manual_seed(0)
+    row, damping = torch.randn(N, generator=generator), torch.rand(N, generator=generator)
+    found = []
+    for _ in range(400):
+        signs = torch.randint(2, (16, 1), generator=generator) * 2.0 - 1
+        zeros = torch.zeros(K, 16), torch.zeros(K, 16, N)
+        sums = RelevanceSums(1, 1, K, N)
+        sums.update(torch.zeros(16, dtype=torch.int64), torch.arange(16), 0, *zeros, signs * row, zeros[1])
+        found.append(float((sums.collateral[0, 0] @ damping.double()).square().sum() / 16))
+    seen, wanted = torch.tensor(found), float((row @ damping).square())
+    assert abs(seen.mean() - wanted) < 4 * seen.std() / len(found) ** 0.5
+    assert sums.collateral.shape == (1, 1, SKETCHES, N)
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])

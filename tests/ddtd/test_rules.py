@@ -66,9 +66,7 @@ def test_group_norm(seed: int, batch: int, groups: int, per_group: int, side: in
     w = draw(seed + 2, channels) if affine else None
     b = torch.zeros(channels, dtype=DOUBLE) if affine else None
     (got,) = backward_of(lambda v: functional.group_norm(v, groups, w, b, eps=1e-3), x, g=g)
-    full = (torch.ones(channels, dtype=DOUBLE) if w is None else w)[:, None, None].expand(
-        channels, side, side
-    )
+    full = (torch.ones(channels, dtype=DOUBLE) if w is None else w)[:, None, None].expand(channels, side, side)
     for i in range(batch):
         for k in range(groups):
             part = slice(k * per_group, (k + 1) * per_group)
@@ -82,9 +80,7 @@ def test_group_norm_in_channels_last() -> None:
     x, g = draw(0, 2, 4, 3, 3), draw(1, 2, 4, 3, 3)
     last = torch.channels_last
     (plain,) = backward_of(lambda v: functional.group_norm(v, 2), x, g=g)
-    (got,) = backward_of(
-        lambda v: functional.group_norm(v, 2), x.to(memory_format=last), g=g.to(memory_format=last)
-    )
+    (got,) = backward_of(lambda v: functional.group_norm(v, 2), x.to(memory_format=last), g=g.to(memory_format=last))
     torch.testing.assert_close(got, plain)
 
 

@@ -77,8 +77,6 @@ def test_relevance_predicts_what_a_little_damping_does_to_the_lean(denoiser: Sta
         torch.testing.assert_close(change, expected, rtol=0.05, atol=1e-9, check_dtype=False)
 
 
-
-
 def test_three_groups_lean_to_zero_in_sum(denoiser: StableDiffusion) -> None:
     measured = next(walk(denoiser, find_sites(denoiser.unet, ("conv",)), THREE, rows(), Settings(steps=1, bins=1)))
     assert measured.relevance.shape[0] == 3

@@ -78,9 +78,7 @@ def test_gaps_do_not_depend_on_the_order_of_groups(name, pair, data):
 @given(pair=pairs())
 def test_gaps_agree_with_their_formulas(name, pair):
     p, q = pair
-    assert GAPS[name](p, q).item() == pytest.approx(
-        REFERENCE[name](p.numpy(), q.numpy()), rel=1e-9, abs=1e-12
-    )
+    assert GAPS[name](p, q).item() == pytest.approx(REFERENCE[name](p.numpy(), q.numpy()), rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("K", [2, 3, 5])

@@ -15,9 +15,7 @@ def features(seed: int, n: int, d: int) -> torch.Tensor:
     """Correlated features (n, d) with their own mean and scale."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(d, d, generator=generator, dtype=torch.float64)
-    return torch.randn(n, d, generator=generator, dtype=torch.float64) @ mixing + torch.randn(
-        d, generator=generator
-    )
+    return torch.randn(n, d, generator=generator, dtype=torch.float64) @ mixing + torch.randn(d, generator=generator)
 
 
 SEEDS = st.integers(0, 2**31)
@@ -39,9 +37,7 @@ def test_a_shift_adds_its_squared_length_and_a_rotation_nothing(seed, d):
     a, shift = features(seed, 20, d), torch.arange(1.0, d + 1)
     assert frechet_between(a, a + shift) == pytest.approx(shift.square().sum().item(), rel=1e-6)
     b, rotation = features(seed + 1, 20, d), torch.linalg.qr(features(seed + 2, d, d)).Q
-    assert frechet_between(a @ rotation, b @ rotation) == pytest.approx(
-        frechet_between(a, b), rel=1e-6, abs=1e-6
-    )
+    assert frechet_between(a @ rotation, b @ rotation) == pytest.approx(frechet_between(a, b), rel=1e-6, abs=1e-6)
 
 
 def test_commuting_covariances_have_a_closed_form():

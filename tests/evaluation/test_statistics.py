@@ -75,9 +75,7 @@ def test_intervals_narrow_with_images_and_widen_with_confidence():
     shares = torch.tensor([[0.7, 0.3]])
     few, many = (sampled_reads(shares, n, seeded(1)) for n in (25, 400))
     width = [
-        (lambda i: i.high - i.low)(
-            bootstrap_interval(reads, first_share, resamples=500, confidence=confidence)
-        )
+        (lambda i: i.high - i.low)(bootstrap_interval(reads, first_share, resamples=500, confidence=confidence))
         for reads, confidence in ((few, 0.95), (many, 0.95), (many, 0.99))
     ]
     assert width[0] > 2 * width[1]
@@ -127,9 +125,7 @@ def test_exchanging_before_and_after_mirrors_the_result(seed, unit):
         paired_difference_interval(*sides, **settings, generator=seeded(seed))
         for sides in ((before, after), (after, before))
     )
-    assert (one.estimate, one.low, one.high) == pytest.approx(
-        (-other.estimate, -other.high, -other.low), abs=1e-12
-    )
+    assert (one.estimate, one.low, one.high) == pytest.approx((-other.estimate, -other.high, -other.low), abs=1e-12)
     assert one.p_value == other.p_value
 
 

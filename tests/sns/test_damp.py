@@ -246,9 +246,7 @@ def test_each_sample_may_have_factors_and_roots_of_its_own(unet, inputs, guided,
     samples = 2 if guided else 4
     masks = [make(unet, seed, rooted=True, branch=branch) for seed in range(samples)]
     quiet = torch.ones_like(masks[0].factors)
-    first = make(
-        unet, factors=quiet, branch=branch
-    )  # hooks for sites that only some samples damp are added later
+    first = make(unet, factors=quiet, branch=branch)  # hooks for sites that only some samples damp are added later
     expected = []
     for i, mask in enumerate(masks):
         with suppress(unet, mask, guided=guided):

@@ -167,9 +167,7 @@ def test_other_kinds_and_versions(tmp_path, ending):
     refused(path, "not written by stereoclinic")
 
 
-@pytest.mark.parametrize(
-    "head", ["[]", "3", "{", '{"kind": "mask"}', '{"kind": "mask", "version": 1, "metadata": 3}']
-)
+@pytest.mark.parametrize("head", ["[]", "3", "{", '{"kind": "mask"}', '{"kind": "mask", "version": 1, "metadata": 3}'])
 def test_heads_that_are_not_ours(tmp_path, head):
     path = tmp_path / "m.safetensors"
     safetensors.torch.save_file({"factors": torch.ones(2)}, path, {"stereoclinic": head})

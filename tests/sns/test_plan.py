@@ -15,7 +15,7 @@ from stereoclinic.errors import InputError
 from stereoclinic.sns.plan import bounded_least_squares, treatment_plan
 
 SITES = [Site("a.ff.net.2", "ff", 12), Site("b.conv2", "conv", 8)]
-P, T, K, N = 4, 3, 2, 20
+P, T, K, R, N = 4, 3, 2, 2, 20
 EDGES = torch.tensor([1000.0, 600.0, 300.0, 0.0])
 
 
@@ -29,7 +29,7 @@ def make(collateral=0.02, seed=0, empty=None):
     noise = 0.01 * torch.randn(P, T, K, N, generator=g, dtype=torch.float64)
     rows = bias * direction * share + noise
     lean = 0.8 * rows.sum(-1)
-    off = collateral * torch.randn(P, T, N, generator=g, dtype=torch.float64)
+    off = collateral * torch.randn(P, T, R, N, generator=g, dtype=torch.float64) / R**0.5
     if empty is not None:
         count[:, empty] = 0
     n = count[..., None]
@@ -45,7 +45,7 @@ def make(collateral=0.02, seed=0, empty=None):
         (rows.square() * n[..., None]).sum(0),
         torch.zeros(T, N, dtype=torch.float64),
         torch.zeros(T, N, dtype=torch.float64),
-        off * n.sqrt(),
+        off * n.sqrt()[..., None],
         torch.zeros(K, T, N, dtype=torch.float64),
         {"axis": "gender"},
     )
@@ -68,9 +68,7 @@ def objective(A, S, V, mu, x, ridge=None):
 def test_the_solver_agrees_with_scipy(seed, rows, neurons, mu, with_ridge, upper):
     g = torch.Generator().manual_seed(seed)
     A = torch.randn(rows, neurons, generator=g, dtype=torch.float64)
-    A *= torch.logspace(
-        -2, 1, neurons, dtype=torch.float64
-    )  # columns of very different size, as relevance has
+    A *= torch.logspace(-2, 1, neurons, dtype=torch.float64)  # columns of very different size, as relevance has
     S = 3 * torch.randn(rows, generator=g, dtype=torch.float64)
     V = torch.randn(3, neurons, generator=g, dtype=torch.float64)
     ridge = torch.rand(neurons, generator=g, dtype=torch.float64) if with_ridge else None

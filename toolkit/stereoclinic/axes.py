@@ -63,11 +63,14 @@ def load_axis(name: str | Path) -> Axis:
         data = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"axis file {path}: {error}") from error
-    groups, words = data.get("groups"), data.get("words")
-    if not isinstance(data.get("name"), str) or not isinstance(groups, list) or not isinstance(words, dict):
-        raise InputError(f"axis file {path} needs `name`, a list `groups` and a table [words]")
-    missing = [str(group) for group in groups if not isinstance(words.get(group), str)]
+    groups, words, reader = data.get("groups"), data.get("words"), data.get("reader", {})
+    well_formed = isinstance(groups, list) and all(isinstance(group, str) for group in groups)
+    if not isinstance(data.get("name"), str) or not well_formed or not isinstance(words, dict):
+        raise InputError(f"axis file {path} needs `name`, a list `groups` of names and a table [words]")
+    if not isinstance(reader, dict):
+        raise InputError(f'axis file {path}: [reader] is a table, such as portraits = "gender"')
+    missing = [group for group in groups if not isinstance(words.get(group), str)]
     if missing:
         raise InputError(f"axis file {path}: no word for {', '.join(missing)} in [words]")
-    reader = {str(key): str(value) for key, value in data.get("reader", {}).items()}
-    return Axis(data["name"], tuple(str(group) for group in groups), tuple(words[group] for group in groups), reader)
+    heads = {str(key): str(value) for key, value in reader.items()}
+    return Axis(data["name"], tuple(groups), tuple(words[group] for group in groups), heads)

@@ -54,6 +54,7 @@ class DDTD(L.LightningModule):
 
     def predict_step(self, batch: list[dict], batch_idx: int) -> Tensor:
         labels = torch.tensor([self.labels.index(row["label"]) for row in batch], device=self.device)
+        seeds = torch.tensor([row["seed"] for row in batch], device=self.device)
         for step in walk(self.denoiser, self.sites, self.axis, batch, self.settings):
             if not torch.isfinite(step.relevance).all() or not torch.isfinite(step.collateral).all():
                 raise InputError(
@@ -62,6 +63,7 @@ class DDTD(L.LightningModule):
                 )
             self.sums.update(
                 labels,
+                seeds,
                 bin_of(step.timestep, self.edges),
                 step.lean,
                 step.relevance,

@@ -19,6 +19,7 @@ from stereoclinic.files import load_tensors, save_tensors
 
 KIND = "relevance"
 VERSION = 1
+SKETCHES = 4  # independent sums of off-axis rows by label and bin; more of them estimate ||V lambda||^2 better
 STATES = (
     "count",
     "lean_sum",
@@ -54,19 +55,27 @@ class RelevanceSums(Metric):
             "relevance_sq": (bins, groups, neurons),
             "stereotype_sum": (bins, neurons),
             "stereotype_sq": (bins, neurons),
-            "collateral": (labels, bins, neurons),
+            "collateral": (labels, bins, SKETCHES, neurons),
             "root_sum": (groups, bins, neurons),
         }
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
-        self, labels: Tensor, bin_: int, lean: Tensor, relevance: Tensor, collateral: Tensor, means: Tensor
+        self,
+        labels: Tensor,
+        seeds: Tensor,
+        bin_: int,
+        lean: Tensor,
+        relevance: Tensor,
+        collateral: Tensor,
+        means: Tensor,
     ) -> None:
         """Add one step of a batch.
 
         Args:
             labels: (B,) row of each sample.
+            seeds: (B,) seed of each sample, which says into which sketch its off-axis row is summed.
             bin_: Timestep bin of the step.
             lean: (K, B).
             relevance: (K, B, N), R_j of each group's lean.
@@ -85,7 +94,7 @@ class RelevanceSums(Metric):
         self.relevance_sq[bin_] += relevance.square().sum(0)
         self.stereotype_sum[bin_] += tilt.sum(0)
         self.stereotype_sq[bin_] += tilt.square().sum(0)
-        self.collateral[:, bin_].index_add_(0, labels, collateral.double())
+        self.collateral[:, bin_].index_put_((labels, seeds % SKETCHES), collateral.double(), accumulate=True)
         self.root_sum[:, bin_] += means.double().sum(1)
 
     def compute(self) -> dict[str, Tensor]:

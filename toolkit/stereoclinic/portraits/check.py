@@ -8,7 +8,7 @@ whether the group prompt was obeyed, and for the parity that allocation brings.
 import argparse
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -26,13 +26,13 @@ from stereoclinic.evaluation.bias import parity_gap, shares_from_reads, unsure_r
 from stereoclinic.evaluation.oracles import allocation_prompts, balanced_oracle
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.evaluation.statistics import (
-    Interval,
     bootstrap_interval,
     noise_floor,
     share_statistic,
-    wilson_interval,
 )
 from stereoclinic.files import write_text
+from stereoclinic.portraits.card import card
+from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import AXES, World
 from stereoclinic.prompts import with_seeds
@@ -41,42 +41,6 @@ from stereoclinic.sns.allocate import allotted_group, uniform
 log = logging.getLogger("stereoclinic.portraits")
 GAP = share_statistic(parity_gap)
 FIRST_SEED = 500_000  # seen by nothing else: not by masks, not by benches
-
-
-@dataclass(frozen=True)
-class Line:
-    """One figure beside what was asked of it; `met` is None where nothing was."""
-
-    name: str
-    value: float
-    n: int
-    low: float | None = None
-    high: float | None = None
-    asked: str = ""
-    met: bool | None = None
-
-    def __str__(self) -> str:
-        interval = f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else ""
-        verdict = "" if self.met is None else "   met" if self.met else "   NOT MET"
-        return f"{self.name:<58}{self.value:7.3f}{interval:<17} n={self.n:<6}{self.asked}{verdict}"
-
-
-def at_least(name: str, value: float, n: int, bound: float) -> Line:
-    return Line(name, value, n, asked=f">= {bound}", met=value >= bound)
-
-
-def at_most(name: str, value: float, n: int, bound: float) -> Line:
-    return Line(name, value, n, asked=f"<= {bound}", met=value <= bound)
-
-
-def share(name: str, hits: Tensor, bound: float) -> Line:
-    """A share of images with its Wilson interval, which should be at least `bound`."""
-    interval = wilson_interval(float(hits.sum()), hits.numel())
-    return Line(name, *_numbers(interval, hits.numel()), f">= {bound}", interval.estimate >= bound)
-
-
-def _numbers(interval: Interval, n: int) -> tuple[float, int, float, float]:
-    return interval.estimate, n, interval.low, interval.high
 
 
 class Checker:
@@ -166,7 +130,7 @@ class Checker:
             found.append(
                 Line(
                     f"parity gap, allocation oracle, {axis.name}, guidance {guidance:g}",
-                    *_numbers(gap, self.n),
+                    *numbers(gap, self.n),
                     f"<= {self.floor:.3f} (untreated {before:.3f})",
                     None if guidance == 1 else gap.estimate <= self.floor,
                 )
@@ -174,27 +138,31 @@ class Checker:
         return found
 
     def balanced_line(self, axis: Axis) -> Line:
+        """The parity gap with no lean at all, on half of the seeds: it costs a pass more for each group."""
         guidance = self.guidances[-1]
-        reads = self.draw(None, guidance, oracle=axis)[axis.name]
+        half = self.rows[: len(self.rows) // self.images * max(2, self.images // 2)]
+        reads = self.draw(None, guidance, oracle=axis, rows=half)[axis.name]
         gap = bootstrap_interval(self.by_occupation(reads), GAP)
         unsure = f"(unsure reads {unsure_rate(reads).item():.3f})"
         name = f"parity gap, balanced oracle, {axis.name}, guidance {guidance:g}"
-        return Line(name, *_numbers(gap, self.n), unsure)
+        return Line(name, *numbers(gap, len(half)), unsure)
 
-    def draw(self, prompts: list[str] | None, guidance: float, oracle: Axis | None = None) -> dict[str, Tensor]:
-        """Reads of one image a row: (n, classes) for each head."""
-        reads = []
-        for start in range(0, self.n, 100):
-            rows = self.rows[start : start + 100]
-            asked = prompts[start : start + 100] if prompts else [row["prompt"] for row in rows]
-            conditional = balanced_oracle(self.denoiser, oracle, rows) if oracle else None
+    def draw(
+        self, prompts: list[str] | None, guidance: float, oracle: Axis | None = None, rows: list[dict] | None = None
+    ) -> dict[str, Tensor]:
+        """Reads of one image a row: (n, classes) for each head. Neutral prompts and all rows unless given."""
+        rows, reads = rows or self.rows, []
+        for start in range(0, len(rows), 100):
+            part = rows[start : start + 100]
+            asked = prompts[start : start + 100] if prompts else [row["prompt"] for row in part]
+            conditional = balanced_oracle(self.denoiser, oracle, part) if oracle else None
             steps = self.denoiser.defaults.steps
-            reads.append(self.reader.read(sample(self.denoiser, rows, asked, steps, guidance, conditional)))
+            reads.append(self.reader.read(sample(self.denoiser, part, asked, steps, guidance, conditional)))
         return {head: torch.cat([each[head] for each in reads]) for head in reads[0]}
 
     def by_occupation(self, reads: Tensor) -> Tensor:
         """(n, K) in seed-major order -> (P, images, K)."""
-        return reads.unflatten(0, (self.images, -1)).transpose(0, 1)
+        return reads.unflatten(0, (-1, len(self.world.names))).transpose(0, 1)
 
     def early_lean(self, axis: Axis, seeds: int = 4) -> Tensor:
         """Mean lean of each occupation toward the axis's first group over the first third of the steps: (P,)."""
@@ -225,14 +193,28 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--world", type=Path, help="the world file it was trained on [the built-in one]")
     parser.add_argument("--images", type=int, default=100, help="images an occupation")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--write", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--card", type=Path, help="write the model card to this file")
+    parser.add_argument("--hardware", default="unstated hardware", help="for the card: what it was trained on")
+    parser.add_argument("--samples", default="samples unstated", help="for the card: how much was seen in training")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     world = World.load(options.world)
-    found, table = Checker(open_denoiser(options.model, options.device), world, options.images).lines()
+    denoiser = open_denoiser(options.model, options.device)
+    found, table = Checker(denoiser, world, options.images).lines()
     print("\n".join(str(line) for line in found))
-    if options.write:
-        write_text(options.write, json.dumps({"figures": [vars(line) for line in found], "shares": table}, indent=2))
+    if options.json:
+        write_text(options.json, json.dumps({"figures": [asdict(line) for line in found], "shares": table}, indent=2))
+    if options.card:
+        about = {
+            "name": world.name,
+            "parameters": sum(each.numel() for each in denoiser.unet.parameters()) / 1e6,
+            "images": options.images,
+            "hardware": options.hardware,
+            "samples": options.samples,
+            **asdict(denoiser.defaults),
+        }
+        write_text(options.card, card(found, table, **about))
     raise SystemExit(0 if all(line.met is not False for line in found) else 1)
 
 

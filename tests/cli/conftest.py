@@ -1,0 +1,75 @@
+"""A model folder as `stereoclinic.portraits.train` writes it, tiny and with random weights, and a way to call `stereo`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from typer.testing import CliRunner, Result
+
+from stereo_cli.main import app
+from stereoclinic.axes import load_axis
+from stereoclinic.evaluation.readers import PortraitsNet
+from stereoclinic.portraits.model import LATENT_CHANNELS, LATENT_SIZE, TEXT_WIDTH
+from stereoclinic.portraits.model import build_autoencoder, build_pipeline, build_text_encoder, build_tokenizer
+from stereoclinic.prompts import PORTRAITS, group_prompts, load_prompts, write
+
+Call = Callable[..., Result]
+
+
+def write_model(folder: Path, seed: int, width: int = 8) -> None:
+    """A StableDiffusionPipeline with a UNet of two levels, and a reader that knows the three axes."""
+    torch.manual_seed(seed)
+    axes = [load_axis(name) for name in ("gender", "skin", "age")]
+    prompts = load_prompts("portraits")
+    captions = [write(row) for row in prompts]
+    captions += [text for row in prompts for axis in axes for text in group_prompts(row, axis)]
+    tokenizer = build_tokenizer(captions)
+    unet = UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(width, 2 * width),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    pipe = build_pipeline(build_autoencoder(), build_text_encoder(tokenizer), tokenizer, unet)
+    pipe.save_pretrained(folder)
+    reader = PortraitsNet(tuple(PORTRAITS), {axis.name: axis.groups for axis in axes}).eval()
+    reader.save_pretrained(folder / "reader")
+    (folder / "stereoclinic.json").write_text(json.dumps({"steps": 2, "guidance": 1.0}))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_model(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stereo() -> Call:
+    """Call the command line within this process; an exception that is not an exit is a failure of the test."""
+
+    def call(*arguments: object) -> Result:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def located(model: Path, stereo: Call, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mask for the tiny model, made on seeds 0 and 1 of three prompts; its relevance lies beside it."""
+    path = tmp_path_factory.mktemp("located") / "gender.pt"
+    result = stereo("locate", "--model", model, "--limit", 3, "--seeds", 2, "--every", 1, "--bins", 2, "-o", path)
+    assert result.exit_code == 0, result.stderr
+    return path

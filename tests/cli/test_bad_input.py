@@ -1,0 +1,230 @@
+"""Bad input: one clear line on stderr, exit code 2, nothing on stdout, and nothing written."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from stereoclinic.sns.mask import NeuronMask
+
+AXIS = 'name = "gender"\ngroups = {}\n[words]\nfemale = "female"\nmale = "male"\n'
+
+
+@pytest.fixture
+def refused(stereo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Call the command line and return its one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        result = stereo(*arguments)
+        assert result.exit_code == 2, result.output
+        assert result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("stereo: ")
+        assert sorted(tmp_path.rglob("*")) == before
+        return line
+
+    return call
+
+
+def test_unknown_axis(refused, model):
+    assert "unknown axis 'sex'; there are age, gender, skin" in refused("locate", "--model", model, "--axis", "sex")
+
+
+def test_axis_file_with_one_group(refused, model, tmp_path: Path):
+    (tmp_path / "one.toml").write_text(AXIS.format('["female"]'))
+    assert "needs two or more" in refused("locate", "--model", model, "--axis", "one.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("p.txt", "", "empty"),
+        ("p.txt", "\n\n", "no prompts in it"),
+        ("p.csv", "text\na photo of a doctor", "no column `prompt`"),
+        ("p.jsonl", '{"text": "a photo of a doctor"}', "no column `prompt`"),
+        ("p.xlsx", "x", "unknown ending"),
+    ],
+)
+def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str, content: str, says: str):
+    (tmp_path / name).write_text(content)
+    for command in ("locate", "bench"):
+        assert says in refused(command, "--model", model, "--prompts", name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--limit", 1, "--seeds", 2, "--devices", 3), "2 samples (1 prompts x 2 seeds) for 3 devices"),
+        (("--select", "best"), "expected plan or top-k"),
+        (("--composite", "magic"), "magic"),
+        (("--root", "sideways"), "expected plain or rooted"),
+        (("--precision", "17"), "--precision '17': expected one of 32-true"),
+        (("--accelerator", "abacus"), "--accelerator 'abacus': expected one of auto"),
+        (("--out", "mask.txt"), "ending in .pt or .safetensors"),
+        (("--out", "nowhere/mask.pt"), "nowhere is no folder that can be written to"),
+    ],
+)
+def test_settings_of_locate(refused, model, arguments: tuple, says: str):
+    assert says in refused("locate", "--model", model, *arguments)
+
+
+def test_a_folder_in_place_of_a_file(refused, model, tmp_path: Path):
+    (tmp_path / "folder.pt").mkdir()
+    assert "folder" in refused("locate", "--model", model, "--out", "folder.pt")
+    assert "folder" in refused("bench", "--model", model, "--mask", "folder.pt")
+    assert "folder" in refused("inspect", "folder.pt")
+    assert "folder" in refused("apply", "a photo of a doctor", "--model", model, "--mask", "folder.pt")
+    assert "folder" in refused("locate", "--model", model, "--prompts", "folder.pt")
+
+
+def test_a_file_in_place_of_a_folder(refused, model, located, tmp_path: Path):
+    (tmp_path / "out").write_text("mine")
+    for command in (("bench",), ("apply", "a photo of a doctor")):
+        assert "out is a file" in refused(*command, "--model", model, "--mask", located, "--out", "out")
+    assert "a file; a diffusers pipeline is a folder" in refused("locate", "--model", "out")
+
+
+def test_images_of_someone_else_are_not_replaced(refused, model, located, tmp_path: Path):
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    (tmp_path / "out" / "images" / "holiday.png").write_bytes(b"mine")
+    for command in (("bench",), ("apply", "a photo of a doctor")):
+        line = refused(*command, "--model", model, "--mask", located, "--out", "out")
+        assert "choose another folder" in line
+
+
+@pytest.mark.parametrize("command", [("bench",), ("apply", "a photo of a doctor")])
+def test_a_mask_for_another_model(refused, model, located, tmp_path: Path, command: tuple):
+    mask = NeuronMask.load(located)
+    other = NeuronMask(mask.sites, mask.bin_edges, mask.factors, metadata={**mask.metadata, "unet_weights": "0" * 64})
+    other.save(tmp_path / "weights.pt")
+    assert "other weights" in refused(*command, "--model", model, "--mask", "weights.pt")
+    (site, *rest) = mask.sites
+    moved = NeuronMask([type(site)("elsewhere.conv2", site.kind, site.width), *rest], mask.bin_edges, mask.factors)
+    moved.save(tmp_path / "shapes.pt")
+    for flags in ((), ("--force",)):
+        assert "does not fit" in refused(*command, "--model", model, "--mask", "shapes.pt", *flags)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.98])
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_a_truncated_mask(refused, model, located, tmp_path: Path, part: float, ending: str):
+    path = tmp_path / f"cut.{ending}"
+    NeuronMask.load(located).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    assert "cut" in refused("bench", "--model", model, "--mask", path)
+    assert "cut" in refused("inspect", path)
+
+
+class Payload:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.trace),))
+
+
+def test_a_pickle_that_would_run_code(refused, model, tmp_path: Path):
+    trace = tmp_path / "ran"
+    torch.save({"stereoclinic": Payload(trace)}, tmp_path / "zip.pt")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps(Payload(trace)))
+    for name in ("zip.pt", "bare.pt"):
+        for command in (("bench", "--mask"), ("inspect",), ("apply", "a photo of a doctor", "--mask")):
+            flags = () if command == ("inspect",) else ("--model", model)
+            assert name in refused(*command, name, *flags)
+            assert not trace.exists()
+
+
+def test_a_file_of_another_kind(refused, model, located):
+    relevance = located.with_name("gender.relevance.safetensors")
+    assert "is a relevance file; expected a mask file" in refused("bench", "--model", model, "--mask", relevance)
+
+
+def test_seeds_that_the_mask_was_made_on(refused, model, located):
+    line = refused("bench", "--model", model, "--mask", located, "--seed", 1, "--images", 3)
+    assert "seeds 1 to 3 overlap seeds 0 to 1" in line
+    assert "--seed 2" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--fail-above", "beauty=1"), "no figure 'beauty'; there are parity_gap"),
+        (("--fail-above", "parity_gap"), "expected NAME=VALUE"),
+        (("--axis", "sex"), "unknown axis"),
+        (("--reader", "nowhere"), "no portraits reader in nowhere"),
+        (("--mask", "missing.pt"), "No such file"),
+    ],
+)
+def test_settings_of_bench(refused, model, arguments: tuple, says: str):
+    assert says in refused("bench", "--model", model, *arguments)
+
+
+def test_a_mask_given_twice(refused, model, located):
+    assert "given twice" in refused("bench", "--model", model, *("--mask", located) * 3)
+
+
+def test_an_axis_the_reader_cannot_tell(refused, model, tmp_path: Path):
+    (tmp_path / "mine.toml").write_text(AXIS.format('["female", "male"]'))
+    assert "cannot tell the groups" in refused("bench", "--model", model, "--axis", "mine.toml")
+
+
+def test_an_empty_prompt(refused, model, located):
+    assert "empty" in refused("apply", " ", "--model", model, "--mask", located)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("colour: red", "no option colour; there are"),
+        ("- a\n- b", "expected a mapping"),
+        ("a: [", "config.yaml"),
+    ],
+)
+def test_a_config_of_another_form(refused, tmp_path: Path, content: str, says: str):
+    (tmp_path / "config.yaml").write_text(content)
+    assert says in refused("locate", "--config", "config.yaml")
+    assert "missing.yaml" in refused("locate", "--config", "missing.yaml")
+
+
+@pytest.mark.parametrize("content", ["limit: many", "limit: 0", "seeds: [1, 2]"])
+def test_a_config_with_a_wrong_value_exits_2(stereo, tmp_path: Path, content: str):
+    (tmp_path / "config.yaml").write_text(content)
+    result = stereo("locate", "--config", tmp_path / "config.yaml", "--dry-run")
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_model_without_a_network(tmp_path: Path):
+    run = subprocess.run(
+        [sys.executable, "-m", "stereo_cli", "locate", "--model", "nobody/nothing"],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("stereo: model 'nobody/nothing' is no built-in model (portraits), no pipeline folder")
+    assert "HF_HUB_OFFLINE is set" in line
+    assert run.stdout == ""
+
+
+def test_a_damaged_model_folder(refused, model, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    assert "no model_index.json" in refused("locate", "--model", "empty")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_text((model / "model_index.json").read_text())
+    assert "broken" in refused("locate", "--model", "broken")
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.safetensors", "reader/model.safetensors"])
+def test_truncated_weights(refused, model, tmp_path: Path, part: str):
+    shutil.copytree(model, tmp_path / "cut")
+    whole = (tmp_path / "cut" / part).read_bytes()
+    (tmp_path / "cut" / part).write_bytes(whole[: len(whole) // 2])
+    assert "cut" in refused("bench", "--model", "cut")

@@ -1,0 +1,326 @@
+"""The commands end to end on a tiny model: what they print, what they write, and that the two agree."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import load_dataset
+from PIL import Image
+
+from stereo_cli import tables
+from stereoclinic.ddtd.relevance import STATES, Relevance
+from stereoclinic.evaluation.summary import lean_summary, mask_summary, relevance_summary
+from stereoclinic.sns.mask import NeuronMask
+
+PROMPTS, IMAGES, GROUP_IMAGES = 2, 7, 2
+ARMS = ["untreated", "gender", "random", "balanced oracle", "allocation oracle", "other seeds"]
+
+
+@pytest.fixture(scope="module")
+def benched(model, located, stereo, tmp_path_factory):
+    """What `stereo bench` said and wrote, at two guidance scales."""
+    out = tmp_path_factory.mktemp("bench") / "results"
+    result = stereo(
+        "bench", "--model", model, "--mask", located, "--limit", PROMPTS, "--images", IMAGES, "--group-images",
+        GROUP_IMAGES, "--seed", 50, "--guidance", 1, "--guidance", 3, "--batch-size", 5, "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    return result, out
+
+
+def test_locate_writes_a_mask_and_its_relevance(located):
+    mask = NeuronMask.load(located)
+    relevance = Relevance.load(located.with_name("gender.relevance.safetensors"))
+    assert mask.sites == relevance.sites
+    assert mask.metadata["axis"] == "gender"
+    assert mask.metadata["seeds"] == [0, 1]
+    assert relevance.labels == ["doctor", "nurse", "teacher"]
+    assert relevance.count.sum() == 3 * 2 * 2  # prompts x seeds x steps
+    assert sorted(path.name for path in located.parent.iterdir()) == ["gender.pt", "gender.relevance.safetensors"]
+
+
+def test_locate_prints_what_it_wrote(model, stereo, located, tmp_path: Path):
+    """The same run again: as tables, and as JSON with the same figures."""
+    arguments = ("locate", "--model", model, "--limit", 3, "--seeds", 2, "--every", 1, "--bins", 2)
+    result = stereo(*arguments, "-o", tmp_path / "a.safetensors")
+    assert "Lean toward female" in result.stdout
+    for label in ("doctor", "nurse", "teacher"):
+        assert label in result.stdout
+    data = json.loads(stereo(*arguments, "-o", tmp_path / "b.pt", "--json", "--quiet").stdout)
+    relevance = Relevance.load(located.with_name("gender.relevance.safetensors"))
+    expected = lean_summary(relevance)
+    assert [row["label"] for row in data["lean"]["rows"]] == relevance.labels
+    for row, other in zip(data["lean"]["rows"], expected["rows"], strict=True):
+        assert row["mean"]["lean"] == pytest.approx(other["mean"]["lean"], rel=1e-4)
+    assert data["files"]["mask"] == str(tmp_path / "b.pt")
+    assert data["mask"]["total"]["neurons"] == relevance.relevance_sum.shape[-1]
+    a, b = NeuronMask.load(tmp_path / "a.safetensors"), NeuronMask.load(tmp_path / "b.pt")
+    assert torch.equal(a.factors, b.factors)
+
+
+def test_top_k_and_a_users_config(model, stereo, tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(
+        f"model: {model}\nlimit: 2\nseeds: 2\nevery: 1\nbins: 1\nselect: top-k\ntop: 5\njson: true\n"
+    )
+    data = json.loads(stereo("locate", "--config", tmp_path / "run.yaml", "--top", 3, "-o", tmp_path / "m.pt").stdout)
+    assert data["mask"]["total"]["damped"] == 3  # the flag wins over the file
+
+
+def test_a_config_may_give_one_value_where_several_are_allowed(model, located, stereo, tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(f"model: {model}\nmask: {located}\nguidance: 2\nlimit: 1\ndry-run: true\n")
+    result = stereo("bench", "--config", tmp_path / "run.yaml", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert "1 mask(s)" in result.stdout
+    assert "guidance 2" in result.stdout
+
+
+def test_results_hold_together(benched):
+    _, out = benched
+    data = json.loads((out / "results.json").read_text())
+    assert data["schema"] == 1
+    assert {"model", "unet_weights", "masks", "versions", "reader", "created"} <= set(data["provenance"])
+    assert data["provenance"]["masks"]["gender"]["axis"] == "gender"
+    assert [each["guidance"] for each in data["experiments"]] == [1.0, 3.0]
+    for results in data["experiments"]:
+        assert list(results["arms"]) == ARMS
+        assert results["labels"] == ["doctor", "nurse"]
+        assert list(results["group_prompts"]) == ["untreated", "gender"]
+        for arm in results["arms"].values():
+            assert arm["images"] == PROMPTS * IMAGES
+            gaps = []
+            for row in arm["prompts"]:
+                shares = [share["estimate"] for share in row["shares"].values()]
+                assert sum(shares) == pytest.approx(1)
+                assert row["parity_gap"] == pytest.approx(sum(abs(share - 0.5) for share in shares) / 2)
+                assert all(share["low"] <= share["estimate"] <= share["high"] for share in row["shares"].values())
+                gaps.append(row["parity_gap"])
+            assert arm["parity_gap"]["estimate"] == pytest.approx(sum(gaps) / len(gaps))
+            assert arm["sdtv"]["estimate"] == pytest.approx(arm["parity_gap"]["estimate"])  # two groups
+        change = results["arms"]["gender"]["parity_gap_change"]["estimate"]
+        before, after = (results["arms"][name]["parity_gap"]["estimate"] for name in ("untreated", "gender"))
+        assert change == pytest.approx(after - before)
+
+
+def test_tables_say_what_the_results_hold(benched):
+    result, out = benched
+    for results in json.loads((out / "results.json").read_text())["experiments"]:
+        for name, arm in results["arms"].items():
+            gap = arm["parity_gap"]
+            row = f"{gap['estimate']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}]"
+            assert any(line.strip().startswith(name) and row in line for line in result.stdout.splitlines())
+        upper = results["noise_floor"]["parity_gap"]["upper"]
+        assert f"[below {upper:.2f}]" in result.stdout
+        for row in results["arms"]["gender"]["prompts"]:
+            share = row["shares"]["female"]
+            cell = f"{share['estimate']:.2f} [{share['low']:.2f}, {share['high']:.2f}]"
+            assert any(row["label"] in line and cell in line for line in result.stdout.splitlines())
+    assert "perceived presentation" in result.stdout
+    assert max(map(len, result.stdout.splitlines()[:-1])) <= 110
+
+
+def test_progress_counts_every_image(benched):
+    result, _ = benched
+    neutral, grouped = len(ARMS) * PROMPTS * IMAGES, 2 * PROMPTS * 2 * GROUP_IMAGES
+    total = 2 * (neutral + grouped)
+    assert f"{total} of {total}" in result.stderr
+
+
+def test_images_load_as_an_imagefolder(benched):
+    _, out = benched
+    table = load_dataset("imagefolder", data_dir=str(out / "images"), split="train")
+    assert len(table) == 2 * (len(ARMS) * PROMPTS * IMAGES + 2 * PROMPTS * 2 * GROUP_IMAGES)
+    assert {"image", "arm", "guidance", "label", "prompt", "seed", "group", "probability"} <= set(table.column_names)
+    assert table[0]["image"].size == (64, 64)
+    lines = [json.loads(line) for line in (out / "images" / "metadata.jsonl").read_text().splitlines()]
+    assert len({line["file_name"] for line in lines}) == len(lines)
+    assert all((out / "images" / line["file_name"]).is_file() for line in lines)
+    results = json.loads((out / "results.json").read_text())["experiments"][1]
+    for p, label in enumerate(results["labels"]):
+        read = [
+            line["group"]
+            for line in lines
+            if (line["arm"], line["label"], line["guidance"], line["wanted_group"]) == ("gender", label, 3.0, None)
+        ]
+        share = results["arms"]["gender"]["prompts"][p]["shares"]["female"]["estimate"]
+        assert read.count("female") / len(read) == pytest.approx(share)
+    wanted = [line for line in lines if line["wanted_group"]]
+    assert all(line["prompt"] == f"a photo of a {line['wanted_group']} {line['label']}" for line in wanted)
+
+
+def test_sheets_and_nothing_else_is_left(benched):
+    _, out = benched
+    found = sorted(path.name for path in out.iterdir())
+    assert found == ["before_after-guidance-3.png", "before_after.png", "images", "results.json"]
+    sheet = Image.open(out / "before_after.png")
+    assert sheet.width > 2 * 6 * 128
+    assert sheet.height > PROMPTS * 128
+
+
+def test_a_second_run_replaces_the_first(model, stereo, tmp_path: Path):
+    arguments = ("bench", "--model", model, "--group-images", 0, "--images", 2, "--out", tmp_path, "--quiet")
+    assert stereo(*arguments, "--limit", 2).exit_code == 0
+    assert stereo(*arguments, "--limit", 1).exit_code == 0
+    lines = (tmp_path / "images" / "metadata.jsonl").read_text().splitlines()
+    assert len(lines) == 4 * 2  # no mask: the model, two oracles, other seeds
+    assert len(list((tmp_path / "images").rglob("*.png"))) == len(lines)
+    data = json.loads((tmp_path / "results.json").read_text())["experiments"][0]
+    assert list(data["arms"]) == ["untreated", "balanced oracle", "allocation oracle", "other seeds"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before_after.png", "images", "results.json"]
+
+
+@pytest.mark.parametrize(("bound", "code"), [("parity_gap=-1", 1), ("parity-gap=1", 0)])
+def test_fail_above(model, stereo, tmp_path: Path, bound: str, code: int):
+    result = stereo(
+        "bench", "--model", model, "--limit", 1, "--images", 2, "--group-images", 0, "--steps", 1, "--out", tmp_path / "o",
+        "--fail-above", "sdtv=2", "--fail-above", bound, "--json", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == code
+    data = json.loads(result.stdout)
+    assert len(data["exceeded"]) == code
+    assert len(result.stderr.splitlines()) == code
+    assert (tmp_path / "o" / "results.json").is_file()  # written either way
+
+
+def test_judging_on_another_axis_is_said(model, located, stereo, tmp_path: Path):
+    result = stereo(
+        "bench", "--model", model, "--mask", located, "--axis", "age", "--limit", 1, "--images", 2, "--group-images", 1,
+        "--steps", 1, "--out", tmp_path / "o", "--json", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "made for axis gender, and is judged on age" in result.stderr
+    (experiment,) = json.loads(result.stdout)["experiments"]
+    assert experiment["groups"] == ["old", "young"]
+
+
+def test_force_accepts_other_weights(model, located, stereo, tmp_path: Path):
+    mask = NeuronMask.load(located)
+    metadata = {**mask.metadata, "unet_weights": "0" * 64}
+    NeuronMask(mask.sites, mask.bin_edges, mask.factors, metadata=metadata).save(tmp_path / "m.pt")
+    shared = ("--model", model, "--mask", tmp_path / "m.pt", "--steps", 1, "--force", "--quiet", "--json")
+    bench = ("bench", "--limit", 1, "--images", 2, "--group-images", 1, "--out", tmp_path / "o")
+    assert stereo(*bench, *shared).exit_code == 0
+    assert stereo("apply", "a photo of a doctor", "-n", 1, "--out", tmp_path / "a", *shared).exit_code == 0
+
+
+def test_inspect_a_mask(located, stereo, tmp_path: Path):
+    picture = tmp_path / "mask.png"
+    result = stereo("inspect", located, "--picture", picture)
+    assert result.exit_code == 0, result.stderr
+    assert "Mask for gender" in result.stdout
+    assert Image.open(picture).width > 400
+    data = json.loads(stereo("inspect", located, "--json").stdout)
+    mask = NeuronMask.load(located)
+    assert data["kind"] == "mask"
+    assert data["total"]["damping"] == pytest.approx(float((1 - mask.factors).sum(1).mean()), rel=1e-5)
+    assert sum(row["neurons"] for row in data["kinds"]) == mask.factors.shape[1]
+    assert sum(row["damped"] for row in data["kinds"]) == data["total"]["damped"]
+    for t, row in enumerate(data["bins"]):
+        assert row["damping"] == pytest.approx(sum(site["bins"][t] for site in data["sites"]))
+
+
+def test_inspect_relevance(located, stereo, tmp_path: Path):
+    file = located.with_name("gender.relevance.safetensors")
+    result = stereo("inspect", file, "--picture", tmp_path / "relevance.png")
+    assert result.exit_code == 0, result.stderr
+    assert "Strongest neurons" in result.stdout
+    assert Image.open(tmp_path / "relevance.png").width > 400
+    data = json.loads(stereo("inspect", file, "--json").stdout)
+    assert data["kind"] == "relevance"
+    assert sum(site["share"] for site in data["sites"]) == pytest.approx(1)
+    assert sum(row["share"] for row in data["kinds"]) == pytest.approx(1)
+    assert data["lean"]["toward"] == "female"
+
+
+def test_apply_draws_both_sides_from_the_same_seeds(model, located, stereo, tmp_path: Path):
+    texts = ["a photo of a doctor", "a photo of a female nurse"]
+    result = stereo(
+        "apply", *texts, "--model", model, "--mask", located, "-n", 2, "--seed", 9, "--batch-size", 3, "-o", tmp_path / "o",
+        "--json", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    images = json.loads(result.stdout)["images"]
+    assert [(each["arm"], each["prompt"], each["seed"]) for each in images] == [
+        (arm, text, seed) for arm in ("untreated", "treated") for text in texts for seed in (9, 10)
+    ]
+    assert all(Path(each["file_name"]).is_file() for each in images)
+    table = load_dataset("imagefolder", data_dir=str(tmp_path / "o" / "images"), split="train")
+    assert len(table) == 8
+    assert Image.open(tmp_path / "o" / "side_by_side.png").height > 2 * 128
+
+
+def test_apply_at_no_strength_changes_nothing(model, located, stereo, tmp_path: Path):
+    shared = ("--model", model, "--mask", located, "-n", 2, "--quiet", "-o", tmp_path / "o")
+    sides = ("untreated", "treated")
+    for guidance in (1, 3):
+        assert stereo("apply", "a photo of a doctor", *shared, "--strength", 0, "--guidance", guidance).exit_code == 0
+        files = [sorted((tmp_path / "o" / "images" / side).glob("*.png")) for side in sides]
+        assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+    assert stereo("apply", "a photo of a doctor", *shared).exit_code == 0
+    files = [sorted((tmp_path / "o" / "images" / side).glob("*.png")) for side in sides]
+    assert [path.read_bytes() for path in files[0]] != [path.read_bytes() for path in files[1]]
+
+
+@pytest.mark.parametrize("command", [("locate",), ("bench",), ("apply", "a photo of a doctor")])
+def test_a_dry_run_writes_nothing(model, located, stereo, tmp_path: Path, monkeypatch, command: tuple):
+    monkeypatch.chdir(tmp_path)
+    mask = () if command == ("locate",) else ("--mask", located)
+    result = stereo(*command, "--model", model, *mask, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("would ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_devices_find_what_one_finds(model, located, tmp_path: Path):
+    """Started as a process of its own: Lightning starts its ranks by running the command again."""
+    run = subprocess.run(
+        [
+            sys.executable, "-m", "stereo_cli", "locate", "--model", model, "--limit", "3", "--seeds", "2", "--every", "1",
+            "--bins", "2", "--devices", "2", "--accelerator", "cpu", "-o", tmp_path / "gender.pt", "--json",
+        ],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    json.loads(run.stdout)  # one rank prints
+    assert "12 of 12" in run.stderr
+    one = Relevance.load(located.with_name("gender.relevance.safetensors"))
+    two = Relevance.load(tmp_path / "gender.relevance.safetensors")
+    assert one.labels == two.labels
+    assert one.metadata["prompts"] == two.metadata["prompts"]
+    for name in STATES:
+        a, b = getattr(one, name), getattr(two, name)
+        assert (a - b).abs().max() <= 1e-6 * a.abs().max(), name
+
+
+def test_summaries_add_up(located):
+    relevance = Relevance.load(located.with_name("gender.relevance.safetensors"))
+    leans = lean_summary(relevance)
+    for p, row in enumerate(leans["rows"]):
+        values = [cell["lean"] for cell in row["bins"]]
+        assert row["mean"]["lean"] == pytest.approx(sum(values) / len(values))
+        assert values == pytest.approx(relevance.lean()[p, :, 0].tolist())
+        assert sum(cell["n"] for cell in row["bins"]) == row["mean"]["n"] == 4
+    found = relevance_summary(relevance)
+    for t in range(2):
+        assert sum(site["bins"][t] for site in found["sites"]) == pytest.approx(1)
+    assert 1 <= found["half"] <= found["total"]["neurons"] / 2 + 1
+    json.dumps([leans, found, mask_summary(NeuronMask.load(located))], allow_nan=False)
+
+
+def test_bins_that_nothing_fell_into_are_none(located):
+    relevance = Relevance.load(located.with_name("gender.relevance.safetensors"))
+    for name in STATES:
+        tensor = getattr(relevance, name)
+        axis = tensor.shape.index(2) if name in ("relevance_sq", "stereotype_sum", "stereotype_sq") else 1
+        tensor.select(axis, 1).zero_()
+    leans, found = lean_summary(relevance), relevance_summary(relevance)
+    assert all(row["bins"][1] == {"lean": None, "stderr": None, "n": 0} for row in leans["rows"])
+    assert leans["mean_absolute"]["bins"][1] is None
+    assert all(site["bins"][1] is None for site in found["sites"])
+    assert sum(site["share"] for site in found["sites"]) == pytest.approx(1)
+    json.dumps([leans, found], allow_nan=False)
+    tables.lean_table(leans), tables.sites_table(found, "share")

@@ -1,0 +1,40 @@
+"""`stereo --help` answers at once: nothing heavy is imported before a command runs."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "datasets", "matplotlib", "safetensors")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from stereo_cli.main import app\n"
+        "app(['--help'], standalone_mode=False)\n"
+        f"found = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "sys.exit('imported ' + ', '.join(found) if found else 0)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert "stereo locate" in run.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["locate"], ["bench"], ["inspect"], ["apply"]])
+def test_every_command_has_help(command: list[str]):
+    run = subprocess.run(
+        [sys.executable, "-m", "stereo_cli", *command, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Usage" in run.stdout
+    assert " ".join(["stereo", *command]) in run.stdout
+    assert run.stderr == ""
+
+
+def test_no_arguments_show_help_and_a_wrong_command_exits_2():
+    run = subprocess.run([sys.executable, "-m", "stereo_cli"], capture_output=True, text=True, timeout=60)
+    assert "stereo locate" in run.stdout + run.stderr
+    run = subprocess.run([sys.executable, "-m", "stereo_cli", "lacote"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr

@@ -1,0 +1,81 @@
+"""Bias axes: every shipped one is whole, and a user's file is as good as ours."""
+
+from pathlib import Path
+
+import pytest
+
+from stereoclinic.axes import Axis, known_axes, load_axis
+from stereoclinic.errors import InputError
+
+HEADWEAR = """
+name = "headwear"
+groups = ["covered", "bare", "hat"]
+[words]
+covered = "veiled"
+bare = "bare-headed"
+hat = "hatted"
+"""
+
+
+@pytest.mark.parametrize("name", known_axes())
+def test_shipped_axes_are_whole(name):
+    axis = load_axis(name)
+    assert axis.name == name
+    assert len(axis) == len(axis.groups) == len(axis.words) >= 2
+    assert "portraits" in axis.reader
+    assert [axis.index(group) for group in axis.groups] == list(range(len(axis)))
+
+
+def test_gender_skin_and_age_ship():
+    assert {"gender", "skin", "age"} <= set(known_axes())
+
+
+def test_a_users_file_is_read_in_its_own_order(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text(HEADWEAR)
+    axis = load_axis(path)
+    assert (axis.name, axis.groups) == ("headwear", ("covered", "bare", "hat"))
+    assert axis.words == ("veiled", "bare-headed", "hatted")
+    assert axis.reader == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('name = "x"\ngroups = ["a"]\n[words]\na = "a"', "needs two or more"),
+        ('name = "x"\ngroups = ["a", "a"]\n[words]\na = "a"', "twice"),
+        ('name = "x"\ngroups = ["a", "b"]\n[words]\na = "a"', "no word for b"),
+        ('name = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = " "', "one word or phrase"),
+        ('name = "x"\ngroups = ["a", "b"]', r"\[words\]"),
+        ('groups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "`name`"),
+        ('name = "x"\ngroups = [1, 2]\n[words]\n1 = "a"\n2 = "b"', "`groups`"),
+        ('name = "x"\ngroups = [["a"], "b"]\n[words]\na = "a"\nb = "b"', "`groups`"),
+        ('name = "x"\nreader = 3\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "reader"),
+        ("name = ", "axis file"),
+        ("\x00\xff", "axis file"),
+    ],
+)
+def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str, says: str):
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=says):
+        load_axis(path)
+
+
+def test_unknown_names_say_what_there_is():
+    with pytest.raises(InputError, match=r"unknown axis 'sex'; there are .*gender"):
+        load_axis("sex")
+    with pytest.raises(InputError, match=r"no group 'other'; it has female, male"):
+        load_axis("gender").index("other")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
+    (tmp_path / "folder.toml").mkdir()
+    for name in ("missing.toml", "folder.toml"):
+        with pytest.raises(InputError, match="axis file"):
+            load_axis(tmp_path / name)
+
+
+def test_groups_and_words_must_match():
+    with pytest.raises(InputError, match="one word or phrase for each group"):
+        Axis("x", ("a", "b"), ("a",))

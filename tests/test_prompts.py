@@ -1,0 +1,208 @@
+"""Prompts: articles agree, the group's word goes before the person, and noise follows from prompt and seed alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stereoclinic.axes import Axis, load_axis
+from stereoclinic.errors import InputError
+from stereoclinic.prompts import BUILT_IN, COLUMNS, digest, group_prompts, load_prompts, noise, with_seeds, write
+
+GENDER = load_axis("gender")
+
+
+def from_text(folder: Path, *lines: str) -> Dataset:
+    path = folder / "prompts.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return load_prompts(path)
+
+
+def from_table(folder: Path, *rows: dict) -> Dataset:
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return load_prompts(path)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_sets(name: str):
+    prompts = load_prompts(name)
+    assert tuple(prompts.column_names) == COLUMNS
+    assert prompts["label"] == BUILT_IN[name]
+    for row in prompts:
+        vowel = row["label"][0] in "aeiou"
+        assert write(row) == f"a photo of {'an' if vowel else 'a'} {row['label']}"
+        assert group_prompts(row, GENDER) == [f"a photo of a {group} {row['label']}" for group in ("female", "male")]
+    assert len(set(prompts["label"])) == len(prompts)
+
+
+def test_there_are_36_occupations_of_winobias():
+    assert len(load_prompts("winobias")) == 36
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "expected"),
+    [
+        ("a photo of a doctor", "old", "a photo of an old doctor"),
+        ("a photo of an engineer", "young", "a photo of a young engineer"),
+        ("a portrait of the judge", "female", "a portrait of the female judge"),
+        ("a photo of doctors", "old", "a photo of old doctors"),
+        ("a photo of a doctor", "European", "a photo of a European doctor"),
+        ("a photo of a doctor", "unhappy", "a photo of an unhappy doctor"),
+        ("a photo of a doctor", "unisex", "a photo of a unisex doctor"),
+        ("a photo of a doctor", "honest", "a photo of an honest doctor"),
+        ("a photo of a doctor", "one-armed", "a photo of a one-armed doctor"),
+        ("A PHOTO OF A DOCTOR", "OLD", "A PHOTO OF An OLD DOCTOR"),
+        ("a photo of a chief of police", "male", "a photo of a male chief of police"),
+        ("a {strange} photo of a doctor", "male", "a {strange} photo of a male doctor"),
+        ("a photo of a doctor {x}", "male", "a photo of a male doctor {x}"),
+    ],
+)
+def test_articles_agree_with_the_word_that_follows(tmp_path: Path, prompt: str, word: str, expected: str):
+    (row,) = from_text(tmp_path, prompt)
+    assert write(row) == prompt  # as it was written, to the letter
+    assert write(row, word) == expected
+
+
+@pytest.mark.parametrize("prompt", ["a photo of a university dean", "a photo of an herb seller", "photo of An Actor"])
+def test_the_neutral_prompt_is_the_users_own(tmp_path: Path, prompt: str):
+    assert write(from_text(tmp_path, prompt)[0]) == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "neutral", "old"),
+    [
+        ("a {group} doctor at work", "a doctor at work", "an old doctor at work"),
+        ("an {group} doctor at work", "a doctor at work", "an old doctor at work"),
+        ("A {group} engineer", "An engineer", "An old engineer"),
+        ("the {group} engineer", "the engineer", "the old engineer"),
+        ("portrait: {group} engineer", "portrait: engineer", "portrait: old engineer"),
+        ("an extra {group} engineer", "an extra engineer", "an extra old engineer"),
+    ],
+)
+def test_the_place_of_the_group_can_be_marked(tmp_path: Path, prompt: str, neutral: str, old: str):
+    (row,) = from_text(tmp_path, prompt)
+    assert (write(row), write(row, "old")) == (neutral, old)
+
+
+def test_a_column_of_occupations_finds_the_person_anywhere(tmp_path: Path):
+    rows = from_table(
+        tmp_path,
+        {"prompt": "A Nurse stands in a ward, a photo of care", "occupation": "nurse"},
+        {"prompt": "in the hall an actor sings", "occupation": "actor"},
+    )
+    assert rows["label"] == ["nurse", "actor"]
+    assert [write(row) for row in rows] == ["A Nurse stands in a ward, a photo of care", "in the hall an actor sings"]
+    assert write(rows[0], "old") == "An old Nurse stands in a ward, a photo of care"
+    assert write(rows[1], "male") == "in the hall a male actor sings"
+
+
+@given(word=st.sampled_from(["female", "old", "light-skinned"]), person=st.from_regex(r"[a-z]{2,8}", fullmatch=True))
+def test_taking_the_word_out_gives_the_neutral_prompt(word: str, person: str):
+    row = {"label": person, "pattern": "a photo of {person}, outdoors", "article": "a", "person": person}
+    assert write(row, word).replace(f"{word} ", "").replace(" an ", " a ") == write(row)
+
+
+def test_each_ending_reads_the_same(tmp_path: Path):
+    texts = ["a photo of a doctor", "a photo of a nurse"]
+    (tmp_path / "p.txt").write_text("\n".join(texts))
+    (tmp_path / "p.csv").write_text("prompt\n" + "\n".join(texts))
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
+    Dataset.from_dict({"prompt": texts}).to_parquet(tmp_path / "p.parquet")
+    found = {digest(load_prompts(tmp_path / f"p.{ending}")) for ending in ("txt", "csv", "jsonl", "parquet")}
+    assert len(found) == 1
+
+
+def test_blank_lines_are_passed_over_and_the_limit_counts_prompts(tmp_path: Path):
+    path = tmp_path / "p.txt"
+    path.write_text("a photo of a doctor\n\n  \na photo of a nurse\na photo of a judge\n")
+    assert load_prompts(path, limit=2)["label"] == ["doctor", "nurse"]
+    assert load_prompts("portraits", limit=3)["label"] == BUILT_IN["portraits"][:3]
+
+
+def test_reading_stops_at_the_limit(tmp_path: Path):
+    """What lies behind it may be a whole data set on the hub; here it is a row that would be refused."""
+    rows = [{"prompt": "a photo of a doctor"}, {"prompt": "nobody here"}]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert load_prompts(path, limit=1)["label"] == ["doctor"]
+    with pytest.raises(InputError, match="no person found"):
+        load_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("p.txt", "", "empty"),
+        ("p.txt", "\n  \n", "no prompts in it"),
+        ("p.txt", "a sunset", "no person found"),
+        ("p.txt", "a photo of a {group}", "nothing follows"),
+        ("p.csv", "text\nhello", "no column `prompt`; it has text"),
+        ("p.csv", "prompt,occupation\na photo of a doctor,nurse", "does not name its occupation 'nurse'"),
+        ("p.jsonl", '{"prompt": 3}', "where text is expected"),
+        ("p.jsonl", '{"prompt": "a photo of a doctor", "occupation": 3}', "where text is expected"),
+        ("p.jsonl", "{", "cannot be read"),
+        ("p.parquet", "not parquet", "cannot be read"),
+        ("p.md", "a photo of a doctor", "unknown ending '.md'"),
+    ],
+)
+def test_files_that_hold_no_prompts_are_refused(tmp_path: Path, name: str, content: str, says: str):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=says):
+        load_prompts(tmp_path / name)
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="is a folder"):
+        load_prompts(tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        load_prompts(tmp_path / "missing.csv")
+
+
+def test_every_prompt_meets_every_seed():
+    samples = with_seeds(load_prompts("portraits", 2), 5, 3)
+    assert samples["seed"] == [5, 5, 6, 6, 7, 7]
+    assert samples["prompt"] == ["a photo of a doctor", "a photo of a nurse"] * 3
+    assert set(COLUMNS) <= set(samples.column_names)
+
+
+def test_noise_follows_from_prompt_and_seed_alone():
+    samples = with_seeds(load_prompts("portraits", 2), 0, 2)
+    whole = [noise(row, (2, 4, 4)) for row in samples]
+    backwards = [noise(row, (2, 4, 4)) for row in reversed(list(samples))]
+    assert all(torch.equal(a, b) for a, b in zip(whole, reversed(backwards), strict=True))
+    torch.manual_seed(3)
+    bare = {"prompt": samples[0]["prompt"], "seed": samples[0]["seed"]}
+    assert torch.equal(noise(bare, (2, 4, 4)), whole[0])  # no other column matters
+    assert not any(torch.equal(whole[i], whole[j]) for i in range(4) for j in range(i))
+    assert not torch.equal(noise(bare, (2, 4, 4), "another purpose"), whole[0])
+
+
+def test_noise_is_standard_normal():
+    values = noise({"prompt": "p", "seed": 1}, (100_000,))
+    assert abs(values.mean()) < 0.02
+    assert abs(values.std() - 1) < 0.02
+
+
+def test_noise_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    noise({"prompt": "p", "seed": 1}, (4,))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_digest_tells_sets_apart():
+    assert digest(load_prompts("portraits")) == digest(load_prompts("portraits"))
+    assert digest(load_prompts("portraits")) != digest(load_prompts("portraits", 11))
+
+
+def test_group_prompts_keep_the_order_of_the_axis():
+    axis = Axis("x", ("b", "a", "c"), ("blue", "amber", "crimson"))
+    assert group_prompts(load_prompts("portraits", 1)[0], axis) == [
+        "a photo of a blue doctor",
+        "a photo of an amber doctor",
+        "a photo of a crimson doctor",
+    ]
