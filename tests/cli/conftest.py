@@ -1,4 +1,4 @@
-"""A model folder as `stereoclinic.portraits.train` writes it, tiny and with random weights, and a way to call `stereo`."""
+"""A model folder as `stereoclinic.portraits.train` writes it, tiny and random, and a way to call `stereo`."""
 
 import json
 from collections.abc import Callable
@@ -12,8 +12,15 @@ from typer.testing import CliRunner, Result
 from stereo_cli.main import app
 from stereoclinic.axes import load_axis
 from stereoclinic.evaluation.readers import PortraitsNet
-from stereoclinic.portraits.model import LATENT_CHANNELS, LATENT_SIZE, TEXT_WIDTH
-from stereoclinic.portraits.model import build_autoencoder, build_pipeline, build_text_encoder, build_tokenizer
+from stereoclinic.portraits.model import (
+    LATENT_CHANNELS,
+    LATENT_SIZE,
+    TEXT_WIDTH,
+    build_autoencoder,
+    build_pipeline,
+    build_text_encoder,
+    build_tokenizer,
+)
 from stereoclinic.prompts import PORTRAITS, group_prompts, load_prompts, write
 
 Call = Callable[..., Result]

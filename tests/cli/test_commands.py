@@ -16,7 +16,7 @@ from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.evaluation.summary import lean_summary, mask_summary, relevance_summary
 from stereoclinic.sns.mask import NeuronMask
 
-PROMPTS, IMAGES, GROUP_IMAGES = 2, 7, 2
+PROMPTS, IMAGES, GROUP_IMAGES = 2, 6, 1
 ARMS = ["untreated", "gender", "random", "balanced oracle", "allocation oracle", "other seeds"]
 
 
@@ -175,8 +175,8 @@ def test_a_second_run_replaces_the_first(model, stereo, tmp_path: Path):
 @pytest.mark.parametrize(("bound", "code"), [("parity_gap=-1", 1), ("parity-gap=1", 0)])
 def test_fail_above(model, stereo, tmp_path: Path, bound: str, code: int):
     result = stereo(
-        "bench", "--model", model, "--limit", 1, "--images", 2, "--group-images", 0, "--steps", 1, "--out", tmp_path / "o",
-        "--fail-above", "sdtv=2", "--fail-above", bound, "--json", "--quiet",
+        "bench", "--model", model, "--limit", 1, "--images", 2, "--group-images", 0, "--steps", 1,
+        "--out", tmp_path / "o", "--fail-above", "sdtv=2", "--fail-above", bound, "--json", "--quiet",
     )  # fmt: skip
     assert result.exit_code == code
     data = json.loads(result.stdout)
@@ -238,8 +238,8 @@ def test_inspect_relevance(located, stereo, tmp_path: Path):
 def test_apply_draws_both_sides_from_the_same_seeds(model, located, stereo, tmp_path: Path):
     texts = ["a photo of a doctor", "a photo of a female nurse"]
     result = stereo(
-        "apply", *texts, "--model", model, "--mask", located, "-n", 2, "--seed", 9, "--batch-size", 3, "-o", tmp_path / "o",
-        "--json", "--quiet",
+        "apply", *texts, "--model", model, "--mask", located, "-n", 2, "--seed", 9, "--batch-size", 3,
+        "-o", tmp_path / "o", "--json", "--quiet",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     images = json.loads(result.stdout)["images"]
@@ -275,20 +275,27 @@ def test_a_dry_run_writes_nothing(model, located, stereo, tmp_path: Path, monkey
 
 
 @pytest.mark.slow
-def test_two_devices_find_what_one_finds(model, located, tmp_path: Path):
-    """Started as a process of its own: Lightning starts its ranks by running the command again."""
-    run = subprocess.run(
-        [
-            sys.executable, "-m", "stereo_cli", "locate", "--model", model, "--limit", "3", "--seeds", "2", "--every", "1",
-            "--bins", "2", "--devices", "2", "--accelerator", "cpu", "-o", tmp_path / "gender.pt", "--json",
-        ],
-        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    json.loads(run.stdout)  # one rank prints
-    assert "12 of 12" in run.stderr
-    one = Relevance.load(located.with_name("gender.relevance.safetensors"))
-    two = Relevance.load(tmp_path / "gender.relevance.safetensors")
+def test_two_devices_find_what_one_finds(model, tmp_path: Path):
+    """Each in a process of its own: Lightning starts its ranks by running the command again.
+
+    Samples walk one by one, and on one thread: rounding within a batch depends on who else is in it.
+    """
+    found = []
+    for devices in (1, 2):
+        mask = tmp_path / f"{devices}.pt"
+        run = subprocess.run(
+            [
+                *(sys.executable, "-m", "stereo_cli", "locate", "--model", model, "--limit", "3", "--seeds", "1"),
+                *("--every", "1", "--bins", "2", "--batch-size", "1", "--accelerator", "cpu", "--json"),
+                *("--devices", str(devices), "-o", mask),
+            ],
+            capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        assert json.loads(run.stdout)["files"]["mask"] == str(mask)  # one rank prints, and once
+        assert "6 of 6" in run.stderr
+        found.append(Relevance.load(tmp_path / f"{devices}.relevance.safetensors"))
+    one, two = found
     assert one.labels == two.labels
     assert one.metadata["prompts"] == two.metadata["prompts"]
     for name in STATES:

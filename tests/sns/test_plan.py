@@ -178,6 +178,7 @@ def test_more_copies_of_the_same_groups_do_not_change_the_plan():
     [
         ({"mu": -1.0}, "mu = -1"),
         ({"mu": math.nan}, "mu = nan"),
+        ({"mu": 1.0, "overshoot": -0.5}, "overshoot = -0.5"),
         ({"mu": 1.0, "target": 0.5}, "one lean for each of female, male"),
         ({"mu": 1.0, "target": [0.5]}, "one lean for each"),
         ({"mu": 1.0, "shrink": 2.0}, "shrink = 2"),
@@ -189,3 +190,13 @@ def test_more_copies_of_the_same_groups_do_not_change_the_plan():
 def test_arguments_out_of_range_are_refused(arguments, match):
     with pytest.raises(InputError, match=match):
         treatment_plan(make(), **arguments)
+
+
+def test_overshoot_plans_past_the_target():
+    """A fifth more than all: what is left of each lean has changed its sign."""
+    relevance = make(collateral=0.0)
+    rows, leans = relevance.rows()[:, 0], relevance.lean()[:, 0]
+    for overshoot in (0.0, 0.2):  # the rows can take away 1.25 times the lean at most
+        damping = treatment_plan(relevance, 0.0, overshoot=overshoot).damping[0].double()
+        left = leans - rows @ damping
+        torch.testing.assert_close(left, -overshoot * leans, atol=0.05, rtol=0)

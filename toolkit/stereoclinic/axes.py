@@ -63,12 +63,11 @@ def load_axis(name: str | Path) -> Axis:
         data = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"axis file {path}: {error}") from error
-    groups, words, reader = data.get("groups"), data.get("words"), data.get("reader", {})
-    well_formed = isinstance(groups, list) and all(isinstance(group, str) for group in groups)
-    if not isinstance(data.get("name"), str) or not well_formed or not isinstance(words, dict):
-        raise InputError(f"axis file {path} needs `name`, a list `groups` of names and a table [words]")
-    if not isinstance(reader, dict):
-        raise InputError(f'axis file {path}: [reader] is a table, such as portraits = "gender"')
+    form = {"name": str, "groups": list, "words": dict, "reader": dict}
+    data.setdefault("reader", {})
+    if wrong := [key for key, kind in form.items() if not isinstance(data.get(key), kind)]:
+        raise InputError(f"axis file {path}: {', '.join(wrong)} missing or of another form than in axes/gender.toml")
+    groups, words, reader = [str(group) for group in data["groups"]], data["words"], data["reader"]
     missing = [group for group in groups if not isinstance(words.get(group), str)]
     if missing:
         raise InputError(f"axis file {path}: no word for {', '.join(missing)} in [words]")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 import lightning as L
 import torch
@@ -28,6 +29,7 @@ class DDTD(L.LightningModule):
         axis: The bias axis.
         labels: Every label that occurs, in the order of the result's rows.
         settings: Composite, root, steps, guidance, bins.
+        samples: How many there are in all; the run is incomplete with fewer.
         progress: Called after each measured step with the number of samples in it.
     """
 
@@ -37,11 +39,12 @@ class DDTD(L.LightningModule):
         axis: Axis,
         labels: list[str],
         settings: Settings,
+        samples: int,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__()
         self.denoiser, self.axis, self.labels, self.settings = denoiser, axis, labels, settings
-        self.progress = progress
+        self.samples, self.progress = samples, progress
         self.unet = denoiser.unet  # registered, so that Lightning moves it
         self.sites = find_sites(self.unet, settings.kinds)
         self.edges = settings.edges(denoiser.pipe.scheduler.config.num_train_timesteps)
@@ -78,9 +81,8 @@ class DDTD(L.LightningModule):
     def on_predict_end(self) -> None:
         """Every rank counts what it did: a rank that died must not pass for a finished run."""
         done = self.trainer.strategy.reduce(torch.tensor(float(self.samples_done), device=self.device), reduce_op="sum")
-        expected = len(self.trainer.predict_dataloaders.dataset)
-        if int(done) != expected:
-            raise Incomplete(f"{int(done)} of {expected} samples were measured; run again")
+        if int(done) != self.samples:
+            raise Incomplete(f"{int(done)} of {self.samples} samples were measured; run again")
 
 
 def locate(
@@ -91,7 +93,7 @@ def locate(
     *,
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
-    **trainer: object,
+    **trainer: Any,
 ) -> Relevance | None:
     """Find where the axis lives: relevance of every neuron, summed over samples and ranks.
 
@@ -112,7 +114,7 @@ def locate(
         Incomplete: Samples are missing at the end.
     """
     labels = list(dict.fromkeys(samples["label"]))
-    module = DDTD(denoiser, axis, labels, settings, progress)
+    module = DDTD(denoiser, axis, labels, settings, len(samples), progress)
     runner = L.Trainer(
         inference_mode=False,  # relevance needs gradients; the default would forbid them
         logger=False,

@@ -135,14 +135,16 @@ def _measure(
     groups: Tensor,
     settings: Settings,
 ) -> tuple[Tensor, Measured]:
-    predictions, means, roots = [], [], {}
+    predictions, means = [], []
+    roots: dict[str, Tensor] = {}
     with torch.no_grad(), Watch(denoiser.unet, sites) as watch:
         for states in groups:
             predictions.append(denoiser.predict(latents, timestep, states))
             means.append(_position_means(watch.activations, sites))
             if settings.root == "rooted":
                 for name, activation in watch.activations.items():
-                    roots[name] = roots.get(name, 0) + activation / len(groups)
+                    share = activation / len(groups)
+                    roots[name] = roots[name] + share if name in roots else share
     balanced, directions = group_directions(torch.stack(predictions))
     cotangent = off_axis_cotangent(directions, rows, float(timestep))
 

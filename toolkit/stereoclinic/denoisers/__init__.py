@@ -41,7 +41,7 @@ def open_pipeline(model: str | Path = "portraits", device: str = "cpu", dtype: s
         with _no_bars():
             pipe = DiffusionPipeline.from_pretrained(
                 str(folder or model),
-                torch_dtype=getattr(torch, dtype),
+                dtype=getattr(torch, dtype),
                 local_files_only=folder is not None,
                 low_cpu_mem_usage=False,  # needs accelerate, which is no requirement here
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -66,7 +67,7 @@ class PortraitsNet(nn.Module):
         try:
             classes = json.loads((folder / "config.json").read_text())["classes"]
             weights = load_file(folder / "model.safetensors")
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise InputError(f"no portraits reader in {folder}: {error}") from error
         occupations = tuple(classes.pop("occupation"))
         net = cls(occupations, {name: tuple(groups) for name, groups in classes.items()})

@@ -72,9 +72,9 @@ class Checker:
             found.append(share(f"occupation read right, guidance {guidance:g}", right, 0.97))
         for axis in (load_axis(name) for name in AXES):
             log.info("axis %s", axis.name)
-            reads = {guidance: each[axis.name] for guidance, each in neutral.items()}
-            lines, rows = self.neutral_lines(axis, reads)
-            found += lines + self.group_lines(axis, reads) + [self.balanced_line(axis)]
+            own = {guidance: each[axis.name] for guidance, each in neutral.items()}
+            lines, rows = self.neutral_lines(axis, own)
+            found += lines + self.group_lines(axis, own) + [self.balanced_line(axis)]
             table += rows
         return found, table
 

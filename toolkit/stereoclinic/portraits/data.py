@@ -60,7 +60,7 @@ class Captions:
     def __init__(self, world: World, encode: Callable[[list[str]], Tensor] | None = None) -> None:
         self.world = world
         self.named = [
-            dict(pair for pair in zip(AXES, choice, strict=True) if pair[1])
+            {axis: group for axis, group in zip(AXES, choice, strict=True) if group is not None}
             for choice in itertools.product(*[(None, *groups) for groups in AXES.values()])
         ]
         self.texts = [""] + [
@@ -69,7 +69,7 @@ class Captions:
             for occupation in world.names
             for named in self.named
         ]
-        self.states = encode(self.texts) if encode else None
+        self.states = encode(self.texts) if encode else torch.empty(0)
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[list[int], list[int], list[dict[str, str]]]:
         """Caption indices, cell indices, and what each caption names."""

@@ -27,6 +27,7 @@ HAIR = {"old": ["#d9d9dc", "#c9cacf", "#e8e8ea"], "young": ["#2a1a12", "#4a2c17"
 LIPS = {"dark": "#b03348", "light": "#d4364c"}
 
 Colors = list[str]
+Color = str | tuple[int, ...]
 Painter = Callable[["_Pen", Colors], None]
 
 
@@ -57,19 +58,19 @@ class _Pen:
     def points(self, *pairs: tuple[float, float]) -> list[tuple[float, float]]:
         return [(self.x + x * self.scale, self.y + y * self.scale) for x, y in pairs]
 
-    def polygon(self, fill, *pairs: tuple[float, float]) -> None:
+    def polygon(self, fill: Color, *pairs: tuple[float, float]) -> None:
         self.draw.polygon(self.points(*pairs), fill=fill)
 
-    def ellipse(self, fill, left: float, top: float, right: float, bottom: float) -> None:
+    def ellipse(self, fill: Color, left: float, top: float, right: float, bottom: float) -> None:
         self.draw.ellipse(self.box(left, top, right, bottom), fill=fill)
 
-    def rectangle(self, fill, left: float, top: float, right: float, bottom: float, radius: float = 0) -> None:
+    def rectangle(self, fill: Color, left: float, top: float, right: float, bottom: float, radius: float = 0) -> None:
         self.draw.rounded_rectangle(self.box(left, top, right, bottom), radius * self.scale, fill=fill)
 
-    def line(self, fill, width: float, *pairs: tuple[float, float]) -> None:
+    def line(self, fill: Color, width: float, *pairs: tuple[float, float]) -> None:
         self.draw.line(self.points(*pairs), fill=fill, width=max(1, round(width * self.scale)), joint="curve")
 
-    def arc(self, fill, width: float, box: tuple[float, float, float, float], start: float, end: float) -> None:
+    def arc(self, fill: Color, width: float, box: tuple[float, float, float, float], start: float, end: float) -> None:
         self.draw.arc(self.box(*box), start, end, fill=fill, width=max(1, round(width * self.scale)))
 
 
@@ -172,7 +173,7 @@ BACKGROUNDS: dict[str, Painter] = {
 # --- dress: shoulders from (-78, 92) down --------------------------------------------------------------------------
 
 
-def _torso(pen: _Pen, color) -> None:
+def _torso(pen: _Pen, color: Color) -> None:
     pen.polygon(color, (-82, 190), (-76, 104), (-50, 80), (-18, 68), (18, 68), (50, 80), (76, 104), (82, 190))
 
 
@@ -324,7 +325,7 @@ PROPS: dict[str, Painter] = {
 # --- the person -----------------------------------------------------------------------------------------------------
 
 
-def _hair_behind(pen: _Pen, hair, gender: str) -> None:
+def _hair_behind(pen: _Pen, hair: Color, gender: str) -> None:
     if gender == "female":
         length = pen.random.uniform(84, 100)
         pen.rectangle(hair, -46, -52, 46, length, 34)
@@ -356,7 +357,7 @@ def _face(pen: _Pen, skin: str, gender: str, age: str, tone: str) -> None:
             pen.line(shadow, 4, (side * 13, 13), (side * 20, 26))
 
 
-def _hair_front(pen: _Pen, hair, gender: str) -> None:
+def _hair_front(pen: _Pen, hair: Color, gender: str) -> None:
     if gender == "female":
         pen.polygon(
             hair,
@@ -406,9 +407,7 @@ def _hair_front(pen: _Pen, hair, gender: str) -> None:
 
 
 def draw(
-    gender: str,
-    skin: str,
-    age: str,
+    groups: tuple[str, str, str],
     background: tuple[str, Colors],
     dress: tuple[str, Colors],
     hat: tuple[str, Colors] | None,
@@ -418,9 +417,7 @@ def draw(
     """One portrait.
 
     Args:
-        gender: "female" or "male".
-        skin: "dark" or "light".
-        age: "old" or "young".
+        groups: "female" or "male", "dark" or "light", "old" or "young".
         background: A name of `BACKGROUNDS` and two colours; `dress` and `hat` likewise.
         prop: A name of `PROPS`, or None.
         random: Where all small variation comes from: place and size of the head, tints, length of the hair.
@@ -428,6 +425,7 @@ def draw(
     Returns:
         (64, 64, 3) uint8.
     """
+    gender, skin, age = groups
     pen = _Pen(random)
     tone = random.choice(SKIN[skin])
     hair = _shade(random.choice(HAIR[age]), random.uniform(0.92, 1.08))

@@ -42,7 +42,7 @@ class Stage:
             raise InputError(f"{self.path} was trained on another world; choose another --run folder")
         return state
 
-    def save(self, **state) -> None:
+    def save(self, **state: object) -> None:
         if self.fabric.is_global_zero:
             temporary = self.path.with_suffix(".tmp")
             torch.save({"world": self.digest, **state}, temporary)

@@ -11,9 +11,9 @@ Four stages, each resumed where it stopped and skipped when it is done:
 
 import argparse
 import itertools
+import json
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
@@ -22,15 +22,17 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from stereoclinic.evaluation.readers import PortraitsNet
+from stereoclinic.files import write_text
 from stereoclinic.portraits import model as parts
 from stereoclinic.portraits.data import HELD_OUT, Captions, cell_labels, draw_cells, encode_cells, save_grid, to_tensor
 from stereoclinic.portraits.loop import Stage, log
 from stereoclinic.portraits.world import AXES, World
 
 STAGES = ("autoencoder", "text", "unet", "reader")
-SAMPLES = {"autoencoder": 72_000, "text": 400_000, "unet": 240_000, "reader": 60_000}
+SAMPLES = {"autoencoder": 72_000, "text": 400_000, "unet": 180_000, "reader": 60_000}
 
 
 class _AutoencoderLoss(nn.Module):
@@ -52,7 +54,7 @@ def train_autoencoder(stage: Stage, world: World) -> AutoencoderKL:
     def batches(rng: np.random.Generator, count: int) -> tuple[Tensor]:
         chosen = rng.integers(len(cells), size=count)
         indices = rng.integers(HELD_OUT, size=count)
-        pictures = to_tensor([world.draw(*cells[c], int(i)) for c, i in zip(chosen, indices, strict=True)])
+        pictures = to_tensor([world.draw(*cells[c], index=int(i)) for c, i in zip(chosen, indices, strict=True)])
         return (pictures.to(stage.fabric.device),)
 
     held_out = to_tensor([world.draw(*cell, HELD_OUT) for cell in cells])
@@ -90,7 +92,7 @@ class _TextLoss(nn.Module):
         return torch.stack(losses).sum()
 
 
-def train_text(stage: Stage, world: World):
+def train_text(stage: Stage, world: World) -> tuple[CLIPTokenizer, CLIPTextModel]:
     torch.manual_seed(world.seed + 1)
     captions = Captions(world)
     tokenizer = parts.build_tokenizer(captions.texts)
@@ -121,7 +123,14 @@ class _DenoisingLoss(nn.Module):
         return F.mse_loss(self.unet(noisy, timesteps, states).sample.float(), velocity)
 
 
-def train_unet(stage: Stage, world: World, vae: AutoencoderKL, tokenizer, text_encoder, per_cell: int):
+def train_unet(
+    stage: Stage,
+    world: World,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    text_encoder: CLIPTextModel,
+    per_cell: int,
+) -> UNet2DConditionModel:
     torch.manual_seed(world.seed + 2)
     device = stage.fabric.device
 
@@ -152,7 +161,12 @@ def train_unet(stage: Stage, world: World, vae: AutoencoderKL, tokenizer, text_e
     def look() -> None:
         pipe = parts.build_pipeline(vae, text_encoder.to(device), tokenizer, average).to(device)
         pipe.set_progress_bar_config(disable=True)
-        people = ({}, {"gender": "female"}, {"gender": "male"}, {"skin": "dark", "age": "old"})
+        people: tuple[dict[str, str], ...] = (
+            {},
+            {"gender": "female"},
+            {"gender": "male"},
+            {"skin": "dark", "age": "old"},
+        )
         prompts = [world.caption(world.templates[0], name, named) for named in people for name in world.names]
         generator = torch.Generator().manual_seed(0)
         pictures = pipe(
@@ -223,10 +237,6 @@ def reader_accuracy(world: World, vae: AutoencoderKL, net: PortraitsNet, per_cel
     }
 
 
-def iterate_stages(upto: str) -> Iterator[str]:
-    return iter(STAGES[: STAGES.index(upto) + 1])
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m stereoclinic.portraits.train",
@@ -241,8 +251,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--precision", default="32-true", help="Lightning's name, such as bf16-mixed")
     parser.add_argument("--upto", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     parser.add_argument("--per-cell", type=int, default=300, help="drawings kept of each occupation and groups")
-    for stage in STAGES:
-        parser.add_argument(f"--{stage}-samples", type=int, default=SAMPLES[stage])
+    parser.add_argument("--steps", type=int, default=20, help="the model's default sampler steps")
+    parser.add_argument("--guidance", type=float, default=2.0, help="the model's default guidance scale")
+    for name, samples in SAMPLES.items():
+        parser.add_argument(f"--{name}-samples", type=int, default=samples)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -263,23 +275,25 @@ def main(argv: list[str] | None = None) -> None:
     def stage(name: str) -> Stage:
         return Stage(fabric, run, name, getattr(options, f"{name}_samples"), world.digest)
 
-    built: dict[str, object] = {}
-    for name in iterate_stages(options.upto):
-        if name == "autoencoder":
-            built["vae"] = train_autoencoder(stage(name), world)
-        elif name == "text":
-            built["tokenizer"], built["text_encoder"] = train_text(stage(name), world)
-        elif name == "unet":
-            built["unet"] = train_unet(stage(name), world, *built.values(), per_cell=options.per_cell)
-        else:
-            net = train_reader(stage(name), world, built["vae"], options.per_cell // 5)
-            built["vae"].cpu()
-            log.info("reader: right on held-out drawings: %s", reader_accuracy(world, built["vae"], net))
-    if fabric.is_global_zero and options.upto == STAGES[-1]:
-        pipe = parts.build_pipeline(built["vae"], built["text_encoder"], built["tokenizer"], built["unet"])
-        pipe.to(dtype=torch.float16).save_pretrained(options.out)
-        net.save_pretrained(options.out / "reader")
-        log.info("written to %s", options.out)
+    def wanted(name: str) -> bool:
+        return STAGES.index(name) <= STAGES.index(options.upto)
+
+    vae = train_autoencoder(stage("autoencoder"), world)
+    if wanted("text"):
+        tokenizer, text_encoder = train_text(stage("text"), world)
+    if wanted("unet"):
+        unet = train_unet(stage("unet"), world, vae, tokenizer, text_encoder, options.per_cell)
+    if wanted("reader"):
+        net = train_reader(stage("reader"), world, vae, max(1, options.per_cell // 5))
+        vae.cpu()
+        log.info("reader: right on held-out drawings: %s", reader_accuracy(world, vae, net))
+        if fabric.is_global_zero:
+            pipe = parts.build_pipeline(vae, text_encoder, tokenizer, unet)
+            pipe.to(dtype=torch.float16).save_pretrained(options.out)
+            net.save_pretrained(options.out / "reader")
+            defaults = {"steps": options.steps, "guidance": options.guidance}
+            write_text(options.out / "stereoclinic.json", json.dumps(defaults))
+            log.info("written to %s", options.out)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class World:
         """Portrait `index` of an occupation and (gender, skin, age) groups: (64, 64, 3) uint8, always the same."""
         entry = self.occupation(occupation)
         random = Random(f"{self.seed}/{occupation}/{'/'.join(groups)}/{index}")
-        return drawing.draw(*groups, entry.background, entry.dress, entry.hat, entry.prop, random)
+        return drawing.draw(groups, entry.background, entry.dress, entry.hat, entry.prop, random)
 
     def caption(self, template: str, occupation: str, groups: dict[str, str] | None = None) -> str:
         """A caption that names the given groups: {"gender": "female"} -> "a photo of a female doctor"."""
@@ -110,7 +110,8 @@ class World:
     @property
     def cells(self) -> list[tuple[str, tuple[str, str, str]]]:
         """Every (occupation, groups) there is a picture of."""
-        return list(itertools.product(self.names, itertools.product(*AXES.values())))
+        people = itertools.product(AXES["gender"], AXES["skin"], AXES["age"])
+        return list(itertools.product(self.names, people))
 
 
 def _occupation(entry: dict, odds: dict[str, float]) -> Occupation:

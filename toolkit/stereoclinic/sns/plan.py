@@ -25,6 +25,7 @@ def treatment_plan(
     relevance: "Relevance",
     mu: float,
     target: float | Sequence[float] = 0.0,
+    overshoot: float = 0.0,
     window: Window | None = None,
     kinds: Sequence[str] | None = None,
     root: str = "zero",
@@ -47,6 +48,8 @@ def treatment_plan(
         mu: Price of the mean squared movement off the axis, in units of ||d||, against the squared lean; 0 or
             more.
         target: The lean to arrive at: 0, or K values, one for each group, to plan an allocation.
+        overshoot: Plan to take away (1 + overshoot) times each lean. Later steps restore part of a tilt that was
+            only just removed, so parity of images can need more than a lean of zero.
         window: Timesteps to damp in; None for all.
         kinds: Kinds of site to damp; None for all.
         root: What neurons are damped toward, as in `roots_for`; the relevance should have been located with
@@ -67,6 +70,8 @@ def treatment_plan(
     """
     if not (math.isfinite(mu) and mu >= 0):
         raise InputError(f"mu = {mu:g}; expected 0 or a positive number")
+    if not (math.isfinite(overshoot) and overshoot >= 0):
+        raise InputError(f"overshoot = {overshoot:g}; expected 0 or a positive number")
     for name, value in (("smallest_factor", smallest_factor), ("shrink", shrink)):
         if not 0 <= value <= 1:
             raise InputError(f"{name} = {value:g}; expected 0 to 1")
@@ -86,7 +91,7 @@ def treatment_plan(
         rows, leans, collateral = (torch.cat(parts) for parts in zip(*(systems[t] for t in part), strict=True))
         solution = bounded_least_squares(
             rows / groups**0.5,
-            leans / groups**0.5,
+            (1 + overshoot) * leans / groups**0.5,
             (1 - shrink) ** 0.5 * collateral,
             mu,
             ridge=shrink * collateral.square().sum(0),
@@ -100,6 +105,7 @@ def treatment_plan(
         "method": "plan",
         "mu": mu,
         "target": goal.tolist(),
+        "overshoot": overshoot,
         "window": list(window) if window else None,
         "kinds": list(kinds or SITE_KINDS),
         "root": root,
@@ -108,7 +114,10 @@ def treatment_plan(
         "shrink": shrink,
         "iterations": iterations,
         "bins": [
-            _forecast(relevance.bin_edges, t, systems.get(t), lambdas[t, columns], shrink, relevance.collateral.shape[2]) for t in range(len(inside))
+            _forecast(
+                relevance.bin_edges, t, systems.get(t), lambdas[t, columns], shrink, relevance.collateral.shape[2]
+            )
+            for t in range(len(inside))
         ],
     }
     return mask_from(relevance, 1 - lambdas, root, per_bin, window, settings)

@@ -1,0 +1,261 @@
+"""`stereo bench`: draw the same seeds with and without a mask, and compare."""
+
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stereo_cli import common
+
+if TYPE_CHECKING:
+    from stereoclinic.sns.mask import NeuronMask
+
+
+@common.guarded
+def bench(
+    masks: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--mask", "-m", help="A mask to judge; may repeat. Without one the model and its ceilings are measured."
+        ),
+    ] = None,
+    model: common.Model = "portraits",
+    axis: Annotated[
+        str | None,
+        typer.Option("--axis", help="Axis to judge on.  [default: the first mask's, or gender]", show_default=False),
+    ] = None,
+    prompts: common.Prompts = "portraits",
+    limit: common.Limit = None,
+    images: Annotated[int, typer.Option(min=2, help="Images a neutral prompt.")] = 25,
+    group_images: Annotated[
+        int, typer.Option(min=0, help="Images a prompt that names a group; 0 leaves them out.")
+    ] = 4,
+    seed: Annotated[
+        int, typer.Option(min=0, help="First of the judged seeds; others than the mask was made on.")
+    ] = 1000,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="Strength of every mask.")] = 1.0,
+    guidance: Annotated[
+        list[float] | None,
+        typer.Option(min=0, help="Guidance scale; may repeat.  [default: the model's own]", show_default=False),
+    ] = None,
+    steps: common.Steps = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn together.")] = 50,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.json, the images and the sheets.")] = Path(
+        "stereo-bench"
+    ),
+    reader: Annotated[
+        str,
+        typer.Option(help="What tells the groups apart: `portraits` (the reader in the model's folder), or a folder."),
+    ] = "portraits",
+    fail_above: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Exit 1 if this figure of the first mask (of the model, without one) is above the value at any"
+            " guidance, such as parity_gap=0.2; may repeat.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Accept a mask made for other weights of the same shapes.")
+    ] = False,
+    accelerator: common.Accelerator = "auto",
+    as_json: common.AsJson = False,
+    quiet: common.Quiet = False,
+    dry_run: common.DryRun = False,
+    config: common.Config = None,
+) -> None:
+    """Draw the same seeds with and without a mask, and compare: bias, side effects, cost.
+
+    Beside the masks stand a random mask of the same damping, a balanced oracle (no lean at all) and an allocation
+    oracle (each image from its allotted group's prompt): what any mask could reach. Every figure comes with its 95 %
+    interval, and with what a perfectly fair model would show by chance.
+    """
+    from stereoclinic.axes import load_axis
+    from stereoclinic.denoisers import model_folder, open_denoiser
+    from stereoclinic.errors import InputError
+    from stereoclinic.evaluation.experiment import Experiment, Protocol, images_to_draw, run
+    from stereoclinic.evaluation.readers import PortraitsReader
+    from stereoclinic.evaluation.report import check_folder, write_results
+    from stereoclinic.prompts import load_prompts
+    from stereoclinic.sns.mask import NeuronMask, check_fits
+
+    limits = [_bound(text) for text in fail_above or []]
+    paths = _named(masks or [])
+    loaded = {name: NeuronMask.load(path) for name, path in paths.items()}
+    for name, mask in loaded.items():
+        _check_seeds(name, mask, seed, images)
+    chosen = load_axis(axis or _own_axis(loaded) or "gender")
+    rows = load_prompts(prompts, limit)
+    check_folder(out)
+    device = common.device_of(accelerator)
+    folder = model_folder(model)
+    reader_folder = Path(reader)
+    if reader == "portraits":
+        if folder is not None and not (folder / "reader").is_dir():
+            raise InputError(
+                f"model {model!r} has no reader in {folder / 'reader'}; give --reader FOLDER, one that"
+                " stereoclinic.portraits.train wrote for the pictures of this model"
+            )
+        reader_folder = (folder or Path(model)) / "reader"
+    denoiser = open_denoiser(model, device)
+    reads = PortraitsReader(reader_folder)
+    for mask in loaded.values():
+        check_fits(mask, denoiser.unet, force)
+    protocols = [
+        Protocol(chosen, rows, images, group_images, seed, steps or denoiser.defaults.steps, scale, batch_size)
+        for scale in dict.fromkeys(guidance or [denoiser.defaults.guidance])
+    ]
+    for name, mask in loaded.items():
+        if (made_for := mask.metadata.get("axis")) not in (None, chosen.name):
+            common.stderr().print(f"note: mask {name} was made for axis {made_for}, and is judged on {chosen.name}")
+    total = sum(images_to_draw(protocol, len(loaded)) for protocol in protocols)
+    if dry_run:
+        scales = ", ".join(f"{protocol.guidance:g}" for protocol in protocols)
+        common.say(
+            f"would draw {total} images ({len(rows)} prompts, {len(loaded)} mask(s), {protocols[0].steps} steps,"
+            f" guidance {scales}) on {device}, and write {out}"
+        )
+        return
+
+    experiments: list[Experiment] = []
+    with common.progress_bar(total, f"judging {chosen.name}", quiet) as advance:
+        for protocol in protocols:
+
+            def draw(arm: str, count: int, at: str = f"guidance {protocol.guidance:g}") -> None:
+                advance(count, f"{at}: {arm}")
+
+            experiments.append(run(denoiser, reads, protocol, loaded, strength, draw, force))
+    provenance = _provenance(denoiser, chosen.name, rows, paths, loaded, strength, reader_folder)
+    write_results(out, experiments, provenance)
+
+    results = [experiment.results for experiment in experiments]
+    judged = next(iter(loaded), "untreated")
+    exceeded = _exceeded(results, judged, limits)
+    if as_json:
+        common.print_json({"out": str(out), "experiments": results, "exceeded": exceeded})
+    else:
+        from stereo_cli.tables import bench_tables
+
+        console = common.stdout()
+        for each in results:
+            for table in bench_tables(each):
+                console.print(table)
+        common.say(f"wrote {out / 'results.json'}, {out / 'images'} and {out / 'before_after.png'}")
+    if exceeded:
+        common.fail("; ".join(exceeded), common.FAILED)
+
+
+def _named(paths: list[Path]) -> dict[str, Path]:
+    """Masks by the name of their arm: the file's stem, or the path where that is taken."""
+    from stereoclinic.errors import InputError
+    from stereoclinic.evaluation.experiment import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED
+
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem
+        if name in named or name in (UNTREATED, RANDOM, BALANCED, ALLOCATION, OTHER):
+            name = str(path)
+        if name in named:
+            raise InputError(f"--mask {path} is given twice")
+        named[name] = path
+    return named
+
+
+def _own_axis(masks: "dict[str, NeuronMask]") -> str | None:
+    """The axis that the first mask was made for, if it is one that ships."""
+    from stereoclinic.axes import known_axes
+    from stereoclinic.errors import InputError
+
+    name = next((mask.metadata.get("axis") for mask in masks.values()), None)
+    if name is not None and name not in known_axes():
+        raise InputError(f"the mask was made for axis {name!r}, which does not ship; give its file: --axis {name}.toml")
+    return name
+
+
+def _check_seeds(name: str, mask: "NeuronMask", first: int, images: int) -> None:
+    """Refuse to judge a mask on seeds it was made on: it would be graded on its own homework.
+
+    The ranges must not meet whatever the prompts are: a digest of prompts cannot tell that two sets share some of them.
+    """
+    from stereoclinic.errors import InputError
+
+    seeds = mask.metadata.get("seeds")
+    if not isinstance(seeds, list) or len(seeds) != 2:
+        return
+    last = first + images - 1
+    if first <= seeds[1] and seeds[0] <= last:
+        raise InputError(
+            f"judged seeds {first} to {last} overlap seeds {seeds[0]} to {seeds[1]}, on which mask {name} was made;"
+            f" give --seed {seeds[1] + 1} or higher"
+        )
+
+
+#: Names that --fail-above knows -> where the figure lies in an arm's results.
+_FIGURES = {
+    **{gap: (gap, "estimate") for gap in ("parity_gap", "fairness_discrepancy", "deviation_ratio", "sdtv", "kl")},
+    "unsure": ("unsure",),
+    "frechet_to_untreated": ("frechet_to_untreated",),
+    "seconds": ("seconds",),
+}
+
+
+def _bound(text: str) -> tuple[str, float]:
+    from stereoclinic.errors import InputError
+
+    name, _, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if name not in _FIGURES:
+        raise InputError(f"--fail-above {text!r}: no figure {name!r}; there are {', '.join(_FIGURES)}")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise InputError(f"--fail-above {text!r}: expected NAME=VALUE, such as parity_gap=0.2") from None
+
+
+def _exceeded(results: list[dict], judged: str, limits: list[tuple[str, float]]) -> list[str]:
+    """A line for each limit that the judged arm is above, at each guidance scale."""
+    lines = []
+    for each in results:
+        for name, limit in limits:
+            figure: Any = each["arms"][judged]
+            for key in _FIGURES[name]:
+                figure = figure[key]
+            if figure is not None and not figure <= limit:
+                lines.append(f"{name} of {judged} is {figure:.4g} at guidance {each['guidance']:g}, above {limit:g}")
+    return lines
+
+
+def _provenance(
+    denoiser: Any,
+    axis: str,
+    rows: Any,
+    paths: dict[str, Path],
+    masks: "dict[str, NeuronMask]",
+    strength: float,
+    reader: Path,
+) -> dict[str, Any]:
+    from stereoclinic.digest import shapes_digest, weights_digest
+    from stereoclinic.prompts import digest
+
+    versions: dict[str, str | None] = {}
+    for name in ("stereoclinic", "torch", "diffusers", "transformers"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout
+            versions[name] = None
+    return {
+        "model": denoiser.model,
+        "unet_shapes": shapes_digest(denoiser.unet),
+        "unet_weights": weights_digest(denoiser.unet),
+        "scheduler": type(denoiser.pipe.scheduler).__name__,
+        "device": str(denoiser.device),
+        "axis": axis,
+        "prompts": digest(rows),
+        "reader": str(reader),
+        "strength": strength,
+        "masks": {name: {"file": str(paths[name]), **mask.metadata} for name, mask in masks.items()},
+        "versions": versions,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,236 @@
+"""What the commands share: options, consoles, exit codes, the configuration file."""
+
+import functools
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, ParamSpec, Protocol
+
+import typer
+from rich.console import Console
+
+P = ParamSpec("P")
+
+FAILED, BAD_INPUT, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
+
+
+def is_rank_zero() -> bool:
+    """False in the processes that Lightning started beside the first."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def stdout() -> Console:
+    """In a pipe or file, which have no width, tables get the 110 columns that they are laid out for."""
+    wide = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(quiet=not is_rank_zero(), width=None if wide else 110, highlight=False)
+
+
+def say(text: str) -> None:
+    """A line on stdout; not wrapped, and file names in it are not read as markup."""
+    if is_rank_zero():
+        print(text)
+
+
+def stderr() -> Console:
+    return Console(stderr=True, quiet=not is_rank_zero(), highlight=False)
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn the toolkit's errors into one line and the documented exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        _be_quiet()
+        from stereoclinic.errors import Incomplete, InputError
+
+        try:
+            command(*args, **kwargs)
+        except InputError as error:
+            fail(str(error), BAD_INPUT)
+        except Incomplete as error:
+            fail(str(error), INCOMPLETE)
+        except BrokenPipeError:  # stdout was closed, by `| head` say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except typer.Exit:
+            raise
+        except Exception as error:
+            # Lightning's name for options that do not go together; importing it here would cost every command seconds.
+            if type(error).__name__ != "MisconfigurationException":
+                raise
+            fail(str(error), BAD_INPUT)
+        except KeyboardInterrupt:
+            fail("interrupted", INTERRUPTED)
+
+    return run
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One line on stderr, and out."""
+    # plain print: rich would wrap the line and read brackets in a user's file name as markup
+    print(f"stereo: {' '.join(message.split())}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _be_quiet() -> None:
+    """Libraries tell users about their own insides at start-up; none of that is about this run."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers|diffusers)\b.*")
+
+
+def hush_lightning() -> None:
+    """Call after Lightning was imported: its import sets the level of its loggers."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Options from a YAML file become defaults, so that a flag on the command line wins."""
+    if path is None:
+        return None
+    import yaml
+
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        fail(f"--config {path}: {error}", BAD_INPUT)
+    if not isinstance(given, dict):
+        fail(f"--config {path}: expected a mapping of options to values", BAD_INPUT)
+    known: dict[str, Any] = {}
+    for parameter in ctx.command.params:
+        flags = [flag[2:] for flag in parameter.opts if flag.startswith("--")] or [parameter.name]
+        known |= {flag.replace("-", "_"): parameter for flag in flags if flag not in ("config", "help")}
+    options = {}
+    for key, value in given.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            there = ", ".join(sorted(flag.replace("_", "-") for flag in known))
+            fail(f"--config {path}: no option {key}; there are {there}", BAD_INPUT)
+        repeats = known[name].multiple or known[name].nargs == -1
+        options[known[name].name] = [value] if repeats and not isinstance(value, list) else value
+    ctx.default_map = {**(ctx.default_map or {}), **options}
+    return path
+
+
+Model = Annotated[str, typer.Option(help="`portraits`, a diffusers folder, or a hub id.")]
+AxisName = Annotated[str, typer.Option("--axis", help="Axis of bias: gender, skin, age, or your own TOML file.")]
+Prompts = Annotated[
+    str,
+    typer.Option(help="Neutral prompts: `portraits`, `winobias`, a .txt/.csv/.jsonl/.parquet file, or a hub data set."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many prompts only.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="Sampler steps.  [default: the model's own]", show_default=False)
+]
+Accelerator = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
+Precision = Annotated[str, typer.Option(help="Lightning's name: 32-true, bf16-mixed, ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, and stop.")]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="YAML file of options; flags on the command line win.", callback=read_config, is_eager=True),
+]
+
+
+def print_json(data: Any) -> None:
+    if is_rank_zero():
+        print(json.dumps(data, indent=2))
+
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+
+
+def device_of(accelerator: str) -> str:
+    """The single device that a command without Lightning runs on.
+
+    Raises:
+        InputError: No such accelerator, or it is not there.
+    """
+    import torch
+
+    from stereoclinic.errors import InputError
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if accelerator not in ACCELERATORS:
+        raise InputError(f"--accelerator {accelerator!r}: expected one of {', '.join(ACCELERATORS)}")
+    if accelerator == "auto":
+        return next(name for name, found in there.items() if found)
+    device = "cuda" if accelerator == "gpu" else accelerator
+    if not there[device]:
+        found = ", ".join(name for name in there if there[name])
+        raise InputError(f"--accelerator {accelerator}: torch finds none here; there is {found}")
+    return device
+
+
+def check_target(path: Path, option: str, endings: tuple[str, ...]) -> None:
+    """Refuse, before any work is done, a file that could not be written after it.
+
+    Raises:
+        InputError: Another ending, a folder, or in a folder that is not there or not writable.
+    """
+    from stereoclinic.errors import InputError
+
+    if path.suffix.lower() not in endings:
+        raise InputError(f"{option} {path}: expected a file name ending in {' or '.join(endings)}")
+    if path.is_dir():
+        raise InputError(f"{option} {path}: a folder; give a file name")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"{option} {path}: {path.parent} is no folder that can be written to; make it first")
+
+
+class Advance(Protocol):
+    """What `progress_bar` yields."""
+
+    def __call__(self, count: int, description: str = "") -> None: ...
+
+
+@contextmanager
+def progress_bar(total: int, what: str, quiet: bool) -> Iterator[Advance]:
+    """A bar on stderr; yields `advance(count, description)`. Not a terminal: a line each tenth of the way."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = stderr()
+    if quiet or not is_rank_zero():
+
+        def nothing(count: int, description: str = "") -> None:
+            pass
+
+        yield nothing
+        return
+    if not console.is_terminal:
+        done = 0
+
+        def line(count: int, description: str = "") -> None:
+            nonlocal done
+            before, done = done, done + count
+            if done * 10 // max(total, 1) > before * 10 // max(total, 1):
+                console.print(f"{what}: {done} of {total} {description}".rstrip())
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+
+        def move(count: int, description: str = "") -> None:
+            bar.update(task, advance=count, description=description or what)
+
+        yield move

@@ -1,0 +1,133 @@
+"""`stereo locate`: find the neurons that carry a stereotype."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stereo_cli import common
+
+
+@common.guarded
+def locate(
+    model: common.Model = "portraits",
+    axis: common.AxisName = "gender",
+    prompts: common.Prompts = "portraits",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The mask, .pt or .safetensors.  [default: AXIS.pt]", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="First of the calibration seeds.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds a prompt.")] = 8,
+    limit: common.Limit = None,
+    composite: Annotated[
+        str, typer.Option(help="Relevance rules: epsilon-cp, epsilon-attnlrp, or gradient.")
+    ] = "epsilon-cp",
+    root: Annotated[str, typer.Option(help="plain: R = a g. rooted: R = (a - mean over the groups) g.")] = "plain",
+    steps: common.Steps = None,
+    every: Annotated[int, typer.Option(min=1, help="Measure each so-many-th step.")] = 2,
+    bins: Annotated[int, typer.Option(min=1, help="Timestep bins the mask may differ in.")] = 5,
+    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale along the trajectory; 1 is none.")] = 1.0,
+    select: Annotated[str, typer.Option(help="plan: bounded least squares. top-k: the paper's own form.")] = "plan",
+    mu: Annotated[float, typer.Option(min=0, help="plan: the price of moving the prediction off the axis.")] = 0.1,
+    top: Annotated[float, typer.Option(min=0, help="top-k: how many neurons (a share when below 1).")] = 0.01,
+    mask_root: Annotated[str, typer.Option(help="Damp toward zero, balanced, or a group's mean.")] = "zero",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples walked together on one device.")] = 16,
+    devices: Annotated[int, typer.Option(min=1, help="Devices, or processes on a CPU.")] = 1,
+    num_nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    strategy: Annotated[str, typer.Option(help="Lightning's strategy.")] = "auto",
+    accelerator: common.Accelerator = "auto",
+    precision: common.Precision = "32-true",
+    as_json: common.AsJson = False,
+    quiet: common.Quiet = False,
+    dry_run: common.DryRun = False,
+    config: common.Config = None,
+) -> None:
+    """Find the neurons that carry a stereotype; print the forecast, write the relevance and a mask.
+
+    Each neutral prompt is followed along its own denoising trajectory. At every measured step the model also predicts
+    for the prompt of each group, which gives the LEAN: 0 is balanced, 1 is as if the group had been asked for. The
+    lean is decomposed down to the neurons (Diffusion Deep Taylor Decomposition), and a mask is chosen from the result.
+
+    The lean by occupation is a forecast of the bias that images will show, before any image is drawn.
+    """
+    from stereoclinic.axes import load_axis
+    from stereoclinic.denoisers import open_denoiser
+    from stereoclinic.errors import InputError
+    from stereoclinic.prompts import load_prompts, with_seeds
+
+    if select not in ("plan", "top-k"):
+        raise InputError(f"--select {select!r}: expected plan or top-k")
+    chosen = load_axis(axis)
+    rows = load_prompts(prompts, limit)
+    samples = with_seeds(rows, seed, seeds)
+    target = out or Path(f"{chosen.name}.pt")
+    common.check_target(target, "--out", (".pt", ".safetensors"))
+    common.device_of(accelerator)  # refuses one that is not there
+    if precision not in common.PRECISIONS:
+        raise InputError(f"--precision {precision!r}: expected one of {', '.join(common.PRECISIONS)}")
+    if len(samples) < devices * num_nodes:
+        raise InputError(
+            f"{len(samples)} samples ({len(rows)} prompts x {seeds} seeds) for {devices * num_nodes} devices:"
+            " give more prompts or seeds, or fewer devices"
+        )
+    denoiser = open_denoiser(model)
+
+    from stereoclinic.ddtd.trajectory import Settings
+
+    settings = Settings(composite, root, steps or denoiser.defaults.steps, guidance, every, bins)
+    stored = target.with_name(f"{target.stem}.relevance.safetensors")
+    work = len(samples) * settings.measured_steps
+    if dry_run:
+        common.say(
+            f"would measure {len(samples)} samples ({len(rows)} prompts x {seeds} seeds) at {settings.measured_steps}"
+            f" of {settings.steps} steps on {devices * num_nodes} device(s), and write {stored} and {target}"
+        )
+        return
+
+    from stereoclinic.ddtd.module import locate as run
+    from stereoclinic.sns.plan import treatment_plan
+    from stereoclinic.sns.select import top_k
+
+    common.hush_lightning()
+    ranks = devices * num_nodes
+    if denoiser.device.type == "cpu" and ranks > 1:
+        import torch
+
+        torch.set_num_threads(1)  # ranks that share a CPU slow each other down badly otherwise
+    with common.progress_bar(work, f"locating {chosen.name}", quiet) as advance:
+        relevance = run(
+            denoiser,
+            chosen,
+            samples,
+            settings,
+            batch_size=batch_size,
+            progress=lambda count: advance(count * ranks),
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy="ddp" if strategy == "auto" and ranks > 1 else strategy,
+            precision=precision,
+        )
+    if relevance is None:
+        return  # another rank writes
+    relevance.save(stored)
+    mask = (
+        treatment_plan(relevance, mu=mu, root=mask_root)
+        if select == "plan"
+        else top_k(relevance, int(top) if top >= 1 else top, root=mask_root)
+    )
+    mask.save(target)
+
+    from stereo_cli.tables import lean_table, mask_table
+    from stereoclinic.evaluation.summary import lean_summary, mask_summary
+
+    leans, damping = lean_summary(relevance), mask_summary(mask)
+    if as_json:
+        common.print_json({"lean": leans, "mask": damping, "files": {"relevance": str(stored), "mask": str(target)}})
+        return
+    console = common.stdout()
+    console.print(lean_table(leans))
+    console.print(mask_table(damping))
+    common.say(f"wrote {target} and {stored}")
+    common.say(f"next: stereo bench --mask {target}")

@@ -1,0 +1,38 @@
+"""`stereo`: the commands and what they are for. Nothing heavy is imported until a command runs."""
+
+import typer
+
+from stereo_cli.apply import apply
+from stereo_cli.bench import bench
+from stereo_cli.inspect import inspect
+from stereo_cli.locate import locate
+
+app = typer.Typer(
+    name="stereo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Find where a stereotype lives inside a text-to-image diffusion model, damp it, and measure what that did.
+
+    \b
+    stereo locate                    find the neurons; writes gender.pt and prints the forecast of bias
+    stereo bench --mask gender.pt    draw the same seeds with and without the mask, and compare
+    stereo inspect gender.pt         what a file holds, by layer and timestep
+    stereo apply "a photo of a doctor" --mask gender.pt
+
+    The embedded model `portraits` is used unless --model names a diffusers folder or a hub id.
+
+    Exit codes: 0 done; 1 --fail-above exceeded; 2 usage or bad input; 3 incomplete; 130 interrupted.""",
+)
+app.command()(locate)
+app.command()(bench)
+app.command()(inspect)
+app.command()(apply)
+
+
+def main() -> None:
+    app(prog_name="stereo")
+
+
+if __name__ == "__main__":
+    main()
