@@ -8,7 +8,12 @@ untreated and its two ceilings. These seeds choose; what is chosen is judged on 
 """
 
 import argparse
+import itertools
 import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -28,17 +33,17 @@ CALIBRATION_SEED = 100  # beyond the seeds that locate measures, before those th
 
 
 def grid(relevance: Relevance, which: list[str]) -> dict[str, NeuronMask]:
-    """Name -> mask; `which` keeps the names that contain one of these words."""
-    masks: dict[str, NeuronMask] = {}
+    """Name -> mask; `which` keeps the names that match one of these patterns."""
     top = float(relevance.bin_edges[0])
-    windows = {"": None, ", t>=600": (top, 0.6 * top), ", t>=400": (top, 0.4 * top)}
-    for tail, window in windows.items():
-        for mu in (0.001, 0.01, 0.1, 1.0):
-            for root in ("zero", "balanced"):
-                masks[f"plan mu={mu:g} {root}{tail}"] = treatment_plan(relevance, mu, window=window, root=root)
+    windows = {"all steps": None, "t>=600": (top, 0.6 * top), "t>=400": (top, 0.4 * top)}
+    makers: dict[str, Callable[[], NeuronMask]] = {}
+    for where, window in windows.items():
+        for mu, overshoot, root in itertools.product((0.01, 0.1, 1.0), (0.0, 0.5, 1.0), ("zero", "balanced")):
+            name = f"plan mu={mu:g} overshoot={overshoot:g} {root} {where}"
+            makers[name] = partial(treatment_plan, relevance, mu, overshoot=overshoot, window=window, root=root)
         for share in (0.005, 0.02):
-            masks[f"top {share:.1%} zero{tail}"] = top_k(relevance, share, window=window)
-    return {name: mask for name, mask in masks.items() if not which or any(word in name for word in which)}
+            makers[f"top {share:.1%} {where}"] = partial(top_k, relevance, share, window=window)
+    return {name: make() for name, make in makers.items() if not which or any(re.search(each, name) for each in which)}
 
 
 def main() -> None:
@@ -48,21 +53,21 @@ def main() -> None:
     parser.add_argument("--axis", default="gender")
     parser.add_argument("--images", type=int, default=12, help="images a prompt")
     parser.add_argument("--guidance", type=float, action="append")
-    parser.add_argument("--only", action="append", default=[], help="keep masks whose name contains this")
-    parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--only", action="append", default=[], help="keep masks whose name matches this pattern")
+    parser.add_argument("--branch", choices=("both", "conditional"), default="both")
     parser.add_argument("--out", type=Path, default=Path("tradeoff.json"))
     options = parser.parse_args()
 
     denoiser = open_denoiser(options.model)
     reader = PortraitsReader(denoiser.folder / "reader")
     relevance = Relevance.load(options.relevance)
-    masks = grid(relevance, options.only)
+    masks = {name: replace(mask, branch=options.branch) for name, mask in grid(relevance, options.only).items()}
     console, collected = Console(), []
     for guidance in options.guidance or [1.0]:
         protocol = Protocol(
             load_axis(options.axis), load_prompts("portraits"), options.images, 2, CALIBRATION_SEED, guidance=guidance
         )
-        found = run(denoiser, reader, protocol, masks, options.strength).results
+        found = run(denoiser, reader, protocol, masks).results
         collected.append(found)
         table = Table(
             "arm", "parity gap", "95 %", "of oracle", "right", "unsure", "Frechet", "group prompts",

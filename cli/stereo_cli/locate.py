@@ -1,5 +1,6 @@
 """`stereo locate`: find the neurons that carry a stereotype."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,10 @@ def locate(
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale along the trajectory; 1 is none.")] = 1.0,
     select: Annotated[str, typer.Option(help="plan: bounded least squares. top-k: the paper's own form.")] = "plan",
     mu: Annotated[float, typer.Option(min=0, help="plan: the price of moving the prediction off the axis.")] = 0.1,
+    overshoot: Annotated[
+        float, typer.Option(min=0, help="plan: take away so much more than each lean; later steps restore part of it.")
+    ] = 0.0,
+    branch: Annotated[str, typer.Option(help="Halves of a guided batch to damp: both, or conditional.")] = "both",
     top: Annotated[float, typer.Option(min=0, help="top-k: how many neurons (a share when below 1).")] = 0.01,
     mask_root: Annotated[str, typer.Option(help="Damp toward zero, balanced, or a group's mean.")] = "zero",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples walked together on one device.")] = 16,
@@ -61,6 +66,8 @@ def locate(
     chosen = load_axis(axis)
     rows = load_prompts(prompts, limit)
     samples = with_seeds(rows, seed, seeds)
+    if branch not in ("both", "conditional"):
+        raise InputError(f"--branch {branch!r}: expected both or conditional")
     target = out or Path(f"{chosen.name}.pt")
     common.check_target(target, "--out", (".pt", ".safetensors"))
     common.device_of(accelerator)  # refuses one that is not there
@@ -113,10 +120,11 @@ def locate(
         return  # another rank writes
     relevance.save(stored)
     mask = (
-        treatment_plan(relevance, mu=mu, root=mask_root)
+        treatment_plan(relevance, mu=mu, overshoot=overshoot, root=mask_root)
         if select == "plan"
         else top_k(relevance, int(top) if top >= 1 else top, root=mask_root)
     )
+    mask = replace(mask, branch=branch)
     mask.save(target)
 
     from stereo_cli.tables import lean_table, mask_table
