@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     fabric = L.Fabric(
         accelerator=options.accelerator, strategy=strategy, devices=options.devices, precision=options.precision
     )
-    if fabric.device.type == "cpu":
+    if fabric.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // options.devices))
     fabric.launch()
     if not fabric.is_global_zero:
