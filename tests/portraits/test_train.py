@@ -1,5 +1,6 @@
 """Training as a user starts it, in miniature: another world, all stages, interrupted and resumed."""
 
+import itertools
 import json
 import logging
 
@@ -68,4 +69,4 @@ def test_the_learning_rate_warms_up_holds_and_ends_near_zero() -> None:
     rates = [loop.learning_rate(i / 1000) for i in range(1001)]
     assert rates[0] < 0.02 and rates[-1] == 0
     assert rates[100] == rates[600] == 1
-    assert all(late <= early for early, late in zip(rates[650:], rates[651:], strict=False))
+    assert all(late <= early for early, late in itertools.pairwise(rates[650:]))

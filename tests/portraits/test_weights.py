@@ -1,4 +1,4 @@
-"""The model that ships: small, opened by plain diffusers, and good enough to stand on (its card has the full figures)."""
+"""The model that ships: small, opened by plain diffusers, good enough to stand on (its card has the full figures)."""
 
 import torch
 from diffusers import StableDiffusionPipeline
