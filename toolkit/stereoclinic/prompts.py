@@ -6,7 +6,7 @@ of a doctor" and the group prompt "a photo of a female doctor". Sets are `datase
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -86,7 +86,7 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
         InputError: Nothing there, empty, no `prompt` column, or a prompt in which no person can be found.
     """
     if str(source) in BUILT_IN:
-        rows = [_row(f"a photo of a {{group}} {name}", name) for name in BUILT_IN[str(source)]]
+        return occupation_prompts(BUILT_IN[str(source)][:limit])
     else:
         rows = []
         for number, entry in enumerate(_open(source), start=1):
@@ -98,10 +98,15 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
                 rows.append(_row(prompt.strip(), (occupation or "").strip()))
             if len(rows) == limit:  # the rest of a data set on the hub need not be fetched
                 break
-    rows = rows[:limit]
     if not rows:
         raise InputError(f"{source}: no prompts in it")
-    return Dataset.from_list(rows)
+    # The same prompt twice would be the same noise and picture twice, counted as if it were more evidence.
+    return Dataset.from_list(list({write(row): row for row in rows}.values()))
+
+
+def occupation_prompts(names: Sequence[str]) -> Dataset:
+    """The neutral prompt of each occupation: "a photo of a doctor"."""
+    return Dataset.from_list([_row(f"a photo of a {{group}} {name}", name) for name in names])
 
 
 def _open(source: str | Path) -> Iterator[dict]:

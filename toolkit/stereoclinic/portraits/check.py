@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from stereoclinic.axes import Axis, load_axis
@@ -34,7 +33,7 @@ from stereoclinic.portraits.card import card
 from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import AXES, World
-from stereoclinic.prompts import group_prompts, with_seeds
+from stereoclinic.prompts import group_prompts, occupation_prompts, with_seeds
 from stereoclinic.sns.allocate import allotted_group, uniform
 
 log = logging.getLogger("stereoclinic.portraits")
@@ -56,7 +55,7 @@ class Checker:
             raise InputError(f"model {denoiser.model!r} is no local folder; check reads the reader beside the model")
         self.denoiser, self.world, self.images = denoiser, world, images
         self.reader = PortraitsReader(denoiser.folder / "reader")
-        self.rows = list(with_seeds(world_prompts(world), FIRST_SEED, images))
+        self.rows = list(with_seeds(occupation_prompts(world.names), FIRST_SEED, images))
         self.labels = torch.tensor([world.names.index(row["label"]) for row in self.rows])
         self.n = len(self.rows)
         self.guidances = (1.0, denoiser.defaults.guidance)
@@ -154,7 +153,7 @@ class Checker:
             asked = prompts[start : start + 100] if prompts else [row["prompt"] for row in part]
             conditional = balanced_oracle(self.denoiser, oracle, part) if oracle else None
             steps = self.denoiser.defaults.steps
-            reads.append(self.reader.read(sample(self.denoiser, part, asked, steps, guidance, conditional)))
+            reads.append(self.reader.read(sample(self.denoiser, part, asked, steps, guidance, conditional).cpu()))
         return {head: torch.cat([each[head] for each in reads]) for head in reads[0]}
 
     def by_occupation(self, reads: Tensor) -> Tensor:
@@ -172,7 +171,7 @@ class Checker:
                 denoiser.encode(list(each)) for each in zip(*(group_prompts(row, axis) for row in rows), strict=True)
             ]
             timesteps = denoiser.timesteps(denoiser.defaults.steps)
-            early = timesteps[: len(timesteps) // 3]
+            early = timesteps[: max(1, len(timesteps) // 3)]
             for timestep in early:
                 prediction = denoiser.predict(latents, timestep, neutral)
                 each = torch.stack([denoiser.predict(latents, timestep, states) for states in groups])
@@ -180,12 +179,6 @@ class Checker:
                 total.index_add_(0, self.labels[start : start + 100], leans.float() / len(early))
                 latents = denoiser.step(prediction, timestep, latents)
         return total / self.images
-
-
-def world_prompts(world: World) -> Dataset:
-    """The neutral prompt of each occupation of a world."""
-    rows = [{"label": name, "pattern": "a photo of {person}", "article": "a", "person": name} for name in world.names]
-    return Dataset.from_list(rows)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -230,7 +230,7 @@ def reader_accuracy(world: World, vae: AutoencoderKL, net: PortraitsNet, per_cel
     """Share read right on held-out drawings that went through the autoencoder, for the occupation and each axis."""
     latents = encode_cells(world, vae, HELD_OUT, per_cell).flatten(0, 1)
     labels = cell_labels(world, per_cell)
-    logits = [net(vae.decode(part).sample.clamp(-1, 1)) for part in latents.split(64)]
+    logits = [net(vae.decode(part).sample.clamp(-1, 1).cpu()) for part in latents.split(64)]
     heads = {name: torch.cat([each[name] for each in logits]) for name in logits[0]}
     return {
         name: (value.argmax(1) == labels[:, i]).float().mean().item() for i, (name, value) in enumerate(heads.items())
