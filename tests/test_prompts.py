@@ -182,6 +182,16 @@ def test_noise_follows_from_prompt_and_seed_alone():
     assert not torch.equal(noise(bare, (2, 4, 4), "another purpose"), whole[0])
 
 
+def test_noise_is_the_same_whatever_the_default_dtype():
+    row = {"prompt": "p", "seed": 1}
+    expected = noise(row, (8,))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(noise(row, (8,)), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_noise_is_standard_normal():
     values = noise({"prompt": "p", "seed": 1}, (100_000,))
     assert abs(values.mean()) < 0.02

@@ -93,14 +93,15 @@ def bench(
     folder = model_folder(model)
     reader_folder = Path(reader)
     if reader == "portraits":
-        if folder is not None and not (folder / "reader").is_dir():
+        if folder is None or not (folder / "reader").is_dir():
+            where = "of its own, as it is no folder here" if folder is None else f"in {folder / 'reader'}"
             raise InputError(
-                f"model {model!r} has no reader in {folder / 'reader'}; give --reader FOLDER, one that"
+                f"model {model!r} has no reader {where}; give --reader FOLDER, one that"
                 " stereoclinic.portraits.train wrote for the pictures of this model"
             )
-        reader_folder = (folder or Path(model)) / "reader"
-    denoiser = open_denoiser(model, device)
+        reader_folder = folder / "reader"
     reads = PortraitsReader(reader_folder)
+    denoiser = open_denoiser(model, device)
     for mask in loaded.values():
         check_fits(mask, denoiser.unet, force)
     protocols = [
@@ -197,6 +198,7 @@ _FIGURES = {
     **{gap: (gap, "estimate") for gap in ("parity_gap", "fairness_discrepancy", "deviation_ratio", "sdtv", "kl")},
     "unsure": ("unsure",),
     "frechet_to_untreated": ("frechet_to_untreated",),
+    "frechet_to_other_seeds": ("frechet_to_other_seeds",),
     "seconds": ("seconds",),
 }
 

@@ -20,8 +20,9 @@ FAILED, BAD_INPUT, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
 
 
 def is_rank_zero() -> bool:
-    """False in the processes that Lightning started beside the first."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    """False in the processes that Lightning, torchrun or SLURM started beside the first."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 def stdout() -> Console:
@@ -46,11 +47,11 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         _be_quiet()
-        from stereoclinic.errors import Incomplete, InputError
+        from stereoclinic.errors import Incomplete, InputError, UncoveredOperation
 
         try:
             command(*args, **kwargs)
-        except InputError as error:
+        except (InputError, UncoveredOperation) as error:
             fail(str(error), BAD_INPUT)
         except Incomplete as error:
             fail(str(error), INCOMPLETE)
@@ -149,11 +150,15 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-t
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
-def device_of(accelerator: str) -> str:
-    """The single device that a command without Lightning runs on.
+def device_of(accelerator: str, float64: bool = False) -> str:
+    """The device that a command runs on, by torch's name.
+
+    Args:
+        accelerator: As given; "auto" takes the best that is there.
+        float64: The command adds up in double precision, which Apple's GPUs do not have.
 
     Raises:
-        InputError: No such accelerator, or it is not there.
+        InputError: No such accelerator, it is not there, or it will not do.
     """
     import torch
 
@@ -162,6 +167,10 @@ def device_of(accelerator: str) -> str:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if accelerator not in ACCELERATORS:
         raise InputError(f"--accelerator {accelerator!r}: expected one of {', '.join(ACCELERATORS)}")
+    if float64:
+        if accelerator == "mps":
+            raise InputError("--accelerator mps: relevance is summed in float64, which mps does not have; give cpu")
+        del there["mps"]
     if accelerator == "auto":
         return next(name for name, found in there.items() if found)
     device = "cuda" if accelerator == "gpu" else accelerator
@@ -195,7 +204,10 @@ class Advance(Protocol):
 
 @contextmanager
 def progress_bar(total: int, what: str, quiet: bool) -> Iterator[Advance]:
-    """A bar on stderr; yields `advance(count, description)`. Not a terminal: a line each tenth of the way."""
+    """A bar on stderr; yields `advance(count, description)`. Not a terminal: a line each tenth of the way.
+
+    It stops at the total: the first rank speaks for all, and may have a sample more than the others.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -218,7 +230,7 @@ def progress_bar(total: int, what: str, quiet: bool) -> Iterator[Advance]:
 
         def line(count: int, description: str = "") -> None:
             nonlocal done
-            before, done = done, done + count
+            before, done = done, min(done + count, total)
             if done * 10 // max(total, 1) > before * 10 // max(total, 1):
                 console.print(f"{what}: {done} of {total} {description}".rstrip())
 
@@ -231,6 +243,7 @@ def progress_bar(total: int, what: str, quiet: bool) -> Iterator[Advance]:
         task = bar.add_task(what, total=total)
 
         def move(count: int, description: str = "") -> None:
-            bar.update(task, advance=count, description=description or what)
+            left = total - bar.tasks[0].completed
+            bar.update(task, advance=min(count, left), description=description or what)
 
         yield move

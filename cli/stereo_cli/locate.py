@@ -19,7 +19,7 @@ def locate(
         typer.Option("--out", "-o", help="The mask, .pt or .safetensors.  [default: AXIS.pt]", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="First of the calibration seeds.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds a prompt.")] = 8,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds a prompt.")] = 16,
     limit: common.Limit = None,
     composite: Annotated[
         str, typer.Option(help="Relevance rules: epsilon-cp, epsilon-attnlrp, or gradient.")
@@ -30,10 +30,14 @@ def locate(
     bins: Annotated[int, typer.Option(min=1, help="Timestep bins the mask may differ in.")] = 5,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale along the trajectory; 1 is none.")] = 1.0,
     select: Annotated[str, typer.Option(help="plan: bounded least squares. top-k: the paper's own form.")] = "plan",
-    mu: Annotated[float, typer.Option(min=0, help="plan: the price of moving the prediction off the axis.")] = 0.1,
+    mu: Annotated[float, typer.Option(min=0, help="plan: the price of moving the prediction off the axis.")] = 1.0,
     overshoot: Annotated[
         float, typer.Option(min=0, help="plan: take away so much more than each lean; later steps restore part of it.")
-    ] = 0.0,
+    ] = 1.0,
+    until: Annotated[
+        float,
+        typer.Option(min=0, help="Damp the noisy steps only, down to this timestep; groups are settled early."),
+    ] = 600.0,
     branch: Annotated[str, typer.Option(help="Halves of a guided batch to damp: both, or conditional.")] = "both",
     top: Annotated[float, typer.Option(min=0, help="top-k: how many neurons (a share when below 1).")] = 0.01,
     mask_root: Annotated[str, typer.Option(help="Damp toward zero, balanced, or a group's mean.")] = "zero",
@@ -60,6 +64,7 @@ def locate(
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
     from stereoclinic.prompts import load_prompts, with_seeds
+    from stereoclinic.sns.select import check_root, neurons_of, number_of, top_k
 
     if select not in ("plan", "top-k"):
         raise InputError(f"--select {select!r}: expected plan or top-k")
@@ -70,7 +75,8 @@ def locate(
         raise InputError(f"--branch {branch!r}: expected both or conditional")
     target = out or Path(f"{chosen.name}.pt")
     common.check_target(target, "--out", (".pt", ".safetensors"))
-    common.device_of(accelerator)  # refuses one that is not there
+    device = common.device_of(accelerator, float64=True)
+    check_root(mask_root, chosen.groups)
     if precision not in common.PRECISIONS:
         raise InputError(f"--precision {precision!r}: expected one of {', '.join(common.PRECISIONS)}")
     if len(samples) < devices * num_nodes:
@@ -80,9 +86,17 @@ def locate(
         )
     denoiser = open_denoiser(model)
 
+    from stereoclinic.ddtd.neurons import find_sites
     from stereoclinic.ddtd.trajectory import Settings
 
     settings = Settings(composite, root, steps or denoiser.defaults.steps, guidance, every, bins)
+    edges = settings.edges(denoiser.pipe.scheduler.config.num_train_timesteps)
+    settings.check_bins(denoiser.timesteps(settings.steps), edges)
+    neurons = int(top) if top >= 1 and top.is_integer() else top
+    if select == "top-k":
+        number_of(neurons, len(neurons_of(find_sites(denoiser.unet, settings.kinds), None)))
+    if until >= edges[0]:
+        raise InputError(f"--until {until:g}: nothing is left to damp; timesteps run from {edges[0]:g} down to 0")
     stored = target.with_name(f"{target.stem}.relevance.safetensors")
     work = len(samples) * settings.measured_steps
     if dry_run:
@@ -92,15 +106,15 @@ def locate(
         )
         return
 
+    import torch
+
     from stereoclinic.ddtd.module import locate as run
     from stereoclinic.sns.plan import treatment_plan
-    from stereoclinic.sns.select import top_k
 
     common.hush_lightning()
     ranks = devices * num_nodes
-    if denoiser.device.type == "cpu" and ranks > 1:
-        import torch
-
+    threads = torch.get_num_threads()
+    if device == "cpu" and ranks > 1:
         torch.set_num_threads(1)  # ranks that share a CPU slow each other down badly otherwise
     with common.progress_bar(work, f"locating {chosen.name}", quiet) as advance:
         relevance = run(
@@ -110,21 +124,23 @@ def locate(
             settings,
             batch_size=batch_size,
             progress=lambda count: advance(count * ranks),
-            accelerator=accelerator,
+            accelerator=device,
             devices=devices,
             num_nodes=num_nodes,
             strategy="ddp" if strategy == "auto" and ranks > 1 else strategy,
             precision=precision,
         )
+    torch.set_num_threads(threads)
     if relevance is None:
         return  # another rank writes
     relevance.save(stored)
+    window = (float(edges[0]), until)
     mask = (
-        treatment_plan(relevance, mu=mu, overshoot=overshoot, root=mask_root)
+        treatment_plan(relevance, mu=mu, overshoot=overshoot, window=window, root=mask_root)
         if select == "plan"
-        else top_k(relevance, int(top) if top >= 1 else top, root=mask_root)
+        else top_k(relevance, neurons, window=window, root=mask_root)
     )
-    mask = replace(mask, branch=branch)
+    mask = replace(mask, branch="both" if branch == "both" else "conditional")
     mask.save(target)
 
     from stereo_cli.tables import lean_table, mask_table

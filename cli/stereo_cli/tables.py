@@ -29,7 +29,8 @@ def lean_table(summary: Data) -> Group:
     return _captioned(
         table,
         f"0 is balanced, 1 the same as if {toward} had been asked for; below 0 it leans to {others}. ± one standard"
-        " error. Columns are timesteps, noise first. Groups are perceived presentation.",
+        " error, a lower bound: it takes the steps of one sample for independent, and they resemble each other."
+        " Columns are timesteps, noise first. Groups are perceived presentation.",
     )
 
 
@@ -153,8 +154,9 @@ def _bias_table(results: Data) -> Group:
     return _captioned(
         table,
         f"Means over {len(results['labels'])} prompts of {n} images each, seeds {first} to {last}, {results['steps']}"
-        f" steps, guidance {results['guidance']:g}. Brackets are 95 % intervals, p is for no change on the same seeds;"
-        " of oracle: part of what the balanced oracle gains; FD: fairness discrepancy, dev.: deviation ratio."
+        f" steps, guidance {results['guidance']:g}. Brackets are 95 % intervals, p is for no change on the same seeds,"
+        " and both speak of other seeds of these prompts, not of other prompts; of oracle: part of what the balanced"
+        " oracle gains, where it surely gains; FD: fairness discrepancy, dev.: deviation ratio."
         " Fair by chance: what a perfectly fair model would show at this n. Groups are perceived presentation.",
     )
 
@@ -166,7 +168,7 @@ def _side_effects_table(results: Data) -> Group:
         table.add_column(name, justify="right", no_wrap=True)
     for name, arm in results["arms"].items():
         group = results["group_prompts"].get(name)
-        distance = arm["frechet_to_untreated"]
+        distance = arm["frechet_to_other_seeds"]
         table.add_row(
             escape(name),
             _interval(arm["occupation_right"]) if "occupation_right" in arm else "",
@@ -178,7 +180,8 @@ def _side_effects_table(results: Data) -> Group:
         )
     return _captioned(
         table,
-        "Fréchet: distance of the reader's features to the untreated images; its floor is the row `other seeds`."
+        "Fréchet: distance of the reader's features to untreated images of other seeds; its floor, what two samples of"
+        f" one model show, is {results['arms']['untreated']['frechet_to_other_seeds']:.3g} in the row `untreated`."
         " Unsure: the reader's top group is below 0.8. Obeyed: prompts that name a group and show it, with its own"
         " images. Brackets are 95 % intervals.",
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stereoclinic.errors import UncoveredOperation
 from stereoclinic.sns.mask import NeuronMask
 
 AXIS = 'name = "gender"\ngroups = {}\n[words]\nfemale = "female"\nmale = "male"\n'
@@ -67,6 +68,12 @@ def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str,
         (("--root", "sideways"), "expected plain or rooted"),
         (("--precision", "17"), "--precision '17': expected one of 32-true"),
         (("--accelerator", "abacus"), "--accelerator 'abacus': expected one of auto"),
+        (("--accelerator", "mps"), "relevance is summed in float64"),
+        (("--mask-root", "nurse"), "root 'nurse' is not known; choose zero, balanced, or a group: female, male"),
+        (("--every", 1, "--bins", 2, "--select", "top-k", "--top", 0, "--dry-run"), "k = 0"),
+        (("--every", 1, "--bins", 2, "--select", "top-k", "--top", 2.5, "--dry-run"), "k = 2.5"),
+        (("--every", 1, "--bins", 2, "--select", "top-k", "--top", 1e6, "--dry-run"), "k = 1000000; expected 1 to"),
+        (("--bins", 4, "--dry-run"), "4 bins, but the 1 measured steps fall into 1"),
         (("--out", "mask.txt"), "ending in .pt or .safetensors"),
         (("--out", "nowhere/mask.pt"), "nowhere is no folder that can be written to"),
     ],
@@ -165,6 +172,21 @@ def test_seeds_that_the_mask_was_made_on(refused, model, located):
 )
 def test_settings_of_bench(refused, model, arguments: tuple, says: str):
     assert says in refused("bench", "--model", model, *arguments)
+
+
+def test_a_hub_model_brings_no_reader_and_is_not_fetched_to_find_out(refused, monkeypatch):
+    monkeypatch.setattr("stereoclinic.denoisers.open_denoiser", None)
+    line = refused("bench", "--model", "nobody/nothing")
+    assert "'nobody/nothing' has no reader of its own, as it is no folder here; give --reader FOLDER" in line
+
+
+def test_an_operation_without_a_rule(refused, model, monkeypatch):
+    def find_sites(*_):
+        raise UncoveredOperation("fft has no relevance rule")
+
+    monkeypatch.setattr("stereoclinic.ddtd.module.find_sites", find_sites)
+    line = refused("locate", "--model", model, "--every", 1, "--bins", 2, "--limit", 1, "--quiet")
+    assert "fft has no relevance rule" in line
 
 
 def test_a_mask_given_twice(refused, model, located):

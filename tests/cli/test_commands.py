@@ -11,8 +11,10 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 
-from stereo_cli import tables
+from stereo_cli import common, tables
 from stereoclinic.ddtd.relevance import STATES, Relevance
+from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.evaluation.report import ImageFolder
 from stereoclinic.evaluation.summary import lean_summary, mask_summary, relevance_summary
 from stereoclinic.sns.mask import NeuronMask
 
@@ -151,6 +153,98 @@ def test_images_load_as_an_imagefolder(benched):
     assert all(line["prompt"] == f"a photo of a {line['wanted_group']} {line['label']}" for line in wanted)
 
 
+def test_distances_have_the_floor_that_two_samples_show(benched):
+    result, out = benched
+    for results in json.loads((out / "results.json").read_text())["experiments"]:
+        arms = results["arms"]
+        floor = arms["untreated"]["frechet_to_other_seeds"]
+        assert floor == pytest.approx(arms["other seeds"]["frechet_to_untreated"])  # the distance is symmetric
+        assert arms["untreated"]["frechet_to_untreated"] is arms["other seeds"]["frechet_to_other_seeds"] is None
+        assert f"is {floor:.3g} in the row `untreated`" in " ".join(result.stdout.split())
+        for arm in arms.values():
+            gains = arms["balanced oracle"]["parity_gap_change"]["high"] < 0
+            assert ("share_of_balanced_oracle" in arm) == (gains and "parity_gap_change" in arm)
+
+
+def test_masks_whose_names_a_file_name_cannot_tell_apart(model, located, stereo, tmp_path: Path):
+    masks = []
+    for name in ("my mask.pt", "my-mask.pt"):
+        NeuronMask.load(located).save(tmp_path / name)
+        masks += ["--mask", tmp_path / name]
+    result = stereo(
+        "bench", "--model", model, *masks, "--limit", 1, "--images", 2, "--group-images", 1, "--steps", 1,
+        "--out", tmp_path / "o", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    lines = [json.loads(line) for line in (tmp_path / "o" / "images" / "metadata.jsonl").read_text().splitlines()]
+    assert len({line["file_name"] for line in lines}) == len(lines) == 7 * 2 + 3 * 2
+
+
+def test_earlier_images_outlive_a_folder_that_cannot_be_replaced(tmp_path: Path, monkeypatch):
+    picture = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    with ImageFolder(tmp_path) as folder:
+        folder.add({"file_name": "old.png"}, picture)
+    replace = os.replace
+
+    def fail(source, target):
+        if Path(source).suffix == ".tmp":
+            raise OSError("no")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no"), ImageFolder(tmp_path) as folder:
+        folder.add({"file_name": "new.png"}, picture)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    assert (tmp_path / "images" / "old.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"])
+def test_other_ranks_are_silent(monkeypatch, capsys, name: str):
+    monkeypatch.setenv(name, "0")
+    common.say("first")
+    monkeypatch.setenv(name, "1")
+    common.say("second")
+    assert capsys.readouterr().out == "first\n"
+
+
+def test_progress_stops_at_its_total(capsys):
+    with common.progress_bar(10, "locating", quiet=False) as advance:
+        advance(8)
+        advance(8)
+    assert capsys.readouterr().err.splitlines()[-1] == "locating: 10 of 10"
+
+
+@pytest.mark.parametrize(("there", "chosen"), [(True, "mps"), (False, "cpu")])
+def test_float64_is_not_asked_of_mps(monkeypatch, there: bool, chosen: str):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there)
+    assert common.device_of("auto") == chosen
+    assert common.device_of("auto", float64=True) == "cpu"
+
+
+def test_a_picture_in_larger_pixels_reads_the_same(model):
+    reader = PortraitsReader(model / "reader")
+    small = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    large = small.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    torch.testing.assert_close(reader.features(large), reader.features(small))
+    for head, probabilities in reader.read(small).items():
+        torch.testing.assert_close(reader.read(large)[head], probabilities)
+
+
+def test_an_occupation_that_the_reader_does_not_know_is_not_counted(model, stereo, tmp_path: Path):
+    for name, people in (("both", ("doctor", "astronaut")), ("none", ("astronaut",))):
+        (tmp_path / f"{name}.txt").write_text("".join(f"a photo of a {person}\n" for person in people))
+        result = stereo(
+            "bench", "--model", model, "--prompts", tmp_path / f"{name}.txt", "--images", 2, "--group-images", 1,
+            "--steps", 1, "--out", tmp_path / name, "--json", "--quiet",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        arm = json.loads(result.stdout)["experiments"][0]["arms"]["untreated"]
+        assert ("occupation_right" in arm) == (name == "both")
+        if name == "both":
+            assert arm["occupation_right"]["estimate"] in (0, 0.5, 1)  # of the doctor's two images
+
+
 def test_sheets_and_nothing_else_is_left(benched):
     _, out = benched
     found = sorted(path.name for path in out.iterdir())
@@ -268,7 +362,8 @@ def test_apply_at_no_strength_changes_nothing(model, located, stereo, tmp_path: 
 def test_a_dry_run_writes_nothing(model, located, stereo, tmp_path: Path, monkeypatch, command: tuple):
     monkeypatch.chdir(tmp_path)
     mask = () if command == ("locate",) else ("--mask", located)
-    result = stereo(*command, "--model", model, *mask, "--dry-run")
+    bins = ("--every", 1, "--bins", 2) if command == ("locate",) else ()
+    result = stereo(*command, "--model", model, *mask, *bins, "--dry-run")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("would ")
     assert list(tmp_path.iterdir()) == []
@@ -322,7 +417,7 @@ def test_bins_that_nothing_fell_into_are_none(located):
     relevance = Relevance.load(located.with_name("gender.relevance.safetensors"))
     for name in STATES:
         tensor = getattr(relevance, name)
-        axis = tensor.shape.index(2) if name in ("relevance_sq", "stereotype_sum", "stereotype_sq") else 1
+        axis = tensor.shape.index(2) if name == "stereotype_sq" else 1
         tensor.select(axis, 1).zero_()
     leans, found = lean_summary(relevance), relevance_summary(relevance)
     assert all(row["bins"][1] == {"lean": None, "stderr": None, "n": 0} for row in leans["rows"])

@@ -62,8 +62,28 @@ def test_means_are_those_of_the_samples() -> None:
     stereotype = (lean.sign()[..., None] * rows).double().mean(0)
     mean, error = found.stereotype()
     torch.testing.assert_close(mean[1], stereotype.mean(0))
-    torch.testing.assert_close(error[1], stereotype.std(0) / 40**0.5)
+    assert error[0].isnan().all()  # nothing was measured in that bin
     torch.testing.assert_close(found.lean_stderr()[1, 1], lean[:, mine].double().std(1) / mine.sum() ** 0.5)
+
+
+def test_the_error_of_the_stereotype_is_that_of_as_many_labels_not_of_as_many_samples() -> None:
+    labels, seeds, lean, rows, off, means = step(30, 0)
+    labels = torch.arange(30) % P
+    tilt = (lean.sign()[..., None] * rows).double().mean(0)
+    by_label = torch.stack([tilt[labels == p].mean(0) for p in range(P)])
+    found = relevance(**summed((labels, seeds, lean, rows, off, means)).compute())
+    torch.testing.assert_close(found.stereotype()[1][1], by_label.std(0) / P**0.5)
+    # Many more samples of the same labels, each a copy: nothing is known that was not known before.
+    copied = labels.repeat(9), seeds.repeat(9), *(x.repeat(1, 9) for x in (lean,)), rows.repeat(1, 9, 1)
+    copies = relevance(**summed((*copied, off.repeat(9, 1), means.repeat(1, 9, 1))).compute())
+    torch.testing.assert_close(copies.stereotype()[1][1], found.stereotype()[1][1])
+
+
+def test_a_single_label_has_only_its_samples_to_go_by() -> None:
+    labels, *rest = step(30, 0)
+    found = relevance(**summed((torch.ones_like(labels), *rest)).compute())
+    tilt = (rest[1].sign()[..., None] * rest[2]).double().mean(0)
+    torch.testing.assert_close(found.stereotype()[1][1], tilt.std(0) / 30**0.5)
 
 
 def test_sketches_of_off_axis_rows_estimate_their_mean_square() -> None:
@@ -98,3 +118,5 @@ def test_what_is_not_finite_or_does_not_fit_is_refused() -> None:
         relevance(lean_sum=torch.full((P, T, K), torch.nan))
     with pytest.raises(InputError, match="shape"):
         relevance(relevance_sum=torch.zeros(P, T, K, N + 1))
+    with pytest.raises(InputError, match="stereotype_sum of shape"):
+        relevance(stereotype_sum=torch.zeros(T, N))

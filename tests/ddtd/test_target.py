@@ -35,6 +35,13 @@ def test_the_lean_does_not_depend_on_the_scale_of_the_prediction() -> None:
     torch.testing.assert_close(lean(neutral * 1e-4, *group_directions(each * 1e-4)), first)
 
 
+def test_half_precision_predictions_lean_to_zero_in_sum() -> None:
+    each, neutral = predictions(2).bfloat16(), predictions(2, 9)[0].bfloat16()
+    found = lean(neutral, *group_directions(each))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[0], -found[1])
+
+
 def test_a_model_that_does_not_know_the_groups_has_no_lean() -> None:
     same = predictions(2)[:1].expand(2, -1, -1, -1, -1)
     balanced, directions = group_directions(same)
@@ -52,6 +59,17 @@ def test_the_cotangent_is_off_every_axis_and_belongs_to_its_sample_and_timestep(
     turned = off_axis_cotangent(directions.flip(1), rows[::-1], 500.0).flip(0)
     torch.testing.assert_close(turned, found)
     assert not torch.equal(off_axis_cotangent(directions, rows, 499.0), found)
+
+
+def test_it_is_the_same_whatever_the_default_dtype() -> None:
+    _, directions = group_directions(predictions(3))
+    rows = [{"prompt": "a", "seed": i} for i in range(3)]
+    expected = off_axis_cotangent(directions, rows, 500.0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(off_axis_cotangent(directions, rows, 500.0), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_its_mean_square_measures_a_movement_off_the_axis_in_units_of_d() -> None:

@@ -11,9 +11,9 @@ class InputError(ValueError):
 class Incomplete(RuntimeError):
     """Work stopped before it was whole: a rank failed or samples are missing (exit code 3).
 
-    What was finished is on disk, so the same command resumes.
+    Nothing of it was kept: run it again.
     """
 
 
 class UncoveredOperation(RuntimeError):
-    """An operation that mixes its inputs has no relevance rule, so relevance would pass through it unseen."""
+    """An operation that mixes its inputs has no relevance rule: relevance would pass it unseen (exit code 2)."""

@@ -1,6 +1,8 @@
 """DDTD as a Lightning predict loop: Lightning spreads the samples over devices, a metric adds their relevance up."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -31,7 +33,11 @@ class DDTD(L.LightningModule):
         settings: Composite, root, steps, guidance, bins.
         samples: How many there are in all; the run is incomplete with fewer.
         progress: Called after each measured step with the number of samples in it.
+
+    After the run `total` holds the sums over all ranks, on the CPU.
     """
+
+    total: dict[str, Tensor]
 
     def __init__(
         self,
@@ -79,10 +85,15 @@ class DDTD(L.LightningModule):
         return torch.tensor(len(batch))
 
     def on_predict_end(self) -> None:
-        """Every rank counts what it did: a rank that died must not pass for a finished run."""
-        done = self.trainer.strategy.reduce(torch.tensor(float(self.samples_done), device=self.device), reduce_op="sum")
+        """Every rank counts what it did: a rank that died must not pass for a finished run.
+
+        The ranks add up here, while their sums lie on the device: Lightning's teardown moves them to the CPU, where
+        a group of GPUs cannot gather them.
+        """
+        done = self.trainer.strategy.reduce(torch.tensor(self.samples_done, device=self.device), reduce_op="sum")
         if int(done) != self.samples:
             raise Incomplete(f"{int(done)} of {self.samples} samples were measured; run again")
+        self.total = {name: value.cpu() for name, value in self.sums.compute().items()}
 
 
 def locate(
@@ -96,6 +107,8 @@ def locate(
     **trainer: Any,
 ) -> Relevance | None:
     """Find where the axis lives: relevance of every neuron, summed over samples and ranks.
+
+    The denoiser is left as it came, in weights, precision and place.
 
     Args:
         denoiser: The model.
@@ -112,6 +125,7 @@ def locate(
     Raises:
         InputError: Fewer samples than ranks, a bin that no measured step falls in, or values that are not finite.
         Incomplete: Samples are missing at the end.
+        KeyboardInterrupt: As pressed.
     """
     labels = list(dict.fromkeys(samples["label"]))
     module = DDTD(denoiser, axis, labels, settings, len(samples), progress)
@@ -123,18 +137,21 @@ def locate(
         enable_model_summary=False,
         **trainer,
     )
+    if getattr(runner.strategy.launcher, "_start_method", None):
+        raise InputError(f"strategy {trainer.get('strategy')!r} keeps its results in processes of its own; use 'ddp'")
     if len(samples) < runner.world_size:
         raise InputError(f"{len(samples)} samples for {runner.world_size} devices: give more prompts or fewer devices")
     settings.check_bins(denoiser.timesteps(settings.steps), module.edges)
-    runner.predict(module, DataLoader(samples, batch_size, collate_fn=list), return_predictions=False)
-    sums = module.sums.compute()
+    digests = {"unet_shapes": shapes_digest(denoiser.unet), "unet_weights": weights_digest(denoiser.unet)}
+    with _put_back(denoiser, _CASTS.get(str(runner.precision))), _interruptible():
+        runner.predict(module, DataLoader(samples, batch_size, collate_fn=list), return_predictions=False)
     if not runner.is_global_zero:
         return None
     seeds = sorted(set(samples["seed"]))
     metadata = {
         "model": denoiser.model,
-        "unet_shapes": shapes_digest(denoiser.unet),
-        "unet_weights": weights_digest(denoiser.unet),
+        **digests,
+        "precision": str(runner.precision),
         "axis": axis.name,
         "words": list(axis.words),
         "prompts": prompt_sets.digest(samples.select(range(len(samples) // len(seeds)))),
@@ -149,5 +166,36 @@ def locate(
         "versions": {name: version(name) for name in ("stereoclinic", "torch", "diffusers", "lightning")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    cpu = {name: value.cpu() for name, value in sums.items()}
-    return Relevance(module.sites, axis.groups, labels, module.edges, **cpu, metadata=metadata)
+    return Relevance(module.sites, axis.groups, labels, module.edges, **module.total, metadata=metadata)
+
+
+#: What Lightning casts the weights to, in place.
+_CASTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+
+
+@contextmanager
+def _put_back(denoiser: StableDiffusion, cast: torch.dtype | None) -> Iterator[None]:
+    """Leave the denoiser where it was and as precise as it was: Lightning casts it, and tears down to the CPU."""
+    device, dtype = denoiser.device, denoiser.unet.dtype
+    kept = None
+    if cast is not None and cast != dtype:
+        kept = {name: value.clone() for name, value in denoiser.unet.state_dict().items()}
+    try:
+        yield
+    finally:
+        if kept is not None:
+            denoiser.unet.load_state_dict(kept, assign=True)
+        denoiser.to(device)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning turns Ctrl-C into exit code 1, as of a failure, and is deaf to it from then on."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from stop

@@ -1,6 +1,6 @@
 """Relevance as it is accumulated (a torchmetrics metric of float64 sums) and as it is kept (a file).
 
-Every state is a sum over samples, so ranks, batches and resumed parts add up exactly, and its size does not grow with
+Every state is a sum over samples, so ranks and batches add up exactly, and its size does not grow with
 the number of prompts: rows are kept per label (an occupation) and timestep bin, not per sample.
 """
 
@@ -25,7 +25,6 @@ STATES = (
     "lean_sum",
     "lean_sq",
     "relevance_sum",
-    "relevance_sq",
     "stereotype_sum",
     "stereotype_sq",
     "collateral",
@@ -52,8 +51,7 @@ class RelevanceSums(Metric):
             "lean_sum": (labels, bins, groups),
             "lean_sq": (labels, bins, groups),
             "relevance_sum": (labels, bins, groups, neurons),
-            "relevance_sq": (bins, groups, neurons),
-            "stereotype_sum": (bins, neurons),
+            "stereotype_sum": (labels, bins, neurons),
             "stereotype_sq": (bins, neurons),
             "collateral": (labels, bins, SKETCHES, neurons),
             "root_sum": (groups, bins, neurons),
@@ -91,8 +89,7 @@ class RelevanceSums(Metric):
         self.lean_sum[:, bin_].index_add_(0, labels, lean)
         self.lean_sq[:, bin_].index_add_(0, labels, lean.square())
         self.relevance_sum[:, bin_].index_add_(0, labels, relevance)
-        self.relevance_sq[bin_] += relevance.square().sum(0)
-        self.stereotype_sum[bin_] += tilt.sum(0)
+        self.stereotype_sum[:, bin_].index_add_(0, labels, tilt)
         self.stereotype_sq[bin_] += tilt.square().sum(0)
         self.collateral[:, bin_].index_put_((labels, seeds % SKETCHES), collateral.double(), accumulate=True)
         self.root_sum[:, bin_] += means.double().sum(1)
@@ -126,7 +123,6 @@ class Relevance:
     lean_sum: Tensor
     lean_sq: Tensor
     relevance_sum: Tensor
-    relevance_sq: Tensor
     stereotype_sum: Tensor
     stereotype_sq: Tensor
     collateral: Tensor
@@ -138,9 +134,13 @@ class Relevance:
             if not torch.isfinite(getattr(self, name)).all():
                 raise InputError(f"relevance: {name} is not finite; was the model run in too low a precision?")
         neurons = sum(site.width for site in self.sites)
-        expected = (len(self.labels), len(self.bin_edges) - 1, len(self.groups), neurons)
-        if tuple(self.relevance_sum.shape) != expected:
-            raise InputError(f"relevance: sums of shape {tuple(self.relevance_sum.shape)}, expected {expected}")
+        labels, bins = len(self.labels), len(self.bin_edges) - 1
+        for name, expected in (
+            ("relevance_sum", (labels, bins, len(self.groups), neurons)),
+            ("stereotype_sum", (labels, bins, neurons)),
+        ):
+            if (found := tuple(getattr(self, name).shape)) != expected:
+                raise InputError(f"relevance: {name} of shape {found}, expected {expected}; locate again")
 
     @property
     def prompts(self) -> list[str]:
@@ -151,7 +151,11 @@ class Relevance:
         return self.lean_sum / self.count[..., None]
 
     def lean_stderr(self) -> Tensor:
-        """Standard error of `lean` over samples: (P, T, K)."""
+        """Standard error of `lean`: (P, T, K).
+
+        Every measured step counts as an observation of its own. Steps of one sample resemble each other, so this is a
+        lower bound where a bin holds several.
+        """
         n = self.count[..., None]
         variance = (self.lean_sq / n - self.lean().square()).clamp_min(0) * n / (n - 1)
         return (variance / n).sqrt()
@@ -161,11 +165,20 @@ class Relevance:
         return self.relevance_sum / self.count[..., None, None]
 
     def stereotype(self) -> tuple[Tensor, Tensor]:
-        """sign(S) R averaged over groups and samples, and its standard error: (T, N) each."""
-        n = self.count.sum(0)[:, None]
-        mean = self.stereotype_sum / n
+        """sign(S) R averaged over groups and samples, and its standard error: (T, N) each.
+
+        The error is clustered by label: what is asked is whether other occupations would agree, and samples of one
+        occupation, let alone steps of one sample, are no independent witnesses of that. With m_p the mean of label p,
+        and as many samples of each of P labels, it is std(m_p) / sqrt(P). A bin that holds a single label has only
+        the spread over its samples and steps to go by, which is a lower bound.
+        """
+        n = self.count.sum(0)[:, None]  # (T, 1)
+        mean = self.stereotype_sum.sum(0) / n
+        labels = (self.count > 0).sum(0)[:, None]  # (T, 1), P
+        left = self.stereotype_sum - self.count[..., None] * mean  # (P, T, N), n_p (m_p - mean)
+        clustered = left.square().sum(0) * labels / (labels - 1) / n.square()
         variance = (self.stereotype_sq / n - mean.square()).clamp_min(0) * n / (n - 1)
-        return mean, (variance / n).sqrt()
+        return mean, torch.where(labels > 1, clustered, variance / n).sqrt()
 
     def roots(self) -> Tensor:
         """Mean activation in each group's passes: (K, T, N)."""

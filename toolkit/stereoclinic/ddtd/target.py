@@ -20,8 +20,9 @@ def group_directions(predictions: Tensor) -> tuple[Tensor, Tensor]:
         predictions: (K, B, C, h, w), one pass for each group's prompt.
 
     Returns:
-        fbar (B, C, h, w) and d (K, B, C, h, w).
+        fbar (B, C, h, w) and d (K, B, C, h, w), in float32 or wider: the groups' predictions differ in late digits.
     """
+    predictions = predictions.to(torch.promote_types(predictions.dtype, torch.float32))
     balanced = predictions.mean(0)
     return balanced, predictions - balanced
 
@@ -57,7 +58,7 @@ def off_axis_cotangent(directions: Tensor, rows: list[dict], timestep: float) ->
     for row in rows:
         key = f"off-axis\0{row['prompt']}\0{row['seed']}\0{timestep:.6g}".encode()
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
-        drawn.append(torch.randn(directions.shape[2:], generator=generator))
+        drawn.append(torch.randn(directions.shape[2:], generator=generator, dtype=torch.float32))
     random = torch.stack(drawn).to(directions)
     flat, axes = random.flatten(1), directions.flatten(2).transpose(0, 1)  # (B, D), (B, K, D)
     # The K directions sum to zero, so only K - 1 of them span the axis.

@@ -104,12 +104,12 @@ def walk(
     if torch.is_inference_mode_enabled():
         raise RuntimeError("relevance needs gradients: run with Trainer(inference_mode=False)")
     with torch.no_grad():
+        timesteps = denoiser.timesteps(settings.steps)
         latents = denoiser.noise(rows)
         neutral = denoiser.encode([row["prompt"] for row in rows])
         empty = denoiser.encode([""] * len(rows))
         by_group = [group_prompts(row, axis) for row in rows]
         groups = torch.stack([denoiser.encode([each[k] for each in by_group]) for k in range(len(axis))])
-        timesteps = denoiser.timesteps(settings.steps)
     for i, timestep in enumerate(timesteps):
         unconditional = None
         if settings.guidance > 1:

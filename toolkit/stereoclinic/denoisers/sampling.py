@@ -49,10 +49,10 @@ def sample(
     Returns:
         (B, 3, H, W) in [0, 1].
     """
+    timesteps = denoiser.timesteps(steps)
     latents = denoiser.noise(rows)
     states = denoiser.encode(prompts)
     empty = denoiser.encode([""] * len(rows))
-    timesteps = denoiser.timesteps(steps)
     for i, timestep in enumerate(timesteps):
         if conditional is None:
             prediction = predict_guided(denoiser, latents, timestep, states, empty, guidance)

@@ -11,6 +11,21 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 from stereoclinic.prompts import noise
 
+#: Schedulers whose step draws from a generator by default: what is drawn would depend on the batch and the device.
+STOCHASTIC = frozenset(
+    {
+        "CMStochasticIterativeScheduler",
+        "DDPMParallelScheduler",
+        "DDPMScheduler",
+        "DPMSolverSDEScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "LCMScheduler",
+        "SASolverScheduler",
+        "TCDScheduler",
+    }
+)
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -27,6 +42,9 @@ class StableDiffusion:
         pipe: The pipeline; its weights are frozen here.
         model: The name it was asked for by, kept in files.
         folder: Where it lies, if it is local.
+
+    Raises:
+        InputError: The model inpaints, or its scheduler draws noise at every step.
     """
 
     def __init__(self, pipe: StableDiffusionPipeline, model: str = "", folder: Path | None = None) -> None:
@@ -41,6 +59,13 @@ class StableDiffusion:
             raise InputError(
                 f"model {model!r}: its UNet takes {self.unet.config.in_channels} channels, its autoencoder makes"
                 f" {pipe.vae.config.latent_channels}; inpainting variants are not supported"
+            )
+        scheduler = type(pipe.scheduler).__name__
+        algorithm = str(pipe.scheduler.config.get("algorithm_type", ""))
+        if scheduler in STOCHASTIC or algorithm.startswith("sde-"):
+            raise InputError(
+                f"model {model!r}: its {scheduler} adds new noise at every step, so a seed would not name a picture;"
+                " give the pipeline another, such as DDIMScheduler or EulerDiscreteScheduler"
             )
         settings = folder / "stereoclinic.json" if folder else None
         self.defaults = Defaults(**json.loads(settings.read_text())) if settings and settings.is_file() else Defaults()
@@ -57,7 +82,7 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Tensor:
-        """Text states (B, L, D) by the pipeline's own `encode_prompt`; each text is encoded once."""
+        """Text states (B, L, D) in the UNet's dtype, by the pipeline's `encode_prompt`; each text is encoded once."""
         new = [text for text in dict.fromkeys(prompts) if text not in self._encoded]
         if len(self._encoded) + len(new) > 4096:  # a data set of many prompts must not fill the memory
             self._encoded.clear()
@@ -65,10 +90,14 @@ class StableDiffusion:
         if new:
             states, _ = self.pipe.encode_prompt(new, self.device, 1, do_classifier_free_guidance=False)
             self._encoded.update(zip(new, states, strict=True))
-        return torch.stack([self._encoded[text] for text in prompts])
+        # The UNet alone is cast in a run of another precision.
+        return torch.stack([self._encoded[text] for text in prompts]).to(self.unet.dtype)
 
     def noise(self, rows: list[dict]) -> Tensor:
-        """The starting latents (B, C, h, w) of samples, each from its own prompt and seed."""
+        """The starting latents (B, C, h, w) of samples, each from its own prompt and seed.
+
+        Call `timesteps` first: some schedulers' starting noise depends on the steps they were set up for.
+        """
         start = torch.stack([noise(row, self.latent_shape) for row in rows])
         return (start * self.pipe.scheduler.init_noise_sigma).to(self.device, self.unet.dtype)
 

@@ -81,10 +81,10 @@ class Drawn:
 
     name: str
     reads: Tensor  # (P, n, K) probabilities
-    right: Tensor | None  # (P, n) the reader saw the prompt's own occupation; None where it knows none of them
+    right: Tensor | None  # (P, n) whether the prompt's own occupation was read; NaN if the reader lacks it (None: all)
     features: Tensor  # (P, n, F)
     images: Tensor  # (P, n, 3, H, W) uint8
-    seconds: float
+    seconds: float  # of sampling alone
 
 
 @dataclass
@@ -135,6 +135,7 @@ def run(
 
     axis, n, m = protocol.axis, protocol.images, protocol.group_images
     judged = with_seeds(protocol.prompts, protocol.seed, n)
+    _warm_up(denoiser, axis, list(judged.select(range(len(protocol.prompts)))), protocol)
     neutral = [draw(UNTREATED, judged, n)]
     neutral += [draw(name, judged, n, mask) for name, mask in masks.items()]
     if masks:
@@ -164,6 +165,13 @@ def images_to_draw(protocol: Protocol, masks: int) -> int:
     return neutral + len(protocol.prompts) * len(protocol.axis) * protocol.group_images * (1 + masks)
 
 
+def _warm_up(denoiser: StableDiffusion, axis: Axis, rows: list[dict], protocol: Protocol) -> None:
+    """Encode every prompt and draw one picture for nothing, so that the first arm does not pay for all of them."""
+    for row in rows:
+        denoiser.encode([row["prompt"], *group_prompts(row, axis)])
+    sample(denoiser, rows[:1], [rows[0]["prompt"]], min(protocol.steps, 2), protocol.guidance)
+
+
 def _draw(
     denoiser: StableDiffusion,
     reader: PortraitsReader,
@@ -181,7 +189,7 @@ def _draw(
     axis = protocol.axis
     order = [reader.classes[head].index(group) for group in axis.groups]
     reads, right, features, images = [], [], [], []
-    began = time.perf_counter()
+    seconds = 0.0
     context = suppress(denoiser.pipe, mask, strength, protocol.guidance > 1, force) if mask else nullcontext()
     with context:
         for start in range(0, len(samples), protocol.batch_size):
@@ -192,7 +200,9 @@ def _draw(
                 prompts = allocation_prompts(axis, rows)
             elif oracle == BALANCED:
                 conditional = balanced_oracle(denoiser, axis, rows)
+            began = time.perf_counter()
             pictures = sample(denoiser, rows, prompts, protocol.steps, protocol.guidance, conditional).cpu()
+            seconds += time.perf_counter() - began
             seen = reader.read(pictures)
             reads.append(seen[head][:, order] / seen[head][:, order].sum(1, keepdim=True))
             features.append(reader.features(pictures))
@@ -203,14 +213,13 @@ def _draw(
             images.append((pictures * 255).round().to(torch.uint8))
             if progress is not None:
                 progress(name, len(rows))
-    seconds = time.perf_counter() - began
 
     def by_prompt(parts: list[Tensor]) -> Tensor:
         """Samples come seed by seed, and within a seed prompt by prompt."""
         return torch.cat(parts).unflatten(0, (count, -1)).transpose(0, 1).contiguous()
 
     occupation = by_prompt(right) if right else None
-    if occupation is not None and occupation.isnan().any():
+    if occupation is not None and occupation.isnan().all():
         occupation = None
     return Drawn(name, by_prompt(reads), occupation, by_prompt(features), by_prompt(images), seconds)
 
@@ -223,7 +232,13 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict:
     gap = share_statistic(parity_gap)
     floors = {name: noise_floor(protocol.images, len(axis), len(labels), metric) for name, metric in GAPS.items()}
     single = noise_floor(protocol.images, len(axis), 1, parity_gap)
-    ceiling = float(gap(before.reads) - gap(experiment.arm(BALANCED).reads))
+    distant = experiment.arm(OTHER)
+    changes = {
+        arm.name: paired_difference_interval(before.reads, arm.reads, gap)
+        for arm in experiment.neutral
+        if arm is not before and arm is not distant
+    }
+    ceiling = changes[BALANCED]
 
     arms = {}
     for arm in experiment.neutral:
@@ -234,6 +249,9 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict:
             "seconds": round(arm.seconds, 2),
             "unsure": unsure_rate(arm.reads.flatten(0, 1)).item(),
             "frechet_to_untreated": None if arm is before else frechet_between(_flat(arm), _flat(before)),
+            # Pictures of the same seeds pair up, which brings them closer than two samples ever are. Against other
+            # seeds every arm is a sample of its own, and the untreated one shows the floor.
+            "frechet_to_other_seeds": None if arm is distant else frechet_between(_flat(arm), _flat(distant)),
             "prompts": [
                 {
                     "label": label,
@@ -250,14 +268,14 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict:
         for name, metric in GAPS.items():
             figures[name] = vars(bootstrap_interval(arm.reads, share_statistic(metric)))
         if arm.right is not None:
-            figures["occupation_right"] = vars(wilson_interval(float(arm.right.sum()), arm.right.numel()))
-        if arm is not before and arm.name != OTHER:
-            figures["parity_gap_change"] = vars(paired_difference_interval(before.reads, arm.reads, gap))
+            figures["occupation_right"] = _rate(arm.right)
+        if arm.name in changes:
+            figures["parity_gap_change"] = vars(changes[arm.name])
             if arm.right is not None and before.right is not None:
-                change = float(arm.right.mean() - before.right.mean())
+                change = float(arm.right.nanmean() - before.right.nanmean())
                 figures["occupation_right_change"] = change
-            if ceiling > 0:
-                figures["share_of_balanced_oracle"] = float(gap(before.reads) - gap(arm.reads)) / ceiling
+            if ceiling.high < 0:  # a share of a gain that may be none says nothing
+                figures["share_of_balanced_oracle"] = changes[arm.name].estimate / ceiling.estimate
         arms[arm.name] = figures
 
     return {
@@ -289,5 +307,10 @@ def _fidelity(arm: Drawn, experiment: Experiment) -> dict:
     total |= {group: (obeyed[..., k].sum(), obeyed[..., k].numel()) for k, group in enumerate(groups)}
     figures: dict = {name: vars(wilson_interval(float(hits), count)) for name, (hits, count) in total.items()}
     if arm.right is not None:
-        figures["occupation_right"] = vars(wilson_interval(float(arm.right.sum()), arm.right.numel()))
+        figures["occupation_right"] = _rate(arm.right)
     return figures
+
+
+def _rate(right: Tensor) -> dict:
+    """Share of pictures that were read right, of those whose occupation the reader knows."""
+    return vars(wilson_interval(float(right.nansum()), int(right.isfinite().sum())))

@@ -13,8 +13,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stereoclinic.errors import InputError
+
+SIZE = 64  # of the pictures that PortraitsNet was trained on
 
 
 class Reader(Protocol):
@@ -86,9 +89,17 @@ class PortraitsReader:
 
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:
-        logits = self.net(images.float().clamp(0, 1) * 2 - 1)
+        logits = self.net(_as_trained(images))
         return {name: value.softmax(1) for name, value in logits.items()}
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        return self.net.features(images.float().clamp(0, 1) * 2 - 1)
+        return self.net.features(_as_trained(images))
+
+
+def _as_trained(images: Tensor) -> Tensor:
+    """(n, 3, H, W) in [0, 1] -> (n, 3, 64, 64) in [-1, 1]; area interpolation averages what a smaller pixel covers."""
+    images = images.float().clamp(0, 1)
+    if images.shape[-2:] != (SIZE, SIZE):
+        images = functional.interpolate(images, size=(SIZE, SIZE), mode="area")
+    return images * 2 - 1

@@ -112,10 +112,15 @@ class ImageFolder:
                 (self.temporary / METADATA).write_text("\n".join(self._lines) + "\n", encoding="utf-8")
                 if self.final.exists():  # a folder that is not empty cannot be replaced in one step
                     os.replace(self.final, old)
-                os.replace(self.temporary, self.final)
+                try:
+                    os.replace(self.temporary, self.final)
+                except OSError:
+                    if old.exists():
+                        os.replace(old, self.final)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
         finally:
-            for path in (self.temporary, old):
-                shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]:
@@ -123,11 +128,13 @@ def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]
     protocol = experiment.protocol
     groups, rows = protocol.axis.groups, list(protocol.prompts)
     scale = f"guidance-{protocol.guidance:g}"
+    # Names of masks may differ in what a file name cannot hold.
+    folders = {arm.name: f"{i:02d}-{slug(arm.name)}" for i, arm in enumerate(experiment.neutral)}
 
     def entry(arm: Drawn, part: str, p: int, i: int, name: str, prompt: str, seed: int, wanted: str | None) -> dict:
         best = int(arm.reads[p, i].argmax())
         return {
-            "file_name": f"{scale}/{part}/{slug(arm.name)}/{name}-{seed}.png",
+            "file_name": f"{scale}/{part}/{folders[arm.name]}/{name}-{seed}.png",
             "arm": arm.name,
             "guidance": protocol.guidance,
             "label": rows[p // len(groups) if wanted else p]["label"],

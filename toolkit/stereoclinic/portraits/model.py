@@ -24,11 +24,12 @@ _SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
     """A CLIP tokenizer in which every word of the captions is one token; any other text falls back to its bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # its own order differs from process to process
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
         min_frequency=1,
         special_tokens=_SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
@@ -36,7 +37,7 @@ def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
     learner.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
     learner.train_from_iterator(captions, trainer)
     vocab = learner.get_vocab()
-    for byte in pre_tokenizers.ByteLevel.alphabet():  # a lone byte may also end a word
+    for byte in alphabet:  # a lone byte may also end a word
         vocab.setdefault(byte + "</w>", len(vocab))
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)

@@ -48,7 +48,7 @@ def top_k(
     if not 0 <= strength <= 1:
         raise InputError(f"strength {strength:g}; expected 0 (no damping) to 1 (silenced)")
     candidates = neurons_of(relevance.sites, kinds)
-    number = _number(k, int(candidates.sum()))
+    number = number_of(k, int(candidates.sum()))
     measured = (relevance.count.sum(0) > 0).cpu() & bins_in(relevance.bin_edges, window)  # (T,)
     if not measured.any():
         raise InputError("relevance holds no sample in these timesteps; widen the window or locate with more steps")
@@ -125,18 +125,21 @@ def roots_for(relevance: "Relevance", root: str, per_bin: bool = True) -> Tensor
     Raises:
         InputError: There is no such root.
     """
+    check_root(root, relevance.groups)
     if root == "zero":
         return None
-    if root != "balanced" and root not in relevance.groups:
-        raise InputError(
-            f"root {root!r} is not known; choose zero, balanced, or a group: {', '.join(relevance.groups)}"
-        )
     if per_bin:
         means = torch.nan_to_num(relevance.roots(), nan=0.0)  # (K, T, N)
     else:
         total = relevance.count.sum()
         means = (relevance.root_sum.sum(1, keepdim=True) / total).expand_as(relevance.root_sum)
     return means.mean(0) if root == "balanced" else means[relevance.groups.index(root)]
+
+
+def check_root(root: str, groups: Sequence[str]) -> None:
+    """Raises InputError for a name that `roots_for` does not know."""
+    if root not in ("zero", "balanced", *groups):
+        raise InputError(f"root {root!r} is not known; choose zero, balanced, or a group: {', '.join(groups)}")
 
 
 def neurons_of(sites: Sequence[Site], kinds: Sequence[str] | None) -> Tensor:
@@ -158,7 +161,12 @@ def _kinds(sites: Sequence[Site]) -> str:
     return ", ".join(sorted({site.kind for site in sites}))
 
 
-def _number(k: int | float, candidates: int) -> int:
+def number_of(k: int | float, candidates: int) -> int:
+    """How many neurons `k` asks for: a whole number, or a fraction (a float) of the candidates.
+
+    Raises:
+        InputError: It is out of range.
+    """
     if isinstance(k, float):
         if not 0 < k <= 1:
             raise InputError(f"k = {k:g}; a fraction goes from above 0 to 1, a number of neurons is written whole")
