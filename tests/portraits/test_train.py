@@ -11,8 +11,9 @@ from diffusers import StableDiffusionPipeline
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.portraits import loop, train
-from stereoclinic.portraits.model import build_autoencoder, whiten
-from stereoclinic.portraits.world import DEFAULT_WORLD
+from stereoclinic.portraits.data import Captions
+from stereoclinic.portraits.model import build_autoencoder, build_tokenizer, whiten
+from stereoclinic.portraits.world import DEFAULT_WORLD, World
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,19 @@ def test_a_world_file_trains_a_pipeline_that_diffusers_opens_and_a_rerun_resumes
     other = [each if each != str(world_file) else str(DEFAULT_WORLD) for each in arguments]
     with pytest.raises(InputError, match="another world"):
         train.main([*other, "--upto", "autoencoder"])
+
+
+def test_every_word_of_the_world_is_one_token_and_other_words_still_work() -> None:
+    world = World.load()
+    tokenizer = build_tokenizer(Captions(world).texts)
+    sentence = "a photo of an old dark-skinned female receptionist"
+    assert tokenizer.tokenize(sentence) == [each + "</w>" for each in sentence.replace("-", " - ").split()]
+    assert tokenizer.decode(tokenizer("a xylophonist in Zürich").input_ids, skip_special_tokens=True).startswith(
+        "a xyl"
+    )
+    words = {word for text in Captions(world).texts for word in text.replace("-", " ").split()}
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in words)
+    assert build_tokenizer(Captions(world).texts[::-1]).get_vocab() == tokenizer.get_vocab()
 
 
 def test_whitening_changes_the_latents_and_not_the_pictures() -> None:

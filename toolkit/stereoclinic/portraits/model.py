@@ -6,12 +6,11 @@ a schedule that ends in pure noise makes the first step's prediction the mean pi
 something from the first step on (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
 """
 
-import json
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -23,24 +22,34 @@ _SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """A CLIP tokenizer in which every word of the captions is one token; any other text falls back to its bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # its own order differs from process to process
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096,
-        min_frequency=1,
-        special_tokens=_SPECIAL,
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
-    learner.train_from_iterator(captions, trainer)
-    vocab = learner.get_vocab()
-    for byte in alphabet:  # a lone byte may also end a word
-        vocab.setdefault(byte + "</w>", len(vocab))
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
+    """A CLIP tokenizer in which every word of the captions is one token; any other text falls back to its bytes.
+
+    Words are merged from the left in alphabetical order, so the same captions give the same ids in every process.
+    """
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    split = CLIPTokenizer().backend_tokenizer.pre_tokenizer
+    words = sorted({word for caption in captions for word, _ in split.pre_tokenize_str(caption.lower())})
+    merges: dict[tuple[str, str], None] = {}
+    for word in words:
+        symbols = [*word[:-1], word[-1] + "</w>"]
+        for pair in merges:  # as the tokenizer will: earlier merges first
+            symbols = _merged(symbols, pair)
+        while len(symbols) > 1:
+            merges[symbols[0], symbols[1]] = None
+            symbols = _merged(symbols, (symbols[0], symbols[1]))
+    tokens = [*_SPECIAL, *bytes_, *(byte + "</w>" for byte in bytes_), *map("".join, merges)]
+    vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=TEXT_LENGTH)
+
+
+def _merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for symbol in symbols:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return merged
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

@@ -52,10 +52,10 @@ def train_autoencoder(stage: Stage, world: World) -> AutoencoderKL:
     cells = world.cells
 
     def batches(rng: np.random.Generator, count: int) -> tuple[Tensor]:
-        chosen = rng.integers(len(cells), size=count)
-        indices = rng.integers(HELD_OUT, size=count)
-        pictures = to_tensor([world.draw(*cells[c], index=int(i)) for c, i in zip(chosen, indices, strict=True)])
-        return (pictures.to(stage.fabric.device),)
+        chosen = [cells[i] for i in rng.integers(len(cells), size=count)]
+        indices = rng.integers(HELD_OUT, size=count).tolist()
+        drawn = [world.draw(name, groups, i) for (name, groups), i in zip(chosen, indices, strict=True)]
+        return (to_tensor(drawn).to(stage.fabric.device),)
 
     held_out = to_tensor([world.draw(*cell, HELD_OUT) for cell in cells])
 
