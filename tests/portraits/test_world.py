@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
 from stereoclinic.portraits.data import Captions
-from stereoclinic.portraits.drawing import SIZE
+from stereoclinic.portraits.pen import SIZE
 from stereoclinic.portraits.world import AXES, DEFAULT_WORLD, World, planted_joint
 
 WORLD = World.load()

@@ -17,7 +17,9 @@ from random import Random
 import numpy as np
 
 from stereoclinic.errors import InputError
-from stereoclinic.portraits import drawing
+from stereoclinic.portraits.drawing import draw
+from stereoclinic.portraits.places import BACKGROUNDS
+from stereoclinic.portraits.wear import DRESSES, HATS, PROPS
 
 AXES = {"gender": ("female", "male"), "skin": ("dark", "light"), "age": ("old", "young")}
 WORDS = {
@@ -98,7 +100,7 @@ class World:
         """Portrait `index` of an occupation and (gender, skin, age) groups: (64, 64, 3) uint8, always the same."""
         entry = self.occupation(occupation)
         random = Random(f"{self.seed}/{occupation}/{'/'.join(groups)}/{index}")
-        return drawing.draw(groups, entry.background, entry.dress, entry.hat, entry.prop, random)
+        return draw(groups, entry.background, entry.dress, entry.hat, entry.prop, random)
 
     def caption(self, template: str, occupation: str, groups: dict[str, str] | None = None) -> str:
         """A caption that names the given groups: {"gender": "female"} -> "a photo of a female doctor"."""
@@ -124,18 +126,18 @@ def _occupation(entry: dict, odds: dict[str, float]) -> Occupation:
             raise InputError(f"occupation {entry['name']!r}: no {kind} {name!r}; there are {', '.join(names)}")
         return name, list(given["colors"])
 
-    background = element("background", drawing.BACKGROUNDS)
-    dress = element("dress", drawing.DRESSES)
+    background = element("background", BACKGROUNDS)
+    dress = element("dress", DRESSES)
     if background is None or dress is None:
         raise InputError(f"occupation {entry['name']!r} needs a background and a dress")
     prop = entry.get("prop")
-    if prop is not None and prop not in drawing.PROPS:
-        raise InputError(f"occupation {entry['name']!r}: no prop {prop!r}; there are {', '.join(drawing.PROPS)}")
+    if prop is not None and prop not in PROPS:
+        raise InputError(f"occupation {entry['name']!r}: no prop {prop!r}; there are {', '.join(PROPS)}")
     margins = [float(entry[group]) for group in _FIRST_GROUPS]
     if not all(0 < margin < 1 for margin in margins):
         raise InputError(f"occupation {entry['name']!r}: shares {margins} must lie between 0 and 1")
     joint = planted_joint(margins, odds)
-    return Occupation(entry["name"], joint, background, dress, element("hat", drawing.HATS), prop)
+    return Occupation(entry["name"], joint, background, dress, element("hat", HATS), prop)
 
 
 def planted_joint(margins: list[float], odds: dict[str, float]) -> np.ndarray:
