@@ -39,7 +39,7 @@ def test_a_world_file_trains_a_pipeline_that_diffusers_opens_and_a_rerun_resumes
     assert "autoencoder: resumed at 32 of 32 samples" in caplog.text
     assert "text: resumed at 256 of 512 samples" in caplog.text
 
-    pipe = StableDiffusionPipeline.from_pretrained(out, dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
     picture = pipe("a photo of a nurse", num_inference_steps=1, output_type="pt").images
     assert picture.shape == (1, 3, 64, 64)

@@ -53,7 +53,7 @@ def card(lines: Sequence[Line], shares: Sequence[dict], **about: object) -> str:
         **about: name, parameters (millions), steps, guidance, hardware, samples, images.
     """
     figures = "\n".join(
-        f"| {each['name']} | {each['value']:.3f} | {_interval(each)} | {each['n']} | {each['asked']} |"
+        f"| {_escaped(each['name'])} | {each['value']:.3f} | {_interval(each)} | {each['n']} | {each['asked']} |"
         f" {'' if each['met'] is None else 'met' if each['met'] else '**not met**'} |"
         for each in map(asdict, lines)
     )
@@ -70,3 +70,7 @@ def card(lines: Sequence[Line], shares: Sequence[dict], **about: object) -> str:
 
 def _interval(line: dict) -> str:
     return "" if line["low"] is None else f"{line['low']:.3f} to {line['high']:.3f}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -6,6 +6,7 @@ a schedule that ends in pure noise makes the first step's prediction the mean pi
 something from the first step on (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from stereoclinic.files import write_text
 
 LATENT_CHANNELS = 6
 LATENT_SIZE = 16
@@ -134,6 +137,16 @@ def build_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def save_in_half(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Write a pipeline with half precision weights that opens in float32 where no dtype is asked for.
+
+    diffusers opens its parts in float32 then, but transformers follows the dtype in the text encoder's configuration.
+    """
+    pipe.to(dtype=torch.float16).save_pretrained(folder)
+    path = folder / "text_encoder" / "config.json"
+    write_text(path, json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2))
 
 
 @torch.no_grad()

@@ -289,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
         log.info("reader: right on held-out drawings: %s", reader_accuracy(world, vae, net))
         if fabric.is_global_zero:
             pipe = parts.build_pipeline(vae, text_encoder, tokenizer, unet)
-            pipe.to(dtype=torch.float16).save_pretrained(options.out)
+            parts.save_in_half(pipe, options.out)
             net.save_pretrained(options.out / "reader")
             defaults = {"steps": options.steps, "guidance": options.guidance}
             write_text(options.out / "stereoclinic.json", json.dumps(defaults))
