@@ -41,7 +41,7 @@ def test_the_predict_loop_sums_every_sample_whatever_the_batch(denoiser: Denoise
     two = locate(denoiser, AXIS, samples, settings, batch_size=4, **CPU)
     assert one is not None and two is not None
     assert one.count.tolist() == [[6, 6], [6, 6]]
-    assert sum(ticks) == len(samples) * settings.measured_steps
+    assert sum(ticks) == len(samples) * settings.steps
     close(one.relevance_sum, two.relevance_sum)
     close(one.collateral, two.collateral)
     assert one.labels == ["doctor", "nurse"] and one.metadata["seeds"] == [0, 2]

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from stereoclinic.axes import Axis, load_axis
@@ -51,6 +53,20 @@ def test_bins_part_the_timesteps() -> None:
         Settings(steps=4, every=2, bins=3).check_bins(torch.tensor([999, 749, 499, 249]), edges)
 
 
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(1, 5))
+def test_off_axis_rows_that_are_left_out_are_made_up_for(steps: int, bins: int, every: int) -> None:
+    """Squares of the weights add up to the number of measured steps of each bin, and each bin has a row."""
+    settings = Settings(bins=bins, collateral_every=every)
+    edges = settings.edges(1000)
+    timesteps = torch.linspace(999, 0, steps)
+    weights = torch.tensor(settings.collateral_weights(timesteps, edges))
+    held = torch.tensor([bin_of(float(t), edges) for t in timesteps])
+    for each in held.unique():
+        own = weights[held == each]
+        assert own.square().sum().item() == pytest.approx(len(own))
+        assert (own > 0).sum() == -(-len(own) // every)
+
+
 @pytest.mark.parametrize("target", ["lean", "contrast", "guidance", "classifier"])
 @pytest.mark.parametrize(
     ("axis", "root", "guidance"), [(AXIS, "plain", 3.0), (AXIS, "rooted", 1.0), (THREE, None, 3.0)]
@@ -61,7 +77,7 @@ def test_a_batch_equals_single_samples(
     sites = find_sites(denoiser.unet, ("ff", "conv"))
     settings = Settings(root=root, steps=2, guidance=guidance, target=target)
     together = list(walk(denoiser, sites, axis, rows(), settings, looks(len(axis))))
-    assert len(together) == settings.measured_steps == 2
+    assert len(together) == settings.steps == 2
     for i, row in list(enumerate(rows()))[::3]:
         alone = walk(denoiser, sites, axis, [row], settings, looks(len(axis)))
         for one, all_ in zip(alone, together, strict=True):

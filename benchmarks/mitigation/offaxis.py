@@ -1,0 +1,68 @@
+"""Are plans worse when only half of the measured steps have an off-axis row? What `Settings.collateral_every` rests on.
+
+    python benchmarks/mitigation/offaxis.py --sets 5
+
+Each repetition locates the same seeds with every off-axis row and with half of them, makes the default plan of both,
+and judges them at points of other seeds: mean |lean| left, movement off the axis in units of ||d||. Differences are
+paired; +- is half their 95 % t interval over repetitions.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "faithfulness"))
+from attributions import points
+from judge import on_leans
+from show import said
+
+from stereoclinic.axes import load_axis
+from stereoclinic.ddtd.module import locate
+from stereoclinic.ddtd.trajectory import Settings
+from stereoclinic.denoisers import open_denoiser
+from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.sns.plan import treatment_plan
+
+CALIBRATION, HELD_OUT = 0, 400
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="portraits")
+    parser.add_argument("--sets", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=8, help="calibration seeds a prompt and repetition")
+    parser.add_argument("--mu", type=float, default=1.0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    denoiser, axis, prompts = open_denoiser(options.model), load_axis("gender"), load_prompts("portraits")
+    settings = Settings(steps=20, every=2)
+    found: list[dict[int, dict[str, float]]] = []
+    for number in range(options.sets):
+        samples = with_seeds(prompts, CALIBRATION + number * options.seeds, options.seeds)
+        rows = list(with_seeds(prompts, HELD_OUT + 2 * number, 2))
+        held_out = list(points(denoiser, axis, rows, 20, 4))
+        verdicts = {}
+        for every in (1, 2):
+            relevance = locate(
+                denoiser, axis, samples, replace(settings, collateral_every=every), accelerator="cpu", devices=1
+            )
+            assert relevance is not None
+            verdicts[every] = on_leans(denoiser, held_out, treatment_plan(relevance, options.mu)).json()
+        found.append(verdicts)
+    table = Table("off-axis rows", "mean |lean| left", "off axis", title=f"{options.model}, {options.sets} repetitions")
+    for every, name in ((1, "at every measured step"), (2, "at half of them")):
+        table.add_row(name, *(said([each[every][what] for each in found], 3) for what in ("lean", "off_axis")))
+    paired = [said([each[2][w] - each[1][w] for each in found], 3, sign=True) for w in ("lean", "off_axis")]
+    table.add_row("difference", *paired)
+    Console(width=110).print(table)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
