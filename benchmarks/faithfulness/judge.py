@@ -10,8 +10,8 @@ balanced point: every neuron of every site is set to its mean over the groups' p
 best-ranked ones get their own activation back; the tilt they restore is theirs.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
@@ -67,30 +67,44 @@ def inserted(denoiser: Denoiser, sites: list[Site], held_out: Sequence[Point], c
     Returns:
         Mean tilt of each choice.
     """
-    modules = dict(denoiser.unet.named_modules())
     tilts = torch.zeros(len(chosen), dtype=torch.float64)
     for point in held_out:
-        balanced: dict[str, Tensor] = {}
-        for states in point.groups:
-            with Watch(denoiser.unet, sites) as watch:
-                denoiser.predict(point.latents, point.timestep, states)
-            for name, activation in watch.activations.items():
-                balanced[name] = balanced.get(name, 0) + activation / len(point.groups)
+        balanced = balanced_activations(denoiser, sites, point.latents, point.timestep, point.groups)
         for i, each in enumerate(chosen):
             kept = each[min(len(each) - 1, int((1 - float(point.timestep) / 1000) * len(each)))]
-            handles, start = [], 0
-            for site in sites:
-                own = kept[start : start + site.width].to(point.latents)
-                start += site.width
-                handles.append(modules[site.name].register_forward_pre_hook(_patch(balanced[site.name], own, site)))
-            try:
+            with given_back(denoiser.unet, sites, balanced, kept):
                 found = denoiser.predict(point.latents, point.timestep, point.neutral)
-            finally:
-                for handle in handles:
-                    handle.remove()
             tilt = point.leans.sign() * lean(found, point.balanced, point.directions)
             tilts[i] += tilt.mean(0).double().sum()
     return (tilts / sum(len(point.rows) for point in held_out)).tolist()
+
+
+def balanced_activations(
+    denoiser: Denoiser, sites: list[Site], latents: Tensor, timestep: Tensor, groups: Tensor
+) -> dict[str, Tensor]:
+    """The mean over the groups' passes, position by position. Groups: (K, B, L, D) text states."""
+    balanced: dict[str, Tensor] = {}
+    for states in groups:
+        with Watch(denoiser.unet, sites) as watch:
+            denoiser.predict(latents, timestep, states)
+        for name, activation in watch.activations.items():
+            balanced[name] = balanced.get(name, 0) + activation / len(groups)
+    return balanced
+
+
+@contextmanager
+def given_back(unet: nn.Module, sites: list[Site], balanced: dict[str, Tensor], kept: Tensor) -> Iterator[None]:
+    """Every neuron at its balanced activation, but for those that are kept, (N,) bool, as the pass makes them."""
+    modules, handles, start = dict(unet.named_modules()), [], 0
+    for site in sites:
+        own = kept[start : start + site.width].to(balanced[site.name])
+        start += site.width
+        handles.append(modules[site.name].register_forward_pre_hook(_patch(balanced[site.name], own, site)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _patch(root: Tensor, own: Tensor, site: Site) -> Callable[[nn.Module, tuple], tuple]:
