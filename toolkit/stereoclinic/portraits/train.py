@@ -46,9 +46,12 @@ class _AutoencoderLoss(nn.Module):
         return F.l1_loss(decoded, pictures) + F.mse_loss(decoded, pictures) + 1e-6 * posterior.kl().mean()
 
 
-def train_autoencoder(stage: Stage, world: World) -> AutoencoderKL:
+def train_autoencoder(stage: Stage, world: World, start: Path | None = None) -> AutoencoderKL:
+    """`start`: a model whose autoencoder is trained further, which takes a fraction of the samples."""
     torch.manual_seed(world.seed)
     vae = parts.build_autoencoder()
+    if start is not None:
+        vae.load_state_dict(AutoencoderKL.from_pretrained(start / "vae", torch_dtype=torch.float32).state_dict())
     cells = world.cells
 
     def batches(rng: np.random.Generator, count: int) -> tuple[Tensor]:
@@ -249,6 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--devices", type=int, default=1, help="devices, or processes on a CPU")
     parser.add_argument("--precision", default="32-true", help="Lightning's name, such as bf16-mixed")
+    parser.add_argument("--start", type=Path, help="a model of this kind whose autoencoder is trained further")
     parser.add_argument("--upto", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     parser.add_argument("--per-cell", type=int, default=300, help="drawings kept of each occupation and groups")
     parser.add_argument("--steps", type=int, default=20, help="the model's default sampler steps")
@@ -278,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     def wanted(name: str) -> bool:
         return STAGES.index(name) <= STAGES.index(options.upto)
 
-    vae = train_autoencoder(stage("autoencoder"), world)
+    vae = train_autoencoder(stage("autoencoder"), world, options.start)
     if wanted("text"):
         tokenizer, text_encoder = train_text(stage("text"), world)
     if wanted("unet"):
