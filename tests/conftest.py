@@ -9,6 +9,7 @@ from stereoclinic.denoisers.stable_diffusion import StableDiffusion
 from stereoclinic.portraits import model
 
 CROSS, PLAIN = "cross attention", "no attention"
+CAPTIONS = ["a photo of an old dark-skinned female doctor", "a young light-skinned male nurse middle-aged"]
 
 
 def tiny_unet(kind: str = CROSS) -> UNet2DConditionModel:
@@ -82,12 +83,33 @@ def inputs_once() -> tuple[Tensor, Tensor, Tensor]:
 def denoiser() -> StableDiffusion:
     """The embedded model's architecture with random weights: every part of a real pipeline, nothing learnt."""
     torch.manual_seed(0)
-    captions = ["a photo of an old dark-skinned female doctor", "a young light-skinned male nurse middle-aged"]
-    tokenizer = model.build_tokenizer(captions)
+    tokenizer = model.build_tokenizer(CAPTIONS)
     unet = model.build_unet()
     for name, module in unet.named_modules():
         if name.endswith("conv2"):  # training starts these at zero
             module.reset_parameters()
+    pipe = model.build_pipeline(model.build_autoencoder(), model.build_text_encoder(tokenizer), tokenizer, unet)
+    pipe.set_progress_bar_config(disable=True)
+    return StableDiffusion(pipe.to(dtype=torch.float64), "random")
+
+
+@pytest.fixture(scope="session")
+def little() -> StableDiffusion:
+    """The embedded model's text encoder and autoencoder round a random UNet of two levels, as small as one can be."""
+    torch.manual_seed(0)
+    tokenizer = model.build_tokenizer(CAPTIONS)
+    unet = UNet2DConditionModel(
+        sample_size=model.LATENT_SIZE,
+        in_channels=model.LATENT_CHANNELS,
+        out_channels=model.LATENT_CHANNELS,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=model.TEXT_WIDTH,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
     pipe = model.build_pipeline(model.build_autoencoder(), model.build_text_encoder(tokenizer), tokenizer, unet)
     pipe.set_progress_bar_config(disable=True)
     return StableDiffusion(pipe.to(dtype=torch.float64), "random")
