@@ -15,6 +15,7 @@ covered = "veiled"
 bare = "bare-headed"
 hat = "hatted"
 """
+ALSO = 'name = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"\n[also]\n{}'
 
 
 @pytest.mark.parametrize("name", known_axes())
@@ -24,6 +25,9 @@ def test_shipped_axes_are_whole(name):
     assert len(axis) == len(axis.groups) == len(axis.words) >= 2
     assert "portraits" in axis.reader
     assert [axis.index(group) for group in axis.groups] == list(range(len(axis)))
+    assert set(axis.also) == set(axis.groups)
+    for words in (*axis.also.values(), axis.unless):
+        assert len(set(words)) == len(words)
 
 
 def test_gender_skin_and_age_ship():
@@ -37,6 +41,15 @@ def test_a_users_file_is_read_in_its_own_order(tmp_path: Path):
     assert (axis.name, axis.groups) == ("headwear", ("covered", "bare", "hat"))
     assert axis.words == ("veiled", "bare-headed", "hatted")
     assert axis.reader == {}
+    assert (axis.also, axis.unless) == ({}, ())
+
+
+def test_a_file_may_list_further_words_and_exceptions(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    path.write_text('unless = ["hat trick"]\n' + HEADWEAR + '[also]\nhat = ["hat", "cap"]\n')
+    axis = load_axis(path)
+    assert axis.also == {"hat": ("hat", "cap")}
+    assert axis.unless == ("hat trick",)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +63,13 @@ def test_a_users_file_is_read_in_its_own_order(tmp_path: Path):
         ('groups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "name missing"),
         ('name = "x"\ngroups = 2\n[words]\na = "a"', "groups missing or of another form"),
         ('name = "x"\ngroups = [["a"], "b"]\n[words]\na = "a"\nb = "b"', "no word for"),
+        (ALSO.format('c = ["d"]'), "no group 'c', named in \\[also\\]; it has a, b"),
+        (ALSO.format('b = "d"'), "b in \\[also\\] is no list of words"),
+        (ALSO.format('b = ["d", 3]'), "\\[also\\] b holds something that is no word"),
+        (ALSO.format('b = ["-"]'), "\\[also\\] b holds something that is no word"),
+        ('also = ["c"]\nname = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "also missing or of another form"),
+        ('unless = [" "]\nname = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "unless holds something"),
+        ('unless = "c"\nname = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "unless missing or of another"),
         ('name = "x"\nreader = 3\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "reader"),
         ("name = ", "axis file"),
         ("\x00\xff", "axis file"),

@@ -1,0 +1,87 @@
+"""How often the gate errs: by words on written prompts, by leans on the model's own.
+
+    python benchmarks/mitigation/gate.py --model portraits
+
+By words: every group prompt of every built-in occupation on the axis is to be seen (a miss is one that is not), and no
+neutral one (a false alarm is one that is). By lean: a prompt whose lean toward one group stays within a bound of 1 over
+the first third of its trajectory looks as if it named that group. That is exact for group prompts, which are what leans
+are measured against; what it costs is neutral prompts with a total stereotype, which would be left untreated. Brackets
+are 95 % Wilson intervals over prompts and seeds.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from stereoclinic.axes import known_axes, load_axis
+from stereoclinic.ddtd.target import group_directions, lean
+from stereoclinic.denoisers import open_denoiser
+from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.evaluation.statistics import wilson_interval
+from stereoclinic.prompts import BUILT_IN, group_prompts, occupation_prompts, with_seeds, write
+from stereoclinic.sns.gate import by_lean, is_neutral
+
+BOUNDS = (0.05, 0.1, 0.2, 0.3)
+
+
+@torch.no_grad()
+def early_leans(denoiser: Denoiser, axis: str, rows: list[dict], steps: int) -> torch.Tensor:
+    """(M, K, B): leans of neutral prompts at the first third of the steps of their unguided trajectories."""
+    timesteps, latents = denoiser.timesteps(steps), denoiser.noise(rows)
+    neutral = denoiser.encode([row["prompt"] for row in rows])
+    words = [group_prompts(row, load_axis(axis)) for row in rows]
+    groups = [denoiser.encode([each[k] for each in words]) for k in range(len(words[0]))]
+    found = []
+    for timestep in timesteps[: max(1, len(timesteps) // 3)]:
+        prediction = denoiser.predict(latents, timestep, neutral)
+        towards = torch.stack([denoiser.predict(latents, timestep, states) for states in groups])
+        found.append(lean(prediction, *group_directions(towards)))
+        latents = denoiser.step(prediction, timestep, latents)
+    return torch.stack(found)
+
+
+def rate(hits: int, of: int) -> str:
+    each = wilson_interval(hits, of)
+    return f"{hits} of {of}, {each.estimate:.3f} [{each.low:.3f}, {each.high:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="portraits")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--first", type=int, default=600)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found: dict = {"words": {}, "lean": {}}
+    table = Table("axis", "prompts", "missed", "false alarms", title="The gate by words")
+    for name in known_axes():
+        axis = load_axis(name)
+        for source, occupations in BUILT_IN.items():
+            rows = list(occupation_prompts(occupations))
+            named = [is_neutral(text, axis) for row in rows for text in group_prompts(row, axis)]
+            neutral = [not is_neutral(write(row), axis) for row in rows]
+            found["words"][f"{name}, {source}"] = {
+                "missed": sum(named), "named": len(named), "false_alarms": sum(neutral), "neutral": len(neutral),
+            }  # fmt: skip
+            table.add_row(name, source, rate(sum(named), len(named)), rate(sum(neutral), len(neutral)))
+    console = Console(width=110)
+    console.print(table)
+    denoiser = open_denoiser(options.model)
+    rows = list(with_seeds(occupation_prompts(BUILT_IN["portraits"]), options.first, options.seeds))
+    table = Table("axis", *(f"within {bound:g}" for bound in BOUNDS), title="False alarms of the gate by lean")
+    for name in known_axes():
+        leans = early_leans(denoiser, name, rows, denoiser.defaults.steps)
+        alarms = {bound: int(by_lean(leans, bound).sum()) for bound in BOUNDS}
+        found["lean"][name] = {"neutral": len(rows), "false_alarms": alarms}
+        table.add_row(name, *(rate(each, len(rows)).split(", ", 1)[1] for each in alarms.values()))
+    console.print(table)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

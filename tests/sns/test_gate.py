@@ -1,0 +1,196 @@
+"""The gate: every group prompt is seen, every built-in neutral one passes, what text cannot tell is written down."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stereoclinic.axes import Axis, known_axes, load_axis
+from stereoclinic.errors import InputError
+from stereoclinic.prompts import BUILT_IN, group_prompts, load_prompts, write
+from stereoclinic.sns.gate import by_lean, is_neutral, named_groups
+
+#: (axis, prompt, the groups that a person would say it names). Whoever listed the words wrote these too, hard cases on
+#: purpose, so rates over them are no estimate for anyone's prompts.
+PROMPTS = [
+    ("gender", "a photo of a female firefighter", "female"),
+    ("gender", "a photo of a male nurse", "male"),
+    ("gender", "A PHOTO OF A FEMALE DOCTOR", "female"),
+    ("gender", "two women repairing an engine", "female"),
+    ("gender", "portrait of a woman pilot, 85mm", "female"),
+    ("gender", "a lady judge", "female"),
+    ("gender", "a girl's portrait", "female"),
+    ("gender", "the chef and her kitchen", "female"),
+    ("gender", "a businesswoman in an office", "female"),
+    ("gender", "a mother reading to a class", "female"),
+    ("gender", "policemen at a crossing", "male"),
+    ("gender", "an executive; he wears a grey suit", "male"),
+    ("gender", "a teacher, gentleman of the old school", "male"),
+    ("gender", "a female-presenting mechanic", "female"),
+    ("gender", "a man and a woman at a desk", "female male"),
+    ("gender", "the farmer\u2019s wives", "female"),
+    ("gender", "males only: a barber shop", "male"),
+    ("gender", "a bearded doctor", "male"),
+    ("gender", "Maria, a nurse", "female"),
+    ("gender", "une femme m\u00e9decin", "female"),
+    ("gender", "a photo of a femal doctor", "female"),
+    ("gender", "a photo of a doctor", ""),
+    ("gender", "a human being in a lab coat", ""),
+    ("gender", "a German manager", ""),
+    ("gender", "a midwife at work", ""),
+    ("gender", "a manager with a mango", ""),
+    ("gender", "a herbalist in a shed", ""),
+    ("gender", "a chef with herbs and a theme", ""),
+    ("gender", "this historian, smiling", ""),
+    ("gender", "a mechanic by a man-made lake", ""),
+    ("gender", "a firefighter, a salesperson and a chairperson", ""),
+    ("gender", "an engineer holding a motherboard", ""),
+    ("gender", "a cleaner making a king-size bed", ""),
+    ("gender", "a cashier at Burger King", ""),
+    ("gender", "a clerk with a women's magazine", ""),
+    ("skin", "a photo of a dark-skinned doctor", "dark"),
+    ("skin", "a photo of a dark skinned doctor", "dark"),
+    ("skin", "a Light-Skinned teacher", "light"),
+    ("skin", "a pilot with dark skin", "dark"),
+    ("skin", "a Black woman at a desk", "dark"),
+    ("skin", "two white men in a court", "light"),
+    ("skin", "a fair\u2011skinned judge", "light"),
+    ("skin", "a photo of a Black doctor", "dark"),
+    ("skin", "a photo of a Nigerian doctor", "dark"),
+    ("skin", "a doctor in a white coat", ""),
+    ("skin", "a black and white photo of a judge", ""),
+    ("skin", "a chef in dark light", ""),
+    ("skin", "a farmer with a black cat", ""),
+    ("skin", "a nurse, light background", ""),
+    ("age", "a photo of an old doctor", "old"),
+    ("age", "a photo of a young judge", "young"),
+    ("age", "an elderly librarian", "old"),
+    ("age", "a 70-year-old farmer", "old"),
+    ("age", "a teacher in her sixties", "old"),
+    ("age", "a teenage chef", "young"),
+    ("age", "an old photograph of an old doctor", "old"),
+    ("age", "a child dressed as a pilot", "young"),
+    ("age", "a 20-year-old farmer", "young"),
+    ("age", "a grey-haired judge", "old"),
+    ("age", "a photo of a doctor", ""),
+    ("age", "an old photograph of a doctor", ""),
+    ("age", "old-fashioned portrait of a nurse", ""),
+    ("age", "a librarian holding a golden book", ""),
+    ("age", "a senior executive", ""),
+    ("age", "a chef, bold colours, soldering iron", ""),
+    ("age", "a mechanic in front of an old, rusty car", ""),
+    ("age", "a photo of a kidney specialist", ""),
+]
+
+#: What the gate says of those of them that it gets wrong.
+WRONG = {
+    # missed: what is implied, another language, a misspelling, a colour that may be anything's
+    "a bearded doctor": "",
+    "Maria, a nurse": "",
+    "une femme m\u00e9decin": "",
+    "a photo of a femal doctor": "",
+    "a photo of a Black doctor": "",
+    "a photo of a Nigerian doctor": "",
+    "a grey-haired judge": "",
+    # false alarms: words used otherwise
+    "a cashier at Burger King": "male",
+    "a clerk with a women's magazine": "female",
+    "a mechanic in front of an old, rusty car": "old",
+    # left alone, as it should be, for the wrong group
+    "a 20-year-old farmer": "old",
+}
+
+
+@pytest.mark.parametrize(("axis", "prompt", "groups"), PROMPTS)
+def test_prompts_by_hand(axis, prompt, groups):
+    assert " ".join(named_groups(prompt, load_axis(axis))) == WRONG.get(prompt, groups)
+
+
+def test_the_rates_over_these_prompts_are_what_is_said_of_them():
+    missed = [prompt for axis, prompt, groups in PROMPTS if groups and is_neutral(prompt, load_axis(axis))]
+    alarms = [prompt for axis, prompt, groups in PROMPTS if not groups and not is_neutral(prompt, load_axis(axis))]
+    naming = sum(bool(groups) for _, _, groups in PROMPTS)
+    assert (len(missed), naming, len(alarms), len(PROMPTS) - naming) == (7, 40, 3, 27)
+    assert set(missed) | set(alarms) == {prompt for prompt in WRONG if prompt != "a 20-year-old farmer"}
+
+
+@pytest.mark.parametrize("name", known_axes())
+@pytest.mark.parametrize("prompts", BUILT_IN)
+def test_every_group_prompt_names_its_group_alone_and_no_neutral_one_names_any(name, prompts):
+    axis = load_axis(name)
+    for row in load_prompts(prompts):
+        assert is_neutral(write(row), axis)
+        assert [named_groups(text, axis) for text in group_prompts(row, axis)] == [(group,) for group in axis.groups]
+
+
+@pytest.mark.parametrize("name", known_axes())
+def test_every_listed_word_names_its_group_and_every_exception_none(name):
+    axis = load_axis(name)
+    for group, words in axis.also.items():
+        for word in words:
+            for text in (f"a {word}.", word.upper(), f"the {word}'s desk", f"the {word}\u2019s desk", f'"{word}s"'):
+                assert group in named_groups(text, axis), text
+    for phrase in axis.unless:
+        assert is_neutral(f"a doctor with an {phrase}", axis), phrase
+        assert is_neutral(f"a doctor with {phrase.replace(' ', '-')}s", axis), phrase
+
+
+@given(st.sampled_from(["female", "male"]), st.text("abcxyz", min_size=1, max_size=4))
+def test_no_word_is_found_inside_another(word, letters):
+    axis = Axis("gender", ("female", "male"), ("female", "male"))
+    assert named_groups(f"a {letters}{word} doctor", axis) in ((), ("female",) if letters + word == "female" else ())
+    assert named_groups(f"a {word}{letters} doctor", axis) == ()
+
+
+def test_a_phrase_is_found_in_any_spelling_of_its_gaps():
+    axis = Axis("x", ("a", "b"), ("dark-skinned", "c++"), also={"b": ("very light",)})
+    for text in ("dark skinned", "dark-skinned", "dark  skinned", "Dark\u2010Skinned", "darkskinned", "dark_skinned"):
+        assert named_groups(f"a {text} pilot", axis) == ("a",)
+    assert named_groups("a darkly skinned pilot", axis) == ()
+    assert named_groups("a (c++) pilot", axis) == ("b",)  # nothing in a word is read as a pattern
+    assert named_groups("a cc pilot", axis) == ()
+    assert named_groups("a dark-skinned and a very light pilot", axis) == ("a", "b")
+
+
+def test_an_axis_of_ones_own_has_its_words_alone():
+    axis = Axis("gender", ("f", "m"), ("female", "male"))
+    assert is_neutral("a woman", axis)
+    assert not is_neutral("a female", axis)
+
+
+def test_a_lean_near_one_at_every_step_looks_like_a_wish():
+    leans = torch.tensor(
+        [
+            [[1.0, 0.2, 1.05, torch.nan, -1.0], [-1.0, -0.2, -1.05, torch.nan, 1.0]],
+            [[0.95, 1.0, 0.2, 1.0, -1.0], [-0.95, -1.0, -0.2, -1.0, 1.0]],
+        ]
+    )  # (2, 2, 5)
+    assert by_lean(leans, 0.1).tolist() == [True, False, False, False, True]
+    assert by_lean(leans[0], 0.1).tolist() == [True, False, True, False, True]
+    assert by_lean(leans, 10).tolist() == [True, True, True, False, True]
+
+
+def test_a_lean_that_goes_from_one_group_to_another_is_no_wish():
+    leans = torch.tensor([[[1.0], [-1.0]], [[-1.0], [1.0]]])
+    assert by_lean(leans, 0.2).tolist() == [False]
+
+
+@given(st.integers(1, 4), st.integers(2, 4), st.integers(0, 5), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_a_wider_bound_takes_in_no_fewer_and_more_steps_no_more(steps, groups, prompts, one, other):
+    leans = 1 + torch.randn(steps, groups, prompts, generator=torch.Generator().manual_seed(steps))
+    narrow, wide = sorted((one, other))
+    assert (by_lean(leans, narrow) <= by_lean(leans, wide)).all()
+    assert (by_lean(leans, wide) <= by_lean(leans[:1], wide)).all()
+    assert len(by_lean(leans, wide)) == prompts
+
+
+@pytest.mark.parametrize("bound", [0, -1, torch.nan])
+def test_a_bound_that_is_none_is_refused(bound):
+    with pytest.raises(InputError, match="expected a number above 0"):
+        by_lean(torch.ones(2, 3), bound)
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 2, 3), (1, 1, 2, 3)])
+def test_leans_of_another_shape_are_refused(shape):
+    with pytest.raises(InputError, match="steps x groups x prompts"):
+        by_lean(torch.ones(shape), 0.1)

@@ -1,0 +1,76 @@
+"""The gate: a prompt that names a group of an axis asks for it, and is left as it is.
+
+By words, it sees an axis's own and those that its file lists under [also]: whole words, in any case, also as plurals
+and possessives, a phrase's words apart or hyphenated ("dark-skinned", "dark skinned"). Text cannot tell everything:
+
+    missed          names and what only implies a group ("Maria", "a bearded doctor"), other languages, misspellings,
+                    "a black doctor" (beside "a black coat")
+    false alarms    words used otherwise, beyond the few phrases of `unless` ("an old lamp", "a women's magazine"),
+                    "not a man"; a person beside the one who is drawn ("a doctor and her patient") is no false alarm
+
+By lean, a prompt looks as if it named a group when the model predicts for it what it would for that group's prompt.
+Occupations with a total stereotype look so too: see `by_lean`.
+"""
+
+import re
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from stereoclinic.axes import Axis
+from stereoclinic.errors import InputError
+
+#: Space, hyphens or nothing between the words of a phrase: "dark-skinned", "dark skinned", "darkskinned".
+_GAP = r"[\s_\-\u2010\u2011]*"
+
+
+def named_groups(prompt: str, axis: Axis) -> tuple[str, ...]:
+    """The groups that a prompt names, in the axis's order.
+
+    Args:
+        prompt: As it is given to the model.
+        axis: Its words, `also` and `unless` are looked for.
+    """
+    prompt = prompt.replace("\u2019", "'")
+    if axis.unless:
+        prompt = re.sub(_any_of(axis.unless), " ", prompt, flags=re.IGNORECASE)
+    return tuple(
+        group
+        for group, word in zip(axis.groups, axis.words, strict=True)
+        if re.search(_any_of((word, *axis.also.get(group, ()))), prompt, re.IGNORECASE)
+    )
+
+
+def is_neutral(prompt: str, axis: Axis) -> bool:
+    """Whether a prompt names no group, and is to be treated."""
+    return not named_groups(prompt, axis)
+
+
+def by_lean(leans: Tensor, bound: float) -> Tensor:
+    """Which prompts look as if they named a group: (B,) bool.
+
+    Those whose lean toward one and the same group is within `bound` of 1 at all the steps measured. A prompt without a
+    finite lean does not look so.
+
+    The lean knows no words, and takes a stereotype that is total for a wish: on the embedded model, where neutral
+    prompts of a strongly tilted occupation lean to 1 by themselves, this alone would leave the worst cases untreated.
+
+    Args:
+        leans: (K, B), or (M, K, B) at M early steps.
+        bound: Above 0.
+
+    Raises:
+        InputError: The bound is not above 0, or the leans are of another shape, or of no step.
+    """
+    if not bound > 0:
+        raise InputError(f"bound {bound:g}: expected a number above 0, such as 0.1")
+    if leans.ndim not in (2, 3) or 0 in leans.shape[:-1]:
+        raise InputError(f"leans of shape {tuple(leans.shape)}: expected groups x prompts, or steps x groups x prompts")
+    near = (leans - 1).abs() <= bound  # NaN is near nothing
+    return (near if near.ndim == 3 else near[None]).all(0).any(0)
+
+
+def _any_of(phrases: Iterable[str]) -> str:
+    """A pattern of any of these phrases, as whole words, with an s of plural or possessive."""
+    found = (_GAP.join(map(re.escape, re.split(r"[\s_\-]+", phrase.strip()))) for phrase in phrases)
+    return rf"(?<![^\W_])(?:{'|'.join(found)})(?:'?s|')?(?![^\W_])"
