@@ -1,17 +1,22 @@
 """Damping: applied then removed is nothing, and what it does is the formula and no more."""
 
+import copy
 from contextlib import contextmanager
+from dataclasses import replace
 
+import accelerate
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from hypothesis import given
+from diffusers.models.attention import BasicTransformerBlock
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig
 
-from stereoclinic.ddtd.neurons import find_sites
+from stereoclinic.ddtd.neurons import Site, find_sites
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
-from stereoclinic.sns.damp import damp, suppress
+from stereoclinic.sns.damp import damp, effective, suppress
 from stereoclinic.sns.mask import NeuronMask
 
 EDGES = torch.tensor([1000.0, 600.0, 0.0])
@@ -240,31 +245,146 @@ def test_two_masks_compose_as_the_product_of_their_factors(unet, inputs):
         torch.testing.assert_close(nested, run(unet, inputs), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("guided", [False, True])
+GROUPS = ("a", "b", "c")
+
+
+def allocating(unet, rooted=False, seed=3, **changes):
+    parts = [make(unet, seed + i, rooted) for i in range(3)]
+    changes = {"groups": GROUPS, **changes}
+    roots = torch.stack([part.roots for part in parts]) if rooted else None
+    return make(unet, factors=torch.stack([part.factors for part in parts]), roots=roots, **changes)
+
+
+def signed_zeros(mask):
+    """The same mask with every second root a zero of either sign, where an offset could change a sign."""
+    roots = mask.roots.clone()
+    roots[..., ::4], roots[..., 2::4] = 0.0, -0.0
+    return replace(mask, roots=roots)
+
+
+entries = st.lists(st.sampled_from([*GROUPS, None]), min_size=2, max_size=2)
+
+
+@settings(max_examples=12)
+@given(entries, entries, st.booleans(), st.sampled_from(["conditional", "both"]))
+def test_each_sample_gets_its_own_whatever_its_batch_mates_get(unet, inputs, one, two, rooted, branch):
+    """And one that is left alone comes out bit for bit as in the batch untreated."""
+    mask = allocating(unet, rooted, branch=branch)
+    untreated = run(unet, inputs)
+    alone = {None: untreated}
+    for group in GROUPS:
+        with suppress(unet, mask.group(group), guided=True):
+            alone[group] = run(unet, inputs)
+    with suppress(unet, mask, guided=True) as suppression:
+        for samples in (one, two):
+            suppression.allot(samples)
+            got = run(unet, inputs)
+            for i, name in enumerate(samples):
+                assert torch.equal(got[2 + i], alone[name][2 + i])
+                assert torch.equal(got[i], alone[name][i])  # untreated, if the branch is the conditional one
+                assert branch == "both" or torch.equal(got[i], untreated[i])
+
+
 @pytest.mark.parametrize("branch", ["conditional", "both"])
-def test_each_sample_may_have_factors_and_roots_of_its_own(unet, inputs, guided, branch):
-    samples = 2 if guided else 4
-    masks = [make(unet, seed, rooted=True, branch=branch) for seed in range(samples)]
-    quiet = torch.ones_like(masks[0].factors)
-    first = make(unet, factors=quiet, branch=branch)  # hooks for sites that only some samples damp are added later
-    expected = []
-    for i, mask in enumerate(masks):
-        with suppress(unet, mask, guided=guided):
-            expected.append(run(unet, inputs)[i::samples])
-    expected = torch.stack(expected, 1).flatten(0, 1)
-    with suppress(unet, first, guided=guided) as suppression:
-        before = run(unet, inputs)
-        suppression.assign(torch.stack([m.factors for m in masks]), torch.stack([m.roots for m in masks]))
-        torch.testing.assert_close(run(unet, inputs), expected, atol=1e-5, rtol=1e-4)
-        with pytest.raises(InputError, match="factors of"):
-            run(unet, tuple(torch.cat([value, value]) for value in inputs))
-        with pytest.raises(InputError, match="expected samples x"):
-            suppression.assign(quiet)
-        with pytest.raises(InputError, match="range 0"):
-            suppression.assign(quiet[None] * 2)
-        suppression.assign(quiet[None])
-        assert torch.equal(run(unet, inputs), before)
-    assert torch.equal(run(unet, inputs), before)
+@pytest.mark.parametrize("guided", [False, True])
+def test_allotting_a_group_to_all_is_that_groups_mask(unet, inputs, guided, branch):
+    mask = allocating(unet, rooted=True, branch=branch)
+    with suppress(unet, mask.group("b"), guided=guided):
+        expected = run(unet, inputs)
+    for samples in ("b", ["b"], ["b"] * (2 if guided else 4)):
+        with suppress(unet, mask, guided=guided) as suppression:
+            suppression.allot(samples)
+            assert torch.equal(run(unet, inputs), expected)
+
+
+def test_left_alone_nothing_is_computed(unet, inputs, monkeypatch):
+    before = run(unet, inputs)
+    monkeypatch.setattr("stereoclinic.sns.damp.damp", None)  # it would raise
+    for mask in (allocating(unet, rooted=True), make(unet, rooted=True), make(unet, branch="conditional")):
+        with suppress(unet, mask, guided=True) as suppression:
+            for samples in (None, False, [None], [False, None], torch.tensor([False, False])):
+                suppression.allot(samples)
+                assert torch.equal(run(unet, inputs), before)
+
+
+def test_a_gate_leaves_samples_of_a_plain_mask_alone(unet, inputs):
+    before = run(unet, inputs)
+    with suppress(unet, make(unet, rooted=True)) as suppression:
+        treated = run(unet, inputs)
+        suppression.allot([True, False, None, True])
+        got = run(unet, inputs)
+        suppression.allot(True)
+        assert torch.equal(run(unet, inputs), treated)
+    assert torch.equal(got, torch.stack([treated[0], before[1], before[2], treated[3]]))
+
+
+@pytest.mark.parametrize("kind", ["ff", "conv"])
+def test_a_factor_of_one_changes_no_bit_not_even_a_zeros_sign(kind):
+    odd = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45, -3.0, 7.0])
+    sites = [Site(f"x.{'conv2' if kind == 'conv' else 'ff.net.2'}", kind, 8)]
+    roots = torch.tensor([[1.0, -1.0, 0.0, -0.0, 2.0, -2.0, 3.0, 4.0]])
+    for strength, factors in ((0.0, torch.rand(1, 8)), (0.7, torch.ones(1, 8))):
+        mask = NeuronMask(sites, torch.tensor([1000.0, 0.0]), factors, roots)
+        factor, offset = effective(mask, strength)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            a = odd.to(dtype).expand(2, 3, 8).contiguous()
+            a = a.transpose(1, 2) if kind == "conv" else a
+            got = damp(a, factor.to(dtype), kind, offset.to(dtype))
+            assert torch.equal(got.isnan(), a.isnan())
+            assert torch.equal(got.nan_to_num(9.0), a.nan_to_num(9.0))
+            assert torch.equal(got.signbit()[~a.isnan()], a.signbit()[~a.isnan()])
+
+
+def test_roots_of_either_zero_leave_untouched_samples_alone(unet, inputs):
+    before = run(unet, inputs)
+    with suppress(unet, signed_zeros(allocating(unet, rooted=True))) as suppression:
+        suppression.allot(["a", None, "b", None])
+        got = run(unet, inputs)
+    assert torch.equal(got[1::2], before[1::2])
+    assert not torch.equal(got[::2], before[::2])
+
+
+def test_what_cannot_be_allotted(unet, inputs):
+    with suppress(unet, allocating(unet)) as suppression:
+        with pytest.raises(InputError, match=r"images to a, b, c, and nothing was allotted yet; call allot"):
+            run(unet, inputs)
+        for samples in (["a", "d"], [True], [3]):
+            with pytest.raises(InputError, match=r"not known; choose from a, b, c, or None"):
+                suppression.allot(samples)
+        with pytest.raises(InputError, match="no sample"):
+            suppression.allot([])
+        suppression.allot(["a", "b"])
+        with pytest.raises(InputError, match=r"2 samples are allotted, but the batch has 4 \(no guidance\)"):
+            run(unet, inputs)
+    with suppress(unet, allocating(unet), guided=True) as suppression:
+        suppression.allot(["a", "b", "c", None])
+        with pytest.raises(InputError, match=r"4 samples are allotted, but the batch has 2 \(twice as many"):
+            run(unet, inputs)
+    with suppress(unet, make(unet)) as suppression, pytest.raises(InputError, match="no groups; expected True"):
+        suppression.allot(["a"])
+
+
+def test_samples_treated_differently_need_the_batch_whole(unet, inputs):
+    blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
+    for block in blocks:
+        block.set_chunk_feed_forward(1, 0)
+    try:
+        with suppress(unet, make(unet)) as suppression:
+            run(unet, inputs)
+            suppression.allot([True, False, True, True])
+            with pytest.raises(InputError, match="ran on 1 rows of a batch of 4"):
+                run(unet, inputs)
+    finally:
+        for block in blocks:
+            block.set_chunk_feed_forward(None)
+
+
+def test_pipelines_whose_batch_is_laid_out_otherwise_are_refused(unet, inputs):
+    other = type("StableDiffusionPAGPipeline", (Pipe,), {})(unet, True)
+    with suppress(other, make(unet, branch="conditional")), pytest.raises(InputError, match="does not run an uncond"):
+        run(unet, inputs)
+    with suppress(other, make(unet)):  # all rows alike: nobody is asked
+        run(unet, inputs)
 
 
 def test_half_precision_keeps_its_type(unet, inputs):
@@ -313,3 +433,121 @@ def test_a_compiled_model_is_refused(unet):
             pass
     finally:
         block._compiled_call_impl = None
+    compiled = torch.compile(unet, backend="eager")
+    with pytest.raises(InputError, match="UNet2DConditionModel is compiled"), suppress(compiled, mask):
+        pass
+
+
+@pytest.fixture(scope="module")
+def small_unet():
+    """Two convolutions that are sites, for what takes long."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=4,
+        in_channels=2,
+        out_channels=2,
+        layers_per_block=1,
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("UpBlock2D",),
+        cross_attention_dim=8,
+        norm_num_groups=2,
+    )
+    return unet.eval().requires_grad_(False)
+
+
+def test_a_model_compiled_while_it_is_damped_follows_the_mask_and_its_end(small_unet):
+    """One graph serves all bins, so that many bins do not exhaust the compiler's patience."""
+    g = torch.Generator().manual_seed(1)
+    inputs = torch.randn(4, 2, 4, 4, generator=g), torch.randn(4, 3, 8, generator=g)
+    sites = find_sites(small_unet)
+    shape = (2, 12, sum(site.width for site in sites))
+    factors = torch.rand(shape, generator=g)
+    factors[:, 3] = 1.0  # a bin where nothing is damped
+    mask = NeuronMask(sites, torch.linspace(1000, 0, 13), factors, None, "conditional", {}, ("a", "b"))
+    times = [torch.tensor(t) for t in range(20, 1000, 80)]
+    untreated = [run(small_unet, inputs, t) for t in times]
+    graphs = []
+
+    def backend(module, _):
+        graphs.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    with suppress(small_unet, mask, guided=True) as suppression:
+        suppression.allot(["a", None])
+        hooked = [run(small_unet, inputs, t) for t in times]
+        suppression.allot([None, "b"])
+        other = [run(small_unet, inputs, t) for t in times]
+        compiled = torch.compile(small_unet, backend=backend)
+        for samples, expected in ((["a", None], hooked), ([None, "b"], other)):
+            suppression.allot(samples)
+            for t, want in zip(times, expected, strict=True):
+                assert torch.equal(run(compiled, inputs, t), want)
+        assert len(graphs) == 2  # damped, and not
+    for t, want in zip(times, untreated, strict=True):
+        assert torch.equal(run(compiled, inputs, t), want)
+
+
+@pytest.fixture
+def adapted(unet):
+    """A copy with a LoRA on attention outputs and feed-forward layers, and the pieces to take it off again."""
+    copied = copy.deepcopy(unet)
+    lora = LoraConfig(r=2, target_modules=["to_out.0", "ff.net.2"], init_lora_weights=False)
+    torch.manual_seed(5)
+    return copied, lora
+
+
+@pytest.mark.parametrize("rooted", [False, True])
+def test_a_lora_under_a_mask_acts_on_damped_activations_whichever_comes_first(unet, inputs, adapted, rooted):
+    copied, lora = adapted
+    digests = {"unet_shapes": shapes_digest(unet), "unet_weights": weights_digest(unet)}
+    mask = make(unet, rooted=rooted, metadata=digests)
+    copied.add_adapter(lora)
+    undamped = run(copied, inputs)
+    with suppress(copied, mask):  # the digests are those of the model beneath
+        first = run(copied, inputs)
+    assert torch.equal(run(copied, inputs), undamped)
+    site = next(site for site in find_sites(copied) if site.kind == "attention")
+    with suppress(copied, mask), inputs_of(copied.get_submodule(site.name).lora_A["default"]) as seen:
+        with inputs_of(copied.get_submodule(site.name).base_layer) as base:
+            run(copied, inputs)
+        assert torch.equal(seen[0], base[0])
+    state = {name: value for name, value in copied.state_dict().items() if "lora" in name}
+    copied.unload_lora()
+    assert torch.equal(run(copied, inputs), run(unet, inputs))
+
+    with suppress(copied, mask):  # and loaded, or unloaded, beneath a mask that is on
+        copied.add_adapter(lora)
+        copied.load_state_dict(state, strict=False)
+        assert torch.equal(run(copied, inputs), first)
+        copied.unload_lora()
+        treated = run(copied, inputs)
+    with suppress(unet, mask):
+        assert torch.equal(run(unet, inputs), treated)
+    assert hooks(copied) == hooks(unet)
+
+
+def test_a_model_that_is_offloaded_between_calls_is_damped_alike(unet, inputs):
+    mask = make(unet, rooted=True)
+    with suppress(unet, mask):
+        expected = run(unet, inputs)
+    copied = copy.deepcopy(unet)
+    accelerate.hooks.add_hook_to_module(copied, accelerate.hooks.CpuOffload("cpu"))
+    with suppress(copied, mask):
+        assert torch.equal(run(copied, inputs), expected)
+    accelerate.hooks.remove_hook_from_module(copied)
+    with suppress(copied, mask):  # also hooked by the sequential kind, once loaded
+        accelerate.cpu_offload(copied, execution_device="cpu")
+        assert torch.equal(run(copied, inputs), expected)
+    with (
+        pytest.raises(InputError, match="'meta' device"),
+        suppress(copied, replace(mask, metadata={"unet_weights": "x"})),
+    ):
+        pass
+
+
+def test_a_deep_copy_within_the_block_is_refused(unet):
+    with suppress(unet, make(unet)), pytest.raises(InputError, match="outside the block, or use load_mask"):
+        copy.deepcopy(unet)

@@ -3,23 +3,29 @@
 import json
 import os
 import pickle
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from stereoclinic.ddtd.neurons import Site
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
-from stereoclinic.sns.mask import NeuronMask, bin_of, bins_in, check_fits
+from stereoclinic.sns.mask import NeuronMask, bin_of, bins_in, check_fits, without_adapters
 
 SITES = [Site("block.ff.net.2", "ff", 3), Site("block.to_out.0", "attention", 2)]
 EDGES = torch.tensor([1000.0, 600.0, 200.0])
 ENDINGS = [".pt", ".safetensors"]
+
+
+GROUPS = ("female", "male", "other")
 
 
 def make(**changes):
@@ -35,6 +41,16 @@ def make(**changes):
     return NeuronMask(**{**fields, **changes})
 
 
+def allocating(**changes):
+    generator = torch.Generator().manual_seed(1)
+    fields = {
+        "factors": torch.rand(3, 2, 5, generator=generator),
+        "roots": torch.randn(3, 2, 5, generator=generator),
+        "groups": GROUPS,
+    }
+    return make(**{**fields, **changes})
+
+
 class Toy(nn.Module):
     def __init__(self, hidden=3):
         super().__init__()
@@ -44,16 +60,20 @@ class Toy(nn.Module):
         self.block.to_out = nn.ModuleList([nn.Linear(2, 2)])
 
 
+def same(one, two):
+    assert (one.sites, one.branch, one.groups, one.metadata) == (two.sites, two.branch, two.groups, two.metadata)
+    for name in ("bin_edges", "factors", "roots"):
+        was, now = getattr(one, name), getattr(two, name)
+        assert (was is None and now is None) or (was.dtype == now.dtype and torch.equal(was, now))
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("with_roots", [True, False])
-def test_save_then_load_is_the_identity(tmp_path, ending, with_roots):
-    mask = make() if with_roots else make(roots=None)
+@pytest.mark.parametrize("kind", [make, allocating])
+def test_save_then_load_is_the_identity(tmp_path, ending, with_roots, kind):
+    mask = kind() if with_roots else kind(roots=None)
     mask.save(tmp_path / f"m{ending}")
-    back = NeuronMask.load(tmp_path / f"m{ending}")
-    assert (back.sites, back.branch, back.metadata) == (mask.sites, mask.branch, mask.metadata)
-    for name in ("bin_edges", "factors", "roots"):
-        was, now = getattr(mask, name), getattr(back, name)
-        assert (was is None and now is None) or (was.dtype == now.dtype and torch.equal(was, now))
+    same(mask, NeuronMask.load(tmp_path / f"m{ending}"))
     assert os.listdir(tmp_path) == [f"m{ending}"]  # no temporary name is left
 
 
@@ -157,7 +177,7 @@ def test_other_kinds_and_versions(tmp_path, ending):
     save_tensors(path, "relevance", 1, {"factors": torch.ones(2, 5)}, {})
     refused(path, "is a relevance file; expected a mask file")
     save_tensors(path, "mask", 99, {"factors": torch.ones(2, 5)}, {})
-    refused(path, "format version 99; this stereoclinic reads version 1")
+    refused(path, "format version 99; this stereoclinic reads version 2")
     make().save(path)
     refused(path, "is a mask file; expected a relevance file", kind="relevance")
     save_tensors(path, "mask", 1, {"factors": torch.ones(2, 5)}, {"sites": [["a.conv2", "conv", 5]]})
@@ -165,6 +185,99 @@ def test_other_kinds_and_versions(tmp_path, ending):
     weights = {"conv.weight": torch.ones(3)}
     torch.save(weights, path) if ending == ".pt" else safetensors.torch.save_file(weights, path)
     refused(path, "not written by stereoclinic")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_files_of_version_1_still_load(tmp_path, ending):
+    mask, path = make(), tmp_path / f"m{ending}"
+    tensors = {"bin_edges": mask.bin_edges, "factors": mask.factors, "roots": mask.roots}
+    rows = [[site.name, site.kind, site.width] for site in SITES]
+    head = {"sites": rows, "branch": mask.branch, "metadata": mask.metadata}
+    save_tensors(path, "mask", 1, tensors, head)
+    same(mask, NeuronMask.load(path))
+
+
+def test_a_group_is_a_plain_mask_and_a_window_cuts_every_group():
+    mask = allocating()
+    assert mask.allocates
+    assert mask.damping.shape == (3, 2, 5)
+    for k, name in enumerate(GROUPS):
+        part = mask.group(name)
+        same(part, make(factors=mask.factors[k], roots=mask.roots[k]))
+        assert not part.allocates
+        same(mask.windowed((700, 300)).group(name), part.windowed((700, 300)))
+    with pytest.raises(InputError, match="group 'others' is not known; choose from female, male, other"):
+        mask.group("others")
+    with pytest.raises(InputError, match="group 'female' is not known; this mask has none"):
+        make().group("female")
+
+
+def test_a_folder_is_read_without_the_network(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)  # it would raise
+    mask = allocating()
+    folder = tmp_path / "a" / "b"
+    assert mask.save_pretrained(folder) == folder / "mask.safetensors"
+    same(mask, NeuronMask.from_pretrained(folder))
+    same(mask, NeuronMask.from_pretrained(str(folder / "mask.safetensors")))
+    make().save_pretrained(folder, "gender.pt")
+    same(make(), NeuronMask.from_pretrained(folder, "gender.pt"))
+    with pytest.raises(InputError, match=r"holds no age.pt; pass filename= \(it holds gender.pt, mask.safetensors\)"):
+        NeuronMask.from_pretrained(folder, "age.pt")
+    with pytest.raises(InputError, match="cannot be made"):
+        mask.save_pretrained(folder / "mask.safetensors")
+
+
+def test_the_hub_is_asked_for_anything_else(tmp_path, monkeypatch):
+    mask = make()
+    mask.save(tmp_path / "m.safetensors")
+    asked = {}
+
+    def download(repo_id, filename, **options):
+        asked.update(options, repo_id=repo_id, filename=filename)
+        return str(tmp_path / "m.safetensors")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    same(mask, NeuronMask.from_pretrained("owner/mask", revision="v1"))
+    assert (asked["repo_id"], asked["filename"], asked["revision"]) == ("owner/mask", "mask.safetensors", "v1")
+
+
+@pytest.mark.parametrize("name", ["owner/mask", "not a name", "a/b/c"])
+def test_a_hub_that_does_not_answer_is_one_line(tmp_path, name):
+    with pytest.raises(InputError, match="is no folder, and cannot be had from the hub") as caught:
+        NeuronMask.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_pushing_uploads_the_file_that_save_writes(tmp_path, monkeypatch):
+    mask = allocating()
+    sent = {}
+
+    class Api:
+        def __init__(self, token):
+            sent["token"] = token
+
+        def create_repo(self, repo_id, private, exist_ok):
+            sent.update(private=private, exist_ok=exist_ok)
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def upload_file(self, path_or_fileobj, **options):
+            sent.update(options, content=Path(path_or_fileobj).read_bytes())
+            return SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert mask.push_to_hub("gender", private=True) == "https://hub/commit"
+    mask.save(tmp_path / "m.safetensors")
+    assert sent["content"] == (tmp_path / "m.safetensors").read_bytes()
+    assert (sent["repo_id"], sent["path_in_repo"], sent["private"]) == ("me/gender", "mask.safetensors", True)
+    assert sent["commit_message"] == "Upload mask.safetensors"
+
+    def refuse(*_, **__):
+        raise OSError("401 Client Error.\nRepository Not Found")
+
+    monkeypatch.setattr(Api, "create_repo", refuse)
+    with pytest.raises(InputError, match=r"cannot be pushed to 'gender' \(401 Client Error\); check") as caught:
+        mask.push_to_hub("gender")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("head", ["[]", "3", "{", '{"kind": "mask"}', '{"kind": "mask", "version": 1, "metadata": 3}'])
@@ -213,6 +326,15 @@ def test_a_file_whose_values_are_no_mask(tmp_path, ending, name, value, match):
         ({"roots": torch.zeros(5)}, "roots of shape"),
         ({"bin_edges": torch.tensor([1000.0])}, "two or more"),
         ({"metadata": "gender"}, "expected a dict"),
+        ({"groups": ("a", "b")}, r"factors of shape \(2, 5\); expected \(2, 2, 5\), groups x timestep bins x neurons"),
+        ({"factors": torch.ones(2, 2, 5)}, r"factors of shape \(2, 2, 5\); expected \(2, 5\)"),
+        ({"groups": ("a", "b"), "factors": torch.ones(2, 2, 5)}, r"roots of shape \(2, 5\); expected \(2, 2, 5\)"),
+        ({"groups": ("a",), "factors": torch.ones(1, 2, 5)}, "two or more that differ"),
+        ({"groups": ("a", "a"), "factors": torch.ones(2, 2, 5)}, "two or more that differ"),
+        ({"groups": "female"}, "expected names"),
+        ({"groups": ("a", 3)}, "expected names"),
+        ({"groups": ("a", " ")}, "expected names"),
+        ({"sites": [Site("a.conv2", "conv", 10**30)]}, "factors of shape"),
     ],
 )
 def test_masks_that_cannot_be_made(changes, match):
@@ -303,3 +425,20 @@ def test_a_mask_fits_the_model_it_was_made_for_and_no_other():
         kind = make(sites=[SITES[0], Site("block.to_out.0", "conv", 2)])
         with pytest.raises(InputError, match="is conv with 2 neurons in the mask, attention"):
             check_fits(kind, toy, force)
+
+
+def test_adapters_round_layers_are_looked_through():
+    torch.manual_seed(0)
+    toy = Toy()
+    mask = make(metadata={"unet_shapes": shapes_digest(toy), "unet_weights": weights_digest(toy)})
+    state = {name: value.clone() for name, value in toy.state_dict().items()}
+    wrapped = get_peft_model(toy, LoraConfig(target_modules=["to_out.0", "net.2"])).base_model.model
+    assert shapes_digest(wrapped) != mask.metadata["unet_shapes"]
+    check_fits(mask, wrapped)
+    bare = without_adapters(wrapped)
+    assert bare.keys() == state.keys()
+    assert all(torch.equal(bare[name], value) for name, value in state.items())
+    with torch.no_grad():
+        wrapped.block.to_out[0].base_layer.weight += 1
+    with pytest.raises(InputError, match="other weights"):
+        check_fits(mask, wrapped)

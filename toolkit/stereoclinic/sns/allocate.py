@@ -1,6 +1,8 @@
 """Allocation: which group an image is allotted to, from its prompt and seed alone, never from its batch."""
 
 import hashlib
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 
 _GOLDEN = 0.6180339887498949
+JOINT = "+"  # between the groups of several axes: "female+old"
 
 
 def allotted_group(row: dict, shares: Tensor) -> int:
@@ -33,3 +36,52 @@ def allotted_group(row: dict, shares: Tensor) -> int:
 
 def uniform(groups: int) -> Tensor:
     return torch.full((groups,), 1 / groups, dtype=torch.float64)
+
+
+def shares_of(groups: Sequence[str], given: Sequence[Mapping[str, float]] = ()) -> Tensor:
+    """The share of each group, from what a user gives.
+
+    Args:
+        groups: K names; those of several axes at once are joined by "+", as `compose` names them.
+        given: Shares by name. One mapping may name the groups themselves; otherwise one mapping an axis, and the
+            joint shares are their products. An axis that nothing is given for is uniform.
+
+    Returns:
+        (K,) float64.
+
+    Raises:
+        InputError: A name that is no group, a share that is missing, negative or not finite, or a sum other than 1.
+    """
+    parts = [group.split(JOINT) for group in groups]
+    axes = [list(dict.fromkeys(names)) for names in zip(*parts, strict=True)]
+    if len(given) == 1 and set(given[0]) == set(groups):
+        _check(given[0], list(groups))
+        return torch.tensor([given[0][group] for group in groups], dtype=torch.float64)
+    marginals = [dict.fromkeys(names, 1 / len(names)) for names in axes]
+    taken: set[int] = set()
+    for each in given:
+        own = next((i for i, names in enumerate(axes) if set(each) & set(names)), None)
+        if own is None:
+            unknown = next(iter(each), "")
+            raise InputError(f"shares: no group {unknown!r}; there are {', '.join(n for names in axes for n in names)}")
+        _check(each, axes[own])
+        if own in taken:
+            raise InputError(f"shares of {', '.join(axes[own])} are given twice")
+        taken.add(own)
+        marginals[own] = dict(each)
+    joint = [math.prod(marginals[i][name] for i, name in enumerate(names)) for names in parts]
+    return torch.tensor(joint, dtype=torch.float64)
+
+
+def _check(given: Mapping[str, float], groups: list[str]) -> None:
+    unknown = [name for name in given if name not in groups]
+    if unknown:
+        raise InputError(f"shares: no group {unknown[0]!r}; there are {', '.join(groups)}")
+    missing = [name for name in groups if name not in given]
+    if missing:
+        raise InputError(f"shares: none given for {', '.join(missing)}; give one for each of {', '.join(groups)}")
+    if not all(math.isfinite(share) and share >= 0 for share in given.values()):
+        raise InputError(f"shares {dict(given)}: expected numbers of 0 or more")
+    total = sum(given.values())
+    if abs(total - 1) > 1e-6:
+        raise InputError(f"shares add up to {total:g}; expected 1")

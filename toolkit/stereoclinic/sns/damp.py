@@ -1,12 +1,21 @@
 """Applying a mask while a model runs: forward-pre-hooks that leave no trace.
 
-    unet(x, t, c):   note t, pick the bin
+    unet(x, t, c):   note t, pick the bin and what each sample gets
       site:          a_j  <-  r_j + s_j (a_j - r_j),     s_j = 1 - strength (1 - factor_j)
 
-Several masks compose by nesting contexts; with roots at zero their factors multiply. Hooks reach only what
-torch calls through `Module.__call__`, so a model that is compiled already is refused.
+Each row of a batch gets one *variant*: the mask, one group of an allocating mask, or nothing at all. "Nothing" is a
+factor of 1 and an offset of -0, the one number that leaves every other as it is when added, so that a sample that is
+left alone comes out bit for bit as if its batch had not been treated.
+
+Several masks compose by nesting contexts; with roots at zero their factors multiply (see `compose` for other roots).
+Hooks reach only what torch calls through `Module.__call__`, so a model that is compiled already is refused. One that is
+compiled while it is damped keeps following: what a forward pass is to do is plain data that the hooks read.
 """
 
+import copy
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +27,15 @@ from torch.utils.hooks import RemovableHandle
 from stereoclinic.errors import InputError
 from stereoclinic.sns.mask import NeuronMask, check_fits
 
+#: Where `fuse` keeps what it replaced: a plain attribute of the denoiser.
+FUSED = "_stereoclinic_fused"
+
+#: Pipelines whose batch is not "unconditional half, conditional half", by part of their class's name.
+OTHER_BATCHES = ("PAG", "Pix2Pix", "LEdits", "Semantic")
+
+#: What one sample gets: a group's name, True (the mask), or None or False (left alone).
+Allotment = str | bool | None
+
 
 def suppress(
     target: Any, mask: NeuronMask, strength: float = 1.0, guided: bool | None = None, force: bool = False
@@ -26,21 +44,21 @@ def suppress(
 
     Args:
         target: A diffusers pipeline, or the denoiser itself.
-        mask: What to damp.
+        mask: What to damp. An allocating one needs `Suppression.allot` to be told every sample's group.
         strength: Scales the damping, 1 - factor, from 0 (none) to 1 (as the mask says).
-        guided: Whether a batch holds an unconditional half, first, and a conditional one; matters for masks
-            of the conditional branch. None asks a pipeline at every call (`do_classifier_free_guidance`), and
-            takes a bare denoiser's batch for conditional as a whole.
+        guided: Whether a batch holds an unconditional half, first, and a conditional one; matters where samples or
+            branches differ. None asks a pipeline at every call (`do_classifier_free_guidance`), and takes a bare
+            denoiser's batch for conditional as a whole.
         force: Accept a model whose weights differ from those the mask was made for.
 
     Returns:
-        A context manager; the model is untouched before and after it, also when an exception leaves it.
+        A context manager; the model is untouched before and after it, also when an exception leaves it. Within it the
+        model cannot be deep-copied, since nothing would undo the copy (`load_mask` makes copies that can be undone).
 
     Raises:
-        InputError: strength is out of range; on entering, the mask does not fit the model.
+        InputError: strength is out of range; on entering, the mask does not fit the model, or it is compiled or has a
+            mask fused in.
     """
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength {strength:g}; expected 0 (no damping) to 1 (as the mask says)")
     return Suppression(target, mask, strength, guided, force)
 
 
@@ -58,139 +76,418 @@ def damp(a: Tensor, factor: Tensor, kind: str, offset: Tensor | None = None) -> 
     """
     ones = [1] * (a.ndim - 2)
     shape = (-1, a.shape[1], *ones) if kind == "conv" else (-1, *ones, a.shape[-1])
-    damped = a * factor.view(shape)
-    return damped if offset is None else damped + offset.view(shape)
+    factor = factor.view(shape)
+    return a * factor if offset is None else torch.addcmul(offset.view(shape), a, factor)
+
+
+def effective(mask: NeuronMask, strength: float) -> tuple[Tensor, Tensor | None]:
+    """What a mask amounts to at a strength: ``s = 1 - strength (1 - factor)`` and ``(1 - s) r``.
+
+    Returns:
+        Factors and offsets, of the mask's shape, in float32; None for a root at zero. Where a factor is 1 the offset is
+        -0, so that ``s a + offset`` is a bit for bit.
+
+    Raises:
+        InputError: strength is out of range.
+    """
+    check_strength(strength)
+    factors = (1 - strength * (1 - mask.factors.double())).float()
+    if mask.roots is None:
+        return factors, None
+    return factors, torch.where(factors == 1, -0.0, (1 - factors) * mask.roots)
+
+
+def check_strength(strength: float) -> None:
+    """Raises InputError for one that is no number from 0 to 1."""
+    if not isinstance(strength, int | float) or not 0 <= strength <= 1:
+        raise InputError(f"strength {strength!r}; expected 0 (no damping) to 1 (as the mask says)")
+
+
+def denoiser_of(target: Any) -> nn.Module:
+    """The UNet of a pipeline, or the UNet itself, as it was before `torch.compile` wrapped it.
+
+    Raises:
+        InputError: There is none.
+    """
+    module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
+    if not isinstance(module, nn.Module):
+        raise InputError(
+            f"cannot damp a {type(target).__name__}; expected a diffusers pipeline with a UNet, or the UNet itself"
+        )
+    return getattr(module, "_orig_mod", module)
+
+
+def is_damped(module: nn.Module) -> bool:
+    """Whether hooks of a mask are on this denoiser."""
+    return any(isinstance(getattr(hook, "__self__", None), Suppression) for hook in module._forward_pre_hooks.values())
+
+
+def check_open(target: Any) -> None:
+    """Refuse a denoiser that hooks would not reach, or that has a mask fused in.
+
+    Raises:
+        InputError: Says which, and what to do instead.
+    """
+    module = target if isinstance(target, nn.Module) else getattr(target, "unet", target)
+    wrapped = hasattr(module, "_orig_mod")
+    module = denoiser_of(target)
+    for name, part in module.named_modules():
+        if wrapped or hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+            raise InputError(
+                f"{name or type(part).__name__} is compiled, and would ignore the mask; apply the mask before "
+                "compiling, or fuse it"
+            )
+    if getattr(module, FUSED, None) is not None:
+        raise InputError(
+            "a mask is fused into this model; unfuse it first, then apply one mask or a composition of several"
+        )
+
+
+@dataclass
+class _Step:
+    """What the sites read during one forward pass."""
+
+    active: frozenset[str]  # the sites where a row is damped
+    spans: dict[str, slice]  # of every hooked site
+    factors: Tensor  # (1 or B, N)
+    offsets: Tensor | None
+    rows: dict[str, tuple[Tensor, Tensor | None]]  # site -> (1 or B, C) each, for the usual device and dtype
+    casts: dict[tuple[torch.device, torch.dtype], dict[str, tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
+
+    def at(self, name: str, a: Tensor) -> tuple[Tensor, Tensor | None]:
+        pair = self.rows[name]
+        if pair[0].dtype == a.dtype and pair[0].device == a.device:
+            return pair
+        key = (a.device, a.dtype)  # autocast, or a model that is spread over devices
+        if key not in self.casts:
+            self.casts[key] = _split(self.spans, self.factors, self.offsets, *key)
+        return self.casts[key][name]
 
 
 class Suppression:
-    """The hooks of one mask on one model; made by `suppress`."""
+    """The hooks of one mask on one model; made by `suppress`.
 
-    def __init__(self, target: Any, mask: NeuronMask, strength: float, guided: bool | None, force: bool) -> None:
-        module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
-        if not isinstance(module, nn.Module):
-            raise InputError(
-                f"cannot damp a {type(target).__name__}; expected a diffusers pipeline with a UNet, or the UNet itself"
-            )
-        self.target, self.module, self.mask = target, module, mask
-        self.strength, self.guided, self.force = strength, guided, force
-        self._bin: int | None = None
+    Args:
+        target: As `suppress`.
+        mask: As `suppress`.
+        strength: As `suppress`.
+        guided: As `suppress`.
+        force: As `suppress`.
+        movable: The denoiser itself holds this, so that a deep copy of it has one of its own. A pipeline is then not
+            kept alive by its UNet.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        mask: NeuronMask,
+        strength: float = 1.0,
+        guided: bool | None = None,
+        force: bool = False,
+        movable: bool = False,
+    ) -> None:
+        self.module = denoiser_of(target)
+        self._open = target if isinstance(target, nn.Module) else target.unet
+        self.guidance = Guidance(target, guided, keep=not movable)
+        self.strength, self.force, self.movable = strength, force, movable
         self._handles: list[RemovableHandle] = []
-        self._hooked: dict[str, RemovableHandle] = {}
-        self.assign(mask.factors[None], None if mask.roots is None else mask.roots[None])
+        self._places: dict[str, tuple[nn.Module, str, nn.Module, RemovableHandle]] = {}
+        self._step: _Step | None = None
+        self._paused = False
+        self._lay_out(mask)
+        self._choice: tuple[int, ...] | None = None if mask.allocates else (0,)
+        self._groups = ", ".join(mask.groups)
 
-    def assign(self, factors: Tensor, roots: Tensor | None = None) -> None:
-        """Replace the factors by each sample's own, as allocation does.
+    def _lay_out(self, mask: NeuronMask) -> None:
+        """Tables with a row for each variant; the last one leaves alone."""
+        factors, offsets = effective(mask, self.strength)
+        if not mask.allocates:
+            factors, offsets = factors[None], None if offsets is None else offsets[None]
+        self.mask = mask
+        self._edges = mask.bin_edges.tolist()
+        self._alone = len(factors)
+        self._factors = torch.cat([factors, torch.ones_like(factors[:1])])  # (V + 1, T, N)
+        self._offsets = None if offsets is None else torch.cat([offsets, torch.full_like(offsets[:1], -0.0)])
+        self._spans = {site.name: span for site, span in mask.spans()}
+        self._kinds = {site.name: site.kind for site in mask.sites}
+        #: Site -> (V + 1, T), whether anything is damped there.
+        self._damped = {name: (self._factors[..., span] < 1).any(2) for name, span in self._spans.items()}
+        self._tables: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
+        self._steps: dict[tuple[Any, ...], _Step] = {}
+        self._step = None
+
+    def allot(self, samples: Iterable[Allotment] | Allotment) -> None:
+        """Say what each sample gets, from the next forward pass on.
 
         Args:
-            factors: (B or 1, T, N); B samples are those of the conditional half of a guided batch.
-            roots: (B or 1, T, N), or None for zero.
+            samples: One entry a sample (those of the conditional half, if the batch is guided; with several images a
+                prompt, each image's), or one for the whole batch. For an allocating mask a group's name, for a plain
+                one True; None or False leaves the sample alone.
 
         Raises:
-            InputError: They are not of the mask's bins and neurons, or factors leave [0, 1].
+            InputError: A group is not known, or there is no sample.
         """
-        for name, value in (("factors", factors), ("roots", roots)):
-            if value is not None and (value.ndim != 3 or value.shape[1:] != self.mask.factors.shape):
-                raise InputError(
-                    f"{name} of shape {tuple(value.shape)}; expected samples x {tuple(self.mask.factors.shape)}"
-                )
-        if not ((factors >= 0) & (factors <= 1)).all():
-            raise InputError("factors leave the range 0 (silenced) to 1 (untouched)")
-        effective = 1 - self.strength * (1 - factors.float())  # (B, T, N)
-        self._factors = effective
-        self._offsets = None if roots is None else (1 - effective) * roots.float()
-        #: Site name -> for each bin, whether anything is damped there.
-        self._active = {site.name: (effective[..., span] < 1).any(2).any(0) for site, span in self.mask.spans()}
-        self._cast: dict[tuple[str, int, torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = {}
-        if self._handles:
-            self._hook_sites()
+        if isinstance(samples, Tensor):
+            samples = samples.tolist()
+        entries = [samples] if samples is None or isinstance(samples, str | bool) else list(samples)
+        if not entries:
+            raise InputError("no sample is allotted anything; give one entry a sample, or one for all of them")
+        self._choice = tuple(self._variant(entry) for entry in entries)
+
+    def forget(self, groups: str) -> None:
+        """Refuse to run until samples are allotted to (one of) these groups."""
+        self._choice, self._groups = None, groups
+
+    def change(self, mask: NeuronMask) -> None:
+        """Damp by another mask from now on, one that damps no other sites; samples are to be allotted anew."""
+        self._lay_out(mask)
+        self.forget(", ".join(mask.groups))
+
+    def pause(self) -> None:
+        """Leave the hooks on, and have them do nothing."""
+        self._paused, self._step = True, None
+
+    def resume(self) -> None:
+        """Undo `pause`."""
+        self._paused = False
+
+    def _variant(self, entry: Allotment) -> int:
+        if entry is None or entry is False:
+            return self._alone
+        if not self.mask.allocates:
+            if entry is True:
+                return 0
+            raise InputError(f"sample allotted to {entry!r}, but this mask has no groups; expected True, False or None")
+        if not isinstance(entry, str) or entry not in self.mask.groups:
+            raise InputError(f"group {entry!r} is not known; choose from {', '.join(self.mask.groups)}, or None")
+        return self.mask.groups.index(entry)
 
     def __enter__(self) -> Self:
         if self._handles:
             raise RuntimeError("this suppression is active already; make another with suppress(...)")
-        for name, module in self.module.named_modules():
-            if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-                raise InputError(
-                    f"{name or type(module).__name__} is compiled, and would ignore the mask; apply the "
-                    "mask before "
-                    "compiling, or fuse it"
-                )
+        check_open(self._open)
         check_fits(self.mask, self.module, self.force)
-        self._handles.append(self.module.register_forward_pre_hook(self._note_timestep, with_kwargs=True))
-        self._hook_sites()
+        self.attach()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for handle in (*self._handles, *self._hooked.values()):
+        self.detach()
+
+    def attach(self) -> None:
+        """Put the hooks on, on sites that any variant damps; nothing is checked."""
+        self._handles.append(self.module.register_forward_pre_hook(self._begin, with_kwargs=True))
+        for name, damped in self._damped.items():
+            if damped.any():
+                parent, _, leaf = name.rpartition(".")
+                self._hook(name, self.module.get_submodule(parent), leaf)
+
+    def detach(self) -> None:
+        """Take them off again."""
+        for handle in (*self._handles, *(place[-1] for place in self._places.values())):
             handle.remove()
         self._handles.clear()
-        self._hooked.clear()
-        self._cast.clear()
-        self._bin = None
+        self._places.clear()
+        self._steps.clear()
+        self._tables.clear()
+        # Code that was compiled meanwhile holds the hooks; it sees that there is nothing left to do.
+        self._step = None
 
-    def _hook_sites(self) -> None:
-        modules = dict(self.module.named_modules())
-        for site, span in self.mask.spans():
-            if self._active[site.name].any() and site.name not in self._hooked:
-                hook = partial(self._damp_site, site.name, site.kind, span)
-                self._hooked[site.name] = modules[site.name].register_forward_pre_hook(hook)
+    def _hook(self, name: str, parent: nn.Module, leaf: str) -> None:
+        site = parent._modules[leaf]
+        assert site is not None
+        handle = site.register_forward_pre_hook(partial(self._damp_site, name, self._kinds[name]))
+        self._places[name] = (parent, leaf, site, handle)
 
-    def _note_timestep(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._bin = None
+    def _follow(self) -> None:
+        """Move hooks to where the sites are now: peft puts a wrapper in a layer's place, and takes it away again."""
+        for name, (parent, leaf, site, handle) in list(self._places.items()):
+            if parent._modules.get(leaf) is not site:
+                handle.remove()
+                self._hook(name, parent, leaf)
+
+    # Never traced: a bin is chosen by the timestep's value, and would be compiled anew for each.
+    @torch.compiler.disable
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._step = None
+        if self._paused:
+            return
+        self._follow()
+        sample = args[0] if args else kwargs.get("sample")
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        if timestep is None:
+        if timestep is None or not isinstance(sample, Tensor):
             raise InputError(f"{type(module).__name__} was called without a timestep, which a mask needs")
-        values = torch.as_tensor(timestep).flatten()
-        if len(values) == 0 or (values != values[0]).any():
-            raise InputError(
-                f"timesteps {values.tolist()[:4]} differ within a batch; a mask needs one timestep for the whole batch"
-            )
-        self._bin = self.mask.bin_of(values[0].item())
+        rows = self._rows(len(sample))
+        bin_ = self._bin(timestep)
+        if bin_ is not None and rows != (self._alone,):
+            self._step = self._prepared(bin_, rows, sample)
 
-    def _damp_site(
-        self, name: str, kind: str, span: slice, module: nn.Module, args: tuple[Any, ...]
-    ) -> tuple[Any, ...] | None:
-        if self._bin is None or not self._active[name][self._bin]:
+    def _bin(self, timestep: Any) -> int | None:
+        """As `NeuronMask.bin_of`, from numbers alone."""
+        value = timestep
+        if isinstance(timestep, Tensor):
+            if timestep.numel() == 1:
+                value = timestep.item()
+            else:
+                values = timestep.flatten().tolist()
+                if len(set(values)) != 1:
+                    raise InputError(
+                        f"timesteps {values[:4]} differ within a batch; a mask needs one timestep for the whole batch"
+                    )
+                value = values[0]
+        above = sum(edge > value for edge in self._edges)
+        return None if above == len(self._edges) else max(above - 1, 0)
+
+    def _rows(self, batch: int) -> tuple[int, ...]:
+        """The variant of each row of a batch, or one for all of them."""
+        choice = self._choice
+        if choice is None:
+            raise InputError(
+                f"the mask allocates images to {self._groups}, and nothing was allotted yet; call allot([...]) on what "
+                "suppress(...) returned, or allot_masks(pipe, [...])"
+            )
+        conditional = self.mask.branch == "conditional"
+        if len(choice) == 1 and (choice[0] == self._alone or not conditional):
+            return choice
+        guided = self.guidance.now()
+        if guided and batch % 2:
+            raise InputError(f"a guided batch of {batch} has no two halves; pass guided=False if there is no guidance")
+        samples = batch // 2 if guided else batch
+        if len(choice) not in (1, samples):
+            halves = "twice as many rows, for guidance" if guided else "no guidance"
+            raise InputError(
+                f"{len(choice)} samples are allotted, but the batch has {samples} ({halves}); allot one entry a sample"
+                " (images times prompts), or one for all"
+            )
+        rows = choice if len(choice) == samples else choice * samples
+        if guided:  # the unconditional half comes first
+            rows = ((self._alone,) * samples if conditional else rows) + rows
+        return rows[:1] if len(set(rows)) == 1 else rows
+
+    def _prepared(self, bin_: int, rows: tuple[int, ...], sample: Tensor) -> _Step | None:
+        dtype = sample.dtype if sample.is_floating_point() else torch.float32
+        key = (bin_, rows, sample.device, dtype)
+        if key not in self._steps:
+            variants = sorted(set(rows))
+            active = frozenset(name for name in self._places if self._damped[name][variants, bin_].any())
+            if len(rows) > 1:  # they are as large as the batch, so only the latest is kept
+                self._steps.clear()
+            factors, offsets = (
+                None if table is None else _pick(table[:, bin_], rows) for table in self._table(sample.device)
+            )
+            assert factors is not None
+            spans = {name: self._spans[name] for name in self._places}
+            by_site = _split(spans, factors, offsets, sample.device, dtype)
+            self._steps[key] = _Step(active, spans, factors, offsets, by_site)
+        step = self._steps[key]
+        return step if step.active else None
+
+    def _table(self, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        if device not in self._tables:
+            self._tables[device] = (
+                self._factors.to(device),
+                None if self._offsets is None else self._offsets.to(device),
+            )
+        return self._tables[device]
+
+    def _damp_site(self, name: str, kind: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        step = self._step
+        if step is None:
             return None
         a, *rest = args
-        factor, offset = self._at(name, span, self._bin, a)
-        guided = self._is_guided()
-        if guided and len(a) % 2:
-            raise InputError(f"a guided batch of {len(a)} has no two halves; pass guided=False if there is no guidance")
-        conditional = guided and self.mask.branch == "conditional"
-        samples = len(a) // 2 if guided else len(a)
-        if len(factor) not in (1, samples):
-            raise InputError(f"factors of {len(factor)} samples for a batch of {samples}; assign one row a sample")
-        if conditional:  # the unconditional half comes first, and passes through as it is
-            damped = torch.cat([a[:samples], damp(a[samples:], factor, kind, offset)])
-        elif guided and len(factor) > 1:
-            both = torch.cat([factor, factor])
-            damped = damp(a, both, kind, None if offset is None else torch.cat([offset, offset]))
+        if torch.compiler.is_compiling():
+            # All hooked sites alike, so that one graph serves all timestep bins; where a bin damps nothing, times 1.
+            factor, offset = step.rows[name]
+            factor = factor.to(a.device, a.dtype)
+            offset = None if offset is None else offset.to(a.device, a.dtype)
+        elif name in step.active:
+            factor, offset = step.at(name, a)
         else:
-            damped = damp(a, factor, kind, offset)
-        return (damped, *rest)
+            return None
+        if len(factor) not in (1, len(a)):
+            raise InputError(
+                f"site {name!r} ran on {len(a)} rows of a batch of {len(factor)}; samples treated differently need "
+                "the batch whole, so disable chunking over it"
+            )
+        return (damp(a, factor, kind, offset), *rest)
 
-    def _at(self, name: str, span: slice, bin_: int, a: Tensor) -> tuple[Tensor, Tensor | None]:
-        """This site's factor and offset in this bin, (B or 1, C), where and as the activation is."""
-        key = (name, bin_, a.device, a.dtype)
-        if key not in self._cast:
-            factor = self._factors[:, bin_, span].to(a.device, a.dtype)
-            offset = None if self._offsets is None else self._offsets[:, bin_, span].to(a.device, a.dtype)
-            self._cast[key] = (factor, offset)
-        return self._cast[key]
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if not self.movable:
+            raise InputError(
+                "the model is deep-copied while suppress(...) damps it, and nothing would undo the copy; copy it "
+                "outside the block, or use load_mask"
+            )
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        for name in ("module", "_open", "guidance", "_handles", "_places"):
+            setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
+        twin._tables, twin._steps, twin._step = {}, {}, None
+        return twin
 
-    def _is_guided(self) -> bool:
-        if self.guided is not None:
-            return self.guided
-        if self.target is self.module:
+
+class Guidance:
+    """Whether a batch is guided: as was said, or as the pipeline says at every call.
+
+    A pipeline is not copied along: a deep copy of a pipeline asks itself, and a copied UNet has no one to ask until it
+    is bound to a pipeline.
+
+    Args:
+        target: A pipeline, or a bare denoiser.
+        told: What was said, if anything.
+        keep: Keep the pipeline alive.
+    """
+
+    def __init__(self, target: Any, told: bool | None = None, keep: bool = True) -> None:
+        self.told = told
+        self.bare = isinstance(target, nn.Module)
+        self._pipe = None if self.bare else weakref.ref(target)
+        self._kept = target if keep and not self.bare else None
+
+    def now(self) -> bool:
+        """Raises InputError if there is no one to ask, or no answer."""
+        if self.told is not None:
+            return self.told
+        if self.bare:
             return False
-        if self.mask.branch == "both" and len(self._factors) == 1:
-            return False  # all of the batch is damped alike, so nobody need be asked
+        pipe = self._pipe() if self._pipe is not None else None
+        if pipe is None:
+            raise InputError(
+                "this UNet's pipeline is gone, so nobody says whether a batch is guided; call enable_masks(pipe) with "
+                "the pipeline that it is in"
+            )
+        name = type(pipe).__name__
+        if any(part in name for part in OTHER_BATCHES):
+            raise InputError(
+                f"a {name} does not run an unconditional and a conditional half; use a mask of branch 'both' and "
+                "treat all samples alike"
+            )
         try:
-            return bool(self.target.do_classifier_free_guidance)
+            return bool(pipe.do_classifier_free_guidance)
         except AttributeError as error:
             raise InputError(
-                f"this {type(self.target).__name__} does not say whether it is guiding; pass guided=True "
-                "or guided=False"
+                f"this {name} does not say whether it is guiding; pass guided=True or guided=False"
             ) from error
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = copy.copy(self)
+        pipe = self._pipe() if self._pipe is not None else None
+        if pipe is not None:
+            copied = memo.get(id(pipe))
+            twin._pipe = None if copied is None else weakref.ref(copied)
+        return twin
+
+
+def _pick(table: Tensor, rows: tuple[int, ...]) -> Tensor:
+    """(V + 1, N) -> (1 or B, N)."""
+    if len(rows) == 1:
+        return table[rows[0] : rows[0] + 1]
+    return table.index_select(0, torch.tensor(rows, device=table.device))
+
+
+def _split(
+    spans: dict[str, slice], factors: Tensor, offsets: Tensor | None, device: torch.device, dtype: torch.dtype
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    factors = factors.to(device, dtype)
+    offsets = None if offsets is None else offsets.to(device, dtype)
+    return {name: (factors[:, span], None if offsets is None else offsets[:, span]) for name, span in spans.items()}

@@ -2,14 +2,15 @@
 
     a_j  <-  r_j + s_j (a_j - r_j),      0 <= s_j <= 1
 
-A factor s_j of 1 leaves the neuron alone, 0 holds it at its root r_j. Files hold tensors and plain metadata
-only.
+A factor s_j of 1 leaves the neuron alone, 0 holds it at its root r_j. An allocating mask has such factors for each of
+K groups: an image that is allotted to a group gets that group's. Files hold tensors and plain metadata only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,17 @@ from torch import Tensor, nn
 from stereoclinic.ddtd.neurons import SITE_KINDS, Site, find_sites
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
-from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.files import ENDINGS, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
 
 KIND = "mask"
-VERSION = 1
+VERSION = 2
+#: Version 1 had no groups; the rest is the same.
+OLDER = (1,)
+#: What a mask's file is called in a folder, or a repository, of its own.
+FILENAME = "mask.safetensors"
 BRANCHES = ("conditional", "both")
 
 #: (noisiest, cleanest) timesteps: holds every t with noisiest > t >= cleanest. One that reaches the first bin
@@ -33,16 +38,17 @@ Window = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class NeuronMask:
-    """Damping factors. Sizes: T timestep bins, N neurons (those of each site, one site after the other).
+    """Damping factors. Sizes: T timestep bins, N neurons (those of each site, one site after the other), K groups.
 
     Args:
         sites: The layers, in order.
         bin_edges: (T + 1,) descending timesteps; bin i holds edges[i] > t >= edges[i + 1], bin 0 also t >=
             edges[0].
-        factors: (T, N) in [0, 1]; kept in float32.
-        roots: (T, N) what a neuron is damped toward, kept in float32; None for zero.
+        factors: (T, N) in [0, 1], or (K, T, N) if there are groups; kept in float32.
+        roots: What a neuron is damped toward, of the factors' shape, kept in float32; None for zero.
         branch: "conditional" damps the conditional half of a guided batch alone, "both" all of it.
         metadata: Plain data; `unet_shapes` and `unet_weights` are the digests of the model it was made for.
+        groups: Names of two or more groups that images are allotted to; none for a plain mask.
 
     Raises:
         InputError: Anything does not fit together; said in one line.
@@ -54,6 +60,7 @@ class NeuronMask:
     roots: Tensor | None = None
     branch: Literal["conditional", "both"] = "both"
     metadata: dict[str, Any] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", list(self.sites))
@@ -66,17 +73,18 @@ class NeuronMask:
         if edges.ndim != 1 or len(edges) < 2 or not (edges[:-1] > edges[1:]).all():
             raise InputError("mask: bin_edges must be two or more timesteps that descend, such as [1000, 500, 0]")
         object.__setattr__(self, "bin_edges", edges)
-        shape = (len(edges) - 1, sum(site.width for site in self.sites))
+        object.__setattr__(self, "groups", _checked_groups(self.groups))
+        shape: tuple[int, ...] = (len(edges) - 1, sum(site.width for site in self.sites))
+        sizes = "timestep bins x neurons of the sites"
+        if self.groups:
+            shape, sizes = (len(self.groups), *shape), f"groups x {sizes}"
         for name in ("factors", "roots"):
             value = getattr(self, name)
             if value is None and name == "roots":
                 continue
             value = _finite(name, value).float()
             if tuple(value.shape) != shape:
-                raise InputError(
-                    f"mask: {name} of shape {tuple(value.shape)}; expected {shape}, timestep bins x "
-                    "neurons of the sites"
-                )
+                raise InputError(f"mask: {name} of shape {tuple(value.shape)}; expected {shape}, {sizes}")
             object.__setattr__(self, name, value)
         low, high = self.factors.min().item(), self.factors.max().item()
         if low < 0 or high > 1:
@@ -84,8 +92,26 @@ class NeuronMask:
 
     @property
     def damping(self) -> Tensor:
-        """1 - factors: (T, N)."""
+        """1 - factors: (T, N), or (K, T, N)."""
         return 1 - self.factors
+
+    @property
+    def allocates(self) -> bool:
+        """Whether images are allotted to groups."""
+        return bool(self.groups)
+
+    def group(self, name: str) -> Self:
+        """The plain mask that images allotted to a group get.
+
+        Raises:
+            InputError: There is no such group.
+        """
+        if name not in self.groups:
+            known = f"choose from {', '.join(self.groups)}" if self.groups else "this mask has none"
+            raise InputError(f"group {name!r} is not known; {known}")
+        k = self.groups.index(name)
+        roots = None if self.roots is None else self.roots[k]
+        return replace(self, factors=self.factors[k], roots=roots, groups=())
 
     def spans(self) -> Iterator[tuple[Site, slice]]:
         """Each site with its slice of the N neurons."""
@@ -110,8 +136,8 @@ class NeuronMask:
         edges = torch.tensor(sorted({*self.bin_edges.tolist(), *cuts}, reverse=True), dtype=torch.float64)
         old = [self.bin_of(low) for low in edges[1:].tolist()]
         kept = bins_in(edges, window)[:, None]
-        factors = torch.where(kept, self.factors[old], 1.0)
-        roots = None if self.roots is None else self.roots[old]
+        factors = torch.where(kept, self.factors[..., old, :], 1.0)
+        roots = None if self.roots is None else self.roots[..., old, :]
         return replace(self, bin_edges=edges, factors=factors, roots=roots)
 
     def save(self, path: str | Path) -> None:
@@ -124,16 +150,17 @@ class NeuronMask:
         if self.roots is not None:
             tensors["roots"] = self.roots
         sites = [[site.name, site.kind, site.width] for site in self.sites]
-        save_tensors(path, KIND, VERSION, tensors, {"sites": sites, "branch": self.branch, "metadata": self.metadata})
+        head = {"sites": sites, "branch": self.branch, "groups": list(self.groups), "metadata": self.metadata}
+        save_tensors(path, KIND, VERSION, tensors, head)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
+        """Read what `save` wrote, in this version of the format or an older one.
 
         Raises:
             InputError: As `stereoclinic.files.load_tensors`, or what it holds is no valid mask.
         """
-        tensors, head = load_tensors(path, KIND, VERSION)
+        tensors, head = _read(path)
         try:
             sites = [Site(*row) for row in head["sites"]]
             return cls(
@@ -143,11 +170,141 @@ class NeuronMask:
                 tensors.get("roots"),
                 head["branch"],
                 head["metadata"],
+                head.get("groups", ()),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"mask file {path} is not complete ({error}); make it again") from error
         except InputError as error:
             raise InputError(f"mask file {path}: {str(error).removeprefix('mask: ')}") from error
+
+    def save_pretrained(self, save_directory: str | Path, filename: str = FILENAME) -> Path:
+        """Write into a folder, which is made if need be; beside a pipeline's own files, say.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: As `save`.
+        """
+        folder = Path(save_directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"mask folder {folder} cannot be made ({error.strerror}); choose another") from error
+        self.save(folder / filename)
+        return folder / filename
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained: str | Path,
+        filename: str = FILENAME,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Read a mask from a folder, or from a repository on the Hugging Face hub.
+
+        Args:
+            pretrained: A folder, or the file itself, read without the network; or "owner/name" on the hub.
+            filename: The mask's file there.
+            revision: Branch, tag or commit on the hub.
+            cache_dir: Where downloads are kept; None for the hub's own cache.
+            token: Of the hub; None for the one logged in with.
+            local_files_only: Read the hub's cache alone.
+
+        Raises:
+            InputError: There is no such folder, repository or file, or the file is no mask.
+        """
+        folder = Path(pretrained)
+        if folder.is_dir():
+            if not (folder / filename).is_file():
+                others = ", ".join(sorted(path.name for ending in ENDINGS for path in folder.glob(f"*{ending}"))[:4])
+                raise InputError(f"folder {folder} holds no {filename}; pass filename= (it holds {others or 'none'})")
+            return cls.load(folder / filename)
+        if folder.is_file():
+            return cls.load(folder)
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            path = hf_hub_download(
+                str(pretrained),
+                filename,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+            )
+        except (OSError, ValueError, EntryNotFoundError) as error:
+            _refuse_hub(f"mask {str(pretrained)!r} is no folder, and cannot be had from the hub", error)
+        return cls.load(path)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        filename: str = FILENAME,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload to a repository on the Hugging Face hub, which is made if need be.
+
+        Args:
+            repo_id: "owner/name".
+            filename: The mask's file there.
+            private: Whether a new repository is; None for the owner's default.
+            token: Of the hub; None for the one logged in with.
+            revision: Branch to commit to.
+            commit_message: None for "Upload FILENAME".
+            create_pr: Open a pull request instead.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            InputError: The hub refuses, or cannot be reached.
+        """
+        from huggingface_hub import HfApi
+
+        with TemporaryDirectory() as folder:
+            path = self.save_pretrained(folder, filename)
+            try:
+                api = HfApi(token=token)
+                repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                commit = api.upload_file(
+                    path_or_fileobj=path,
+                    path_in_repo=filename,
+                    repo_id=repo,
+                    revision=revision,
+                    commit_message=commit_message or f"Upload {filename}",
+                    create_pr=create_pr,
+                )
+            except (OSError, ValueError) as error:
+                _refuse_hub(f"mask cannot be pushed to {repo_id!r}", error)
+        return str(commit.commit_url)
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        return load_tensors(path, KIND, VERSION)
+    except InputError as newest:
+        for version in OLDER:
+            try:
+                return load_tensors(path, KIND, version)
+            except InputError as older:
+                if "format version" not in str(older):  # it is of this version, and something else is wrong
+                    raise
+        raise newest
+
+
+def _refuse_hub(what: str, error: Exception) -> NoReturn:
+    lines = str(error).strip().splitlines()
+    reason = lines[0].rstrip(".") if lines else type(error).__name__
+    raise InputError(f"{what} ({reason}); check the name, the network and `hf auth login`") from error
 
 
 def bin_of(bin_edges: Tensor, timestep: float) -> int | None:
@@ -178,7 +335,8 @@ def bins_in(bin_edges: Tensor, window: Window | None) -> Tensor:
 def check_fits(made: "NeuronMask | Relevance", unet: nn.Module, force: bool = False) -> None:
     """Refuse a mask, or relevance, that was made for another model.
 
-    A digest that it does not carry (one made by hand) is not compared; its sites always are.
+    A digest that it does not carry (one made by hand) is not compared; its sites always are. Adapters that peft put
+    round layers (LoRA) are looked through: what counts is the model they were put on.
 
     Args:
         made: To be applied, or looked into.
@@ -203,19 +361,51 @@ def check_fits(made: "NeuronMask | Relevance", unet: nn.Module, force: bool = Fa
                 f"{what}, {here.kind} "
                 f"with {here.width} in this {type(unet).__name__}; use the model it was made for"
             )
+    bare = _Bare(unet)
     made_for = made.metadata.get("unet_shapes")
-    if made_for is not None and made_for != (here_shapes := shapes_digest(unet)):
+    if made_for is not None and made_for != (here_shapes := shapes_digest(bare)):
         raise InputError(
             f"{what} does not fit: made for a model of other shapes (digest {_head(made_for)}, here "
             f"{_head(here_shapes)}); "
             "use the model it was made for"
         )
     made_for = made.metadata.get("unet_weights")
-    if made_for is not None and not force and made_for != (here_weights := weights_digest(unet)):
+    if made_for is not None and not force and made_for != (here_weights := weights_digest(bare)):
         raise InputError(
             f"{what} was made for other weights, or another precision (digest {_head(made_for)}, here "
             f"{_head(here_weights)}); use the model it was made for, or force"
         )
+
+
+class _Bare(nn.Module):
+    """A model as it was before adapters wrapped its layers, as far as digests see it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # Not registered as a part of this one: its state dict is what this one shows.
+        self._state = without_adapters(model)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self._state
+
+
+def without_adapters(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict by the names it had before adapters wrapped layers, and without what they added."""
+    wrapped = {name for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    state: Mapping[str, Tensor] = model.state_dict()
+    if not wrapped:
+        return dict(state)
+    bare = {}
+    for key, tensor in state.items():
+        parts = key.split(".")
+        kept: list[str] = []
+        for part in parts:
+            if ".".join(kept) in wrapped and part != "base_layer":
+                break
+            kept.append(part)
+        else:
+            bare[key.replace(".base_layer.", ".")] = tensor
+    return bare
 
 
 def _head(digest: object) -> str:
@@ -235,6 +425,14 @@ def _check_sites(sites: list[Site]) -> None:
             )
     if len({site.name for site in sites}) < len(sites):
         raise InputError("mask: a site is named twice; each layer may appear once")
+
+
+def _checked_groups(groups: object) -> tuple[str, ...]:
+    if not isinstance(groups, tuple | list) or not all(isinstance(name, str) and name.strip() for name in groups):
+        raise InputError(f"mask: groups {groups!r}; expected names, such as ('female', 'male')")
+    if len(groups) == 1 or len(set(groups)) < len(groups):
+        raise InputError(f"mask: groups {', '.join(groups)}; expected two or more that differ, or none")
+    return tuple(groups)
 
 
 def _finite(name: str, value: object) -> Tensor:

@@ -1,0 +1,384 @@
+"""Fusing: the hooked model without hooks, undone bit for bit, and a folder that plain diffusers opens."""
+
+import copy
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from torch import nn
+
+from stereoclinic.ddtd.neurons import find_sites
+from stereoclinic.digest import shapes_digest, weights_digest
+from stereoclinic.errors import InputError
+from stereoclinic.sns.adapter import load_mask, unload_mask
+from stereoclinic.sns.damp import suppress
+from stereoclinic.sns.fuse import fuse, is_fusable, is_fused, save_fused, unfuse
+from stereoclinic.sns.mask import NeuronMask
+
+EDGES = torch.tensor([1000.0, 600.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def pipe(denoiser):
+    """A pipeline around a tiny UNet, in double precision."""
+    torch.manual_seed(0)
+    config = denoiser.unet.config
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=config.in_channels,
+        out_channels=config.in_channels,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=config.cross_attention_dim,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    parts = {**denoiser.pipe.components, "unet": unet.double().eval().requires_grad_(False)}
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def unet(pipe):
+    return copy.deepcopy(pipe.unet)
+
+
+@pytest.fixture(scope="module")
+def inputs(pipe):
+    g = torch.Generator().manual_seed(1)
+    config = pipe.unet.config
+    return (
+        torch.randn(2, config.in_channels, 8, 8, generator=g).double(),
+        torch.randn(2, 3, config.cross_attention_dim, generator=g).double(),
+    )
+
+
+def run(unet, inputs, t=800):
+    latents, text = (value.to(unet.dtype) for value in inputs)
+    return unet(latents, t, encoder_hidden_states=text).sample
+
+
+def make(unet, seed=0, rooted=False, kinds=("ff", "attention", "conv"), **changes):
+    """The same at all timesteps; with a root, of linear layers alone."""
+    g = torch.Generator().manual_seed(seed)
+    sites = find_sites(unet, ["ff", "attention"] if rooted else kinds)
+    width = sum(site.width for site in sites)
+    factors = torch.where(torch.rand(1, width, generator=g) < 0.4, torch.rand(1, width, generator=g), 1.0)
+    factors[0, ::7] = 0.0
+    roots = torch.randn(1, width, generator=g).expand(2, -1) if rooted else None
+    return NeuronMask(
+        **{"sites": sites, "bin_edges": EDGES, "factors": factors.expand(2, -1), "roots": roots, **changes}
+    )
+
+
+def state_of(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same_bits(one, two):
+    return one.keys() == two.keys() and all(
+        value.dtype == two[name].dtype and torch.equal(value, two[name]) for name, value in one.items()
+    )
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 10**6), st.floats(0, 1), st.booleans())
+def test_hooked_and_fused_agree_fusing_twice_is_once_and_unfusing_is_exact(pipe, inputs, seed, strength, rooted):
+    unet = pipe.unet
+    before, mask = state_of(unet), make(unet, seed, rooted)
+    with suppress(unet, mask, strength):
+        hooked = [run(unet, inputs, t) for t in (800, 0)]
+    fuse(pipe, mask, strength)
+    once = state_of(unet)
+    for t, want in zip((800, 0), hooked, strict=True):
+        torch.testing.assert_close(run(unet, inputs, t), want, atol=1e-10, rtol=1e-10)
+    fuse(unet, replace(mask), strength)
+    assert same_bits(state_of(unet), once)
+    unfuse(pipe)
+    assert same_bits(state_of(unet), before)
+    assert not is_fused(pipe)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rooted", [False, True])
+def test_lower_precisions_are_rounded_once_and_unfused_exactly(unet, dtype, rooted):
+    mask = make(unet, rooted=rooted)
+    exact = copy.deepcopy(unet.to(dtype)).double()
+    before = state_of(unet)
+    fuse(unet, mask)
+    assert not same_bits(state_of(unet), before)
+    fuse(exact, mask)
+    for name, value in exact.state_dict().items():
+        # Within one rounding of the exact fold: half a unit in the last place, and what float32 leaves of sums.
+        torch.testing.assert_close(
+            unet.state_dict()[name].double(), value, rtol=0.51 * torch.finfo(dtype).eps, atol=2e-6
+        )
+    unfuse(unet)
+    assert same_bits(state_of(unet), before)
+
+
+def test_a_model_cast_while_fused_is_unfused_to_what_the_cast_would_have_made(unet):
+    cast = state_of(copy.deepcopy(unet).half())
+    fuse(unet, make(unet, rooted=True))
+    unet.half()
+    unfuse(unet)
+    assert same_bits(state_of(unet), cast)
+
+
+def test_weights_that_are_not_damped_are_not_touched_nor_kept(unet):
+    mask = make(unet)
+    before = state_of(unet)
+    fuse(unet, mask)
+    after = state_of(unet)
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed == {f"{site.name}.weight" for site in mask.sites}
+    assert after.keys() == before.keys()
+    for site, span in mask.spans():
+        untouched = mask.factors[0, span] == 1
+        name = f"{site.name}.weight"
+        assert torch.equal(after[name][:, untouched], before[name][:, untouched])
+
+
+def test_a_deep_copy_is_fused_by_itself(unet):
+    before = state_of(unet)
+    fuse(unet, make(unet, rooted=True))
+    fused = state_of(unet)
+    copied = copy.deepcopy(unet)
+    unfuse(copied)
+    assert same_bits(state_of(copied), before)
+    assert same_bits(state_of(unet), fused)
+    unfuse(unet)
+    assert same_bits(state_of(unet), before)
+
+
+def test_a_compiled_model_may_be_fused(unet, inputs):
+    mask = make(unet)
+    with suppress(unet, mask):
+        hooked = run(unet, inputs)
+    compiled = torch.compile(unet, backend="eager")
+    fuse(compiled, mask)
+    torch.testing.assert_close(run(unet, inputs), hooked)
+    unfuse(compiled)
+    assert not is_fused(unet)
+
+
+def unfusable(unet):
+    mask, rooted = make(unet), make(unet, rooted=True)
+    apart = mask.factors.clone()
+    apart[1] = 1.0
+    roots = rooted.roots.clone()
+    roots[1] += 1
+    return [
+        (
+            replace(mask, factors=mask.factors.expand(2, 2, -1), groups=("a", "b")),
+            r"allocates images to a, b.*mask.group",
+        ),
+        (replace(mask, branch="conditional"), "conditional half of a guided batch alone.*set branch='both'"),
+        (mask.windowed((900, 500)), "factors differ between timesteps.*without a window"),
+        (replace(mask, factors=apart), "factors differ between timesteps"),
+        (replace(mask, bin_edges=torch.tensor([1000.0, 600.0, 1.0])), "no timesteps below 1,.*without a window"),
+        (replace(rooted, roots=roots), "roots differ between timesteps.*same roots"),
+        (replace(mask, roots=torch.ones_like(mask.factors)), "root at the convolution.*padding with zeros.*root zero"),
+    ]
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_masks_that_cannot_be_fused_say_why_and_what_to_do(unet, case):
+    mask, match = unfusable(unet)[case]
+    before = state_of(unet)
+    assert is_fusable(mask) is not None
+    with pytest.raises(InputError, match=f"cannot be fused: .*{match}.*as hooks instead") as caught:
+        fuse(unet, mask)
+    assert "\n" not in str(caught.value)
+    assert same_bits(state_of(unet), before)
+    assert not is_fused(unet)
+
+
+def test_what_differs_only_where_nothing_is_damped_does_not_matter(unet):
+    mask = make(unet, rooted=True)
+    roots = torch.where(mask.factors < 1, mask.roots, torch.randn(mask.roots.shape))
+    assert is_fusable(replace(mask, roots=roots)) is None
+    still = replace(mask, factors=torch.ones_like(mask.factors), bin_edges=torch.tensor([1000.0, 600.0, 100.0]))
+    assert is_fusable(still) is None
+    before = state_of(unet)
+    fuse(unet, still)
+    assert same_bits(state_of(unet), before)
+    unfuse(unet)
+
+
+def test_a_convolution_without_padding_would_not_be_told_apart_so_all_are_refused(unet, inputs):
+    """Why: with a root folded into the bias, the borders, and only they, would be off."""
+    site = next(site for site in find_sites(unet) if site.kind == "conv")
+    conv = unet.get_submodule(site.name)
+    root = torch.ones(site.width).double()
+    a = torch.zeros(1, site.width, 5, 5).double()
+    hooked = conv(a + root.view(1, -1, 1, 1))  # all silenced to their root
+    folded = conv.bias + conv.weight.sum((2, 3)) @ root
+    torch.testing.assert_close(hooked[..., 1:-1, 1:-1], folded.view(1, -1, 1, 1).expand(-1, -1, 3, 3))
+    assert not torch.allclose(hooked[..., 0, :], folded.view(1, -1, 1).expand(-1, -1, 5))
+
+
+def test_a_second_mask_or_strength_is_refused_until_the_first_is_undone(unet):
+    one, two = make(unet, 1), make(unet, 2)
+    fuse(unet, one)
+    state = state_of(unet)
+    for mask, strength in ((two, 1.0), (one, 0.5)):
+        with pytest.raises(InputError, match="fused already; unfuse it first"):
+            fuse(unet, mask, strength)
+    for apply in (lambda: load_mask(unet, two), lambda: suppress(unet, two).__enter__()):
+        with pytest.raises(InputError, match="is fused into this model; unfuse it first"):
+            apply()
+    assert same_bits(state_of(unet), state)
+    unfuse(unet)
+    fuse(unet, two)
+    with pytest.raises(InputError, match="strength 2"):
+        fuse(unet, two, 2)
+
+
+def test_hooks_and_folding_do_not_damp_twice(unet):
+    mask = make(unet)
+    load_mask(unet, mask)
+    with pytest.raises(InputError, match=r"would damp on top.*unload_mask\(pipe\)"):
+        fuse(unet, mask)
+    unload_mask(unet)
+    with suppress(unet, mask), pytest.raises(InputError, match="would damp on top"):
+        fuse(unet, mask)
+    fuse(unet, mask)
+
+
+def test_unfusing_what_was_not_fused_or_changed_since(unet):
+    with pytest.raises(InputError, match="no mask is fused"):
+        unfuse(unet)
+    mask = make(unet)
+    fuse(unet, mask)
+    weight = unet.get_submodule(mask.sites[0].name).weight
+    changed = weight.clone()
+    weight.mul_(2)
+    with pytest.raises(InputError, match="have changed since"):
+        unfuse(unet)
+    assert torch.equal(weight, 2 * changed)
+    weight.copy_(changed)
+    unfuse(unet)
+
+
+def test_a_mask_of_another_model_is_refused_and_forced(unet):
+    digests = {"unet_shapes": shapes_digest(unet), "unet_weights": weights_digest(unet)}
+    mask = make(unet, metadata=digests)
+    unet.conv_in.weight.mul_(1.5)
+    before = state_of(unet)
+    with pytest.raises(InputError, match="other weights"):
+        fuse(unet, mask)
+    assert same_bits(state_of(unet), before)
+    fuse(unet, mask, force=True)
+
+
+def test_layers_that_cannot_take_it(unet):
+    mask = make(unet, rooted=True)
+    site = unet.get_submodule(mask.sites[0].name)
+    bias, site.bias = site.bias, None
+    with pytest.raises(InputError, match="no bias that its root could be folded into"):
+        fuse(unet, mask)
+    fuse(unet, replace(mask, roots=None))
+    unfuse(unet)
+    site.bias = bias
+
+    weight = site.weight
+    site.weight = nn.Parameter(torch.zeros(weight.shape, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(InputError, match=r"a Linear of torch.int8 weights"):
+        fuse(unet, mask)
+    site.weight = weight
+    meta = copy.deepcopy(unet).to("meta")
+    with pytest.raises(InputError, match="'meta' device; fuse before the model is offloaded"):
+        fuse(meta, mask)
+
+
+def test_a_site_with_a_lora_is_refused_until_it_is_merged(unet, inputs):
+    mask = make(unet)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_out.0"], init_lora_weights=False))
+    before = state_of(unet)
+    with pytest.raises(InputError, match=r"carries a LoRA.*merge it first"):
+        fuse(unet, mask)
+    assert same_bits(state_of(unet), before)
+    with suppress(unet, mask):
+        hooked = run(unet, inputs)
+    unet.fuse_lora()
+    unet.unload_lora()
+    fuse(unet, mask, force=True)
+    torch.testing.assert_close(run(unet, inputs), hooked)
+
+
+def draw(pipe):
+    g = torch.Generator().manual_seed(0)
+    side = 2 * pipe.vae_scale_factor
+    return pipe(
+        "a photo", side, side, num_inference_steps=2, guidance_scale=3.0, output_type="latent", generator=g
+    ).images
+
+
+def test_a_fused_folder_is_opened_by_plain_diffusers_and_draws_the_hooked_models_picture(pipe, tmp_path):
+    mask = make(pipe.unet)
+    with suppress(pipe, mask):
+        hooked = draw(pipe)
+    fuse(pipe, mask)
+    try:
+        folder = tmp_path / "deep" / "fused"
+        save_fused(pipe, folder)
+        state = state_of(pipe.unet)
+    finally:
+        unfuse(pipe)
+    assert os.listdir(folder.parent) == ["fused"]
+    assert not any("stereoclinic" in path.read_text() for path in folder.rglob("*.json"))
+    opened = DiffusionPipeline.from_pretrained(folder, dtype=torch.float64)
+    opened.set_progress_bar_config(disable=True)
+    assert type(opened) is StableDiffusionPipeline
+    assert same_bits(state_of(opened.unet), state)
+    torch.testing.assert_close(draw(opened), hooked, atol=1e-8, rtol=1e-8)
+
+
+def test_an_interrupted_save_leaves_what_was_there(pipe, tmp_path, monkeypatch):
+    fuse(pipe, make(pipe.unet))
+    try:
+        for error in (KeyboardInterrupt, OSError(28, "No space left on device")):
+
+            def fail(folder, error=error, **_):
+                (folder / "half").write_text("written")
+                raise error
+
+            monkeypatch.setattr(pipe, "save_pretrained", fail)
+            empty = tmp_path / "empty"
+            empty.mkdir(exist_ok=True)
+            for folder in (tmp_path / "new", empty):
+                with pytest.raises((KeyboardInterrupt, InputError)):
+                    save_fused(pipe, folder)
+            assert os.listdir(tmp_path) == ["empty"]
+            assert os.listdir(empty) == []
+        monkeypatch.undo()
+        (empty / "kept").write_text("mine")
+        for folder in (empty, empty / "kept"):
+            with pytest.raises(InputError, match="exists and is not an empty folder; choose another"):
+                save_fused(pipe, folder)
+        assert (empty / "kept").read_text() == "mine"
+        assert os.listdir(empty) == ["kept"]
+    finally:
+        unfuse(pipe)
+
+
+def test_what_cannot_be_saved_as_fused(pipe, unet, tmp_path):
+    with pytest.raises(InputError, match="weights are untreated"):
+        save_fused(pipe, tmp_path / "m")
+    with pytest.raises(InputError, match="cannot save a UNet2DConditionModel"):
+        save_fused(unet, tmp_path / "m")
+    adapted = StableDiffusionPipeline(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    fuse(adapted, make(unet))
+    with pytest.raises(InputError, match="unet carries a LoRA"):
+        save_fused(adapted, tmp_path / "m")
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,262 @@
+"""Damping folded into weights: an ordinary model, with no hook left, that does what the hooked one does.
+
+    W (s a + (1 - s) r) + b   =   (W s) a  +  (b + W ((1 - s) r))
+
+A factor scales a column of the site's weight, and a root adds to its bias. Weights are folded in float32 (or wider, if
+they are) and rounded once. Only columns that are damped are touched, and their originals kept, in a plain attribute of
+the UNet; `unfuse` puts them back bit for bit.
+
+What cannot be folded is what differs from call to call: timesteps, halves of a guided batch, images. A root at a
+convolution cannot either: padding with zeros makes its share differ at the borders.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stereoclinic.errors import InputError
+from stereoclinic.files import whole_folder
+from stereoclinic.sns.damp import FUSED, denoiser_of, effective, is_damped
+from stereoclinic.sns.mask import NeuronMask, check_fits
+
+
+@dataclass
+class _Folded:
+    """One site: its damped columns and bias as they were, and as they are now."""
+
+    columns: Tensor  # (n,) int64
+    original: Tensor  # (out, n, ...) of the weight's dtype, on the CPU
+    folded: Tensor
+    bias: Tensor | None  # (out,); None if it was not touched
+    folded_bias: Tensor | None
+
+
+@dataclass
+class _Fused:
+    """What a UNet keeps of a fused mask."""
+
+    factors: dict[str, Tensor]  # site -> (C,), of damped sites alone
+    offsets: dict[str, Tensor]
+    sites: dict[str, _Folded]
+
+
+def is_fusable(mask: NeuronMask) -> str | None:
+    """Why a mask cannot be folded into weights, and what to do instead; None if it can."""
+    instead = "apply it as hooks instead, with load_mask or suppress"
+    if mask.allocates:
+        return (
+            f"it allocates images to {', '.join(mask.groups)}, and weights are the same for all images; fuse one "
+            f"group's mask.group(name), or {instead}"
+        )
+    if mask.branch != "both":
+        return (
+            "it damps the conditional half of a guided batch alone, and weights are the same for both; if both may be "
+            f"damped, set branch='both', or {instead}"
+        )
+    damped = mask.factors < 1  # (T, N)
+    if not damped.any():
+        return None
+    if mask.bin_edges[-1] > 0:
+        return (
+            f"it damps no timesteps below {mask.bin_edges[-1]:g}, and weights are the same at all; make it without a "
+            f"window, or {instead}"
+        )
+    if (mask.factors != mask.factors[0]).any():
+        return (
+            "its factors differ between timesteps, and weights are the same at all; make it without a window and with "
+            f"the same factors in each bin, or {instead}"
+        )
+    if mask.roots is not None:
+        if ((mask.roots != mask.roots[0]) & damped).any():
+            return (
+                "its roots differ between timesteps, and a bias is the same at all; make it with the same roots in "
+                f"each bin, or {instead}"
+            )
+        for site, span in mask.spans():
+            if site.kind == "conv" and ((mask.roots[0, span] != 0) & damped[0, span]).any():
+                return (
+                    f"it has a root at the convolution {site.name!r}, whose padding with zeros makes the root's share "
+                    f"differ at the borders; make it with root zero, or of linear layers alone, or {instead}"
+                )
+    return None
+
+
+def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False) -> None:
+    """Fold a mask into the weights of a pipeline's UNet. Fusing the same again changes nothing.
+
+    A LoRA that is loaded later adds to the layer's output from activations that are not damped; fuse it before.
+
+    Args:
+        pipe: A diffusers pipeline with a UNet, or the UNet.
+        mask: A plain one, the same at all timesteps and on both branches; see `is_fusable`.
+        strength: Scales the damping, from 0 (none) to 1 (as the mask says).
+        force: Accept a model whose weights differ from those the mask was made for.
+
+    Raises:
+        InputError: The mask cannot be folded or does not fit, another is fused, masks are applied as hooks, strength is
+            out of range, or a layer cannot take it (it carries a LoRA, is quantised, has no bias or no weights in
+            memory). Nothing is changed then.
+    """
+    unet = denoiser_of(pipe)
+    factors, offsets = effective(mask, strength)
+    reason = is_fusable(mask)
+    if reason is not None:
+        raise InputError(f"this mask cannot be fused: {reason}")
+    spans = {site.name: span for site, span in mask.spans() if (factors[0, span] < 1).any()}
+    by_site = {name: factors[0, span] for name, span in spans.items()}
+    offset_of = {}
+    if offsets is not None:
+        offset_of = {name: offsets[0, span] for name, span in spans.items() if (offsets[0, span] != 0).any()}
+    fused = _fused(unet)
+    if fused is not None:
+        if _same(fused.factors, by_site) and _same(fused.offsets, offset_of):
+            return
+        raise InputError(
+            "another mask, or strength, is fused already; unfuse it first, or compose the masks and fuse that"
+        )
+    if is_damped(unet):
+        raise InputError(
+            "masks are applied to this model as hooks, and would damp on top of what is fused; unload_mask(pipe), or "
+            "leave the suppress block, first"
+        )
+    check_fits(mask, unet, force)
+    for name in by_site:
+        if hasattr(unet.get_submodule(name), "base_layer"):
+            raise InputError(
+                f"site {name!r} carries a LoRA, whose own share would not be damped; merge it first (pipe.fuse_lora(), "
+                "pipe.unload_lora_weights(), then fuse with force, as the weights differ), or apply the mask as hooks"
+            )
+    sites = {name: _fold(name, _layer(unet, name), by_site[name], offset_of.get(name)) for name in by_site}
+    for name, folded in sites.items():
+        _write(_layer(unet, name), folded.columns, folded.folded, folded.folded_bias)
+    setattr(unet, FUSED, _Fused(by_site, offset_of, sites))
+
+
+def unfuse(pipe: Any) -> None:
+    """Put the weights back that `fuse` changed, bit for bit.
+
+    If the model was cast meanwhile, they are what the cast would have made of them.
+
+    Raises:
+        InputError: No mask is fused, or its weights have been changed since; nothing is changed then.
+    """
+    unet = denoiser_of(pipe)
+    fused = _fused(unet)
+    if fused is None:
+        raise InputError("no mask is fused into this model; fuse one with fuse(pipe, mask)")
+    for name, folded in fused.sites.items():
+        layer = _layer(unet, name)
+        if not _holds(layer.weight[:, folded.columns.to(layer.weight.device)], folded.folded) or not (
+            folded.folded_bias is None or _holds(layer.bias, folded.folded_bias)
+        ):
+            raise InputError(
+                f"weights of {name!r} have changed since a mask was fused into them (by training, or a LoRA fused on "
+                "top); undo that first, or open the model again"
+            )
+    for name, folded in fused.sites.items():
+        _write(_layer(unet, name), folded.columns, folded.original, folded.bias)
+    delattr(unet, FUSED)
+
+
+def is_fused(pipe: Any) -> bool:
+    """Whether a mask is fused into a pipeline's UNet, or the UNet."""
+    return _fused(denoiser_of(pipe)) is not None
+
+
+def save_fused(pipe: Any, folder: str | Path, safe_serialization: bool = True, variant: str | None = None) -> None:
+    """Write a pipeline with a fused mask as a diffusers folder, which diffusers opens without this package.
+
+    It is written beside under a temporary name, and renamed when it is whole: an interrupted run leaves what was there.
+
+    Args:
+        pipe: A diffusers pipeline whose UNet a mask was fused into.
+        folder: Where to; it must not exist, or be empty.
+        safe_serialization: As diffusers' `save_pretrained`.
+        variant: As diffusers' `save_pretrained`.
+
+    Raises:
+        InputError: No mask is fused, the folder holds something or cannot be written, or the pipeline carries a LoRA.
+    """
+    folder = Path(folder)
+    if isinstance(pipe, nn.Module) or not hasattr(pipe, "save_pretrained"):
+        raise InputError(f"cannot save a {type(pipe).__name__}; expected a diffusers pipeline")
+    if not is_fused(pipe):
+        raise InputError("no mask is fused into this pipeline, so its weights are untreated; fuse(pipe, mask) first")
+    for part, component in pipe.components.items():
+        if isinstance(component, nn.Module) and any(hasattr(module, "base_layer") for module in component.modules()):
+            raise InputError(
+                f"the pipeline's {part} carries a LoRA, whose folder plain diffusers would not open; "
+                "pipe.unload_lora_weights() first"
+            )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder; choose another")
+    folder = folder.absolute()
+    with whole_folder(folder) as temporary:
+        try:
+            pipe.save_pretrained(temporary, safe_serialization=safe_serialization, variant=variant)
+        except OSError as error:
+            reason = error.strerror or str(error).splitlines()[0]
+            raise InputError(f"{folder} cannot be written ({reason}); choose another folder") from error
+
+
+def _fused(unet: nn.Module) -> _Fused | None:
+    return getattr(unet, FUSED, None)
+
+
+def _layer(unet: nn.Module, name: str) -> Any:
+    layer: Any = unet.get_submodule(name)
+    while hasattr(layer, "base_layer"):
+        layer = layer.base_layer
+    return layer
+
+
+def _fold(name: str, layer: Any, factor: Tensor, offset: Tensor | None) -> _Folded:
+    """What a layer becomes; (C,) factor and (1 - s) r. The layer is not touched."""
+    _check_layer(name, layer, offset)
+    columns = (factor < 1).nonzero().flatten()
+    weight = layer.weight.detach()
+    original = weight[:, columns.to(weight.device)].cpu()  # (out, n, ...)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    scale = factor[columns].to(wide).view(1, -1, *[1] * (original.ndim - 2))
+    folded = (original.to(wide) * scale).to(weight.dtype)
+    if offset is None:
+        return _Folded(columns, original, folded, None, None)
+    bias = layer.bias.detach().cpu().clone()
+    folded_bias = (bias.to(wide) + original.to(wide) @ offset[columns].to(wide)).to(bias.dtype)
+    return _Folded(columns, original, folded, bias, folded_bias)
+
+
+def _check_layer(name: str, layer: Any, offset: Tensor | None) -> None:
+    weight = getattr(layer, "weight", None)
+    plain = isinstance(layer, nn.Linear | nn.Conv2d) and getattr(layer, "groups", 1) == 1
+    if not plain or not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise InputError(
+            f"site {name!r} is a {type(layer).__name__} of {getattr(weight, 'dtype', 'no')} weights, which cannot be "
+            "folded into; apply the mask as hooks instead"
+        )
+    if weight.is_meta:
+        raise InputError(f"the weight of {name!r} is on the 'meta' device; fuse before the model is offloaded")
+    if offset is not None and layer.bias is None:
+        raise InputError(
+            f"site {name!r} has no bias that its root could be folded into; make the mask with root zero, or apply it "
+            "as hooks"
+        )
+
+
+@torch.no_grad()
+def _write(layer: Any, columns: Tensor, values: Tensor, bias: Tensor | None) -> None:
+    weight = layer.weight
+    weight[:, columns.to(weight.device)] = values.to(weight.device, weight.dtype)
+    if bias is not None:
+        layer.bias.copy_(bias)
+
+
+def _holds(now: Tensor, then: Tensor) -> bool:
+    return torch.equal(now.detach().cpu(), then.to(now.dtype))
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())

@@ -1,0 +1,75 @@
+"""A treatment: a mask as it is used, with its strength, the shares it allots groups by, and its gate.
+
+with Treatment(denoiser.pipe, mask, axes=[axis]) as treatment:
+    treatment.begin(rows, prompts)      what each image of the next batch gets, from its own prompt and seed
+    sample(denoiser, rows, prompts, ...)
+"""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from stereoclinic.axes import Axis
+from stereoclinic.sns.allocate import allotted_group, shares_of
+from stereoclinic.sns.damp import suppress
+from stereoclinic.sns.gate import is_neutral
+from stereoclinic.sns.mask import NeuronMask
+
+
+class Treatment:
+    """Damps by a mask within a `with` block; every batch is announced by `begin`.
+
+    Args:
+        target: A diffusers pipeline, or the denoiser itself.
+        mask: What to damp. An allocating one allots each image a group, from its prompt and seed alone.
+        axes: Axes whose groups the gate looks for: a prompt that names one is left alone. Empty opens the gate.
+        strength: Scales the damping, 0 to 1.
+        shares: Of the groups, as `shares_of` takes them; uniform by default.
+        guided: As in `suppress`.
+        force: As in `suppress`.
+
+    Raises:
+        InputError: As `suppress` and `shares_of`.
+    """
+
+    def __init__(
+        self,
+        target: Any,
+        mask: NeuronMask,
+        axes: Sequence[Axis] = (),
+        strength: float = 1.0,
+        shares: Sequence[Mapping[str, float]] = (),
+        guided: bool | None = None,
+        force: bool = False,
+    ) -> None:
+        self.mask, self.axes = mask, list(axes)
+        self.shares = shares_of(mask.groups, shares) if mask.allocates else None
+        self.suppression = suppress(target, mask, strength, guided, force)
+
+    def allotment(self, rows: Sequence[dict], prompts: Sequence[str] | None = None) -> list[str | bool | None]:
+        """What each image gets: its group, True for a plain mask, or None where the gate leaves it alone.
+
+        Args:
+            rows: Samples with `prompt` and `seed`.
+            prompts: What the images are conditioned on; the rows' own prompts by default.
+        """
+        texts = [row["prompt"] for row in rows] if prompts is None else prompts
+        treated = [all(is_neutral(text, axis) for axis in self.axes) for text in texts]
+        shares = self.shares
+        if shares is None:
+            return [each or None for each in treated]
+        groups = self.mask.groups
+        return [groups[allotted_group(row, shares)] if own else None for row, own in zip(rows, treated, strict=True)]
+
+    def begin(self, rows: Sequence[dict], prompts: Sequence[str] | None = None) -> None:
+        """Announce the images of the next batch, see `allotment`."""
+        self.suppression.allot(self.allotment(rows, prompts))
+
+    def __enter__(self) -> Self:
+        self.suppression.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.suppression.__exit__(kind, value, traceback)
