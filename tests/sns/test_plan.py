@@ -1,6 +1,7 @@
 """The plan: the solver against scipy's, and what the planned damping must do."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,6 +183,7 @@ def test_more_copies_of_the_same_groups_do_not_change_the_plan():
         ({"mu": 1.0, "shrink": 2.0}, "shrink = 2"),
         ({"mu": 1.0, "smallest_factor": -0.1}, "smallest_factor"),
         ({"mu": 1.0, "iterations": 0}, "iterations = 0"),
+        ({"mu": 1.0, "at_most": 0}, "at_most = 0"),
         ({"mu": 1.0, "root": "x"}, "root 'x'"),
     ],
 )
@@ -198,3 +200,46 @@ def test_overshoot_plans_past_the_target():
         damping = treatment_plan(relevance, 0.0, overshoot=overshoot).damping[0].double()
         left = leans - rows @ damping
         torch.testing.assert_close(left, -overshoot * leans, atol=0.05, rtol=0)
+
+
+def planned(mask, relevance, mu=0.05):
+    """What the plan minimises, over all bins."""
+    rows, leans = relevance.rows(), relevance.lean()
+    total = 0.0
+    for t, x in enumerate(mask.damping.double()):
+        V = (relevance.collateral[:, t] / relevance.count[:, t].sqrt()[:, None, None]).flatten(0, 1)
+        own = V.square().sum(0) @ x.square()
+        total += (leans[:, t] - rows[:, t] @ x).square().sum().item() / K
+        total += mu * (0.5 * (V @ x).square().sum() + 0.5 * own).item()
+    return total
+
+
+@pytest.mark.parametrize("per_bin", [True, False])
+def test_a_sparse_plan_damps_at_most_so_many_and_does_what_it_can_with_them(per_bin):
+    relevance = make(collateral=0.2)
+    full = treatment_plan(relevance, 0.05, per_bin=per_bin)
+    same = treatment_plan(relevance, 0.05, per_bin=per_bin, at_most=N)
+    assert torch.equal(same.factors, full.factors)
+    last = planned(full, relevance)
+    for at_most in (10, 5, 2, 1):
+        mask = treatment_plan(relevance, 0.05, per_bin=per_bin, at_most=at_most)
+        assert (mask.damping > 0).any(0).sum() <= at_most
+        assert mask.metadata["selection"]["at_most"] == at_most
+        assert planned(mask, relevance) >= last - 1e-5  # fewer do no better
+        last = planned(mask, relevance)
+        cut = full.damping.clone()
+        cut[:, full.damping.sum(0).argsort(descending=True)[at_most:]] = 0
+        assert last <= planned(replace(full, factors=1 - cut), relevance) + 1e-5  # nor worse than a plan cut short
+
+
+@pytest.mark.parametrize("at_most", [1, 2, 3])
+def test_of_neurons_that_do_not_meet_the_best_are_kept(at_most):
+    """Each label has a neuron of its own: what it is worth is the square of its label's lean."""
+    relevance = make(collateral=0.0)
+    rows = torch.zeros_like(relevance.relevance_sum)
+    for p in range(P):
+        rows[p, :, 0, 3 * p] = 2 * relevance.lean()[p, :, 0] * relevance.count[p]
+    alone = replace(relevance, relevance_sum=rows, collateral=torch.zeros_like(relevance.collateral))
+    best = relevance.lean()[..., 0].square().sum(1).argsort(descending=True)[:at_most]
+    damped = (treatment_plan(alone, 0.0, at_most=at_most).damping > 0.4).any(0).nonzero().flatten()
+    assert damped.tolist() == sorted((3 * best).tolist())

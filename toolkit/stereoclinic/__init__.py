@@ -18,10 +18,27 @@ if TYPE_CHECKING:
     from stereoclinic.denoisers import open_denoiser, open_pipeline
     from stereoclinic.errors import Incomplete, InputError
     from stereoclinic.prompts import load_prompts, with_seeds
+    from stereoclinic.sns.adapter import (
+        active_masks,
+        allot_masks,
+        disable_masks,
+        enable_masks,
+        load_mask,
+        loaded_masks,
+        set_masks,
+        unload_mask,
+    )
+    from stereoclinic.sns.allocate import shares_of
+    from stereoclinic.sns.compose import compose
     from stereoclinic.sns.damp import suppress
+    from stereoclinic.sns.dose import find_dose
+    from stereoclinic.sns.fuse import fuse, is_fusable, is_fused, save_fused, unfuse
+    from stereoclinic.sns.gate import named_groups
     from stereoclinic.sns.mask import NeuronMask
     from stereoclinic.sns.plan import treatment_plan
     from stereoclinic.sns.select import top_k
+    from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
+    from stereoclinic.sns.treat import Treatment
 
 _HOMES = {
     "Axis": "axes",
@@ -32,16 +49,36 @@ _HOMES = {
     "NeuronMask": "sns.mask",
     "Relevance": "ddtd.relevance",
     "Settings": "ddtd.trajectory",
+    "Stepwise": "sns.stepwise",
+    "Treatment": "sns.treat",
+    "active_masks": "sns.adapter",
+    "allot_masks": "sns.adapter",
     "check": "ddtd.check",
+    "compose": "sns.compose",
+    "disable_masks": "sns.adapter",
+    "enable_masks": "sns.adapter",
+    "find_dose": "sns.dose",
+    "fuse": "sns.fuse",
+    "is_fusable": "sns.fuse",
+    "is_fused": "sns.fuse",
     "load_axis": "axes",
+    "load_mask": "sns.adapter",
     "load_prompts": "prompts",
+    "loaded_masks": "sns.adapter",
     "locate": "ddtd.module",
+    "named_groups": "sns.gate",
     "open_denoiser": "denoisers",
     "open_pipeline": "denoisers",
+    "plan_stepwise": "sns.stepwise",
     "propagate": "ddtd.propagate",
+    "save_fused": "sns.fuse",
+    "set_masks": "sns.adapter",
+    "shares_of": "sns.allocate",
     "suppress": "sns.damp",
     "top_k": "sns.select",
     "treatment_plan": "sns.plan",
+    "unfuse": "sns.fuse",
+    "unload_mask": "sns.adapter",
     "with_seeds": "prompts",
 }
 
@@ -54,16 +91,36 @@ __all__ = [  # noqa: RUF022 (the order of _HOMES)
     "NeuronMask",
     "Relevance",
     "Settings",
+    "Stepwise",
+    "Treatment",
+    "active_masks",
+    "allot_masks",
     "check",
+    "compose",
+    "disable_masks",
+    "enable_masks",
+    "find_dose",
+    "fuse",
+    "is_fusable",
+    "is_fused",
     "load_axis",
+    "load_mask",
     "load_prompts",
+    "loaded_masks",
     "locate",
+    "named_groups",
     "open_denoiser",
     "open_pipeline",
+    "plan_stepwise",
     "propagate",
+    "save_fused",
+    "set_masks",
+    "shares_of",
     "suppress",
     "top_k",
     "treatment_plan",
+    "unfuse",
+    "unload_mask",
     "with_seeds",
 ]
 

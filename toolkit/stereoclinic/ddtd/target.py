@@ -165,32 +165,48 @@ def get_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def off_axis_cotangent(directions: Tensor, rows: list[dict], timestep: float) -> Tensor:
+def off_axis(vectors: Tensor, directions: Tensor) -> Tensor:
+    """What lies outside the span of the K group directions, which sum to zero, so that K - 1 of them span it.
+
+    Args:
+        vectors: (B, C, h, w).
+        directions: (K, B, C, h, w).
+
+    Returns:
+        (B, C, h, w), in float32 or wider.
+    """
+    flat, axes = _wide(vectors).flatten(1), _wide(directions).flatten(2).transpose(0, 1)  # (B, D), (B, K, D)
+    basis, _ = torch.linalg.qr(axes[:, :-1].transpose(1, 2))  # (B, D, K - 1)
+    return (flat - (basis @ (basis.transpose(1, 2) @ flat[..., None]))[..., 0]).view_as(vectors)
+
+
+def axis_size(directions: Tensor) -> Tensor:
+    """||d||, the mean length of the group directions: (K, B, C, h, w) -> (B, 1, 1, 1)."""
+    return _wide(directions).flatten(2).norm(dim=2).mean(0)[:, None, None, None]
+
+
+def off_axis_cotangent(directions: Tensor, rows: list[dict], timestep: float, number: int = 0) -> Tensor:
     """A random cotangent orthogonal to every group direction, in units of the group directions' size.
 
     For v of independent standard normals the mean of <v, x>^2 is ||x||^2, so a backward pass of v estimates how far
-    damping moves the prediction off the axis, relative to ||d||. It depends on the sample and timestep alone.
+    damping moves the prediction off the axis, relative to ||d||. It depends on the sample, timestep and number alone.
 
     Args:
         directions: (K, B, C, h, w).
         rows: The samples' `prompt` and `seed`.
         timestep: Of this step.
+        number: Which of several.
 
     Returns:
         (B, C, h, w).
     """
     drawn = []
     for row in rows:
-        key = f"off-axis\0{row['prompt']}\0{row['seed']}\0{timestep:.6g}".encode()
-        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
+        key = f"off-axis\0{row['prompt']}\0{row['seed']}\0{timestep:.6g}" + (f"\0{number}" if number else "")
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
         drawn.append(torch.randn(directions.shape[2:], generator=generator, dtype=torch.float32))
-    random = torch.stack(drawn).to(directions)
-    flat, axes = random.flatten(1), directions.flatten(2).transpose(0, 1)  # (B, D), (B, K, D)
-    # The K directions sum to zero, so only K - 1 of them span the axis.
-    basis, _ = torch.linalg.qr(axes[:, :-1].transpose(1, 2).float())  # (B, D, K - 1)
-    flat = flat - (basis @ (basis.transpose(1, 2) @ flat.float()[..., None]))[..., 0]
-    size = axes.float().norm(dim=2).mean(1, keepdim=True)  # (B, 1)
-    return torch.where(size > 0, flat / size.clamp_min(1e-12), 0.0).view_as(random)
+    random, size = off_axis(torch.stack(drawn).to(directions), directions), axis_size(directions)
+    return torch.where(size > 0, random / size.clamp_min(1e-12), 0.0).to(directions.dtype)
 
 
 def _unit(directions: Tensor) -> Tensor:

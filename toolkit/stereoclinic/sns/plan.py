@@ -7,6 +7,7 @@ A holds relevance rows, S their leans, V the collateral rows: what damping moves
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ def treatment_plan(
     smallest_factor: float = 0.0,
     shrink: float = 0.5,
     iterations: int = 2000,
+    at_most: int | None = None,
 ) -> NeuronMask:
     """Plan the damping from stored relevance.
 
@@ -58,6 +60,9 @@ def treatment_plan(
         smallest_factor: No neuron is damped below this.
         shrink: 0 to 1, see above.
         iterations: At most so many of the solver's.
+        at_most: Damp no more neurons than these, all bins taken together. Those whose absence would cost the
+            objective most are kept and the rest planned anew without the others, halving their number each time;
+            None for no limit.
 
     Returns:
         A mask; `metadata["selection"]["bins"]` holds, for each bin, the mean absolute lean before and as
@@ -77,6 +82,8 @@ def treatment_plan(
             raise InputError(f"{name} = {value:g}; expected 0 to 1")
     if iterations < 1:
         raise InputError(f"iterations = {iterations}; expected 1 or more")
+    if at_most is not None and at_most < 1:
+        raise InputError(f"at_most = {at_most}; expected 1 or more neurons, or none for no limit")
     columns = neurons_of(relevance.sites, kinds)
     goal = _target(target, relevance.groups)
     inside = bins_in(relevance.bin_edges, window)
@@ -86,20 +93,21 @@ def treatment_plan(
 
     systems = {t: _system(relevance, t, columns, goal) for t in bins}
     groups = len(relevance.groups)
+    parts = [[t] for t in bins] if per_bin else [bins]
+    problems = []
+    for part in parts:
+        A, S, V = (torch.cat(each) for each in zip(*(systems[t] for t in part), strict=True))
+        ridge = shrink * V.square().sum(0)
+        problems.append((A / groups**0.5, (1 + overshoot) * S / groups**0.5, (1 - shrink) ** 0.5 * V, ridge))
+    solve = partial(_solve, problems, mu=mu, upper=1 - smallest_factor, iterations=iterations)
+    solutions, worth = solve(torch.ones(int(columns.sum()), dtype=torch.bool))
+    while at_most is not None and (number := int((worth > 0).sum())) > at_most:
+        kept = torch.zeros_like(worth, dtype=torch.bool)
+        kept[worth.argsort(descending=True, stable=True)[: max(at_most, number // 2)]] = True
+        solutions, worth = solve(kept)
     lambdas = torch.zeros(len(inside), len(columns), dtype=torch.float64)
-    for part in [[t] for t in bins] if per_bin else [bins]:
-        rows, leans, collateral = (torch.cat(parts) for parts in zip(*(systems[t] for t in part), strict=True))
-        solution = bounded_least_squares(
-            rows / groups**0.5,
-            (1 + overshoot) * leans / groups**0.5,
-            (1 - shrink) ** 0.5 * collateral,
-            mu,
-            ridge=shrink * collateral.square().sum(0),
-            upper=1 - smallest_factor,
-            iterations=iterations,
-        )
-        where = part if per_bin else inside.nonzero().flatten().tolist()
-        for t in where:
+    for part, solution in zip(parts, solutions, strict=True):
+        for t in part if per_bin else inside.nonzero().flatten().tolist():
             lambdas[t, columns] = solution
     settings: dict[str, Any] = {
         "method": "plan",
@@ -113,6 +121,7 @@ def treatment_plan(
         "smallest_factor": smallest_factor,
         "shrink": shrink,
         "iterations": iterations,
+        "at_most": at_most,
         "bins": [
             _forecast(
                 relevance.bin_edges, t, systems.get(t), lambdas[t, columns], shrink, relevance.collateral.shape[2]
@@ -181,6 +190,24 @@ def bounded_least_squares(
         if 2 * torch.where(gradient_x > 0, gradient_x * x, gradient_x * (x - box)).sum() <= goal:
             break
     return (x / scale).clamp(0, upper)
+
+
+def _solve(
+    problems: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], kept: Tensor, mu: float, upper: float, iterations: int
+) -> tuple[list[Tensor], Tensor]:
+    """lambda of each problem (A, S, V, ridge) with the neurons `kept` alone, (n,), and what each is worth to them all.
+
+    A neuron is worth what the objective would grow by, were its lambda set to zero and nothing else changed.
+    """
+    solutions, worth = [], torch.zeros(len(kept), dtype=torch.float64)
+    for A, S, V, ridge in problems:
+        A, V, ridge = A[:, kept], V[:, kept], ridge[kept]
+        x = bounded_least_squares(A, S, V, mu, ridge, upper, iterations)
+        slope = A.T @ (A @ x - S) + mu * (V.T @ (V @ x) + ridge * x)
+        curvature = A.square().sum(0) + mu * (V.square().sum(0) + ridge)
+        worth[kept] += x * (x * curvature - 2 * slope)
+        solutions.append(torch.zeros_like(worth).masked_scatter(kept, x))
+    return solutions, worth
 
 
 def _target(target: float | Sequence[float], groups: Sequence[str]) -> Tensor:

@@ -1,6 +1,7 @@
 """Choosing neurons by rank: the paper's own form, and the baseline of every plan."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,6 +82,32 @@ def top_k(
     return mask_from(relevance, factors, root, per_bin, window, settings)
 
 
+def most_relevant(relevance: "Relevance", share: float, window: Window | None = None, z: float = 2.0) -> Tensor:
+    """The neurons that most surely carry the axis, either way: (N,) bool.
+
+    Ranked by ``|mean| - z * stderr`` of sign(S) R, averaged over the timestep bins of the window: damping a neuron that
+    carries the stereotype pushes one way, damping one that works against it the other, and an allocation needs both.
+
+    Args:
+        relevance: What was located.
+        share: Of all neurons, above 0 and up to 1.
+        window: Timesteps that count; None for all.
+        z: Standard errors to stay below the size of the mean.
+
+    Raises:
+        InputError: The share is out of range, or nothing was measured in the window.
+    """
+    number = number_of(float(share), sum(site.width for site in relevance.sites))
+    measured = (relevance.count.sum(0) > 0).cpu() & bins_in(relevance.bin_edges, window)  # (T,)
+    if not measured.any():
+        raise InputError("relevance holds no sample in these timesteps; widen the window or locate with more steps")
+    mean, stderr = (value.double().cpu()[measured] for value in relevance.stereotype())
+    sure = (mean.abs() - z * torch.where(torch.isfinite(stderr), stderr, 0.0)).clamp_min(0).mean(0)
+    chosen = torch.zeros_like(sure, dtype=torch.bool)
+    chosen[sure.argsort(descending=True, stable=True)[:number]] = True
+    return chosen
+
+
 def mask_from(
     relevance: "Relevance",
     factors: Tensor,
@@ -104,13 +131,13 @@ def random_like(mask: NeuronMask, seed: int) -> NeuronMask:
     """A random mask with the same damping: each site's factors are dealt out anew among its neurons.
 
     So the factors of every site and bin are the same numbers, in another order; the order is the same in all
-    bins, and roots stay with their neurons.
+    bins and for all groups, and roots stay with their neurons.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.cat([span.start + torch.randperm(site.width, generator=generator) for site, span in mask.spans()])
     selection = {"method": "random_like", "seed": seed, "of": mask.metadata.get("selection")}
     metadata = {**mask.metadata, "selection": selection}
-    return NeuronMask(mask.sites, mask.bin_edges, mask.factors[:, order], mask.roots, mask.branch, metadata)
+    return replace(mask, factors=mask.factors[..., order], metadata=metadata)
 
 
 def roots_for(relevance: "Relevance", root: str, per_bin: bool = True) -> Tensor | None:

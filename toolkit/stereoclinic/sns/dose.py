@@ -1,0 +1,154 @@
+"""The dose: the smallest strength of a mask that brings the lean under a bound, found without drawing an image.
+
+    left(strength) = mean over samples and treated steps of |S(x_t treated) - tau|
+
+on the trajectory as it is treated at that strength and guidance, by bisection. tau is 0, or for an image that is
+allotted to group g the lean of f_g. The samples are calibration: what comes out is to be confirmed on others, by
+images.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from stereoclinic.axes import Axis
+from stereoclinic.ddtd.target import group_directions, lean
+from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.denoisers.sampling import guide, predict_guided
+from stereoclinic.errors import InputError
+from stereoclinic.prompts import group_prompts
+from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.treat import Treatment
+
+
+@dataclass(frozen=True)
+class Dose:
+    """What a search found.
+
+    Attributes:
+        strength: The smallest tried that meets the bound.
+        left: Mean |lean - target| at that strength.
+        tried: Every strength that was tried, with what it left, weakest first.
+    """
+
+    strength: float
+    left: float
+    tried: list[tuple[float, float]]
+
+
+def find_dose(
+    denoiser: Denoiser,
+    axis: Axis,
+    samples: Dataset,
+    mask: NeuronMask,
+    bound: float,
+    steps: int,
+    guidance: float,
+    shares: Sequence[Mapping[str, float]] = (),
+    batch_size: int = 36,
+    resolution: float = 0.05,
+    force: bool = False,
+    progress: Callable[[float, float], None] | None = None,
+) -> Dose:
+    """Bisect the strength; more damping is taken to leave less lean.
+
+    Args:
+        denoiser: The model.
+        axis: The bias axis.
+        samples: Rows with `prompt` and `seed`, judged on nowhere else.
+        mask: To be dosed.
+        bound: Mean |lean - target| to come under; 0 to 1, say.
+        steps: Of the scheduler, as it will be used.
+        guidance: As it will be used.
+        shares: Of an allocating mask, see `shares_of`.
+        batch_size: Samples through the model together.
+        resolution: Strengths are told apart to this.
+        force: As in `suppress`.
+        progress: Told each strength and what it left.
+
+    Raises:
+        InputError: The mask does not meet the bound at full strength; says what it leaves.
+    """
+    if not 0 < resolution <= 1 or not bound >= 0:
+        raise InputError(f"bound {bound:g}, resolution {resolution:g}: expected a bound of 0 or more, and 0 to 1")
+    tried: dict[float, float] = {}
+
+    def left(strength: float) -> float:
+        tried[strength] = lean_left(denoiser, axis, samples, mask, strength, steps, guidance, shares, batch_size, force)
+        if progress is not None:
+            progress(strength, tried[strength])
+        return tried[strength]
+
+    weak, strong = 0.0, 1.0
+    if left(weak) <= bound:
+        strong = 0.0
+    elif left(strong) > bound:
+        raise InputError(
+            f"at full strength the mask leaves a mean |lean - target| of {tried[1.0]:.3f} ({tried[0.0]:.3f} untreated),"
+            f" above {bound:g}; plan a stronger one (a lower --mu), or ask for less"
+        )
+    while strong - weak > resolution:
+        middle = (weak + strong) / 2
+        weak, strong = (weak, middle) if left(middle) <= bound else (middle, strong)
+    return Dose(strong, tried[strong], sorted(tried.items()))
+
+
+@torch.no_grad()
+def lean_left(
+    denoiser: Denoiser,
+    axis: Axis,
+    samples: Dataset,
+    mask: NeuronMask,
+    strength: float,
+    steps: int,
+    guidance: float,
+    shares: Sequence[Mapping[str, float]] = (),
+    batch_size: int = 36,
+    force: bool = False,
+) -> float:
+    """Mean |lean - target| over samples, groups and the steps that the mask treats, on the treated trajectory."""
+    rows: list[dict[str, Any]] = list(samples)
+    total, count = 0.0, 0
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        treatment = Treatment(denoiser.pipe, mask, (), strength, shares, guidance > 1, force)
+        allotted = treatment.allotment(part)
+        timesteps = denoiser.timesteps(steps)
+        generators = denoiser.generators(part)
+        latents = denoiser.noise(part)
+        neutral, empty = denoiser.encode([row["prompt"] for row in part]), denoiser.encode([""] * len(part))
+        texts = [group_prompts(row, axis) for row in part]
+        groups = [denoiser.encode([each[k] for each in texts]) for k in range(len(axis))]
+        last = max(i for i, t in enumerate(timesteps) if _treats(mask, float(t)) or i == 0)
+        with treatment:
+            treatment.begin(part)
+            for i, timestep in enumerate(timesteps[: last + 1]):
+                treatment.suppression.resume()
+                if guidance > 1:
+                    both = denoiser.predict(torch.cat([latents, latents]), timestep, torch.cat([empty, neutral]))
+                    unconditional, conditional = both.chunk(2)
+                    guided = guide(conditional, unconditional, guidance)
+                else:
+                    guided = conditional = predict_guided(denoiser, latents, timestep, neutral, empty, guidance)
+                if _treats(mask, float(timestep)):
+                    treatment.suppression.pause()
+                    balanced, directions = group_directions(
+                        torch.stack([denoiser.predict(latents, timestep, states) for states in groups])
+                    )
+                    found = lean(conditional, balanced, directions)  # (K, B)
+                    goals = torch.stack([lean(balanced + each, balanced, directions) for each in directions])
+                    for b, own in enumerate(allotted):
+                        goal = goals[axis.groups.index(own), :, b] if isinstance(own, str) else 0.0
+                        total += (found[:, b] - goal).abs().mean().item()
+                        count += 1
+                if i < last:
+                    latents = denoiser.step(guided, timestep, latents, generators)
+    return total / count
+
+
+def _treats(mask: NeuronMask, timestep: float) -> bool:
+    bin_ = mask.bin_of(timestep)
+    return bin_ is not None and bool((mask.factors[..., bin_, :] < 1).any())
