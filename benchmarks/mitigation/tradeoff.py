@@ -22,7 +22,8 @@ from rich.table import Table
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.denoisers import open_denoiser
-from stereoclinic.evaluation.experiment import Protocol, run
+from stereoclinic.evaluation.arms import Protocol
+from stereoclinic.evaluation.experiment import run
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.prompts import load_prompts
 from stereoclinic.sns.mask import NeuronMask

@@ -1,47 +1,84 @@
-"""`stereo apply`: draw prompts with a mask beside without."""
+"""`stereo apply`: draw prompts with a mask beside without, or write a checkpoint that has it folded in."""
 
-from contextlib import ExitStack
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stereo_cli import common
 
+if TYPE_CHECKING:
+    from stereoclinic.axes import Axis
+    from stereoclinic.sns.mask import NeuronMask
+
 
 @common.guarded
 def apply(
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw.", show_default=False)],
     masks: Annotated[
         list[Path],
         typer.Option("--mask", "-m", help="The mask; several are applied together.", show_default=False),
     ],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to draw.", show_default=False)
+    ] = None,
     count: Annotated[int, typer.Option("--images", "-n", min=1, help="Images a prompt, on each side.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="0 leaves the model as it is, 1 is the mask as made.")
     ] = 1.0,
+    shares: common.Shares = None,
+    allocate: Annotated[
+        bool,
+        typer.Option(
+            "--allocate", help="Insist on a mask that allots each image a group; refuse one that only balances."
+        ),
+    ] = False,
+    gate: Annotated[
+        bool,
+        typer.Option("--gate/--no-gate", help="Leave prompts alone that name a group of the mask's axis."),
+    ] = True,
+    fuse: Annotated[
+        bool,
+        typer.Option(
+            "--fuse",
+            help="Write a diffusers checkpoint with the mask folded into its weights to --out, and draw nothing.",
+        ),
+    ] = False,
     model: common.Model = "portraits",
     dtype: common.Dtype = "float32",
     variant: common.Variant = None,
     guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale.  [default: the model's own]", show_default=False)
+        float | None, typer.Option(min=0, help="Guidance scale.", show_default="the model's own")
     ] = None,
     steps: common.Steps = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn together.")] = 50,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the images and side_by_side.png.")] = Path(
-        "stereo-apply"
-    ),
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept a mask made for other weights of the same shapes.")
-    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder of the images and side_by_side.png, or with --fuse the checkpoint.",
+            show_default="stereo-apply",
+        ),
+    ] = None,
+    force: common.Force = False,
     accelerator: common.Accelerator = "auto",
     as_json: common.AsJson = False,
     quiet: common.Quiet = False,
     dry_run: common.DryRun = False,
     config: common.Config = None,
 ) -> None:
-    """Draw prompts without and with a mask, from the same seeds, and put them side by side."""
+    """Draw prompts without and with a mask, from the same seeds, and put them side by side.
+
+    A mask that allocates allots each image a group, from its prompt and seed alone: the same picture whatever else is
+    drawn with it. --shares sets how many of each. Prompts that name a group are left as they are, see --no-gate.
+
+    --fuse -o DIR writes an ordinary diffusers checkpoint instead, which needs no StereoClinic to be used. A mask can be
+    folded in when it damps toward zero, alike at all timesteps, in both halves of guidance, and allots nothing: stereo
+    mask --one-for-all --until 0 makes such a one.
+    """
     import torch
 
     from stereoclinic.denoisers import open_denoiser
@@ -49,19 +86,35 @@ def apply(
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation import report
     from stereoclinic.files import write_image
-    from stereoclinic.sns.damp import suppress
+    from stereoclinic.sns.compose import compose
     from stereoclinic.sns.mask import NeuronMask, check_fits
+    from stereoclinic.sns.treat import Treatment
 
-    texts = list(dict.fromkeys(text.strip() for text in prompts))
-    if not all(texts):
-        raise InputError("a prompt is empty; give a text such as 'a photo of a doctor'")
+    texts = list(dict.fromkeys(text.strip() for text in prompts or []))
+    if not all(texts) or not (texts or fuse):
+        raise InputError("a prompt is missing or empty; give a text such as 'a photo of a doctor'")
     loaded = [NeuronMask.load(path) for path in masks]
+    mask = loaded[0] if len(loaded) == 1 else compose(loaded, force=force)
+    given = common.shares_from(shares)
+    if (given or allocate) and not mask.allocates:
+        raise InputError(
+            "--shares and --allocate: this mask only balances, it allots no groups; make one that does with"
+            " `stereo plan --allocate`"
+        )
+    if fuse:
+        if texts or given:
+            raise InputError("--fuse writes a checkpoint and draws nothing: give it no prompts and no shares")
+        _fuse(mask, strength, out, model, dtype, variant, force, as_json, dry_run)
+        return
+    axes = _axes_of(mask) if gate else []
+    out = out or Path("stereo-apply")
     report.check_folder(out)
     denoiser = open_denoiser(model, common.device_of(accelerator), dtype, variant)
-    for mask in loaded:
-        check_fits(mask, denoiser.unet, force)
+    check_fits(mask, denoiser.unet, force)
     steps, guidance = steps or denoiser.defaults.steps, denoiser.defaults.guidance if guidance is None else guidance
     rows: list[dict[str, Any]] = [{"prompt": text, "seed": seed + i} for text in texts for i in range(count)]
+    treatment = Treatment(denoiser.pipe, mask, axes, strength, given, guidance > 1, force)
+    allotted = treatment.allotment(rows)
     if dry_run:
         common.say(f"would draw {2 * len(rows)} images in {steps} steps at guidance {guidance:g}, and write {out}")
         return
@@ -69,15 +122,19 @@ def apply(
     drawn: dict[str, list[torch.Tensor]] = {"untreated": [], "treated": []}
     with common.progress_bar(2 * len(rows), "drawing", quiet) as advance:
         for arm, pictures in drawn.items():
-            with ExitStack() as stack:
-                for mask in loaded if arm == "treated" else ():
-                    stack.enter_context(suppress(denoiser.pipe, mask, strength, guided=guidance > 1, force=force))
+            treated = arm == "treated"
+            with treatment if treated else nullcontext():
                 for start in range(0, len(rows), batch_size):
                     part = rows[start : start + batch_size]
+                    if treated:
+                        treatment.begin(part)
                     batch = sample(denoiser, part, [row["prompt"] for row in part], steps, guidance)
                     pictures.extend(report.to_bytes(batch))
                     advance(len(part), arm)
 
+    left_alone = list(dict.fromkeys(row["prompt"] for row, own in zip(rows, allotted, strict=True) if own is None))
+    if left_alone:
+        common.warn(f"left as they are, for they name a group (--no-gate treats them): {'; '.join(left_alone)}")
     names = [path.name for path in masks]
     entries = []
     with report.ImageFolder(out) as folder:
@@ -90,6 +147,7 @@ def apply(
                     "seed": row["seed"],
                     "masks": ", ".join(names) if arm == "treated" else "",
                     "strength": strength if arm == "treated" else 0.0,
+                    "allotted": allotted[i] if arm == "treated" and isinstance(allotted[i], str) else None,
                     "guidance": float(guidance),
                     "steps": steps,
                 }
@@ -107,3 +165,62 @@ def apply(
         common.print_json({"out": str(out), "sheet": str(out / "side_by_side.png"), "images": entries})
         return
     common.say(f"wrote {out / 'side_by_side.png'} and {len(entries)} images in {out / 'images'}")
+
+
+def _axes_of(mask: "NeuronMask") -> "list[Axis]":
+    """The axes that a mask was made for, of those that ship: their words are what the gate looks for."""
+    from stereoclinic.axes import Axis, known_axes, load_axis
+
+    found: dict[str, Axis] = {}
+    waiting = [mask.metadata]
+    while waiting:
+        metadata = waiting.pop()
+        name, words = metadata.get("axis"), metadata.get("words")
+        selection = metadata.get("selection")
+        parts = selection.get("of") if isinstance(selection, dict) else None
+        if isinstance(parts, list):
+            waiting += [part for part in parts if isinstance(part, dict)]
+        elif name in known_axes():
+            found[str(name)] = load_axis(str(name))
+        elif isinstance(words, list) and len(words) > 1:
+            found[str(name)] = Axis(str(name), tuple(map(str, words)), tuple(map(str, words)))
+    return list(found.values())
+
+
+def _fuse(
+    mask: "NeuronMask",
+    strength: float,
+    out: Path | None,
+    model: str,
+    dtype: str,
+    variant: str | None,
+    force: bool,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    """Write the model with the mask folded in."""
+    from stereoclinic.denoisers import model_folder, open_pipeline
+    from stereoclinic.errors import InputError
+    from stereoclinic.sns.fuse import fuse, is_fusable, save_fused
+
+    if out is None:
+        raise InputError("--fuse needs --out DIR, a new folder for the checkpoint")
+    if (reason := is_fusable(mask)) is not None:
+        raise InputError(f"--fuse: {reason}")
+    if dry_run:
+        common.say(f"would fold the mask into {model} at strength {strength:g}, and write {out}")
+        return
+    pipe = open_pipeline(model, "cpu", dtype, variant)
+    fuse(pipe, mask, strength, force)
+    save_fused(pipe, out)
+    folder = model_folder(model)
+    if folder is not None:  # what this package knows of the model goes along: its defaults, and its reader
+        for name in ("stereoclinic.json", "reader"):
+            if (folder / name).is_dir():
+                shutil.copytree(folder / name, out / name)
+            elif (folder / name).is_file():
+                shutil.copyfile(folder / name, out / name)
+    if as_json:
+        common.print_json({"out": str(out), "strength": strength})
+        return
+    common.say(f"wrote {out}; diffusers opens it: StableDiffusionPipeline.from_pretrained({str(out)!r})")

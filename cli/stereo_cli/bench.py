@@ -26,7 +26,7 @@ def bench(
     variant: common.Variant = None,
     axis: Annotated[
         str | None,
-        typer.Option("--axis", help="Axis to judge on.  [default: the first mask's, or gender]", show_default=False),
+        typer.Option("--axis", help="Axis to judge on.", show_default="the first mask's, or gender"),
     ] = None,
     prompts: common.Prompts = "portraits",
     limit: common.Limit = None,
@@ -38,9 +38,10 @@ def bench(
         int, typer.Option(min=0, help="First of the judged seeds; others than the mask was made on.")
     ] = 1000,
     strength: Annotated[float, typer.Option(min=0, max=1, help="Strength of every mask.")] = 1.0,
+    shares: common.Shares = None,
     guidance: Annotated[
         list[float] | None,
-        typer.Option(min=0, help="Guidance scale; may repeat.  [default: the model's own]", show_default=False),
+        typer.Option(min=0, help="Guidance scale; may repeat.", show_default="the model's own"),
     ] = None,
     steps: common.Steps = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images drawn together.")] = 50,
@@ -59,9 +60,7 @@ def bench(
             " guidance, such as parity_gap=0.2; may repeat.",
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept a mask made for other weights of the same shapes.")
-    ] = False,
+    force: common.Force = False,
     accelerator: common.Accelerator = "auto",
     as_json: common.AsJson = False,
     quiet: common.Quiet = False,
@@ -73,16 +72,24 @@ def bench(
     Beside the masks stand a random mask of the same damping, a balanced oracle (no lean at all) and an allocation
     oracle (each image from its allotted group's prompt): what any mask could reach. Every figure comes with its 95 %
     interval, and with what a perfectly fair model would show by chance.
+
+    An allocating mask allots every image a group, from its prompt and seed alone; --shares says how many of each.
+    Prompts that name a group are left alone by the gate, and are also drawn as if there were none.
     """
-    from stereoclinic.axes import load_axis
+    from stereoclinic.axes import known_axes, load_axis
     from stereoclinic.denoisers import open_denoiser
-    from stereoclinic.evaluation.experiment import Experiment, Protocol, images_to_draw, run
-    from stereoclinic.evaluation.readers import PortraitsReader
+    from stereoclinic.errors import InputError
+    from stereoclinic.evaluation.arms import Experiment, Protocol
+    from stereoclinic.evaluation.experiment import images_to_draw, run
+    from stereoclinic.evaluation.readers import PortraitsReader, can_read
     from stereoclinic.evaluation.report import check_folder, write_results
     from stereoclinic.prompts import load_prompts
     from stereoclinic.sns.mask import NeuronMask, check_fits
 
     limits = [_bound(text) for text in fail_above or []]
+    aimed = common.shares_from(shares)
+    if len(aimed) > 1:
+        raise InputError("--shares: one axis is judged at a time; give shares of its groups alone")
     paths = _named(masks or [])
     loaded = {name: NeuronMask.load(path) for name, path in paths.items()}
     for name, mask in loaded.items():
@@ -98,11 +105,23 @@ def bench(
             "give --reader FOLDER, one that stereoclinic.portraits.train wrote for the pictures of this model",
         )
     reads = PortraitsReader(reader_folder)
+    others = tuple(each for each in map(load_axis, known_axes()) if each.name != chosen.name and can_read(reads, each))
     denoiser = open_denoiser(model, device, dtype, variant)
     for mask in loaded.values():
         check_fits(mask, denoiser.unet, force)
     protocols = [
-        Protocol(chosen, rows, images, group_images, seed, steps or denoiser.defaults.steps, scale, batch_size)
+        Protocol(
+            chosen,
+            rows,
+            images,
+            group_images,
+            seed,
+            steps or denoiser.defaults.steps,
+            scale,
+            batch_size,
+            aimed[0] if aimed else {},
+            others,
+        )
         for scale in dict.fromkeys(guidance or [denoiser.defaults.guidance])
     ]
     for name, mask in loaded.items():
@@ -148,7 +167,7 @@ def bench(
 def _named(paths: list[Path]) -> dict[str, Path]:
     """Masks by the name of their arm: the file's stem, or the path where that is taken."""
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.experiment import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED
+    from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED
 
     named: dict[str, Path] = {}
     for path in paths:
@@ -179,15 +198,29 @@ def _check_seeds(name: str, mask: "NeuronMask", first: int, images: int) -> None
     """
     from stereoclinic.errors import InputError
 
-    seeds = mask.metadata.get("seeds")
-    if not isinstance(seeds, list) or len(seeds) != 2:
-        return
     last = first + images - 1
-    if first <= seeds[1] and seeds[0] <= last:
-        raise InputError(
-            f"judged seeds {first} to {last} overlap seeds {seeds[0]} to {seeds[1]}, on which mask {name} was made;"
-            f" give --seed {seeds[1] + 1} or higher"
-        )
+    for seeds in _made_on(mask.metadata):
+        if first <= seeds[1] and seeds[0] <= last:
+            raise InputError(
+                f"judged seeds {first} to {last} overlap seeds {seeds[0]} to {seeds[1]}, on which mask {name} was made;"
+                f" give --seed {seeds[1] + 1} or higher"
+            )
+
+
+def _made_on(metadata: dict[str, Any]) -> list[list[int]]:
+    """The ranges of seeds that a mask was planned and dosed on, also those of the masks it is composed of."""
+    found, waiting = [], [metadata]
+    while waiting:
+        each = waiting.pop()
+        selection = each.get("selection")
+        parts = selection.get("of") if isinstance(selection, dict) else None
+        waiting += [
+            part for part in (parts if isinstance(parts, list) else [each.get("dose")]) if isinstance(part, dict)
+        ]
+        seeds = each.get("seeds")
+        if isinstance(seeds, list) and len(seeds) == 2:
+            found.append(seeds)
+    return found
 
 
 #: Names that --fail-above knows -> where the figure lies in an arm's results.
@@ -196,6 +229,7 @@ _FIGURES = {
     "unsure": ("unsure",),
     "frechet_to_untreated": ("frechet_to_untreated",),
     "frechet_to_other_seeds": ("frechet_to_other_seeds",),
+    "frechet_within_groups": ("frechet_within_groups",),
     "seconds": ("seconds",),
 }
 
@@ -220,7 +254,7 @@ def _exceeded(results: list[dict], judged: str, limits: list[tuple[str, float]])
         for name, limit in limits:
             figure: Any = each["arms"][judged]
             for key in _FIGURES[name]:
-                figure = figure[key]
+                figure = figure.get(key)
             if figure is not None and not figure <= limit:
                 lines.append(f"{name} of {judged} is {figure:.4g} at guidance {each['guidance']:g}, above {limit:g}")
     return lines

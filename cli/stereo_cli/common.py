@@ -152,11 +152,18 @@ Prompts = Annotated[
     typer.Option(help="Neutral prompts: `portraits`, `winobias`, a .txt/.csv/.jsonl/.parquet file, or a hub data set."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many prompts only.")]
-Steps = Annotated[
-    int | None, typer.Option(min=1, help="Sampler steps.  [default: the model's own]", show_default=False)
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the model's own")]
+Shares = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GROUP=SHARE,...",
+        help="Allocating masks: how many images each group gets, such as female=0.5,male=0.5; once an axis.",
+        show_default="the same for all",
+    ),
 ]
 Accelerator = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
 Precision = Annotated[str, typer.Option(help="Lightning's name: 32-true, bf16-mixed, ...")]
+Force = Annotated[bool, typer.Option("--force", help="Accept files made for other weights of the same shapes.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, and stop.")]
@@ -164,6 +171,30 @@ Config = Annotated[
     Path | None,
     typer.Option(help="YAML file of options; flags on the command line win.", callback=read_config, is_eager=True),
 ]
+
+
+def shares_from(given: list[str] | None) -> list[dict[str, float]]:
+    """What --shares says: one mapping of group to share for each time it is given.
+
+    Raises:
+        InputError: It is not of the form GROUP=SHARE,GROUP=SHARE.
+    """
+    from stereoclinic.errors import InputError
+
+    found = []
+    for text in given or []:
+        shares: dict[str, float] = {}
+        for part in text.split(","):
+            group, _, value = part.partition("=")
+            try:
+                share = float(value)
+            except ValueError:
+                raise InputError(f"--shares {text!r}: expected GROUP=SHARE, such as female=0.5,male=0.5") from None
+            if group.strip() in shares:
+                raise InputError(f"--shares {text!r}: {group.strip()} is given twice")
+            shares[group.strip()] = share
+        found.append(shares)
+    return found
 
 
 def print_json(data: Any) -> None:

@@ -28,19 +28,17 @@ def inspect(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="--images: the model.  [default: the one the file names]", show_default=False),
+        typer.Option(help="--images: the model.", show_default="the one the file names"),
     ] = None,
     dtype: common.Dtype = "float32",
     variant: common.Variant = None,
     prompts: Annotated[
         str | None,
-        typer.Option(
-            help="--images: neutral prompts with the file's labels.  [default: a photo of a LABEL]", show_default=False
-        ),
+        typer.Option(help="--images: neutral prompts with the file's labels.", show_default="a photo of a LABEL"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="--images: of the pictures.")] = 0,
     composite: Annotated[
-        str | None, typer.Option(help="--images: relevance rules.  [default: the file's own]", show_default=False)
+        str | None, typer.Option(help="--images: relevance rules.", show_default="the file's own")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="--images: pictures drawn together.")] = 8,
     force: Annotated[bool, typer.Option("--force", help="--images: accept other weights of the same shapes.")] = False,

@@ -1,7 +1,6 @@
 """`stereo locate`: find the neurons that carry a stereotype."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +23,7 @@ def locate(
     prompts: common.Prompts = "portraits",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The mask, .pt or .safetensors.  [default: AXIS.pt]", show_default=False),
+        typer.Option("--out", "-o", help="The mask, .pt or .safetensors.", show_default="AXIS.pt"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="First of the calibration seeds.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a prompt.")] = 16,
@@ -47,8 +46,8 @@ def locate(
     root: Annotated[
         str | None,
         typer.Option(
-            help="plain: R = a g. rooted: R = (a - mean over the groups) g.  [default: the composite's own]",
-            show_default=False,
+            help="plain: R = a g. rooted: R = (a - mean over the groups) g.",
+            show_default="the composite's own",
         ),
     ] = None,
     steps: common.Steps = None,
@@ -90,15 +89,13 @@ def locate(
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
     from stereoclinic.prompts import load_prompts, with_seeds
-    from stereoclinic.sns.select import check_root, neurons_of, number_of, top_k
+    from stereoclinic.sns.choose import Selection, choose
+    from stereoclinic.sns.select import check_root, neurons_of, number_of
 
-    if select not in ("plan", "top-k"):
-        raise InputError(f"--select {select!r}: expected plan or top-k")
+    selection = Selection(select, mu=mu, overshoot=overshoot, top=top, until=until, root=mask_root, branch=branch)
     chosen = load_axis(axis)
     rows = load_prompts(prompts, limit)
     samples = with_seeds(rows, seed, seeds)
-    if branch not in ("both", "conditional"):
-        raise InputError(f"--branch {branch!r}: expected both or conditional")
     file = out or Path(f"{chosen.name}.pt")
     common.check_target(file, "--out", (".pt", ".safetensors"))
     device = common.device_of(accelerator, float64=True)
@@ -122,9 +119,8 @@ def locate(
     timesteps = denoiser.timesteps(steps)
     settings.check_bins(timesteps, edges)
     measured = len(timesteps[::every])
-    neurons = int(top) if top >= 1 and top.is_integer() else top
     if select == "top-k":
-        number_of(neurons, len(neurons_of(find_sites(denoiser.unet, settings.kinds), None)))
+        number_of(selection.k, len(neurons_of(find_sites(denoiser.unet, settings.kinds), None)))
     if until >= edges[0]:
         raise InputError(f"--until {until:g}: nothing is left to damp; timesteps run from {edges[0]:g} down to 0")
     stored = file.with_name(f"{file.stem}.relevance.safetensors")
@@ -138,7 +134,7 @@ def locate(
     import torch
 
     from stereoclinic.ddtd.module import locate as run
-    from stereoclinic.sns.plan import treatment_plan
+    from stereoclinic.ddtd.relevance import Relevance
 
     common.hush_lightning()
     ranks = devices * num_nodes
@@ -165,13 +161,9 @@ def locate(
     if relevance is None:
         return  # another rank writes
     relevance.save(stored)
-    window = (float(edges[0]), until)
-    mask = (
-        treatment_plan(relevance, mu=mu, overshoot=overshoot, window=window, root=mask_root)
-        if select == "plan"
-        else top_k(relevance, neurons, window=window, root=mask_root)
-    )
-    mask = replace(mask, branch="both" if branch == "both" else "conditional")
+    # The file keeps sums in float32: choosing from what it holds is what lets `stereo mask` choose the same again.
+    relevance = Relevance.load(stored)
+    mask = choose(relevance, selection)
     mask.save(file)
 
     from stereo_cli.tables import lean_table, mask_table

@@ -4,9 +4,12 @@ import typer
 
 from stereo_cli.apply import apply
 from stereo_cli.bench import bench
+from stereo_cli.diff import diff
 from stereo_cli.doctor import doctor
 from stereo_cli.inspect import inspect
 from stereo_cli.locate import locate
+from stereo_cli.mask import mask
+from stereo_cli.plan import plan
 
 app = typer.Typer(
     name="stereo",
@@ -18,7 +21,10 @@ app = typer.Typer(
     \b
     stereo locate                    find the neurons; writes gender.pt and prints the forecast of bias
     stereo bench --mask gender.pt    draw the same seeds with and without the mask, and compare
+    stereo plan --allocate           plan on the treated trajectory, a damping for each group an image is allotted
     stereo inspect gender.pt         what a file holds, by layer and timestep
+    stereo mask gender.relevance.safetensors --mu 4 -o gentle.pt
+    stereo diff gender.pt gentle.pt  what two masks have in common
     stereo apply "a photo of a doctor" --mask gender.pt
     stereo doctor --model MODEL      can this model be treated here
 
@@ -27,9 +33,12 @@ app = typer.Typer(
     Exit codes: 0 done; 1 --fail-above exceeded; 2 usage or bad input; 3 incomplete; 130 interrupted.""",
 )
 app.command()(locate)
-app.command()(bench)
+app.command()(plan)
+app.command()(mask)
 app.command()(inspect)
+app.command()(diff)
 app.command()(apply)
+app.command()(bench)
 app.command()(doctor)
 
 

@@ -68,6 +68,9 @@ def mask_table(summary: Data) -> Group:
     return captioned(
         table,
         "damping: sum over neurons of 1 - factor (by kind: mean over bins)."
+        + f" Damping differs by the group that an image is allotted to ({', '.join(summary['groups'])}): counted is"
+        " what any of them damps, and damping is their mean."
+        * bool(summary["groups"])
         + " Leans and movement off the axis (in units of ||d||) are the plan's own forecast." * planned
         + f" Chosen by {selection.get('method', 'hand')}; damped toward {summary['root']};"
         f" branch: {summary['branch']}.",
@@ -120,7 +123,17 @@ def _bias_table(results: Data) -> Group:
 def _side_effects_table(results: Data) -> Group:
     table = new_table(f"Side effects: guidance {results['guidance']:g}")
     table.add_column("", no_wrap=True)
-    for name in ("occupation right", "group prompts obeyed", "unsure", "Fréchet", "seconds"):
+    others = list(results["arms"]["other seeds"].get("drift", {}))
+    drift = [f"drift\n{' / '.join(others)}"] if others else []
+    for name in (
+        "occupation\nright",
+        "group prompts\nobeyed",
+        "unsure",
+        "Fréchet",
+        "within\ngroups",
+        *drift,
+        "seconds",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for name, arm in results["arms"].items():
         group = results["group_prompts"].get(name)
@@ -130,17 +143,35 @@ def _side_effects_table(results: Data) -> Group:
             _interval(arm["occupation_right"]) if "occupation_right" in arm else "",
             _interval(group["all"]) if group else "",
             figure(arm["unsure"]),
-            "" if distance is None else f"{distance:.3g}",
+            "" if distance is None else f"{distance:.2g}",
+            _within(arm),
+            *([" / ".join(figure(arm["drift"][each]) for each in others) if "drift" in arm else ""] if others else []),
             f"{arm['seconds']:.1f}",
             style="bold" if name in results["masks"] else "",
         )
+    gate = results["gate"]
     return captioned(
         table,
         "Fréchet: distance of the reader's features to untreated images of other seeds; its floor, what two samples of"
-        f" one model show, is {results['arms']['untreated']['frechet_to_other_seeds']:.3g} in the row `untreated`."
-        " Unsure: the reader's top group is below 0.8. Obeyed: prompts that name a group and show it, with its own"
-        " images. Brackets are 95 % intervals.",
+        f" one model show, is {results['arms']['untreated']['frechet_to_other_seeds']:.2g} in the row `untreated`."
+        " Within groups: the same to untreated images of the same prompts and groups, each asked for, with its floor:"
+        " what the change of groups alone does not account for. Unsure: the reader's top group is below 0.8. Obeyed:"
+        " prompts that name a group and show it, with its own images, treated as if there were no gate; the gate leaves"
+        f" {gate['group_prompts'] - gate['missed']} of {gate['group_prompts']} alone (and"
+        f" {gate['false_alarms']} of {gate['neutral_prompts']} neutral ones)."
+        + (
+            " Drift: how much a prompt's shares on the other axes moved from untreated, beside what other seeds show."
+            if others
+            else ""
+        )
+        + " Brackets are 95 % intervals.",
     )
+
+
+def _within(arm: Data) -> str:
+    if "frechet_within_groups" not in arm:
+        return ""
+    return f"{arm['frechet_within_groups']:.2g} ({arm['frechet_within_groups_floor']:.2g})"
 
 
 def _prompt_tables(results: Data) -> list[Group]:

@@ -87,7 +87,7 @@ def test_a_config_may_give_one_value_where_several_are_allowed(model, located, s
 def test_results_hold_together(benched):
     _, out = benched
     data = json.loads((out / "results.json").read_text())
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert {"model", "unet_weights", "masks", "versions", "reader", "created"} <= set(data["provenance"])
     assert data["provenance"]["masks"]["gender"]["axis"] == "gender"
     assert [each["guidance"] for each in data["experiments"]] == [1.0, 3.0]
@@ -130,7 +130,8 @@ def test_tables_say_what_the_results_hold(benched):
 
 def test_progress_counts_every_image(benched):
     result, _ = benched
-    neutral, grouped = len(ARMS) * PROMPTS * IMAGES, 2 * PROMPTS * 2 * GROUP_IMAGES
+    neutral = (len(ARMS) + 1) * PROMPTS * IMAGES  # and the reference, which is no arm
+    grouped = 2 * PROMPTS * 2 * GROUP_IMAGES
     total = 2 * (neutral + grouped)
     assert f"{total} of {total}" in result.stderr
 
@@ -164,10 +165,28 @@ def test_distances_have_the_floor_that_two_samples_show(benched):
         floor = arms["untreated"]["frechet_to_other_seeds"]
         assert floor == pytest.approx(arms["other seeds"]["frechet_to_untreated"])  # the distance is symmetric
         assert arms["untreated"]["frechet_to_untreated"] is arms["other seeds"]["frechet_to_other_seeds"] is None
-        assert f"is {floor:.3g} in the row `untreated`" in " ".join(result.stdout.split())
+        assert f"is {floor:.2g} in the row `untreated`" in " ".join(result.stdout.split())
         for arm in arms.values():
             gains = arms["balanced oracle"]["parity_gap_change"]["high"] < 0
             assert ("share_of_balanced_oracle" in arm) == (gains and "parity_gap_change" in arm)
+
+
+def test_side_effects_have_their_floors(benched):
+    result, out = benched
+    for results in json.loads((out / "results.json").read_text())["experiments"]:
+        arms = results["arms"]
+        assert "drift" not in arms["untreated"]
+        for name, arm in arms.items():
+            assert arm["frechet_within_groups"] >= 0 and arm["frechet_within_groups_floor"] >= 0
+            if name != "untreated":
+                assert list(arm["drift"]) == ["age", "skin"] and all(0 <= each <= 1 for each in arm["drift"].values())
+        # It shows the reference's people, as many of each: its distance is the floor.
+        oracle = arms["allocation oracle"]
+        if oracle["allotment_obeyed"]["estimate"] == 1:
+            assert oracle["frechet_within_groups"] == pytest.approx(oracle["frechet_within_groups_floor"])
+        assert results["gate"] == {"group_prompts": 4, "missed": 0, "neutral_prompts": 2, "false_alarms": 0}
+        assert results["target_shares"] == [0.5, 0.5]
+    assert "drift" in result.stdout and "4 of 4 alone" in " ".join(result.stdout.split())
 
 
 def test_masks_whose_names_a_file_name_cannot_tell_apart(model, located, stereo, tmp_path: Path):

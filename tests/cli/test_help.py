@@ -6,6 +6,7 @@ import sys
 import pytest
 
 HEAVY = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "datasets", "matplotlib", "safetensors")
+COMMANDS = ("locate", "mask", "inspect", "diff", "apply", "bench", "doctor")
 
 
 def test_help_imports_nothing_heavy():
@@ -21,7 +22,7 @@ def test_help_imports_nothing_heavy():
     assert "stereo locate" in run.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["locate"], ["bench"], ["inspect"], ["apply"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_every_command_has_help(command: list[str]):
     run = subprocess.run(
         [sys.executable, "-m", "stereo_cli", *command, "--help"], capture_output=True, text=True, timeout=60

@@ -73,6 +73,43 @@ def frechet_between(features_a: Tensor, features_b: Tensor) -> float:
     return frechet_distance(*feature_statistics(features_a), *feature_statistics(features_b))
 
 
+def frechet_within_groups(
+    arm: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor], floor: tuple[Tensor, Tensor], cells: int
+) -> tuple[float, float]:
+    """Frechet distance to a reference that shows the same people: what a change of groups alone does not account for.
+
+    Cells are prompt x group. The reference is weighted so that each cell has the share that it has in the arm, and so
+    is a second sample of the reference, whose distance to it is the floor. Where the arm is unevenly spread over cells
+    the weighted samples are effectively smaller than the arm, so the floor is then a little high.
+
+    Args:
+        arm: Features (n, d) and cells (n,) of the images.
+        reference: The same of images that were drawn with each group asked for.
+        floor: The same of another sample of those, of the arm's size.
+        cells: Number of cells.
+
+    Returns:
+        The distance, and its floor. Images in cells that the others lack are left out; NaN where none is left.
+    """
+    features, own = arm
+    there = torch.stack([torch.bincount(each[1], minlength=cells) > 0 for each in (reference, floor)]).all(0)
+    kept = there[own]
+    share = torch.bincount(own[kept], minlength=cells).double()
+    samples = [(each, (share / torch.bincount(w, minlength=cells).clamp_min(1))[w]) for each, w in (reference, floor)]
+    if int(kept.sum()) < 2 or any(int((weights > 0).sum()) < 2 for _, weights in samples):
+        return float("nan"), float("nan")
+    wanted, other = (_weighted_statistics(*each) for each in samples)
+    return frechet_distance(*feature_statistics(features[kept]), *wanted), frechet_distance(*other, *wanted)
+
+
+def _weighted_statistics(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of weighted rows, unbiased for weights that were chosen without looking at the features."""
+    features, weights = features.double(), weights.double() / weights.sum()
+    mean = weights @ features
+    centred = features - mean
+    return mean, (centred * weights[:, None]).T @ centred / (1 - weights.square().sum())
+
+
 def _symmetric_root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

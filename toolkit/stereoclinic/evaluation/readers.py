@@ -127,6 +127,15 @@ def group_columns(reader: PortraitsReader, axis: Axis) -> tuple[str, list[int]]:
     return head, [reader.classes[head].index(group) for group in axis.groups]
 
 
+def can_read(reader: PortraitsReader, axis: Axis) -> bool:
+    """Whether the reader can tell the groups of an axis apart."""
+    try:
+        group_columns(reader, axis)
+    except InputError:
+        return False
+    return True
+
+
 def _as_trained(images: Tensor) -> Tensor:
     """(n, 3, H, W) in [0, 1] -> (n, 3, 64, 64) in [-1, 1]; area interpolation averages what a smaller pixel covers."""
     images = images.float().clamp(0, 1)

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.experiment import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
+from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
 from stereoclinic.files import whole_folder, write_image, write_text
 from stereoclinic.prompts import write
 

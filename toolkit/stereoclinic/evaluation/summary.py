@@ -11,10 +11,8 @@ from torch import Tensor
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.ddtd.trajectory import bin_of
 from stereoclinic.evaluation.anatomy import KINDS, by_block, by_kind, place_of
+from stereoclinic.sns.compare import DAMPED
 from stereoclinic.sns.mask import NeuronMask
-
-#: A neuron counts as damped below this factor; the plan leaves most neurons a rounding error below 1.
-DAMPED = 0.999
 
 
 def lean_summary(relevance: Relevance) -> dict[str, Any]:
@@ -92,12 +90,15 @@ def mask_summary(mask: NeuronMask) -> dict[str, Any]:
     """How much a mask damps, by kind of site, block, site and timestep bin.
 
     `damped` counts neurons with a factor below 0.999 (in a bin, or in any bin), `damping` adds up 1 - factor (in a bin,
-    or as the mean over bins).
+    or as the mean over bins). Of a mask that allocates, `groups` are named, damping is the mean over them, and a neuron
+    counts as damped if it is for any.
 
     Args:
         mask: The mask.
     """
-    damped, damping = mask.factors < DAMPED, mask.damping.double()  # (T, N) each
+    damped, damping = mask.factors < DAMPED, mask.damping.double()
+    if mask.allocates:
+        damped, damping = damped.any(0), damping.mean(0)  # (K, T, N) -> (T, N)
     sites: list[dict[str, Any]] = [
         {
             "name": site.name,
@@ -125,6 +126,7 @@ def mask_summary(mask: NeuronMask) -> dict[str, Any]:
     ]
     return {
         "axis": mask.metadata.get("axis"),
+        "groups": list(mask.groups),
         "branch": mask.branch,
         "root": "zero" if mask.roots is None else (mask.metadata.get("selection") or {}).get("root", "stored"),
         "kinds": [
@@ -135,7 +137,7 @@ def mask_summary(mask: NeuronMask) -> dict[str, Any]:
         "bins": bins,
         "total": {
             "sites": len(sites),
-            "neurons": mask.factors.shape[1],
+            "neurons": mask.factors.shape[-1],
             "damped": int(damped.any(0).sum()),
             "damping": float(damping.sum(1).mean()),
         },

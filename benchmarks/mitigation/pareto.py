@@ -1,0 +1,138 @@
+"""Treatments against one another and their ceilings: what `stereo bench` measured, as one table and one figure.
+
+    for seed in 5000 6000 7000; do
+        stereo bench --mask a.pt --mask b.pt --guidance 1 --guidance 2 --guidance 4 --seed $seed -o judged-$seed
+    done
+    python benchmarks/mitigation/pareto.py judged-*/results.json --figure docs/pareto.png
+
+Every results.json is one seed set. Figures are means over seed sets, +- half their 95 % t interval where there are two
+or more. The figure shows the parity gap against the Frechet distance within groups, over its floor, and group prompts.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "faithfulness"))
+from show import interval
+
+CEILINGS = {"balanced oracle": "^", "allocation oracle": "*", "untreated": "X", "random": "."}
+Sets = dict[float, dict[str, list[dict]]]
+
+
+def collect(paths: list[Path]) -> tuple[Sets, list[str], dict]:
+    """Guidance -> arm -> its figures in each seed set; the masks' names; what is common."""
+    found: Sets = defaultdict(lambda: defaultdict(list))
+    masks: list[str] = []
+    about: dict = {}
+    for path in paths:
+        for each in json.loads(path.read_text())["experiments"]:
+            masks += [name for name in each["masks"] if name not in masks]
+            about = {name: each[name] for name in ("axis", "images_per_prompt", "steps", "noise_floor")}
+            for name, arm in each["arms"].items():
+                grouped = each["group_prompts"].get(name)
+                obeyed = grouped["all"]["estimate"] if grouped else np.nan
+                found[each["guidance"]][name].append({**arm, "obeyed": obeyed})
+    return found, masks, about
+
+
+def values(arms: list[dict], what: str) -> list[float]:
+    if what == "over floor":
+        pairs = [(arm.get("frechet_within_groups"), arm.get("frechet_within_groups_floor")) for arm in arms]
+        return [a / b if a is not None and b else np.nan for a, b in pairs]
+    each = [arm.get(what, np.nan) for arm in arms]
+    return [one["estimate"] if isinstance(one, dict) else np.nan if one is None else one for one in each]
+
+
+def said(arms: list[dict], what: str, digits: int = 3) -> str:
+    each = values(arms, what)
+    if np.isnan(each).all():
+        return ""
+    mean, half = interval(each)
+    return f"{mean:.{digits}f}" + ("" if np.isnan(half) else f" ±{half:.{digits}f}")
+
+
+def drift(arms: list[dict]) -> str:
+    if not arms[0].get("drift"):
+        return ""
+    return " / ".join(f"{np.mean([arm['drift'][axis] for arm in arms]):.2f}" for axis in arms[0]["drift"])
+
+
+def tables(found: Sets, about: dict, sets: int) -> list[Table]:
+    made = []
+    for guidance, arms in found.items():
+        floor = about["noise_floor"]["parity_gap"]
+        table = Table(
+            "", "parity gap", "change", "of oracle", "right", "unsure", "group prompts", "allotted", "Frechet",
+            "within / floor", "drift",
+            title=f"{about['axis']}, guidance {guidance:g}, {about['steps']} steps, {sets} seed set(s) of"
+            f" {about['images_per_prompt']} images a prompt; fair: {floor['mean']:.3f}, below {floor['upper']:.3f}",
+        )  # fmt: skip
+        for name, each in arms.items():
+            table.add_row(
+                name,
+                said(each, "parity_gap"),
+                said(each, "parity_gap_change"),
+                said(each, "share_of_balanced_oracle", 2),
+                said(each, "occupation_right"),
+                said(each, "unsure"),
+                said(each, "obeyed"),
+                said(each, "allotment_obeyed"),
+                said(each, "frechet_to_other_seeds", 2),
+                said(each, "over floor", 2),
+                drift(each),
+            )
+        made.append(table)
+    return made
+
+
+def figure(found: Sets, masks: list[str], about: dict) -> Figure:
+    drawing = Figure(figsize=(3.4 * len(found), 6.2), layout="constrained")
+    rows = drawing.subplots(2, len(found), squeeze=False, sharex=True)
+    colors = {name: f"C{i}" for i, name in enumerate(masks)}
+    for column, (guidance, arms) in enumerate(found.items()):
+        for row, (what, label) in enumerate(
+            (("over floor", "Frechet within groups / floor"), ("obeyed", "group prompts"))
+        ):
+            panel = rows[row][column]
+            for name, each in arms.items():
+                if name == "other seeds" or np.isnan(values(each, what)).all():
+                    continue
+                x, dx = interval(values(each, "parity_gap"))
+                y, dy = interval(values(each, what))
+                bars = {"xerr": None if np.isnan(dx) else dx, "yerr": None if np.isnan(dy) else dy}
+                marker, color = CEILINGS.get(name, "o"), colors.get(name, "0.3")
+                panel.errorbar(x, y, **bars, fmt=marker, color=color, label=name, capsize=2)
+            panel.axvline(about["noise_floor"]["parity_gap"]["upper"], color="0.8", linewidth=0.8, zorder=0)
+            if row == 0:
+                panel.set(title=f"guidance {guidance:g}", yscale="log")
+            if column == 0:
+                panel.set_ylabel(label)
+        rows[1][column].set_xlabel("parity gap")
+    handles, names = rows[0][0].get_legend_handles_labels()
+    drawing.legend(handles, names, fontsize=8, loc="outside lower center", ncols=min(4, len(names)))
+    return drawing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    found, masks, about = collect(options.results)
+    console = Console(width=170)
+    for table in tables(found, about, len(options.results)):
+        console.print(table)
+    if options.figure:
+        figure(found, masks, about).savefig(options.figure, dpi=130)
+
+
+if __name__ == "__main__":
+    main()

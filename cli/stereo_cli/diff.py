@@ -1,0 +1,175 @@
+"""`stereo diff`: what two masks, or two relevance files, have in common."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stereo_cli import common
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from stereoclinic.ddtd.neurons import Site
+
+_WIDEST = 40  # characters of a value that differs
+
+
+@common.guarded
+def diff(
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="A mask or relevance file, .pt or .safetensors.", show_default=False)
+    ],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same.", show_default=False)],
+    as_json: common.AsJson = False,
+) -> None:
+    """Say what two masks, or two relevance files, have in common, and what differs in how they were made.
+
+    By kind of layer and by timestep: how much each damps, how far they damp the same neurons (overlap), and
+    how alike the damping is (rank correlation, cosine). Beside each stands what two files that have nothing
+    in common would show by chance.
+
+    \b
+    stereo diff gender.pt age.pt       do two axes live in the same neurons?
+    stereo diff seed-0.pt seed-100.pt  would other seeds have found the same?
+    """
+    from stereoclinic.ddtd.relevance import Relevance
+    from stereoclinic.errors import InputError
+    from stereoclinic.evaluation.anatomy import KINDS, place_of
+    from stereoclinic.files import kind_of
+    from stereoclinic.sns.compare import compare
+    from stereoclinic.sns.mask import NeuronMask
+
+    loaded: list[NeuronMask | Relevance] = []
+    for path in (a, b):
+        kind = kind_of(path)
+        if kind not in ("mask", "relevance"):
+            raise InputError(f"{path} is a {kind} file; expected a mask or relevance")
+        loaded.append(NeuronMask.load(path) if kind == "mask" else Relevance.load(path))
+    if isinstance(loaded[0], NeuronMask) != isinstance(loaded[1], NeuronMask):
+        first, second = ("a mask" if isinstance(file, NeuronMask) else "relevance" for file in loaded)
+        raise InputError(f"{a} is {first} and {b} is {second}; give two masks, or two relevance files")
+
+    def kind_name(site: "Site") -> str:
+        return KINDS[place_of(site).kind]
+
+    found = compare(loaded[0], loaded[1], kind_name)
+    if as_json:
+        common.print_json({"files": {"a": str(a), "b": str(b)}, **found})
+        return
+    common.say(f"A: {a}")
+    common.say(f"B: {b}\n")
+    for table in _tables(found):
+        common.stdout().print(table)
+
+
+def _tables(found: dict[str, Any]) -> "Iterator[Group | str]":
+    yield _made(found["made"])
+    if found["all"] is None:
+        yield "No layer is in both, by name, kind and width: they are of different models, with no neuron to compare."
+        return
+    apart = found["sites"]["a"] + found["sites"]["b"]
+    missing = f" {apart} layers that only one of the two has are left out." if apart else ""
+    yield _sizes(found, missing)
+    yield _common(found)
+
+
+def _made(rows: list[dict[str, Any]]) -> "Group":
+    from rich.markup import escape
+
+    from stereo_cli.tables import captioned, new_table
+
+    if not rows:
+        return captioned(new_table("Made alike: nothing differs in what the files say of themselves"), "")
+    table = new_table("What differs in how they were made")
+    for name in ("", "A", "B"):
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(escape(row["name"]), *(escape(_short(row[side])) for side in ("a", "b")))
+    return captioned(table)
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 3]}..."
+
+
+def _sizes(found: dict[str, Any], missing: str) -> "Group":
+    from stereo_cli.tables import captioned, new_table
+
+    of_mask = found["what"] == "mask"
+    table = new_table("How much each damps" if of_mask else "How much relevance each holds")
+    table.add_column("")
+    of_set, of_sum = ("damped", "damping") if of_mask else ("above 0", "|R|")
+    for name in ("neurons", f"{of_set}\nA", f"{of_set}\nB", f"{of_sum}\nA", f"{of_sum}\nB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in _rows(found, table):
+        if not row:
+            table.add_row(name, *"-----")
+            continue
+        sides = row["a"], row["b"]
+        sums = (f"{side['sum']:.1f}" if of_mask else f"{side['sum']:.3g}" for side in sides)
+        table.add_row(name, str(row["neurons"]), *(str(side["set"]) for side in sides), *sums)
+    if of_mask:
+        text = (
+            "damped: neurons with a factor below 0.999, in any timestep or group. damping: sum over neurons of 1 -"
+            " factor, mean over timesteps and groups."
+        )
+    else:
+        text = (
+            "above 0: neurons that carry the stereotype, by the mean over samples of sign(S) R. |R|: sum over neurons"
+            " of the mean's size. A timestep bin that one of the two did not measure has dashes."
+        )
+    return captioned(table, text + missing)
+
+
+def _common(found: dict[str, Any]) -> "Group":
+    from stereo_cli.tables import captioned, figure, new_table
+
+    table = new_table("What they have in common, and what chance would show")
+    table.add_column("")
+    for name in ("overlap", "top 1 %", "top 5 %"):
+        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("by\nchance", justify="right", no_wrap=True, style="dim")
+    for name, chance in (("rank\ncorr.", "by\nchance"), ("cosine", "by\nchance")):
+        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(chance, justify="right", no_wrap=True, style="dim")
+    for name, row in _rows(found, table):
+        cells = []
+        for each in (row["overlap"], *row["top"]) if row else ({},) * 3:
+            cells += [figure(each.get("jaccard")), figure(each.get("chance"))]
+        rank, angle = (row["spearman"], row["cosine"]) if row else ({}, {})
+        noise = rank.get("noise")
+        cells += [figure(rank.get("value")), "-" if noise is None or rank["value"] is None else f"±{noise:.2f}"]
+        table.add_row(name, *cells, figure(angle.get("value")), figure(angle.get("chance")))
+    which = "damped neurons" if found["what"] == "mask" else "neurons above 0"
+    return captioned(
+        table,
+        f"overlap: of the {which} of either, the share that is in both (Jaccard); top 1 % and 5 %: the same of those"
+        " with the largest values, and all that tie with them. rank corr.: Spearman over all neurons. by chance: the"
+        " mean for random sets of these sizes, one standard error of unrelated ranks, and the cosine of the same values"
+        " in random order. A dash: one of the two has nothing there.",
+    )
+
+
+def _rows(found: dict[str, Any], table: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and figures of each row, with a line between kinds, timesteps, groups and all of them together."""
+    from rich.markup import escape
+
+    from stereo_cli.tables import timesteps
+
+    for row in found["kinds"]:
+        yield row["kind"], row
+    table.add_section()
+    for row in found["bins"]:
+        yield f"t {timesteps(row)}", row if "neurons" in row else {}
+    for row in found["groups"]:
+        if row is found["groups"][0]:
+            table.add_section()
+        yield f"for {escape(row['group'])}", row
+    table.add_section()
+    yield "all", found["all"]

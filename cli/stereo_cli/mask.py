@@ -1,0 +1,240 @@
+"""`stereo mask`: make a mask anew, from stored relevance or from other masks, without a pass over the model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stereo_cli import common
+
+if TYPE_CHECKING:
+    from stereoclinic.sns.mask import NeuronMask
+
+_OF = {"--mu": "plan", "--overshoot": "plan", "--at-most": "plan", "--top": "top-k", "--z": "top-k"}
+
+
+@common.guarded
+def mask(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="One relevance file, or one or more masks.", show_default=False),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="The mask to write, .pt or .safetensors.", show_default=False),
+    ],
+    select: Annotated[
+        str | None,
+        typer.Option(
+            help="relevance: plan, bounded least squares that prices what damping does besides; or top-k, the paper's"
+            " own form.",
+            show_default="plan",
+        ),
+    ] = None,
+    mu: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="plan: the price of moving the prediction off the axis; a higher one damps less.",
+            show_default="1.0",
+        ),
+    ] = None,
+    overshoot: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="plan: take away so much more than each lean; later steps restore part of it.",
+            show_default="0.0",
+        ),
+    ] = None,
+    at_most: Annotated[
+        int | None,
+        typer.Option(min=1, help="plan: damp no more neurons than these.", show_default="no limit"),
+    ] = None,
+    top: Annotated[
+        float | None,
+        typer.Option(min=0, help="top-k: how many neurons (a share when below 1).", show_default="0.01"),
+    ] = None,
+    z: Annotated[
+        float | None,
+        typer.Option(
+            help="top-k: rank by the mean less so many standard errors, so that sure neurons come before lucky ones.",
+            show_default="2.0",
+        ),
+    ] = None,
+    root: Annotated[
+        str | None,
+        typer.Option(
+            help="relevance: damp toward zero, balanced, or a group's mean (--mask-root of stereo locate).",
+            show_default="zero",
+        ),
+    ] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND,...",
+            help="relevance: kinds of site to choose among, of ff, attention, conv.",
+            show_default="all",
+        ),
+    ] = None,
+    per_bin: Annotated[
+        bool | None,
+        typer.Option(
+            "--per-bin/--one-for-all",
+            help="relevance: choose anew in each timestep bin, or once for all of them; once for all with --until 0 can"
+            " be fused into the weights.",
+            show_default="per bin for plan, once for top-k",
+        ),
+    ] = None,
+    since: Annotated[
+        float | None,
+        typer.Option("--from", min=0, help="Damp from this timestep on.", show_default="the noisiest"),
+    ] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Damp down to this timestep; groups are settled early.",
+            show_default="600 for relevance, as it is for a mask",
+        ),
+    ] = None,
+    branch: Annotated[
+        str | None,
+        typer.Option(
+            help="Halves of a guided batch to damp: both, or conditional.",
+            show_default="both for relevance, as it is for a mask",
+        ),
+    ] = None,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Scale the damping, from 0 (none) to 1 (as it is); of several masks one for all, or repeated, one for"
+            " each in order.",
+            show_default="1.0",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compose masks that were made for different weights of the same shapes.")
+    ] = False,
+    as_json: common.AsJson = False,
+    quiet: common.Quiet = False,
+    dry_run: common.DryRun = False,
+    config: common.Config = None,
+) -> None:
+    """Make a mask anew without a pass over the model: choose again, change one, or compose several.
+
+    \b
+    stereo mask gender.relevance.safetensors --mu 4 -o gentle.pt         choose again, at another price
+    stereo mask gender.relevance.safetensors --at-most 200 -o sparse.pt  the best plan of 200 neurons
+    stereo mask gender.pt --strength 0.5 --until 800 -o less.pt          half the damping, at the noisiest steps
+    stereo mask gender.pt -o gender.safetensors                          the same in the other format
+    stereo mask gender.pt age.pt -o both.pt                              one mask of two: factors multiply
+
+    `stereo locate` keeps the relevance beside the mask. Chosen again with the same options, the mask is the same.
+    """
+    from stereoclinic.errors import InputError
+    from stereoclinic.evaluation.summary import mask_summary
+    from stereoclinic.files import ENDINGS, kind_of
+
+    common.check_target(out, "--out", ENDINGS)
+    kinds = {path: kind_of(path) for path in files}
+    if other := [path for path, kind in kinds.items() if kind not in ("mask", "relevance")]:
+        raise InputError(f"{other[0]} is a {kinds[other[0]]} file; expected a mask or relevance")
+    choosing = {
+        "--select": select, "--mu": mu, "--overshoot": overshoot, "--at-most": at_most, "--top": top, "--z": z,
+        "--root": root, "--sites": sites, "--per-bin/--one-for-all": per_bin,
+    }  # fmt: skip
+    given = [name for name, value in choosing.items() if value is not None]
+    located = [path for path, kind in kinds.items() if kind == "relevance"]
+    if not located:
+        if given:
+            raise InputError(
+                f"{given[0]}: {files[0]} is a mask, whose neurons are chosen; give the relevance that it was made from"
+            )
+        made = _from_masks(files, strength or [1.0], since, until, branch, force)
+        done = ("changed from" if len(files) == 1 else "composed of") + f" {', '.join(map(str, files))}"
+    else:
+        if len(files) > 1:
+            raise InputError(
+                f"{located[0]} is relevance, and one of {len(files)} files; give one relevance file alone, or masks to"
+                " compose"
+            )
+        if out.resolve() == files[0].resolve():
+            raise InputError(f"--out {out}: the relevance itself, which would be lost; give another name")
+        if strength and len(strength) > 1:
+            raise InputError(f"--strength is given {len(strength)} times for one mask; give it once")
+        method = select or "plan"
+        if wrong := [name for name in given if _OF.get(name, method) != method]:
+            raise InputError(f"{wrong[0]} belongs to --select {_OF[wrong[0]]}, and this is {method}; leave one of them")
+        settings: dict[str, Any] = {
+            "select": select, "mu": mu, "overshoot": overshoot, "at_most": at_most, "top": top, "z": z, "root": root,
+            "kinds": sites and tuple(kind.strip() for kind in sites.split(",")), "per_bin": per_bin, "since": since,
+            "until": until, "branch": branch,
+        }  # fmt: skip
+        settings = {name: value for name, value in settings.items() if value is not None}
+        made = _from_relevance(files[0], settings, (strength or [1.0])[0], quiet)
+        done = f"chosen by {method} from {files[0]}"
+
+    summary = mask_summary(made)
+    if dry_run:
+        total = summary["total"]
+        common.say(f"would write {out}, {done}: {total['damped']} of {total['neurons']} neurons damped")
+        return
+    made.save(out)
+    if as_json:
+        common.print_json({"mask": summary, "files": {"mask": str(out), "from": [str(path) for path in files]}})
+        return
+
+    from stereo_cli.tables import mask_table
+
+    common.stdout().print(mask_table(summary))
+    common.say(f"wrote {out}, {done}")
+    axis, *others = str(summary["axis"]).split("+")  # as compositions are named
+    common.say(f"next: stereo bench --mask {out}" + f" --axis {axis}" * bool(others))
+
+
+def _from_relevance(file: Path, settings: dict[str, Any], strength: float, quiet: bool) -> "NeuronMask":
+    from stereoclinic.ddtd.relevance import Relevance
+    from stereoclinic.sns.choose import Selection, adjusted, choose
+
+    selection = Selection(**settings)
+    relevance = Relevance.load(file)
+    if not quiet:
+        count = sum(site.width for site in relevance.sites)
+        common.stderr().print(f"choosing among {count} neurons by {selection.select}")
+    return adjusted(choose(relevance, selection), strength)
+
+
+def _from_masks(
+    files: list[Path],
+    strengths: list[float],
+    since: float | None,
+    until: float | None,
+    branch: str | None,
+    force: bool,
+) -> "NeuronMask":
+    from dataclasses import replace
+
+    from stereoclinic.errors import InputError
+    from stereoclinic.sns.choose import adjusted
+    from stereoclinic.sns.mask import BRANCHES, NeuronMask
+
+    if len(strengths) not in (1, len(files)):
+        raise InputError(
+            f"--strength is given {len(strengths)} times for {len(files)} masks; give it once, or for each"
+        )
+    if branch is not None and branch not in BRANCHES:
+        raise InputError(f"--branch {branch!r}: expected {' or '.join(BRANCHES)}")
+    masks = [NeuronMask.load(path) for path in files]
+    if len(masks) == 1:
+        made = adjusted(masks[0], strengths[0])
+    else:
+        from stereoclinic.sns.compose import compose
+
+        made = compose(masks, strengths * len(masks) if len(strengths) == 1 else strengths, force)
+    if since is not None or until is not None:
+        first, last = made.bin_edges[0].item(), made.bin_edges[-1].item()
+        made = adjusted(made, window=(first if since is None else since, last if until is None else until))
+    return made if branch is None else replace(made, branch="both" if branch == "both" else "conditional")

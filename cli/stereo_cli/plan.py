@@ -1,0 +1,201 @@
+"""`stereo plan`: plan a treatment step by step, on the trajectory as it is being treated."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stereo_cli import common
+
+
+@common.guarded
+def plan(
+    relevance: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RELEVANCE]",
+            help="What stereo locate wrote; needed for --among, and names the model and the axis.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="The mask, .pt or .safetensors.",
+            show_default="AXIS-allocated.pt, or AXIS-balanced.pt",
+        ),
+    ] = None,
+    allocate: Annotated[
+        bool,
+        typer.Option(
+            "--allocate/--balance",
+            help="Plan a damping for each group, for images that are allotted to it; or one that balances.",
+        ),
+    ] = True,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="`portraits`, a diffusers folder, a checkpoint, or a hub id.",
+            show_default="the file's, or portraits",
+        ),
+    ] = None,
+    dtype: common.Dtype = "float32",
+    variant: common.Variant = None,
+    axis: Annotated[
+        str | None,
+        typer.Option("--axis", help="Axis of bias.", show_default="the file's, or gender"),
+    ] = None,
+    prompts: common.Prompts = "portraits",
+    limit: common.Limit = None,
+    stay: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Axes along which nothing is to move; may repeat, none for none.",
+            show_default="the others that ship",
+        ),
+    ] = None,
+    among: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Damp only this share of the neurons, those most surely relevant at the treated steps."
+        ),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="First of the calibration seeds.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds a prompt.")] = 4,
+    mu: Annotated[float, typer.Option(min=0, help="Price of moving the prediction off the axis.")] = 0.1,
+    keep: Annotated[
+        float, typer.Option(min=0, help="Price of moving it along what is to stay: other axes, the text itself.")
+    ] = 1.0,
+    overshoot: Annotated[float, typer.Option(min=0, help="Aim so much further than the target.")] = 0.0,
+    root: Annotated[
+        str, typer.Option(help="Damp toward zero, or toward the mean when the allotted group is asked for: group.")
+    ] = "zero",
+    until: Annotated[
+        float, typer.Option(min=0, help="Damp the noisy steps only, down to this timestep; groups are settled early.")
+    ] = 600.0,
+    replans: Annotated[int, typer.Option(min=1, help="How often each step is planned, each time where it led.")] = 3,
+    steps: common.Steps = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Guidance scale it is planned at.", show_default="the model's own"),
+    ] = None,
+    dose: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Then weaken the mask to the smallest strength that keeps mean |lean - target| under this.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples through the model together.")] = 36,
+    force: common.Force = False,
+    accelerator: common.Accelerator = "auto",
+    as_json: common.AsJson = False,
+    quiet: common.Quiet = False,
+    dry_run: common.DryRun = False,
+    config: common.Config = None,
+) -> None:
+    """Plan a treatment step by step, each step where the treated steps before it have led.
+
+    With --allocate (the default) the mask holds one damping for each group. An image is allotted a group from its
+    prompt and seed alone, and the neurons that push away from that group are damped: damping cannot set a distribution,
+    but allotting can. With --balance it holds one, which brings every lean to 0.
+
+    Each step solves a bounded least-squares problem: the lean at its target, at a price for what moves besides. Rows
+    are exact derivatives at the treated point, so no relevance file is needed; --among keeps to the neurons that
+    stereo locate found.
+    """
+    from dataclasses import replace
+
+    from stereoclinic.axes import known_axes, load_axis
+    from stereoclinic.denoisers import open_denoiser
+    from stereoclinic.errors import InputError
+    from stereoclinic.prompts import load_prompts, with_seeds
+
+    located = None
+    if relevance is not None:
+        from stereoclinic.ddtd.relevance import Relevance
+
+        located = Relevance.load(relevance)
+    if among <= 0 or among > 1:
+        raise InputError(f"--among {among:g}: expected a share above 0 and up to 1")
+    if among < 1 and located is None:
+        raise InputError(
+            "--among: give the relevance file that stereo locate wrote, such as gender.relevance.safetensors"
+        )
+    said = located.metadata if located is not None else {}
+    chosen = load_axis(axis or str(said.get("axis", "gender")))
+    if stay == ["none"]:
+        stay = []
+    others = [load_axis(name) for name in (known_axes() if stay is None else stay)]
+    others = [each for each in others if each.name != chosen.name]
+    rows = load_prompts(prompts, limit)
+    samples = with_seeds(rows, seed, seeds)
+    file = out or Path(f"{chosen.name}-{'allocated' if allocate else 'balanced'}.pt")
+    common.check_target(file, "--out", (".pt", ".safetensors"))
+    device = common.device_of(accelerator)
+    denoiser = open_denoiser(model or str(said.get("model", "portraits")), device, dtype, variant)
+
+    from stereoclinic.sns.dose import find_dose
+    from stereoclinic.sns.mask import check_fits
+    from stereoclinic.sns.select import most_relevant
+    from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
+
+    if located is not None:
+        check_fits(located, denoiser.unet, force)
+    scale = denoiser.defaults.guidance if guidance is None else guidance
+    settings = Stepwise(
+        mu, keep, overshoot, root, until, replans, steps=steps or denoiser.defaults.steps, guidance=scale,
+        batch_size=batch_size,
+    )  # fmt: skip
+    timesteps = denoiser.timesteps(settings.steps)
+    treated = sum(float(each) >= until for each in timesteps)
+    candidates = None
+    if located is not None and among < 1:
+        candidates = most_relevant(located, among, (float(located.bin_edges[0]), until))
+    passes = treated * len(samples) * (len(chosen) if allocate else 1)
+    if dry_run:
+        common.say(
+            f"would plan {treated} of {len(timesteps)} steps on {len(samples)} samples ({len(rows)} prompts x {seeds}"
+            f" seeds) at guidance {scale:g}, and write {file}"
+        )
+        return
+    with common.progress_bar(passes, f"planning {chosen.name}", quiet) as advance:
+        mask = plan_stepwise(denoiser, chosen, samples, settings, allocate, others, candidates, advance)
+    found = None
+    if dose is not None:
+        after = with_seeds(rows, seed + seeds, max(1, seeds // 2))
+        with common.progress_bar(7, "dosing", quiet) as advance:
+            found = find_dose(
+                denoiser, chosen, after, mask, dose, settings.steps, scale, batch_size=batch_size,
+                progress=lambda strength, left: advance(1, f"strength {strength:.2f} leaves {left:.2f}"),
+            )  # fmt: skip
+        dosed = {"bound": dose, "strength": found.strength, "left": found.left, "seeds": _range(after["seed"])}
+        mask = replace(mask, factors=1 - found.strength * (1 - mask.factors), metadata={**mask.metadata, "dose": dosed})
+    mask.save(file)
+
+    from stereo_cli.tables import mask_table
+    from stereoclinic.evaluation.summary import mask_summary
+
+    summary = mask_summary(mask)
+    if as_json:
+        common.print_json({"mask": summary, "dose": found and vars(found), "file": str(file)})
+        return
+    common.stdout().print(mask_table(summary))
+    if found is not None:
+        common.say(
+            f"dose: strength {found.strength:.2f} leaves mean |lean - target| {found.left:.3f} (bound {dose:g});"
+            f" {_tried(found.tried)}"
+        )
+    common.say(f"wrote {file}")
+    common.say(f"next: stereo bench --mask {file}")
+
+
+def _range(seeds: list[int]) -> list[int]:
+    return [min(seeds), max(seeds)]
+
+
+def _tried(tried: list[tuple[float, float]]) -> str:
+    return "tried " + ", ".join(f"{strength:.2f}: {left:.2f}" for strength, left in tried)

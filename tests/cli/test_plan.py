@@ -1,0 +1,158 @@
+"""`stereo plan`, and allocating masks in `stereo bench` and `stereo apply`, on a tiny model."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from stereoclinic.sns.allocate import allotted_group
+from stereoclinic.sns.mask import NeuronMask
+
+SMALL = ("--limit", 2, "--seeds", 2, "--steps", 3, "--until", 300, "--mu", 0.01, "--keep", 0)
+
+
+@pytest.fixture(scope="module")
+def planned(model, stereo, tmp_path_factory) -> Path:
+    """An allocating mask for the tiny model, planned on seeds 0 and 1."""
+    path = tmp_path_factory.mktemp("planned") / "gender-allocated.pt"
+    result = stereo("plan", "--model", model, *SMALL, "--stay", "age", "-o", path)
+    assert result.exit_code == 0, result.stderr
+    assert "allotted to (female, male)" in " ".join(result.stdout.split())
+    assert f"next: stereo bench --mask {path}" in result.stdout
+    return path
+
+
+def test_plan_writes_an_allocating_mask(planned: Path):
+    mask = NeuronMask.load(planned)
+    assert mask.groups == ("female", "male") and mask.branch == "conditional"
+    selection = mask.metadata["selection"]
+    assert (selection["method"], selection["stay"], selection["root"]) == ("stepwise", ["age"], "zero")
+    assert mask.metadata["seeds"] == [0, 1] and mask.metadata["axis"] == "gender"
+    for row in selection["bins"]:
+        assert row["lean_after"] < row["lean_before"]
+
+
+def test_balance_among_located_neurons_and_a_dose(model, located, stereo, tmp_path: Path):
+    relevance = located.with_name("gender.relevance.safetensors")
+    arguments = ("plan", relevance, "--balance", "--among", 0.5, "--model", model, *SMALL, "--stay", "none", "--json")
+    result = stereo(*arguments, "-o", tmp_path / "m.pt", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    whole = NeuronMask.load(tmp_path / "m.pt")
+    neurons = whole.factors.shape[-1]
+    assert not whole.allocates
+    assert 0 < (whole.factors < 1).any(0).sum() <= round(0.5 * neurons)
+    result = stereo(*arguments, "-o", tmp_path / "e.pt", "--quiet", "--dose", 0)
+    assert result.exit_code == 2 and "plan a stronger one" in result.stderr
+    assert not (tmp_path / "e.pt").exists()
+    full, untreated = (
+        float(each) for each in re.findall(r"target\| of ([\d.]+) \(([\d.]+) untreated", result.stderr)[0]
+    )
+    assert full < untreated
+    bound = (full + untreated) / 2
+    result = stereo(*arguments, "-o", tmp_path / "d.pt", "--quiet", "--dose", bound)
+    assert result.exit_code == 0, result.stderr
+    dose = json.loads(result.stdout)["dose"]
+    dosed = NeuronMask.load(tmp_path / "d.pt")
+    assert dose["left"] <= bound and 0 < dose["strength"] < 1
+    torch.testing.assert_close(1 - dosed.factors, dose["strength"] * (1 - whole.factors), rtol=0, atol=1e-6)
+    assert dosed.metadata["dose"]["seeds"] == [2, 2]
+    # Neither the seeds it was planned on nor those it was dosed on may judge it.
+    for seed in (0, 2):
+        result = stereo("bench", "--model", model, "--mask", tmp_path / "d.pt", "--seed", seed, "--images", 2)
+        assert result.exit_code == 2 and f"overlap seeds {seed} to" in result.stderr
+
+
+def test_bench_judges_an_allocating_mask(model, planned, stereo, tmp_path: Path):
+    result = stereo(
+        "bench", "--model", model, "--mask", planned, "--limit", 2, "--images", 4, "--group-images", 1, "--steps", 3,
+        "--seed", 50, "--shares", "female=0.25,male=0.75", "--out", tmp_path / "o", "--json", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    (results,) = json.loads(result.stdout)["experiments"]
+    assert results["target_shares"] == [0.25, 0.75]
+    for name in ("gender-allocated", "random", "allocation oracle"):
+        assert 0 <= results["arms"][name]["allotment_obeyed"]["estimate"] <= 1
+    assert "allotment_obeyed" not in results["arms"]["untreated"]
+    gap = results["arms"]["untreated"]["prompts"][0]
+    female = gap["shares"]["female"]["estimate"]
+    assert gap["parity_gap"] == pytest.approx(abs(female - 0.25))
+
+
+def test_apply_allots_by_prompt_and_seed(model, planned, stereo, tmp_path: Path):
+    texts = ["a photo of a doctor", "a photo of a female nurse"]
+    shared = ("--model", model, "--mask", planned, "-n", 3, "--seed", 9, "--json", "--quiet", "--steps", 3)
+    whole = stereo("apply", *texts, *shared, "-o", tmp_path / "a", "--allocate")
+    assert whole.exit_code == 0, whole.stderr
+    assert "left as they are, for they name a group" in whole.stderr and texts[1] in whole.stderr
+    images = [each for each in json.loads(whole.stdout)["images"] if each["arm"] == "treated"]
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    expected = [allotted_group({"prompt": texts[0], "seed": seed}, half) for seed in (9, 10, 11)]
+    assert [each["allotted"] for each in images] == [("female", "male")[k] for k in expected] + [None] * 3
+    # Alone, and in other batches, a picture is the same.
+    alone = stereo("apply", texts[0], *shared, "-o", tmp_path / "b", "--batch-size", 1)
+    again = [each for each in json.loads(alone.stdout)["images"] if each["arm"] == "treated"]
+    for one, two in zip(images[:3], again, strict=True):
+        pictures = [
+            torch.frombuffer(bytearray(Image.open(each["file_name"]).tobytes()), dtype=torch.uint8)
+            for each in (one, two)
+        ]
+        assert (pictures[0].int() - pictures[1].int()).abs().max() <= 1
+    # And one that names a group is the untreated one, to the byte.
+    untreated = [each for each in json.loads(whole.stdout)["images"] if each["arm"] == "untreated"]
+    for one, two in zip(images[3:], untreated[3:], strict=True):
+        assert Path(one["file_name"]).read_bytes() == Path(two["file_name"]).read_bytes()
+    shares = stereo("apply", texts[0], *shared, "-o", tmp_path / "c", "--shares", "female=0,male=1")
+    assert {each["allotted"] for each in json.loads(shares.stdout)["images"]} == {None, "male"}
+
+
+def test_fuse_writes_a_checkpoint_that_diffusers_opens(model, located, stereo, tmp_path: Path):
+    relevance = located.with_name("gender.relevance.safetensors")
+    mask = tmp_path / "one.pt"
+    result = stereo("mask", relevance, "--one-for-all", "--until", 0, "-o", mask, "--quiet")
+    assert result.exit_code == 0, result.stderr
+    result = stereo("apply", "--mask", mask, "--model", model, "--fuse", "-o", tmp_path / "fused")
+    assert result.exit_code == 0, result.stderr
+    from diffusers import StableDiffusionPipeline
+
+    StableDiffusionPipeline.from_pretrained(tmp_path / "fused")
+    shared = ("-n", 2, "--json", "--quiet", "--steps", 3)
+    text = "a photo of a doctor"
+    hooked = stereo("apply", text, "--mask", mask, "--model", model, "-o", tmp_path / "h", *shared)
+    nothing = ("--mask", mask, "--force", "--strength", 0)
+    fused = stereo("apply", text, *nothing, "--model", tmp_path / "fused", "-o", tmp_path / "f", *shared)
+    assert fused.exit_code == 0, fused.stderr
+    for i in (2, 3):  # treated
+        files = [json.loads(each.stdout)["images"][i]["file_name"] for each in (hooked, fused)]
+        one, two = (torch.frombuffer(bytearray(Image.open(file).tobytes()), dtype=torch.uint8).int() for file in files)
+        assert (one - two).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("plan", "--among", 0.1), "give the relevance file"),
+        (("plan", "--among", 0), "expected a share above 0"),
+        (("plan", "--root", "balanced", "--seeds", 1), "expected zero or group"),
+        (("plan", "--until", 1000, "--limit", 1, "--seeds", 1, "--steps", 2), "no step lies above it"),
+        (("plan", "-o", "m.txt"), "expected a file name ending in .pt or .safetensors"),
+        (("plan", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("apply", "a nurse", "--mask", "MASK", "--shares", "female=0.5"), "none given for male"),
+        (("apply", "a nurse", "--mask", "MASK", "--shares", "female"), "expected GROUP=SHARE"),
+        (("apply", "a nurse", "--mask", "MASK", "--shares", "a=0.5,a=0.5"), "a is given twice"),
+        (("apply", "a nurse", "--mask", "PLAIN", "--allocate"), "it allots no groups"),
+        (("apply", "--mask", "MASK", "--fuse", "-o", "x"), "it allocates images to female, male"),
+        (("apply", "--mask", "PLAIN", "--fuse"), "--fuse needs --out"),
+        (("apply", "--mask", "PLAIN"), "a prompt is missing or empty"),
+        (("bench", "--mask", "MASK", "--shares", "female=0.6,male=0.6"), "add up to 1.2"),
+    ],
+)
+def test_bad_input_is_one_line(model, planned, located, stereo, tmp_path, monkeypatch, arguments: tuple, says: str):
+    monkeypatch.chdir(tmp_path)
+    named = {"MASK": planned, "PLAIN": located}
+    result = stereo(*(named.get(each, each) for each in arguments), "--model", model)
+    assert result.exit_code == 2, result.stdout
+    assert says in result.stderr and len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

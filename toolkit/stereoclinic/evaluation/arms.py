@@ -1,0 +1,85 @@
+"""What an experiment is made of: its protocol, its arms, and what each arm drew."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from datasets import Dataset
+from torch import Tensor
+
+from stereoclinic.axes import Axis
+from stereoclinic.errors import InputError
+from stereoclinic.sns.allocate import shares_of
+
+SCHEMA = 2
+UNTREATED, RANDOM, OTHER = "untreated", "random", "other seeds"
+BALANCED, ALLOCATION = "balanced oracle", "allocation oracle"
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is drawn.
+
+    Args:
+        axis: The bias axis.
+        prompts: Neutral prompts, P of them.
+        images: Images a prompt, n.
+        group_images: Images a group prompt; 0 leaves group prompts out.
+        seed: The first judged seed. Masks are made on other seeds.
+        steps: Of the scheduler.
+        guidance: Scale of classifier-free guidance.
+        batch_size: Images drawn together.
+        shares: What allocating masks and the allocation oracle allot, and every gap is measured to; uniform if empty.
+        others: Further axes that the reader knows: a treatment of one should leave them as they are.
+    """
+
+    axis: Axis
+    prompts: Dataset
+    images: int = 25
+    group_images: int = 4
+    seed: int = 1000
+    steps: int = 20
+    guidance: float = 1.0
+    batch_size: int = 50
+    shares: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[Axis, ...] = ()
+
+    @property
+    def target(self) -> Tensor:
+        """(K,) shares that are aimed at."""
+        return shares_of(self.axis.groups, [self.shares] if self.shares else [])
+
+    def __post_init__(self) -> None:
+        if self.images < 2:
+            raise InputError(f"{self.images} images a prompt: an interval needs 2 or more")
+        if min(self.steps, self.batch_size) < 1 or self.group_images < 0 or self.guidance < 0:
+            raise InputError("steps and batch size must be 1 or more, group images and guidance 0 or more")
+        shares_of(self.axis.groups, [self.shares] if self.shares else [])  # refuses those that do not fit
+
+
+@dataclass
+class Drawn:
+    """What one arm drew. Sizes: P prompts, n images, K groups, F features."""
+
+    name: str
+    reads: Tensor  # (P, n, K) probabilities
+    right: Tensor | None  # (P, n) whether the prompt's own occupation was read; NaN if the reader lacks it (None: all)
+    features: Tensor  # (P, n, F)
+    images: Tensor  # (P, n, 3, H, W) uint8
+    seconds: float  # of sampling alone
+    others: dict[str, Tensor] = field(default_factory=dict)  # axis -> (P, n, its groups), as reads
+    allotted: Tensor | None = None  # (P, n) group of each image, -1 where it was left alone; None without allocation
+
+
+@dataclass
+class Experiment:
+    """Everything that was drawn, and the figures made of it (plain data, as in results.json)."""
+
+    protocol: Protocol
+    neutral: list[Drawn]
+    grouped: list[Drawn] = field(default_factory=list)
+    reference: Drawn | None = None
+    results: dict = field(default_factory=dict)
+
+    def arm(self, name: str) -> Drawn:
+        return next(arm for arm in self.neutral if arm.name == name)
