@@ -22,6 +22,7 @@ def test_any_run_of_seeds_meets_the_shares(weights: list[int], first: int, promp
 def test_uniform_unless_given() -> None:
     assert torch.equal(shares_of(("female", "male")), uniform(2))
     assert shares_of(JOINT).tolist() == [0.25] * 4
+    assert shares_of(("60+", "younger"), [{"60+": 0.2, "younger": 0.8}]).tolist() == [0.2, 0.8]
 
 
 def test_marginals_multiply_and_joint_shares_are_taken_as_they_are() -> None:

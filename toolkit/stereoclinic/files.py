@@ -64,7 +64,7 @@ def save_tensors(
         temporary.unlink(missing_ok=True)
 
 
-def load_tensors(path: str | Path, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: str | Path, kind: str, *versions: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote; tensors arrive on the CPU.
 
     Raises:
@@ -89,8 +89,10 @@ def load_tensors(path: str | Path, kind: str, version: int) -> tuple[dict[str, T
         _refuse(path, kind, f"was not written by stereoclinic; expected a {kind} file")
     if found != kind:
         _refuse(path, kind, f"is a {_short(found)} file; expected a {kind} file")
-    if its_version != version:
-        reads = f"this stereoclinic reads version {version}: make it again with stereo locate"
+    if its_version not in versions:
+        newer = isinstance(its_version, int) and its_version > max(versions)
+        advice = "a newer one wrote it; update" if newer else "make it again"
+        reads = f"this stereoclinic reads version {' or '.join(map(str, versions))}: {advice}"
         _refuse(path, kind, f"has format version {_short(its_version)}; {reads}")
     if not isinstance(metadata, dict):
         _refuse(path, kind, "has metadata that is no table; make it again")

@@ -53,6 +53,8 @@ def shares_of(groups: Sequence[str], given: Sequence[Mapping[str, float]] = ()) 
         InputError: A name that is no group, a share that is missing, negative or not finite, or a sum other than 1.
     """
     parts = [group.split(JOINT) for group in groups]
+    if len({len(names) for names in parts}) > 1 or not all(name for names in parts for name in names):
+        parts = [[group] for group in groups]  # an axis of its own whose names hold a "+", such as "60+"
     axes = [list(dict.fromkeys(names)) for names in zip(*parts, strict=True)]
     if len(given) == 1 and set(given[0]) == set(groups):
         _check(given[0], list(groups))

@@ -160,7 +160,7 @@ class NeuronMask:
         Raises:
             InputError: As `stereoclinic.files.load_tensors`, or what it holds is no valid mask.
         """
-        tensors, head = _read(path)
+        tensors, head = load_tensors(path, KIND, VERSION, *OLDER)
         try:
             sites = [Site(*row) for row in head["sites"]]
             return cls(
@@ -286,19 +286,6 @@ class NeuronMask:
             except (OSError, ValueError) as error:
                 _refuse_hub(f"mask cannot be pushed to {repo_id!r}", error)
         return str(commit.commit_url)
-
-
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        return load_tensors(path, KIND, VERSION)
-    except InputError as newest:
-        for version in OLDER:
-            try:
-                return load_tensors(path, KIND, version)
-            except InputError as older:
-                if "format version" not in str(older):  # it is of this version, and something else is wrong
-                    raise
-        raise newest
 
 
 def _refuse_hub(what: str, error: Exception) -> NoReturn:
