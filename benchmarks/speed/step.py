@@ -23,17 +23,30 @@ import measure
 import torch
 from problems import MODELS, Problem, build, differentiate
 
+from stereoclinic.ddtd.composites import COMPOSITES, Composite
+from stereoclinic.ddtd.layer_rules import z_plus
 from stereoclinic.ddtd.neurons import find_sites, neuron_relevance
 from stereoclinic.ddtd.propagate import propagate
 
 PLAIN = "plain"
 #: Composite -> the most that a step may cost, as a share of plain forward and backward.
-GOALS = {"epsilon-cp": 1.05, "epsilon-attnlrp": 1.12, "gamma-cp": 1.6, "zplus-cp": 1.6, "gradient": 1.05}
+GOALS = {
+    "epsilon-cp": 1.05,
+    "epsilon-attnlrp": 1.12,
+    "gamma-cp": 1.6,
+    "zplus-convolutions": 1.6,
+    "zplus-cp": 1.6,
+    "gradient": 1.05,
+}
+#: What is timed beside the registered composites: z+ where gamma-cp has gamma, and nowhere else.
+EXTRA = {
+    "zplus-convolutions": Composite("zplus-convolutions", {**COMPOSITES["epsilon-cp"].rules, "convolution": z_plus})
+}
 
 
 def rules_of(composite: str, problem: Problem) -> Callable[[], AbstractContextManager]:
     """What a pass runs in; made anew for every pass, as `stereo locate` does."""
-    return nullcontext if composite == PLAIN else lambda: propagate(composite, model=problem.unet)
+    return nullcontext if composite == PLAIN else lambda: propagate(EXTRA.get(composite, composite), model=problem.unet)
 
 
 def timed(composite: str, problem: Problem, pairs: int, device: str) -> dict[str, Any]:

@@ -9,20 +9,24 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-from peft import LoraConfig
+from peft import LoHaConfig, LoraConfig
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from stereoclinic.ddtd import layer_rules
 from stereoclinic.ddtd.check import check
+from stereoclinic.ddtd.composites import COMPOSITES, Choice, Composite
 from stereoclinic.ddtd.neurons import Watch, find_sites, neuron_relevance
 from stereoclinic.ddtd.propagate import propagate
+from stereoclinic.ddtd.rules import Rule
+from stereoclinic.errors import UncoveredOperation
 
 RULED = ["epsilon-cp", "epsilon-attnlrp"]
 ALL = [*RULED, "deep-taylor"]  # which has rules for linear layers and convolutions too
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-def relevance(unet: Any, inputs: Inputs, composite: str, *, thread: bool = False) -> Tensor:
+def relevance(unet: Any, inputs: Inputs, composite: str | Composite, *, thread: bool = False) -> Tensor:
     """Neuron relevance (B, N) of <f, v>, the latents and the text asked about too; backward outside the context."""
     bare = getattr(unet, "_orig_mod", unet)
     sites = find_sites(bare)
@@ -160,27 +164,100 @@ def add_lora(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     return deltas
 
 
-@pytest.mark.parametrize("composite", RULED)
+def everywhere(rule: Rule) -> Composite:
+    """A rule on every linear layer and convolution, by their kind."""
+    return Composite("everywhere", {**COMPOSITES["epsilon-cp"].rules, "linear": rule, "convolution": rule})
+
+
+BY_RULE: dict[str, str | Composite] = {
+    **{name: name for name in (*RULED, "gamma-cp", "deep-taylor")},
+    "epsilon": everywhere(layer_rules.epsilon(0.1)),
+    "gamma": everywhere(layer_rules.gamma(0.25)),
+    "z_plus": everywhere(layer_rules.z_plus),
+    "w_squared": everywhere(layer_rules.w_squared),
+    "one layer": Composite(
+        "one", COMPOSITES["epsilon-cp"].rules, layers=(Choice(layer_rules.z_plus, "mid_block.*.conv2"),)
+    ),
+}
+
+
+@pytest.mark.parametrize("composite", BY_RULE)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_lora_is_read_as_if_merged(unet, inputs, composite: str, frozen: bool) -> None:
-    merged, sites, before = copy.deepcopy(unet), find_sites(unet), relevance(unet, inputs, composite)
+    rules = BY_RULE[composite]
+    merged, sites, before = copy.deepcopy(unet), find_sites(unet), relevance(unet, inputs, rules)
     for name, delta in add_lora(unet).items():
         merged.get_submodule(name).weight.data += delta
     assert find_sites(unet) == sites
     if frozen:
         unet.requires_grad_(False)
-    got = relevance(unet, inputs, composite)
-    torch.testing.assert_close(got, relevance(merged, inputs, composite))
+    got = relevance(unet, inputs, rules)
+    torch.testing.assert_close(got, relevance(merged, inputs, rules))
     assert not torch.allclose(got, before, rtol=0.01)
     assert all(parameter.grad is None for parameter in unet.parameters())
+    latents, t, text = inputs
+    with torch.no_grad():
+        plain = unet(*inputs).sample
+    with propagate(rules, unet):
+        assert torch.equal(unet(latents.clone().requires_grad_(), t, text.clone().requires_grad_()).sample, plain)
+    checkpointing(unet)
+    torch.testing.assert_close(relevance(unet, inputs, rules, thread=True), got)
 
 
-@pytest.mark.parametrize("composite", ["epsilon-cp", "gamma-cp"])
-def test_lora_conserves(unet, composite: str) -> None:
-    """Under gamma and z+ too, where an adapter is layers of its own beside the one it adapts, and not as if merged."""
-    plain = check(unet, composite)
+#: What a user may do to adapters after the rules were set up, and whether peft can then merge what is left at work.
+STATES: dict[str, Callable[[UNet2DConditionModel], Any]] = {
+    "two at once": lambda unet: unet.set_adapters(["default", "second"], [0.5, 2.0]),
+    "the other alone": lambda unet: unet.set_adapter("second"),
+    "disabled": lambda unet: unet.disable_adapters(),
+    "merged": lambda unet: unet.fuse_lora(adapter_names=["second"]),
+    "one with a bias": lambda unet: unet.add_adapter(
+        LoraConfig(r=2, target_modules=["to_out.0"], init_lora_weights=False, lora_bias=True), "biased"
+    ),
+}
+
+
+@pytest.mark.parametrize("composite", ["gamma", "z_plus"])
+@pytest.mark.parametrize("state", STATES)
+def test_adapters_are_read_as_they_are_at_each_pass(unet, inputs, state: str, composite: str) -> None:
     add_lora(unet)
-    outcome = check(unet, composite)
+    unet.add_adapter(LoraConfig(r=3, target_modules=["conv1", "to_q", "ff.net.2"], init_lora_weights=False), "second")
+    STATES[state](unet)
+    got = relevance(unet, inputs, BY_RULE[composite])
+    merged = copy.deepcopy(unet)
+    for module in merged.modules():
+        if hasattr(module, "lora_A") and not module.disable_adapters and not module.merged:
+            module.merge()
+    bare = dict(merged.named_modules())
+    for name, module in bare.items():
+        if hasattr(module, "base_layer"):
+            parent, _, last = name.rpartition(".")
+            setattr(bare[parent], last, module.base_layer)
+    torch.testing.assert_close(got, relevance(merged, inputs, BY_RULE[composite]))
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (LoraConfig(r=2, target_modules=["to_q"], use_dora=True), "DoraLinearVariant is more than a product"),
+        (LoraConfig(r=2, target_modules=["conv2"], lora_dropout=0.5), r"dropout is at work \(call eval"),
+        (LoHaConfig(r=2, target_modules=["to_q"]), r"loha\..* is not a LoRA"),
+    ],
+    ids=["DoRA", "dropout", "LoHa"],
+)
+def test_adapters_that_are_no_single_weight_are_refused(unet, inputs, config: Any, why: str) -> None:
+    unet.add_adapter(config)
+    unet.train()
+    with pytest.raises(UncoveredOperation, match=f"adapter 'default' on a .* `z_plus`: .*{why}.*merge it first"):
+        relevance(unet, inputs, BY_RULE["z_plus"])
+    if not isinstance(config, LoHaConfig):
+        relevance(unet, inputs, "epsilon-cp")
+
+
+@pytest.mark.parametrize("composite", ["epsilon-cp", "gamma-cp", "gamma"])
+def test_lora_conserves(unet, composite: str) -> None:
+    plain = check(unet, BY_RULE.get(composite, composite))
+    add_lora(unet)
+    outcome = check(unet, BY_RULE.get(composite, composite))
     assert outcome.error < 1e-12 and outcome.total != plain.total
     assert outcome.cuts[0].bias != 0
 

@@ -79,6 +79,11 @@ class Composite:
             raise InputError(f"root {self.root!r} of composite {self.name!r}: expected 'plain' or 'rooted'")
         object.__setattr__(self, "rules", MappingProxyType(dict(self.rules)))
 
+    @property
+    def by_terms(self) -> bool:
+        """Whether any linear layer or convolution has a rule other than the native one."""
+        return any(isinstance(rule, LayerRule) for rule in (*self.rules.values(), *(c.rule for c in self.layers)))
+
     def assign(self, model: nn.Module) -> list[tuple[nn.Parameter, Rule]]:
         """The weights of a model that ``layers`` chooses a rule for, each with its rule.
 

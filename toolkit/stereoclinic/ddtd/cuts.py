@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from stereoclinic.ddtd.adapters import find_adapted
 from stereoclinic.errors import InputError
 
 
@@ -85,13 +86,17 @@ class Ledger:
         self.order = {name: i for i, name in enumerate(self.blocks)}
 
     def __enter__(self) -> "Ledger":
+        adapted = {layer for layer, _ in find_adapted(self.unet)}  # one layer each, whatever it has inside
+        inside = {part for layer in adapted for part in layer.modules()} - adapted
         for name, modules in self.blocks.items():
             self.handles += [
                 modules[0].register_forward_pre_hook(partial(self._alias, name), with_kwargs=True),
                 modules[0].register_forward_hook(partial(self._remember, name)),
             ]
             for module in (inner for outer in modules for inner in outer.modules()):
-                if self.ruled and isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                if self.ruled and module in inside:
+                    continue
+                if self.ruled and (module in adapted or isinstance(module, nn.Linear | nn.modules.conv._ConvNd)):
                     self.handles.append(module.register_forward_pre_hook(partial(self._watch_input, name)))
                     self.handles.append(module.register_forward_hook(partial(self._watch_output, name)))
                 # Not `module.bias`: an adapter's wrapper shows the bias of the layer inside it.

@@ -52,6 +52,7 @@ class _Layer:
         groups: int = 1,
     ) -> None:
         self.function = function
+        self.called: tuple[Tensor, Tensor | None] | None = None  # weight and bias, where the rule reads others
         self.dims = _CONVOLUTIONS.get(function.__name__, 0)  # 0: a linear layer
         self.shape, self.strides, self.dtype = x.shape, x.stride(), x.dtype
         self.batched = x.ndim > 1 if not self.dims else x.ndim == self.dims + 2
@@ -77,6 +78,10 @@ class _Layer:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return self.function(x, weight, bias, *self.settings)
+
+    def output(self, x: Tensor, z: Tensor) -> Tensor:
+        """What the model gets to see, bit for bit; z is what the rule read."""
+        return z if self.called is None else self(x, *self.called)
 
     def transpose(self, weight: Tensor, s: Tensor, like: Tensor | None = None) -> Tensor:
         """w's: what the layer's transpose makes of s, in the shape of the input.
@@ -118,7 +123,7 @@ class _Epsilon(RuleFunction):
         ratio = size.div((size + epsilon * rms).clamp_(min=_tiny(size)))
         ctx.save_for_backward(weight, ratio.to(z.dtype))
         ctx.layer = layer
-        return z
+        return layer.output(x, z)
 
     @staticmethod
     @once_differentiable
@@ -132,26 +137,25 @@ class _Gamma(RuleFunction):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: _Layer, gamma: float) -> Tensor:
         z = layer(x, weight, bias)
-        size = z.abs().to(wide(z.dtype))
-        # |z| + gamma * (P + b+) where z > 0, |z| + gamma * |N + b-| where z < 0: the terms of z's own sign.
-        denominator = _q(layer, x, weight, bias, z.dtype).add_(size).mul_(gamma / 2).add_(size)
-        ratio = z.div(denominator.clamp_(min=_tiny(size)))
-        ctx.save_for_backward(weight, x.sign().to(torch.int8), ratio.to(z.dtype))
-        ctx.layer, ctx.gamma = layer, gamma
-        return z
+        # |z| + gamma * (P + b+) where z > 0, |z| + gamma * |N + b-| where z < 0, the terms of z's own sign, is
+        # (1 + gamma/2) * (|z| + share * q); what comes back has (1 + gamma/2) in it too, so neither is multiplied out.
+        share = gamma / (2 + gamma)
+        q = _q(layer, x, weight, bias, z.dtype)
+        size = z.abs().to(q.dtype).add_(q, alpha=share).clamp_(min=_tiny(q))
+        ratio = torch.div(z, size, out=q).to(z.dtype)
+        ctx.save_for_backward(weight, x.sign().to(torch.int8), ratio)
+        ctx.layer, ctx.share = layer, share
+        return layer.output(x, z)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         weight, sign, ratio = ctx.saved_tensors
         with _without_autocast(g):
-            d = ratio * g
-            s = d * ratio.sign()
-            d *= ctx.gamma / 2
-            s *= 1 + ctx.gamma / 2
+            s, d = ratio.abs() * g, ratio * g
             signs = sign.to(s.dtype)
             back = ctx.layer.transpose(weight, s, signs)
-            back.addcmul_(signs, ctx.layer.transpose(weight.abs(), d, signs))
+            back.addcmul_(signs, ctx.layer.transpose(weight.abs(), d, signs), value=ctx.share)
             return back.to(ctx.layer.dtype), None, None, None, None
 
 
@@ -168,7 +172,7 @@ class _ZPlus(RuleFunction):
         side = x.sign().add_(1).to(torch.int8)  # 0, 1, 2
         ctx.save_for_backward(weight, side, ratio.to(z.dtype))
         ctx.layer = layer
-        return z
+        return layer.output(x, z)
 
     @staticmethod
     @once_differentiable
@@ -193,7 +197,7 @@ class _WSquared(RuleFunction):
             ratio = z.div(total).masked_fill_(total == 0, 0)
         ctx.save_for_backward(weight, x, ratio)
         ctx.layer = layer
-        return z
+        return layer.output(x, z)
 
     @staticmethod
     @once_differentiable
@@ -245,9 +249,23 @@ class LayerRule:
         weight: Tensor,
         bias: Tensor | None = None,
         *args: Any,
+        called: tuple[Tensor, Tensor | None] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Raises UncoveredOperation for a transposed convolution, or a bias that relevance could flow to."""
+        """Call the function, to be passed back through by the rule.
+
+        Args:
+            function: what the model called.
+            input: its input.
+            weight: the weight that the rule reads.
+            bias: the bias that it reads.
+            *args: what else the model called it with.
+            called: weight and bias that the model called it with, where they are others.
+            **kwargs: as args.
+
+        Raises:
+            UncoveredOperation: a transposed convolution, or a bias that relevance could flow to.
+        """
         name = function.__name__
         if name != "linear" and name not in _CONVOLUTIONS:
             raise UncoveredOperation(
@@ -260,6 +278,7 @@ class LayerRule:
                 f"`{self.name}`; give it the rule `native` in the composite's layers"
             )
         layer = _Layer(function, input, weight, *args, **kwargs)
+        layer.called = called
         return self.function.apply(input, weight, bias, layer, *self.parameters.values())
 
 

@@ -29,7 +29,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from stereoclinic.ddtd import eager
+from stereoclinic.ddtd.adapters import as_if_merged, find_adapted
 from stereoclinic.ddtd.composites import Composite, get_composite
+from stereoclinic.ddtd.layer_rules import LayerRule
 from stereoclinic.ddtd.operations import KIND_OF, KINDS, NATIVE, QUERIES, activations
 from stereoclinic.ddtd.rules import Dead, Rule, RuleFunction, native
 from stereoclinic.errors import InputError, UncoveredOperation
@@ -69,6 +71,14 @@ class Propagation(TorchFunctionMode):
             for weight, rule in composite.assign(model):
                 self._weights.append(weight)
                 self._by_weight.setdefault(id(weight), rule)
+        if model is not None and composite.by_terms:
+            for module, weight in find_adapted(model):
+                kind = "linear" if isinstance(module.base_layer, nn.Linear) else "convolution"
+                chosen = self._by_weight.get(id(weight), self._rules.get(kind))
+                if isinstance(chosen, LayerRule):
+                    for part, rule in as_if_merged(module, chosen):
+                        self._weights.append(part)
+                        self._by_weight[id(part)] = rule
         self._idle = not (composite.strict or composite.rules or composite.layers)
         self._native = NATIVE - _BY_WEIGHT - self._rules.keys()
 
@@ -228,7 +238,9 @@ def propagate(composite: Composite | str | Path, model: nn.Module | None = None)
 
     Args:
         composite: a composite, the name of one such as "epsilon-cp", or a .toml file.
-        model: the network that is run, compiled or not. Needed when the composite chooses rules by layer.
+        model: the network that is run, compiled or not. Needed when the composite chooses rules by layer, and for
+            rules such as gamma and z+ to read the LoRA adapters on it as if merged: without it, each is layers of its
+            own. Adapters are looked for here, and which of them are active at each pass.
 
     Returns:
         A context manager, which may be entered again.
@@ -245,7 +257,7 @@ def survey(composite: Composite | str | Path, model: nn.Module | None = None) ->
 
     Args:
         composite: a composite, the name of one, or a .toml file.
-        model: the network that is run. Needed when the composite chooses rules by layer.
+        model: the network that is run. Needed as by ``propagate``.
 
     Returns:
         A context manager with the attribute ``uncovered``.
