@@ -36,7 +36,7 @@ def bench(
     ] = 4,
     seed: Annotated[
         int, typer.Option(min=0, help="First of the judged seeds; others than the mask was made on.")
-    ] = 1000,
+    ] = 5000,
     strength: Annotated[float, typer.Option(min=0, max=1, help="Strength of every mask.")] = 1.0,
     shares: common.Shares = None,
     guidance: Annotated[

@@ -74,7 +74,7 @@ def plan(
     ] = "zero",
     until: Annotated[
         float, typer.Option(min=0, help="Damp the noisy steps only, down to this timestep; groups are settled early.")
-    ] = 600.0,
+    ] = 400.0,
     replans: Annotated[int, typer.Option(min=1, help="How often each step is planned, each time where it led.")] = 3,
     steps: common.Steps = None,
     guidance: Annotated[

@@ -1,5 +1,7 @@
 """Laws of the Frechet distance, and its values against closed forms and scipy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,12 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.quality import feature_statistics, frechet_between, frechet_distance
+from stereoclinic.evaluation.quality import (
+    feature_statistics,
+    frechet_between,
+    frechet_distance,
+    frechet_within_groups,
+)
 
 
 def features(seed: int, n: int, d: int) -> torch.Tensor:
@@ -70,3 +77,38 @@ def test_wrong_input_is_refused():
         feature_statistics(torch.tensor([[1.0], [float("inf")]]))
     with pytest.raises(InputError, match=r"expected \(d,\), \(d, d\)"):
         frechet_distance(torch.zeros(2), torch.eye(2), torch.zeros(3), torch.eye(3))
+
+
+def _people(cells: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features whose mean is the cell's own."""
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * cells[:, None] + torch.randn(len(cells), 4, generator=generator), cells
+
+
+def test_within_groups_a_change_of_groups_alone_is_no_distance():
+    even = torch.arange(4).repeat(500)
+    uneven = torch.cat([torch.zeros(1500), torch.ones(100), 2 * torch.ones(200), 3 * torch.ones(200)]).long()
+    arm, reference, floor = _people(uneven, 0), _people(even, 1), _people(even, 2)
+    distance, by_chance = frechet_within_groups(arm, reference, floor, 4)
+    assert distance < 0.1 and by_chance < 0.1
+    assert frechet_between(arm[0], reference[0]) > 1  # which a plain distance takes for one
+    moved = (arm[0] + 1, arm[1])
+    assert frechet_within_groups(moved, reference, floor, 4)[0] > 3
+
+
+def test_within_groups_of_the_same_people_it_is_the_plain_distance():
+    cells = torch.arange(4).repeat(50)
+    arm, reference, floor = (_people(cells, seed) for seed in range(3))
+    distance, by_chance = frechet_within_groups(arm, reference, floor, 4)
+    assert distance == pytest.approx(frechet_between(arm[0], reference[0]))
+    assert by_chance == pytest.approx(frechet_between(floor[0], reference[0]))
+
+
+def test_within_groups_cells_that_the_reference_lacks_are_left_out():
+    arm = _people(torch.arange(4).repeat(50), 0)
+    reference, floor = (_people(torch.arange(2).repeat(100), seed) for seed in (1, 2))
+    kept = arm[1] < 2
+    expected = frechet_within_groups((arm[0][kept], arm[1][kept]), reference, floor, 4)
+    assert frechet_within_groups(arm, reference, floor, 4) == pytest.approx(expected)
+    nobody = _people(torch.full((5,), 3), 0)
+    assert all(math.isnan(each) for each in frechet_within_groups(nobody, reference, floor, 4))

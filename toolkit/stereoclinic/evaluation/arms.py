@@ -37,7 +37,7 @@ class Protocol:
     prompts: Dataset
     images: int = 25
     group_images: int = 4
-    seed: int = 1000
+    seed: int = 5000
     steps: int = 20
     guidance: float = 1.0
     batch_size: int = 50

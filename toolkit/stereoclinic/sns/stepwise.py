@@ -61,11 +61,11 @@ class Stepwise:
         batch_size: Samples through the model together; changes nothing but rounding.
     """
 
-    mu: float = 0.3
+    mu: float = 0.1
     keep: float = 1.0
     overshoot: float = 0.0
-    root: str = "group"
-    until: float = 600.0
+    root: str = "zero"
+    until: float = 400.0
     replans: int = 3
     cotangents: int = 2
     shrink: float = 0.5
