@@ -139,8 +139,11 @@ class Pictures:
 
             found: dict = {"untreated": {"tilt": tilt, "unsure": unsure_rate(untreated).mean().item()}, "methods": {}}
             window = (float(chart.edges[0]), options.until)
-            task = progress.add_task("drawing", total=len(scores) * (2 * len(DELETED) + len(INSERTED)))
+            methods = len(options.method or scores)
+            task = progress.add_task("drawing", total=methods * (2 * len(DELETED) + len(INSERTED)))
             for name, score in scores.items():
+                if options.method and name not in options.method:
+                    continue
                 curves: dict[str, list[dict[str, float]]] = {"most": [], "least": [], "inserted": []}
                 for side, share in [(side, share) for side in ("most", "least") for share in DELETED]:
                     mask = chart.ranked(score, share, least=side == "least").windowed(window)
@@ -216,6 +219,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of the pictures; 20 of the scores")
     parser.add_argument("--bins", type=int, default=5)
     parser.add_argument("--until", type=float, default=600.0, help="treat down to this timestep")
+    parser.add_argument("--method", action="append", choices=METHODS, help="repeatable; default: all")
     parser.add_argument("--out", type=Path, default=Path("shares.json"))
     parser.add_argument("--show", type=Path, nargs="+", help="print what is in these files instead")
     parser.add_argument("--figure", type=Path)
