@@ -55,7 +55,8 @@ def mask_table(summary: Data) -> Group:
     planned = _planned(summary)
     if planned:
         decomposed = summary["metadata"].get("target", "lean")
-        for name in (f"mean\n|{decomposed}|", "planned", "off\naxis"):
+        stepwise = selection.get("method") == "stepwise"
+        for name in ("|lean -\ntarget|" if stepwise else f"mean\n|{decomposed}|", "planned", "off\naxis"):
             table.add_column(name, justify="right", no_wrap=True)
     for row in summary["kinds"]:
         table.add_row(row["name"], str(row["sites"]), str(row["neurons"]), str(row["damped"]), f"{row['damping']:.1f}")
