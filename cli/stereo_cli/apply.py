@@ -87,7 +87,8 @@ def apply(
     from stereoclinic.evaluation import report
     from stereoclinic.files import write_image
     from stereoclinic.sns.compose import compose
-    from stereoclinic.sns.mask import NeuronMask, check_fits
+    from stereoclinic.sns.fits import check_fits
+    from stereoclinic.sns.mask import NeuronMask
     from stereoclinic.sns.treat import Treatment
 
     texts = list(dict.fromkeys(text.strip() for text in prompts or []))

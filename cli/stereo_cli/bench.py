@@ -84,7 +84,8 @@ def bench(
     from stereoclinic.evaluation.readers import PortraitsReader, can_read
     from stereoclinic.evaluation.report import check_folder, write_results
     from stereoclinic.prompts import load_prompts
-    from stereoclinic.sns.mask import NeuronMask, check_fits
+    from stereoclinic.sns.fits import check_fits
+    from stereoclinic.sns.mask import NeuronMask
 
     limits = [_bound(text) for text in fail_above or []]
     aimed = common.shares_from(shares)

@@ -124,7 +124,7 @@ def _draw_images(
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation import responses
     from stereoclinic.prompts import load_prompts, occupation_prompts
-    from stereoclinic.sns.mask import check_fits
+    from stereoclinic.sns.fits import check_fits
 
     responses.check_folder(folder)
     name = model or relevance.metadata.get("model")

@@ -139,7 +139,7 @@ def plan(
     denoiser = open_denoiser(model or str(said.get("model", "portraits")), device, dtype, variant)
 
     from stereoclinic.sns.dose import find_dose
-    from stereoclinic.sns.mask import check_fits
+    from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.select import most_relevant
     from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
 

@@ -18,7 +18,8 @@ from stereoclinic.ddtd.neurons import Site
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
-from stereoclinic.sns.mask import NeuronMask, bin_of, bins_in, check_fits, without_adapters
+from stereoclinic.sns.fits import check_fits, without_adapters
+from stereoclinic.sns.mask import NeuronMask, bin_of, bins_in
 
 SITES = [Site("block.ff.net.2", "ff", 3), Site("block.to_out.0", "attention", 2)]
 EDGES = torch.tensor([1000.0, 600.0, 200.0])

@@ -12,7 +12,8 @@ from stereoclinic.denoisers.sampling import sample
 from stereoclinic.errors import InputError
 from stereoclinic.prompts import group_prompts, load_prompts, with_seeds
 from stereoclinic.sns.damp import suppress
-from stereoclinic.sns.stepwise import Damped, Stepwise, plan_stepwise
+from stereoclinic.sns.damped import Damped
+from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
 from stereoclinic.sns.treat import Treatment
 
 AXIS = load_axis("gender")

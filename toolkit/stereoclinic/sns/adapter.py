@@ -33,13 +33,14 @@ from stereoclinic.sns.compose import compose
 from stereoclinic.sns.damp import (
     FUSED,
     Allotment,
-    Guidance,
     Suppression,
     check_open,
     check_strength,
     denoiser_of,
 )
-from stereoclinic.sns.mask import NeuronMask, check_fits
+from stereoclinic.sns.fits import check_fits
+from stereoclinic.sns.guidance import Guidance
+from stereoclinic.sns.mask import NeuronMask
 
 MASKS = "_stereoclinic_masks"
 

@@ -13,7 +13,6 @@ compiled while it is damped keeps following: what a forward pass is to do is pla
 """
 
 import copy
-import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,13 +24,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stereoclinic.errors import InputError
-from stereoclinic.sns.mask import NeuronMask, check_fits
+from stereoclinic.sns.fits import check_fits
+from stereoclinic.sns.guidance import Guidance
+from stereoclinic.sns.mask import NeuronMask
 
 #: Where `fuse` keeps what it replaced: a plain attribute of the denoiser.
 FUSED = "_stereoclinic_fused"
-
-#: Pipelines whose batch is not "unconditional half, conditional half", by part of their class's name.
-OTHER_BATCHES = ("PAG", "Pix2Pix", "LEdits", "Semantic")
 
 #: What one sample gets: a group's name, True (the mask), or None or False (left alone).
 Allotment = str | bool | None
@@ -423,58 +421,6 @@ class Suppression:
         for name in ("module", "_open", "guidance", "_handles", "_places"):
             setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
         twin._tables, twin._steps, twin._step = {}, {}, None
-        return twin
-
-
-class Guidance:
-    """Whether a batch is guided: as was said, or as the pipeline says at every call.
-
-    A pipeline is not copied along: a deep copy of a pipeline asks itself, and a copied UNet has no one to ask until it
-    is bound to a pipeline.
-
-    Args:
-        target: A pipeline, or a bare denoiser.
-        told: What was said, if anything.
-        keep: Keep the pipeline alive.
-    """
-
-    def __init__(self, target: Any, told: bool | None = None, keep: bool = True) -> None:
-        self.told = told
-        self.bare = isinstance(target, nn.Module)
-        self._pipe = None if self.bare else weakref.ref(target)
-        self._kept = target if keep and not self.bare else None
-
-    def now(self) -> bool:
-        """Raises InputError if there is no one to ask, or no answer."""
-        if self.told is not None:
-            return self.told
-        if self.bare:
-            return False
-        pipe = self._pipe() if self._pipe is not None else None
-        if pipe is None:
-            raise InputError(
-                "this UNet's pipeline is gone, so nobody says whether a batch is guided; call enable_masks(pipe) with "
-                "the pipeline that it is in"
-            )
-        name = type(pipe).__name__
-        if any(part in name for part in OTHER_BATCHES):
-            raise InputError(
-                f"a {name} does not run an unconditional and a conditional half; use a mask of branch 'both' and "
-                "treat all samples alike"
-            )
-        try:
-            return bool(pipe.do_classifier_free_guidance)
-        except AttributeError as error:
-            raise InputError(
-                f"this {name} does not say whether it is guiding; pass guided=True or guided=False"
-            ) from error
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        twin = copy.copy(self)
-        pipe = self._pipe() if self._pipe is not None else None
-        if pipe is not None:
-            copied = memo.get(id(pipe))
-            twin._pipe = None if copied is None else weakref.ref(copied)
         return twin
 
 

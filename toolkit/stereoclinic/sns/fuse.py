@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from stereoclinic.errors import InputError
 from stereoclinic.files import whole_folder
 from stereoclinic.sns.damp import FUSED, denoiser_of, effective, is_damped
-from stereoclinic.sns.mask import NeuronMask, check_fits
+from stereoclinic.sns.fits import check_fits
+from stereoclinic.sns.mask import NeuronMask
 
 
 @dataclass

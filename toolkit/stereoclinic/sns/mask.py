@@ -6,22 +6,21 @@ A factor s_j of 1 leaves the neuron alone, 0 holds it at its root r_j. An alloca
 K groups: an image that is allotted to a group gets that group's. Files hold tensors and plain metadata only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stereoclinic.ddtd.neurons import SITE_KINDS, Site, find_sites
-from stereoclinic.digest import shapes_digest, weights_digest
+from stereoclinic.ddtd.neurons import SITE_KINDS, Site
 from stereoclinic.errors import InputError
 from stereoclinic.files import ENDINGS, load_tensors, save_tensors
 
 if TYPE_CHECKING:
-    from stereoclinic.ddtd.relevance import Relevance
+    pass
 
 KIND = "mask"
 VERSION = 2
@@ -317,86 +316,6 @@ def bins_in(bin_edges: Tensor, window: Window | None) -> Tensor:
             f"window {high:g} to {low:g} meets no timestep bin; they go from {bin_edges[0]:g} to {bin_edges[-1]:g}"
         )
     return inside
-
-
-def check_fits(made: "NeuronMask | Relevance", unet: nn.Module, force: bool = False) -> None:
-    """Refuse a mask, or relevance, that was made for another model.
-
-    A digest that it does not carry (one made by hand) is not compared; its sites always are. Adapters that peft put
-    round layers (LoRA) are looked through: what counts is the model they were put on.
-
-    Args:
-        made: To be applied, or looked into.
-        unet: The denoiser.
-        force: Accept other weights; other shapes are never accepted.
-
-    Raises:
-        InputError: Says what differs.
-    """
-    what = "mask" if isinstance(made, NeuronMask) else "relevance"
-    found = {site.name: site for site in find_sites(unet)}
-    for site in made.sites:
-        if site.name not in found:
-            raise InputError(
-                f"{what} does not fit: this {type(unet).__name__} has no site {site.name!r}; use the model "
-                "it was made for"
-            )
-        if found[site.name] != site:
-            here = found[site.name]
-            raise InputError(
-                f"{what} does not fit: site {site.name!r} is {site.kind} with {site.width} neurons in the "
-                f"{what}, {here.kind} "
-                f"with {here.width} in this {type(unet).__name__}; use the model it was made for"
-            )
-    bare = _Bare(unet)
-    made_for = made.metadata.get("unet_shapes")
-    if made_for is not None and made_for != (here_shapes := shapes_digest(bare)):
-        raise InputError(
-            f"{what} does not fit: made for a model of other shapes (digest {_head(made_for)}, here "
-            f"{_head(here_shapes)}); "
-            "use the model it was made for"
-        )
-    made_for = made.metadata.get("unet_weights")
-    if made_for is not None and not force and made_for != (here_weights := weights_digest(bare)):
-        raise InputError(
-            f"{what} was made for other weights, or another precision (digest {_head(made_for)}, here "
-            f"{_head(here_weights)}); use the model it was made for, or force"
-        )
-
-
-class _Bare(nn.Module):
-    """A model as it was before adapters wrapped its layers, as far as digests see it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        # Not registered as a part of this one: its state dict is what this one shows.
-        self._state = without_adapters(model)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self._state
-
-
-def without_adapters(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict by the names it had before adapters wrapped layers, and without what they added."""
-    wrapped = {name for name, module in model.named_modules() if hasattr(module, "base_layer")}
-    state: Mapping[str, Tensor] = model.state_dict()
-    if not wrapped:
-        return dict(state)
-    bare = {}
-    for key, tensor in state.items():
-        parts = key.split(".")
-        kept: list[str] = []
-        for part in parts:
-            if ".".join(kept) in wrapped and part != "base_layer":
-                break
-            kept.append(part)
-        else:
-            bare[key.replace(".base_layer.", ".")] = tensor
-    return bare
-
-
-def _head(digest: object) -> str:
-    return str(digest)[:12]
 
 
 def _check_sites(sites: list[Site]) -> None:

@@ -1,0 +1,94 @@
+"""Whether a mask, or relevance, was made for a model: by its sites, its shapes and its weights."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from stereoclinic.ddtd.neurons import find_sites
+from stereoclinic.digest import shapes_digest, weights_digest
+from stereoclinic.errors import InputError
+from stereoclinic.sns.mask import NeuronMask
+
+if TYPE_CHECKING:
+    from stereoclinic.ddtd.relevance import Relevance
+
+
+def check_fits(made: "NeuronMask | Relevance", unet: nn.Module, force: bool = False) -> None:
+    """Refuse a mask, or relevance, that was made for another model.
+
+    A digest that it does not carry (one made by hand) is not compared; its sites always are. Adapters that peft put
+    round layers (LoRA) are looked through: what counts is the model they were put on.
+
+    Args:
+        made: To be applied, or looked into.
+        unet: The denoiser.
+        force: Accept other weights; other shapes are never accepted.
+
+    Raises:
+        InputError: Says what differs.
+    """
+    what = "mask" if isinstance(made, NeuronMask) else "relevance"
+    found = {site.name: site for site in find_sites(unet)}
+    for site in made.sites:
+        if site.name not in found:
+            raise InputError(
+                f"{what} does not fit: this {type(unet).__name__} has no site {site.name!r}; use the model "
+                "it was made for"
+            )
+        if found[site.name] != site:
+            here = found[site.name]
+            raise InputError(
+                f"{what} does not fit: site {site.name!r} is {site.kind} with {site.width} neurons in the "
+                f"{what}, {here.kind} "
+                f"with {here.width} in this {type(unet).__name__}; use the model it was made for"
+            )
+    bare = _Bare(unet)
+    made_for = made.metadata.get("unet_shapes")
+    if made_for is not None and made_for != (here_shapes := shapes_digest(bare)):
+        raise InputError(
+            f"{what} does not fit: made for a model of other shapes (digest {_head(made_for)}, here "
+            f"{_head(here_shapes)}); "
+            "use the model it was made for"
+        )
+    made_for = made.metadata.get("unet_weights")
+    if made_for is not None and not force and made_for != (here_weights := weights_digest(bare)):
+        raise InputError(
+            f"{what} was made for other weights, or another precision (digest {_head(made_for)}, here "
+            f"{_head(here_weights)}); use the model it was made for, or force"
+        )
+
+
+class _Bare(nn.Module):
+    """A model as it was before adapters wrapped its layers, as far as digests see it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # Not registered as a part of this one: its state dict is what this one shows.
+        self._state = without_adapters(model)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self._state
+
+
+def without_adapters(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict by the names it had before adapters wrapped layers, and without what they added."""
+    wrapped = {name for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    state: Mapping[str, Tensor] = model.state_dict()
+    if not wrapped:
+        return dict(state)
+    bare = {}
+    for key, tensor in state.items():
+        parts = key.split(".")
+        kept: list[str] = []
+        for part in parts:
+            if ".".join(kept) in wrapped and part != "base_layer":
+                break
+            kept.append(part)
+        else:
+            bare[key.replace(".base_layer.", ".")] = tensor
+    return bare
+
+
+def _head(digest: object) -> str:
+    return str(digest)[:12]
