@@ -126,15 +126,7 @@ def _side_effects_table(results: Data) -> Group:
     table.add_column("", no_wrap=True)
     others = list(results["arms"]["other seeds"].get("drift", {}))
     drift = [f"drift\n{' / '.join(others)}"] if others else []
-    for name in (
-        "occupation\nright",
-        "group prompts\nobeyed",
-        "unsure",
-        "Fréchet",
-        "within\ngroups",
-        *drift,
-        "seconds",
-    ):
+    for name in ("occupation\nright", "group prompts\nobeyed", "unsure", "Fréchet", "within\ngroups", *drift):
         table.add_column(name, justify="right", no_wrap=True)
     for name, arm in results["arms"].items():
         group = results["group_prompts"].get(name)
@@ -147,10 +139,10 @@ def _side_effects_table(results: Data) -> Group:
             "" if distance is None else f"{distance:.2g}",
             _within(arm),
             *([" / ".join(figure(arm["drift"][each]) for each in others) if "drift" in arm else ""] if others else []),
-            f"{arm['seconds']:.1f}",
             style="bold" if name in results["masks"] else "",
         )
     gate = results["gate"]
+    seconds = ", ".join(f"{name} {arm['seconds']:.1f}" for name, arm in results["arms"].items())
     return captioned(
         table,
         "Fréchet: distance of the reader's features to untreated images of other seeds; its floor, what two samples of"
@@ -165,7 +157,7 @@ def _side_effects_table(results: Data) -> Group:
             if others
             else ""
         )
-        + " Brackets are 95 % intervals.",
+        + f" Brackets are 95 % intervals. Seconds of drawing: {escape(seconds)}.",
     )
 
 

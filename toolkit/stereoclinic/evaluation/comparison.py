@@ -104,6 +104,8 @@ def _within_groups(arm: Drawn, experiment: Experiment) -> dict:
     oracle, reference = experiment.arm(ALLOCATION), experiment.reference
     if reference is None or oracle.allotted is None or reference.allotted is None:
         return {}
+    if arm.name == OTHER:  # it shares its seeds with the reference, which brings them closer than two samples are
+        return {}
     groups = len(experiment.protocol.axis)
 
     def cells(group: Tensor) -> Tensor:
