@@ -17,7 +17,7 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.prompts import load_prompts, with_seeds
 
 FAITHFULNESS = Path(__file__).parents[2] / "benchmarks" / "faithfulness"
-NAMES = ("attributions", "judge", "run", "show")
+NAMES = ("attributions", "judge", "run", "show", "shares")
 AXIS = load_axis("gender")
 
 
@@ -102,3 +102,29 @@ def test_rankings_and_correlations(bench) -> None:
     assert bench["run"].pearson(scores, -scores).item() == pytest.approx(-1)
     mean, half = bench["show"].interval([1.0, 2.0, 3.0])
     assert (mean, round(half, 3)) == (2.0, 2.484)  # t(0.975, 2) = 4.303, over sqrt(3)
+
+
+def test_area_between_the_curves_of_generated_shares(bench) -> None:
+    """One that flips the tilt with its first neurons and keeps it with its last has 2, one that does nothing has 0."""
+
+    def curves(most: float, least: float) -> dict:
+        points = {side: [{"share": s, "tilt_left": t} for s in (0.005, 0.02, 0.05)] for side, t in
+                  (("most", most), ("least", least))}  # fmt: skip
+        return {"methods": {"m": {**points, "inserted": []}}}
+
+    assert bench["shares"].abpc(curves(-1.0, 1.0), "m") == pytest.approx(2)
+    assert bench["shares"].abpc(curves(1.0, 1.0), "m") == 0
+
+
+def test_giving_everything_back_is_the_model_and_nothing_the_balanced_point(bench, point, denoiser: Denoiser) -> None:
+    sites = find_sites(denoiser.unet)
+    neurons = sum(site.width for site in sites)
+    judge, at = bench["judge"], (point.latents, point.timestep)
+    balanced = judge.balanced_activations(denoiser, sites, *at, point.groups)
+    found = []
+    for kept in (torch.ones(neurons, dtype=torch.bool), torch.zeros(neurons, dtype=torch.bool)):
+        with torch.no_grad(), judge.given_back(denoiser.unet, sites, balanced, kept):
+            found.append(denoiser.predict(*at, point.neutral))
+    torch.testing.assert_close(found[0], point.prediction)
+    assert not torch.allclose(found[1], point.prediction)
+    assert not any(module._forward_pre_hooks for module in denoiser.unet.modules())
