@@ -43,8 +43,8 @@ class Settings:
         target: What is decomposed, see `target.TARGETS`.
         classifier_on: What the target "classifier" looks at: the "pictures" or the "latents" that a prediction
             amounts to.
-        collateral_every: Measure the off-axis row at each so-many-th measured step of a bin; it costs a backward pass,
-            and plans made with half of them are as good (benchmarks/mitigation/offaxis.py).
+        collateral_every: Measure the off-axis row at each so-many-th measured step of a bin; it costs a backward pass.
+            What leaving half of them out does to plans is asked by benchmarks/mitigation/offaxis.py.
     """
 
     composite: str = "gradient"  # benchmarks/faithfulness chose it
