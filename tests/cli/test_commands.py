@@ -203,6 +203,9 @@ def test_masks_whose_names_a_file_name_cannot_tell_apart(model, located, stereo,
     assert result.exit_code == 0, result.stderr
     lines = [json.loads(line) for line in (tmp_path / "o" / "images" / "metadata.jsonl").read_text().splitlines()]
     assert len({line["file_name"] for line in lines}) == len(lines) == 7 * 2 + 3 * 2
+    assert sorted(path.name for path in (tmp_path / "o").glob("*.png")) == [
+        "before_after-1-my-mask.png", "before_after.png",
+    ]  # fmt: skip
 
 
 def test_earlier_images_outlive_a_folder_that_cannot_be_replaced(tmp_path: Path, monkeypatch):

@@ -2,7 +2,7 @@
 
     FOLDER/results.json             every figure and where it came from
     FOLDER/images/.../*.png         every image, with metadata.jsonl, so that `datasets` reads it as an imagefolder
-    FOLDER/before_after.png         the same seeds untreated and treated
+    FOLDER/before_after*.png        the same seeds untreated and treated, one sheet a mask
 
 Everything is written under a temporary name first; a run that is stopped leaves what was there before.
 """
@@ -52,7 +52,9 @@ def write_results(folder: str | Path, experiments: Sequence[Experiment], provena
                 images.add(entry, picture)
     for i, experiment in enumerate(experiments):
         suffix = f"-guidance-{experiment.protocol.guidance:g}" if i else ""
-        write_image(folder / f"before_after{suffix}.png", before_after(experiment))
+        for j, name in enumerate(experiment.results["masks"] or [BALANCED]):
+            which = f"-{j}-{slug(name)}" if j else ""
+            write_image(folder / f"before_after{which}{suffix}.png", before_after(experiment, name))
     data = {
         "schema": SCHEMA,
         "provenance": provenance,
@@ -149,15 +151,14 @@ def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]
                     yield line, arm.images[at, i]
 
 
-def before_after(experiment: Experiment, seeds: int = 6) -> Image.Image:
-    """The same seeds untreated and by the first mask (the balanced oracle where there is none), a row an occupation."""
-    masks = experiment.results["masks"]
-    before, after = experiment.arm(UNTREATED), experiment.arm(masks[0] if masks else BALANCED)
+def before_after(experiment: Experiment, name: str, seeds: int = 6) -> Image.Image:
+    """The same seeds untreated and by one arm, a row an occupation."""
+    before, after = experiment.arm(UNTREATED), experiment.arm(name)
     rows = [
         SheetRow(label, list(before.images[p, :seeds]), list(after.images[p, :seeds]))
         for p, label in enumerate(experiment.protocol.prompts["label"])
     ]
-    return side_by_side(rows, ("untreated", f"mask {after.name}" if masks else after.name))
+    return side_by_side(rows, ("untreated", f"mask {name}" if name in experiment.results["masks"] else name))
 
 
 @dataclass(frozen=True)
