@@ -6,7 +6,7 @@ from datasets import Dataset
 
 from stereoclinic.axes import Axis, load_axis
 from stereoclinic.ddtd.neurons import find_sites
-from stereoclinic.ddtd.target import group_directions, lean
+from stereoclinic.ddtd.target import group_directions, lean, off_axis
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import sample
 from stereoclinic.errors import InputError
@@ -105,6 +105,27 @@ def test_a_high_price_leaves_the_model_alone(denoiser: Denoiser, samples: Datase
     assert dear.damping.mean() < 1e-3
     cheap = plan_stepwise(denoiser, AXIS, samples, Stepwise(**QUICK))
     assert cheap.damping.mean() > 10 * dear.damping.mean()
+
+
+def test_a_high_price_of_what_is_to_stay_keeps_it_there(denoiser: Denoiser, samples: Dataset) -> None:
+    """Along the age axis, as far as it is not the gender axis too; without it nothing holds that."""
+    rows, timestep = list(samples), denoiser.timesteps(4)[0]
+    latents, neutral = denoiser.noise(rows), denoiser.encode([row["prompt"] for row in rows])
+
+    def directions(axis: Axis) -> torch.Tensor:
+        texts = [group_prompts(row, axis) for row in rows]
+        passes = [denoiser.predict(latents, timestep, denoiser.encode([each[k] for each in texts])) for k in range(2)]
+        return group_directions(torch.stack(passes))[1]
+
+    age = load_axis("age")
+    along = off_axis(directions(age)[0], directions(AXIS))
+    untreated, moved = denoiser.predict(latents, timestep, neutral), []
+    for stay in ([age], []):
+        mask = plan_stepwise(denoiser, AXIS, samples, Stepwise(**{**QUICK, "keep": 1e4}), stay=stay)
+        with suppress(denoiser.unet, mask):
+            change = denoiser.predict(latents, timestep, neutral) - untreated
+        moved.append((change * along).flatten(1).sum(1).abs().mean().item())
+    assert moved[0] < 0.2 * moved[1]
 
 
 def test_only_candidates_are_damped(denoiser: Denoiser, samples: Dataset) -> None:
