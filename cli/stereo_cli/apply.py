@@ -173,15 +173,9 @@ def _axes_of(mask: "NeuronMask") -> "list[Axis]":
     from stereoclinic.axes import Axis, known_axes, load_axis
 
     found: dict[str, Axis] = {}
-    waiting = [mask.metadata]
-    while waiting:
-        metadata = waiting.pop()
+    for metadata in mask.origins:
         name, words = metadata.get("axis"), metadata.get("words")
-        selection = metadata.get("selection")
-        parts = selection.get("of") if isinstance(selection, dict) else None
-        if isinstance(parts, list):
-            waiting += [part for part in parts if isinstance(part, dict)]
-        elif name in known_axes():
+        if name in known_axes():
             found[str(name)] = load_axis(str(name))
         elif isinstance(words, list) and len(words) > 1:
             found[str(name)] = Axis(str(name), tuple(map(str, words)), tuple(map(str, words)))

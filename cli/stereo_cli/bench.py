@@ -200,7 +200,7 @@ def _check_seeds(name: str, mask: "NeuronMask", first: int, images: int) -> None
     from stereoclinic.errors import InputError
 
     last = first + images - 1
-    for seeds in _made_on(mask.metadata):
+    for seeds in _made_on(mask):
         if first <= seeds[1] and seeds[0] <= last:
             raise InputError(
                 f"judged seeds {first} to {last} overlap seeds {seeds[0]} to {seeds[1]}, on which mask {name} was made;"
@@ -208,20 +208,11 @@ def _check_seeds(name: str, mask: "NeuronMask", first: int, images: int) -> None
             )
 
 
-def _made_on(metadata: dict[str, Any]) -> list[list[int]]:
+def _made_on(mask: "NeuronMask") -> list[list[int]]:
     """The ranges of seeds that a mask was planned and dosed on, also those of the masks it is composed of."""
-    found, waiting = [], [metadata]
-    while waiting:
-        each = waiting.pop()
-        selection = each.get("selection")
-        parts = selection.get("of") if isinstance(selection, dict) else None
-        waiting += [
-            part for part in (parts if isinstance(parts, list) else [each.get("dose")]) if isinstance(part, dict)
-        ]
-        seeds = each.get("seeds")
-        if isinstance(seeds, list) and len(seeds) == 2:
-            found.append(seeds)
-    return found
+    made = [mask.metadata, *mask.origins]
+    made += [each["dose"] for each in made if isinstance(each.get("dose"), dict)]
+    return [each["seeds"] for each in made if isinstance(each.get("seeds"), list) and len(each["seeds"]) == 2]
 
 
 #: Names that --fail-above knows -> where the figure lies in an arm's results.

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from stereoclinic.sns.allocate import allotted_group
+from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
 
 SMALL = ("--limit", 2, "--seeds", 2, "--steps", 3, "--until", 300, "--mu", 0.01, "--keep", 0)
@@ -156,3 +158,14 @@ def test_bad_input_is_one_line(model, planned, located, stereo, tmp_path, monkey
     assert result.exit_code == 2, result.stdout
     assert says in result.stderr and len(result.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_composed_mask_is_not_judged_on_the_seeds_of_its_parts(model, planned, stereo, tmp_path: Path):
+    first = NeuronMask.load(planned)
+    second = replace(first, metadata={**first.metadata, "seeds": [70, 71]})
+    both = compose([first, second])
+    assert [each["seeds"] for each in both.origins] == [[0, 1], [70, 71]] and first.origins == [first.metadata]
+    both.save(tmp_path / "both.pt")
+    for seed in (0, 70):
+        result = stereo("bench", "--model", model, "--mask", tmp_path / "both.pt", "--seed", seed, "--images", 2)
+        assert result.exit_code == 2 and f"overlap seeds {seed} to" in result.stderr

@@ -99,6 +99,20 @@ class NeuronMask:
         """Whether images are allotted to groups."""
         return bool(self.groups)
 
+    @property
+    def origins(self) -> list[dict[str, Any]]:
+        """The metadata of every mask that this one is composed of; its own alone if it is composed of none."""
+        found, waiting = [], [self.metadata]
+        while waiting:
+            each = waiting.pop(0)
+            selection = each.get("selection")
+            parts = selection.get("of") if isinstance(selection, dict) else None
+            if isinstance(parts, list):
+                waiting += [part for part in parts if isinstance(part, dict)]
+            else:
+                found.append(each)
+        return found
+
     def group(self, name: str) -> Self:
         """The plain mask that images allotted to a group get.
 
