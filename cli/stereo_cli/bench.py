@@ -1,5 +1,6 @@
 """`stereo bench`: draw the same seeds with and without a mask, and compare."""
 
+import shutil
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,7 +45,19 @@ def bench(
         typer.Option(min=0, help="Guidance scale; may repeat.", show_default="the model's own"),
     ] = None,
     steps: common.Steps = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn together.")] = 50,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images drawn together on one device; fewer where memory runs out.")
+    ] = 50,
+    devices: common.Devices = 1,
+    num_nodes: common.NumNodes = 1,
+    strategy: common.Strategy = "auto",
+    parts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps what was drawn. What lies there is not drawn again, by any bench of this model.",
+            show_default="OUT/parts, until the results are written",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.json, the images and the sheets.")] = Path(
         "stereo-bench"
     ),
@@ -75,12 +88,15 @@ def bench(
 
     An allocating mask allots every image a group, from its prompt and seed alone; --shares says how many of each.
     Prompts that name a group are left alone by the gate, and are also drawn as if there were none.
+
+    A bench that was cut off goes on where it was when it is called again; with --parts so does one that was given a
+    further mask or guidance scale.
     """
     from stereoclinic.axes import known_axes, load_axis
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.arms import Experiment, Protocol
-    from stereoclinic.evaluation.experiment import images_to_draw, run
+    from stereoclinic.evaluation.experiment import arms_of, run
     from stereoclinic.evaluation.readers import PortraitsReader, can_read
     from stereoclinic.evaluation.report import check_folder, write_results
     from stereoclinic.prompts import load_prompts
@@ -107,7 +123,7 @@ def bench(
         )
     reads = PortraitsReader(reader_folder)
     others = tuple(each for each in map(load_axis, known_axes()) if each.name != chosen.name and can_read(reads, each))
-    denoiser = open_denoiser(model, device, dtype, variant)
+    denoiser = open_denoiser(model, dtype=dtype, variant=variant)  # Lightning moves it
     for mask in loaded.values():
         check_fits(mask, denoiser.unet, force)
     protocols = [
@@ -128,25 +144,38 @@ def bench(
     for name, mask in loaded.items():
         if (made_for := mask.metadata.get("axis")) not in (None, chosen.name):
             common.stderr().print(f"note: mask {name} was made for axis {made_for}, and is judged on {chosen.name}")
-    total = sum(images_to_draw(protocol, len(loaded)) for protocol in protocols)
+    total = sum(arms_of(denoiser, protocol, loaded, strength, force).images for protocol in protocols)
+    ranks = devices * num_nodes
     if dry_run:
         scales = ", ".join(f"{protocol.guidance:g}" for protocol in protocols)
         common.say(
             f"would draw {total} images ({len(rows)} prompts, {len(loaded)} mask(s), {protocols[0].steps} steps,"
-            f" guidance {scales}) on {device}, and write {out}"
+            f" guidance {scales}) on {ranks} device(s), {device}, and write {out}"
         )
         return
 
+    common.hush_lightning()
+    kept = parts or out / "parts"
     experiments: list[Experiment] = []
-    with common.progress_bar(total, f"judging {chosen.name}", quiet) as advance:
+    with common.threads_for(device, ranks), common.progress_bar(total, f"judging {chosen.name}", quiet) as advance:
         for protocol in protocols:
 
             def draw(arm: str, count: int, at: str = f"guidance {protocol.guidance:g}") -> None:
-                advance(count, f"{at}: {arm}")
+                advance(count * ranks, f"{at}: {arm}")
 
-            experiments.append(run(denoiser, reads, protocol, loaded, strength, draw, force))
+            found = run(
+                denoiser, reads, protocol, loaded, strength, draw, force, kept, common.warn,
+                accelerator=device, devices=devices, num_nodes=num_nodes,
+                strategy="ddp" if strategy == "auto" and ranks > 1 else strategy,
+            )  # fmt: skip
+            if found is not None:
+                experiments.append(found)
+    if not experiments:
+        return  # another rank writes
     provenance = _provenance(denoiser, chosen.name, rows, paths, loaded, strength, reader_folder)
     write_results(out, experiments, provenance)
+    if parts is None:
+        shutil.rmtree(kept, ignore_errors=True)
 
     results = [experiment.results for experiment in experiments]
     judged = next(iter(loaded), "untreated")

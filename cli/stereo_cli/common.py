@@ -97,6 +97,20 @@ def hush_lightning() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+@contextmanager
+def threads_for(device: str, ranks: int) -> Iterator[None]:
+    """One thread a rank where several share a CPU: they slow each other down badly otherwise."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if device == "cpu" and ranks > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def reader_folder(model: str, advice: str) -> Path:
     """The reader that a model brings.
 
@@ -161,6 +175,9 @@ Shares = Annotated[
         show_default="the same for all",
     ),
 ]
+Devices = Annotated[int, typer.Option(min=1, help="Devices, or processes on a CPU.")]
+NumNodes = Annotated[int, typer.Option(min=1, help="Machines.")]
+Strategy = Annotated[str, typer.Option(help="Lightning's strategy; auto is ddp on more than one device.")]
 Accelerator = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
 Precision = Annotated[str, typer.Option(help="Lightning's name: 32-true, bf16-mixed, ...")]
 Force = Annotated[bool, typer.Option("--force", help="Accept files made for other weights of the same shapes.")]

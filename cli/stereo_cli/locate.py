@@ -67,9 +67,9 @@ def locate(
     top: Annotated[float, typer.Option(min=0, help="top-k: how many neurons (a share when below 1).")] = 0.01,
     mask_root: Annotated[str, typer.Option(help="Damp toward zero, balanced, or a group's mean.")] = "zero",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples walked together on one device.")] = 16,
-    devices: Annotated[int, typer.Option(min=1, help="Devices, or processes on a CPU.")] = 1,
-    num_nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    strategy: Annotated[str, typer.Option(help="Lightning's strategy.")] = "auto",
+    devices: common.Devices = 1,
+    num_nodes: common.NumNodes = 1,
+    strategy: common.Strategy = "auto",
     accelerator: common.Accelerator = "auto",
     precision: common.Precision = "32-true",
     as_json: common.AsJson = False,
@@ -131,17 +131,13 @@ def locate(
         )
         return
 
-    import torch
-
     from stereoclinic.ddtd.module import locate as run
     from stereoclinic.ddtd.relevance import Relevance
 
     common.hush_lightning()
     ranks = devices * num_nodes
-    threads = torch.get_num_threads()
-    if device == "cpu" and ranks > 1:
-        torch.set_num_threads(1)  # ranks that share a CPU slow each other down badly otherwise
-    with common.progress_bar(len(samples) * measured, f"locating {chosen.name}", quiet) as advance:
+    bar = common.progress_bar(len(samples) * measured, f"locating {chosen.name}", quiet)
+    with common.threads_for(device, ranks), bar as advance:
         relevance = run(
             denoiser,
             chosen,
@@ -157,7 +153,6 @@ def locate(
             strategy="ddp" if strategy == "auto" and ranks > 1 else strategy,
             precision=precision,
         )
-    torch.set_num_threads(threads)
     if relevance is None:
         return  # another rank writes
     relevance.save(stored)

@@ -1,6 +1,8 @@
 """Digests that tell one model from another: of its shapes alone, and of its weights."""
 
 import hashlib
+import json
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,5 +31,15 @@ def weights_digest(module: nn.Module) -> str:
             )
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def plain_digest(plain: Any, *tensors: torch.Tensor) -> str:
+    """SHA-256 over plain data, as JSON with sorted keys, and tensors' shapes, dtypes and bytes."""
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}\n".encode())
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,9 +1,7 @@
 """DDTD as a Lightning predict loop: Lightning spreads the samples over devices, a metric adds their relevance up."""
 
-import signal
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -13,7 +11,6 @@ import lightning as L
 import torch
 from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from stereoclinic import prompts as prompt_sets
 from stereoclinic.axes import Axis
@@ -25,7 +22,8 @@ from stereoclinic.ddtd.target import Classifier
 from stereoclinic.ddtd.trajectory import Settings, bin_of, check_prompts, walk
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.digest import shapes_digest, weights_digest
-from stereoclinic.errors import Incomplete, InputError
+from stereoclinic.errors import Incomplete
+from stereoclinic.predict import predict
 
 #: A run that loses a larger share of its samples to values that are not finite is none.
 MOST_DROPPED = 0.01
@@ -164,24 +162,11 @@ def locate(
     how = settings.how(denoiser.unet, classifier)
     labels = list(dict.fromkeys(samples["label"]))
     module = DDTD(denoiser, axis, labels, settings, samples, classifier, progress, warn)
-    runner = L.Trainer(
-        inference_mode=False,  # relevance needs gradients; the default would forbid them
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **trainer,
-    )
-    if getattr(runner.strategy.launcher, "_start_method", None):
-        raise InputError(f"strategy {trainer.get('strategy')!r} keeps its results in processes of its own; use 'ddp'")
-    if len(samples) < runner.world_size:
-        raise InputError(f"{len(samples)} samples for {runner.world_size} devices: give more prompts or fewer devices")
-    unet = uncompiled(denoiser.unet)
-    digests = {"unet_shapes": shapes_digest(unet), "unet_weights": weights_digest(unet)}
-    with _put_back(denoiser, _CASTS.get(str(runner.precision))), _interruptible():
-        runner.predict(module, DataLoader(samples, batch_size, collate_fn=list), return_predictions=False)
+    runner = predict(module, denoiser, samples, batch_size, **trainer)
     if not runner.is_global_zero:
         return None
+    unet = uncompiled(denoiser.unet)
+    digests = {"unet_shapes": shapes_digest(unet), "unet_weights": weights_digest(unet)}
     seeds = sorted(set(samples["seed"]))
     metadata = {
         "model": denoiser.model,
@@ -214,35 +199,3 @@ def locate(
         metadata=metadata,
         timesteps=module.timesteps,
     )
-
-
-#: What Lightning casts the weights to, in place.
-_CASTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-
-
-@contextmanager
-def _put_back(denoiser: Denoiser, cast: torch.dtype | None) -> Iterator[None]:
-    """Leave the denoiser where it was and as precise as it was: Lightning casts it, and tears down to the CPU."""
-    device, dtype = denoiser.device, denoiser.unet.dtype
-    kept = None
-    if cast is not None and cast != dtype:
-        kept = {name: value.clone() for name, value in denoiser.unet.state_dict().items()}
-    try:
-        yield
-    finally:
-        if kept is not None:
-            denoiser.unet.load_state_dict(kept, assign=True)
-        denoiser.to(device)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Lightning turns Ctrl-C into exit code 1, as of a failure, and is deaf to it from then on."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as stop:
-        if not isinstance(stop.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from stop

@@ -12,36 +12,94 @@ Group prompts ("a photo of a female doctor") are drawn untreated and by each mas
 them alone: what the gate misses is treated so.
 """
 
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
-from stereoclinic.axes import Axis
 from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import sample
-from stereoclinic.evaluation.arms import (
-    ALLOCATION,
-    BALANCED,
-    OTHER,
-    RANDOM,
-    REFERENCE,
-    UNTREATED,
-    Drawn,
-    Experiment,
-    Protocol,
-)
+from stereoclinic.evaluation.arms import OTHER, RANDOM, REFERENCE, UNTREATED, Drawn, Experiment, Protocol
 from stereoclinic.evaluation.comparison import summarise
-from stereoclinic.evaluation.oracles import allocation_prompts, balanced_oracle
+from stereoclinic.evaluation.drawing import Part, Pictures, Store, draw, model_digest
+from stereoclinic.evaluation.mitigation import Mitigation, Suppressed
+from stereoclinic.evaluation.oracles import AllocationOracle, BalancedOracle
 from stereoclinic.evaluation.readers import PortraitsReader, group_columns
 from stereoclinic.prompts import group_prompts, with_seeds
-from stereoclinic.sns.allocate import allotted_group
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import random_like
-from stereoclinic.sns.treat import Treatment
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One mitigation on one set of samples, `count` of each prompt."""
+
+    name: str
+    mitigation: Mitigation
+    samples: list[dict]
+    count: int
+
+    def parts(self, protocol: Protocol, model: str) -> list[Part]:
+        size = protocol.batch_size
+        return [
+            Part(self.mitigation, self.samples[start : start + size], protocol.steps, protocol.guidance, model)
+            for start in range(0, len(self.samples), size)
+        ]
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Everything that an experiment draws."""
+
+    neutral: list[Arm]
+    grouped: list[Arm]
+    reference: Arm
+
+    def __iter__(self) -> Iterator[Arm]:
+        return iter([*self.neutral, *self.grouped, self.reference])
+
+    @property
+    def images(self) -> int:
+        return sum(len(arm.samples) for arm in self)
+
+
+def arms_of(
+    denoiser: Denoiser,
+    protocol: Protocol,
+    masks: dict[str, NeuronMask],
+    strength: float = 1.0,
+    force: bool = False,
+) -> Arms:
+    """What an experiment draws; arguments as of `run`."""
+    axis, n, m = protocol.axis, protocol.images, protocol.group_images
+    shares = [dict(protocol.shares)] if protocol.shares else []
+
+    def suppressed(name: str, mask: NeuronMask, gate: bool = True) -> Suppressed:
+        gates = [axis] if gate else []
+        return Suppressed(name, denoiser, mask, gates, strength, shares, protocol.guidance > 1, force)
+
+    judged = list(with_seeds(protocol.prompts, protocol.seed, n))
+    other = list(with_seeds(protocol.prompts, protocol.seed + n, n))
+    made = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
+    if masks:
+        made.append(suppressed(RANDOM, random_like(next(iter(masks.values())), seed=protocol.seed)))
+    made += [BalancedOracle(denoiser, axis), AllocationOracle(axis, protocol.target)]
+    neutral = [Arm(each.name, each, judged, n) for each in made]
+    neutral.append(Arm(OTHER, Mitigation(OTHER), other, n))
+    grouped = []
+    if m:
+        rows = [
+            {**row, "prompt": prompt, "wanted": group}
+            for row in with_seeds(protocol.prompts, protocol.seed, m)
+            for group, prompt in zip(axis.groups, group_prompts(row, axis), strict=True)
+        ]
+        ungated = [Mitigation(UNTREATED), *(suppressed(name, mask, gate=False) for name, mask in masks.items())]
+        grouped = [Arm(each.name, each, rows, m) for each in ungated]
+    return Arms(neutral, grouped, Arm(REFERENCE, AllocationOracle(axis, protocol.target), other, n))
 
 
 def run(
@@ -52,7 +110,10 @@ def run(
     strength: float = 1.0,
     progress: Callable[[str, int], None] | None = None,
     force: bool = False,
-) -> Experiment:
+    parts: Path | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+    **trainer: Any,
+) -> Experiment | None:
     """Draw every arm and compare.
 
     Args:
@@ -63,135 +124,72 @@ def run(
         strength: Of every mask.
         progress: Called with the arm's name and the number of images drawn.
         force: Apply masks that were made for other weights of the same shapes.
+        parts: Folder that keeps what was drawn: a run that was cut off goes on there, and whatever another run of the
+            same model has drawn there is not drawn again. By default a temporary one.
+        warn: Told what does not stop the run.
+        **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
+
+    Returns:
+        The experiment on rank zero, None on any other rank.
 
     Raises:
-        InputError: The reader does not know the axis.
+        InputError: The reader does not know the axis, or there are fewer batches than devices.
+        Incomplete: Pictures are missing at the end.
     """
     group_columns(reader, protocol.axis)  # refused before anything is drawn
+    arms = arms_of(denoiser, protocol, masks, strength, force)
+    model = model_digest(denoiser)
+    with tempfile.TemporaryDirectory() as temporary:
+        store = Store(Path(temporary) if parts is None else parts)
+        wanted = {id(arm): arm.parts(protocol, model) for arm in arms}
+        everything = [part for each in wanted.values() for part in each]
+        if not draw(denoiser, everything, store, progress, warn, **trainer):
+            return None
 
-    def draw(
-        name: str,
-        samples: Dataset,
-        count: int,
-        mask: NeuronMask | None = None,
-        oracle: str = "",
-        gate: bool = True,
-    ) -> Drawn:
-        treatment = None
-        if mask is not None:
-            treatment = Treatment(
-                denoiser.pipe,
-                mask,
-                [protocol.axis] if gate else [],
-                strength,
-                [protocol.shares] if protocol.shares else [],
-                protocol.guidance > 1,
-                force,
-            )
-        return _draw(denoiser, reader, protocol, name, samples, count, treatment, oracle, progress)
+        def read(arm: Arm) -> Drawn:
+            return _read(reader, protocol, arm, store.read(wanted[id(arm)]))
 
-    axis, n, m = protocol.axis, protocol.images, protocol.group_images
-    judged = with_seeds(protocol.prompts, protocol.seed, n)
-    _warm_up(denoiser, axis, list(judged.select(range(len(protocol.prompts)))), protocol)
-    neutral = [draw(UNTREATED, judged, n)]
-    neutral += [draw(name, judged, n, mask) for name, mask in masks.items()]
-    if masks:
-        neutral.append(draw(RANDOM, judged, n, random_like(next(iter(masks.values())), seed=protocol.seed)))
-    neutral.append(draw(BALANCED, judged, n, oracle=BALANCED))
-    neutral.append(draw(ALLOCATION, judged, n, oracle=ALLOCATION))
-    other = with_seeds(protocol.prompts, protocol.seed + n, n)
-    neutral.append(draw(OTHER, other, n))
-    reference = draw(REFERENCE, other, n, oracle=ALLOCATION)
-
-    grouped = []
-    if m:
-        rows = [
-            {**row, "prompt": prompt, "wanted": group}
-            for row in with_seeds(protocol.prompts, protocol.seed, m)
-            for group, prompt in zip(axis.groups, group_prompts(row, axis), strict=True)
-        ]
-        by_group = Dataset.from_list(rows)
-        grouped = [draw(UNTREATED, by_group, m)]
-        grouped += [draw(name, by_group, m, mask, gate=False) for name, mask in masks.items()]
-    experiment = Experiment(protocol, neutral, grouped, reference)
+        experiment = Experiment(
+            protocol,
+            [read(arm) for arm in arms.neutral],
+            [read(arm) for arm in arms.grouped],
+            read(arms.reference),
+        )
     experiment.results = summarise(experiment, list(masks))
     return experiment
 
 
-def images_to_draw(protocol: Protocol, masks: int) -> int:
-    """How many images `run` draws in all: the total of its progress."""
-    neutral = len(protocol.prompts) * protocol.images * (5 + masks + (masks > 0))
-    return neutral + len(protocol.prompts) * len(protocol.axis) * protocol.group_images * (1 + masks)
+def _read(reader: PortraitsReader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:
+    """What the reader sees in an arm's pictures, as they are saved: at eight bits a colour."""
+    axes = {each.name: group_columns(reader, each) for each in (protocol.axis, *protocol.others)}
+    reads: dict[str, list[Tensor]] = {name: [] for name in axes}
+    right, features = [], []
+    for start in range(0, len(arm.samples), protocol.batch_size):
+        rows = arm.samples[start : start + protocol.batch_size]
+        pictures = drawn.images[start : start + protocol.batch_size].float() / 255
+        seen = reader.read(pictures)
+        for name, (head, order) in axes.items():
+            reads[name].append(seen[head][:, order] / seen[head][:, order].sum(1, keepdim=True))
+        features.append(reader.features(pictures))
+        if "occupation" in seen:
+            known = reader.classes["occupation"]
+            asked = torch.tensor([known.index(row["label"]) if row["label"] in known else -1 for row in rows])
+            right.append(torch.where(asked >= 0, (seen["occupation"].argmax(1) == asked).float(), torch.nan))
 
-
-def _warm_up(denoiser: Denoiser, axis: Axis, rows: list[dict], protocol: Protocol) -> None:
-    """Encode every prompt and draw one picture for nothing, so that the first arm does not pay for all of them."""
-    for row in rows:
-        denoiser.encode([row["prompt"], *group_prompts(row, axis)])
-    sample(denoiser, rows[:1], [rows[0]["prompt"]], min(protocol.steps, 2), protocol.guidance)
-
-
-def _draw(
-    denoiser: Denoiser,
-    reader: PortraitsReader,
-    protocol: Protocol,
-    name: str,
-    samples: Dataset,
-    count: int,
-    treatment: Treatment | None,
-    oracle: str,
-    progress: Callable[[str, int], None] | None,
-) -> Drawn:
-    axis = protocol.axis
-    columns = {each.name: group_columns(reader, each) for each in (axis, *protocol.others)}
-    reads: dict[str, list[Tensor]] = {each: [] for each in columns}
-    right, features, images, allotted = [], [], [], []
-    seconds = 0.0
-    with treatment or nullcontext():
-        for start in range(0, len(samples), protocol.batch_size):
-            rows = [samples[i] for i in range(start, min(start + protocol.batch_size, len(samples)))]
-            prompts = [row["prompt"] for row in rows]
-            conditional = None
-            if oracle == ALLOCATION:
-                prompts = allocation_prompts(axis, rows, protocol.target)
-                allotted.append(torch.tensor([allotted_group(row, protocol.target) for row in rows]))
-            elif oracle == BALANCED:
-                conditional = balanced_oracle(denoiser, axis, rows)
-            if treatment is not None:
-                treatment.begin(rows)
-                if treatment.mask.allocates:
-                    groups = treatment.mask.groups
-                    own = [groups.index(each) if isinstance(each, str) else -1 for each in treatment.allotment(rows)]
-                    allotted.append(torch.tensor(own))
-            began = time.perf_counter()
-            pictures = sample(denoiser, rows, prompts, protocol.steps, protocol.guidance, conditional).cpu()
-            seconds += time.perf_counter() - began
-            seen = reader.read(pictures)
-            for each, (head, order) in columns.items():
-                reads[each].append(seen[head][:, order] / seen[head][:, order].sum(1, keepdim=True))
-            features.append(reader.features(pictures))
-            if "occupation" in seen:
-                known = reader.classes["occupation"]
-                wanted = torch.tensor([known.index(r["label"]) if r["label"] in known else -1 for r in rows])
-                right.append(torch.where(wanted >= 0, (seen["occupation"].argmax(1) == wanted).float(), torch.nan))
-            images.append((pictures * 255).round().to(torch.uint8))
-            if progress is not None:
-                progress(name, len(rows))
-
-    def by_prompt(parts: list[Tensor]) -> Tensor:
+    def by_prompt(values: Tensor) -> Tensor:
         """Samples come seed by seed, and within a seed prompt by prompt."""
-        return torch.cat(parts).unflatten(0, (count, -1)).transpose(0, 1).contiguous()
+        return values.unflatten(0, (arm.count, -1)).transpose(0, 1).contiguous()
 
-    occupation = by_prompt(right) if right else None
+    occupation = by_prompt(torch.cat(right)) if right else None
     if occupation is not None and occupation.isnan().all():
         occupation = None
     return Drawn(
-        name,
-        by_prompt(reads[axis.name]),
+        arm.name,
+        by_prompt(torch.cat(reads[protocol.axis.name])),
         occupation,
-        by_prompt(features),
-        by_prompt(images),
-        seconds,
-        {each.name: by_prompt(reads[each.name]) for each in protocol.others},
-        by_prompt(allotted) if allotted else None,
+        by_prompt(torch.cat(features)),
+        by_prompt(drawn.images),
+        drawn.seconds,
+        {each.name: by_prompt(torch.cat(reads[each.name])) for each in protocol.others},
+        None if drawn.allotted is None else by_prompt(drawn.allotted),
     )

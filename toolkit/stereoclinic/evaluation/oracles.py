@@ -5,14 +5,62 @@ No removal of lean can do better, and what it leaves is the model's own. The all
 allotted group's prompt: what a treatment that sets a distribution could reach.
 """
 
+from dataclasses import asdict
+
 import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import Conditional
+from stereoclinic.digest import plain_digest
+from stereoclinic.evaluation.arms import ALLOCATION, BALANCED
+from stereoclinic.evaluation.mitigation import Batch, Mitigation
 from stereoclinic.prompts import group_prompts
 from stereoclinic.sns.allocate import allotted_group, uniform
+
+
+class BalancedOracle(Mitigation):
+    """The conditional prediction is fbar within a window of the steps, and f outside.
+
+    Args:
+        denoiser: The model.
+        axis: The bias axis.
+        window: As shares of the run, from its start.
+    """
+
+    def __init__(self, denoiser: Denoiser, axis: Axis, window: tuple[float, float] = (0.0, 1.0)) -> None:
+        super().__init__(BALANCED)
+        self.denoiser, self.axis, self.window = denoiser, axis, window
+
+    def key(self) -> str:
+        return plain_digest([BALANCED, asdict(self.axis), self.window])
+
+    def begin(self, rows: list[dict]) -> Batch:
+        conditional = balanced_oracle(self.denoiser, self.axis, rows, self.window)
+        return Batch([row["prompt"] for row in rows], conditional)
+
+
+class AllocationOracle(Mitigation):
+    """Each image is drawn from the prompt of its allotted group.
+
+    Args:
+        axis: The bias axis.
+        shares: (K,) of the groups; uniform by default.
+    """
+
+    needs = "group words in prompts"
+
+    def __init__(self, axis: Axis, shares: Tensor | None = None) -> None:
+        super().__init__(ALLOCATION)
+        self.axis, self.shares = axis, uniform(len(axis)) if shares is None else shares
+
+    def key(self) -> str:
+        return plain_digest([ALLOCATION, asdict(self.axis), self.shares.tolist()])
+
+    def begin(self, rows: list[dict]) -> Batch:
+        allotted = torch.tensor([allotted_group(row, self.shares) for row in rows])
+        return Batch(allocation_prompts(self.axis, rows, self.shares), allotted=allotted)
 
 
 def balanced_oracle(

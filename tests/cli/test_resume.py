@@ -1,0 +1,56 @@
+"""A bench that was killed goes on where it was, on another number of devices too, and ends with the same figures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def figures(data: Any) -> Any:
+    """Results apart from times."""
+    if isinstance(data, dict):
+        return {name: figures(value) for name, value in data.items() if name not in ("seconds", "provenance")}
+    return [figures(value) for value in data] if isinstance(data, list) else data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_a_bench_that_was_stopped_ends_the_same(model, located, stereo, tmp_path: Path, how: signal.Signals):
+    arguments = [
+        "bench", "--model", model, "--mask", located, "--limit", 3, "--images", 8, "--group-images", 1, "--steps", 12,
+        "--batch-size", 2, "--accelerator", "cpu",
+    ]  # fmt: skip
+    out, whole = tmp_path / "stopped", tmp_path / "whole"
+    parts = out / "parts"
+    command = [sys.executable, "-m", "stereo_cli", *map(str, arguments), "-o", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
+        until = time.monotonic() + 240
+        while len(list(parts.glob("*.safetensors"))) < 3 and run.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        run.send_signal(how)
+        _, said = run.communicate(timeout=120)
+    drawn = {file.name: file.stat().st_mtime_ns for file in parts.glob("*.safetensors")}
+    assert len(drawn) >= 3 and not (out / "results.json").exists(), said
+    if how == signal.SIGINT:
+        assert run.returncode == 130 and "interrupted" in said
+
+    # On two devices, with the parts kept so that it can be seen which are new.
+    run = subprocess.run(
+        [*command, "--parts", str(parts), "--devices", "2"], env=environment, capture_output=True, text=True,
+        timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    after = {file.name: file.stat().st_mtime_ns for file in parts.glob("*.safetensors")}
+    assert len(after) > len(drawn) and all(after[name] == drawn[name] for name in drawn)
+
+    assert stereo(*arguments, "-o", whole, "--quiet").exit_code == 0
+    assert not (whole / "parts").exists()  # its work is done
+    results = [json.loads((folder / "results.json").read_text()) for folder in (out, whole)]
+    assert figures(results[0]) == figures(results[1])

@@ -1,0 +1,155 @@
+"""Drawing in parts: each is drawn once, whatever was there before, and however the work is cut."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stereoclinic.axes import load_axis
+from stereoclinic.denoisers import open_denoiser
+from stereoclinic.errors import Incomplete, InputError
+from stereoclinic.evaluation.drawing import Part, Pictures, Store, draw, model_digest
+from stereoclinic.evaluation.mitigation import Batch, Mitigation
+from stereoclinic.evaluation.oracles import AllocationOracle, BalancedOracle
+from stereoclinic.prompts import load_prompts, with_seeds
+
+AXIS = load_axis("gender")
+
+
+class Counting(Mitigation):
+    """The model as it is, and how often it was asked."""
+
+    def __init__(self, name: str, fails_after: int | None = None, most: int | None = None) -> None:
+        super().__init__(name)
+        self.begun, self.inside, self.fails_after, self.most = 0, False, fails_after, most
+
+    def __enter__(self) -> "Counting":
+        self.inside = True
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.inside = False
+
+    def begin(self, rows: list[dict]) -> Batch:
+        assert self.inside
+        if self.most is not None and len(rows) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        if self.begun == self.fails_after:
+            raise ZeroDivisionError
+        self.begun += 1
+        return super().begin(rows)
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory: pytest.TempPathFactory):
+    from tests.cli.conftest import write_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_model(folder, seed=0)
+    return open_denoiser(folder)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return list(with_seeds(load_prompts("portraits", 3), 40, 2))
+
+
+def parts(denoiser, rows: list[dict], mitigation: Mitigation, size: int = 2, **how) -> list[Part]:
+    how = {"steps": 2, "guidance": 1.0, "model": model_digest(denoiser), **how}
+    return [Part(mitigation, rows[start : start + size], **how) for start in range(0, len(rows), size)]
+
+
+def test_what_was_drawn_is_not_drawn_again(denoiser, rows, tmp_path: Path):
+    store, counting = Store(tmp_path), Counting("a")
+    cut = parts(denoiser, rows, counting)
+    assert draw(denoiser, cut, store, accelerator="cpu")
+    first = store.read(cut)
+    assert counting.begun == 3 and first.images.shape == (6, 3, 64, 64) and first.seconds > 0
+    counted: list[tuple[str, int]] = []
+    assert draw(denoiser, cut, store, lambda *done: counted.append(done), accelerator="cpu")
+    assert counting.begun == 3 and counted == [("a", 2)] * 3
+    assert torch.equal(store.read(cut).images, first.images)
+
+
+def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(denoiser, rows, tmp_path: Path):
+    whole, broken = Store(tmp_path / "whole"), Store(tmp_path / "broken")
+    expected = parts(denoiser, rows, Counting("a"))
+    draw(denoiser, expected, whole, accelerator="cpu")
+    with pytest.raises(ZeroDivisionError):
+        draw(denoiser, parts(denoiser, rows, Counting("a", fails_after=2)), broken, accelerator="cpu")
+    with pytest.raises(Incomplete, match="missing"):
+        broken.read(expected)
+    resumed = Counting("a")
+    draw(denoiser, parts(denoiser, rows, resumed), broken, accelerator="cpu")
+    assert resumed.begun == 1
+    assert torch.equal(broken.read(expected).images, whole.read(expected).images)
+    assert not list((tmp_path / "broken").glob("*.tmp"))
+
+
+def test_pictures_do_not_depend_on_how_much_fits_in_memory(denoiser, rows, tmp_path: Path):
+    whole, halved, said = Store(tmp_path / "whole"), Store(tmp_path / "halved"), []
+    cut = parts(denoiser, rows, Counting("a"), size=6)
+    draw(denoiser, cut, whole, accelerator="cpu")
+    draw(denoiser, parts(denoiser, rows, Counting("a", most=3), size=6), halved, warn=said.append, accelerator="cpu")
+    difference = whole.read(cut).images.int() - halved.read(cut).images.int()
+    assert difference.abs().max() <= 1  # of 255: rounding
+    assert len(said) == 1 and "going on with 3" in said[0]
+
+
+def test_keys_tell_apart_whatever_changes_a_picture(denoiser, rows):
+    def key(mitigation: Mitigation = Mitigation("a"), those: list[dict] = rows, **how: object) -> str:  # noqa: B008
+        return parts(denoiser, those, mitigation, len(those), **how)[0].key
+
+    others = [
+        key(those=rows[:3]),
+        key(those=[{**row, "seed": row["seed"] + 1} for row in rows]),
+        key(steps=3),
+        key(guidance=2.0),
+        key(model="another"),
+        key(BalancedOracle(denoiser, AXIS)),
+        key(BalancedOracle(denoiser, AXIS, (0.0, 0.5))),
+        key(BalancedOracle(denoiser, load_axis("age"))),
+        key(AllocationOracle(AXIS)),
+        key(AllocationOracle(AXIS, torch.tensor([0.3, 0.7], dtype=torch.float64))),
+    ]
+    assert len({key(), *others}) == 1 + len(others)
+    assert key() == key(Mitigation("of another name"))  # the same pictures
+
+
+def test_the_models_digest_follows_weights_and_scheduler(denoiser):
+    before = model_digest(denoiser)
+    weight = denoiser.pipe.vae.decoder.conv_out.bias
+    kept, scheduler = weight.data.clone(), denoiser.pipe.scheduler
+    weight.data += 1
+    assert model_digest(denoiser) != before
+    weight.data.copy_(kept)
+    assert model_digest(denoiser) == before
+    denoiser.pipe.scheduler = type(scheduler).from_config(scheduler.config, beta_schedule="scaled_linear", beta_end=0.1)
+    assert model_digest(denoiser) != before
+    denoiser.pipe.scheduler = scheduler
+
+
+def test_allotted_groups_come_back_in_the_samples_order(denoiser, rows, tmp_path: Path):
+    store, oracle = Store(tmp_path), AllocationOracle(AXIS)
+    draw(denoiser, cut := parts(denoiser, rows, oracle, size=4), store, accelerator="cpu")
+    assert store.read(cut).allotted.tolist() == oracle.begin(rows).allotted.tolist()
+
+
+def test_fewer_batches_than_devices_and_folders_that_cannot_be_made(denoiser, rows, tmp_path: Path):
+    with pytest.raises(InputError, match=r"1 batches for 2 devices: give fewer devices, or a smaller --batch-size"):
+        draw(
+            denoiser, parts(denoiser, rows, Mitigation("a"), 6), Store(tmp_path), accelerator="cpu", devices=2,
+            strategy="ddp",
+        )  # fmt: skip
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        Store(tmp_path / "file" / "parts")
+
+
+def test_a_damaged_part_is_named(denoiser, rows, tmp_path: Path):
+    store, (part,) = Store(tmp_path), parts(denoiser, rows, Mitigation("a"), 6)
+    store.keep(part, Pictures(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), None, 1.0))
+    file = next(tmp_path.iterdir())
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="truncated"):
+        store.read([part])

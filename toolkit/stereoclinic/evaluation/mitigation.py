@@ -1,0 +1,129 @@
+"""What an arm of an experiment does to the model while it draws: nothing, a mask, an oracle, another's method.
+
+with mitigation:
+    batch = mitigation.begin(rows)
+    sample(denoiser, rows, batch.prompts, ..., batch.conditional)
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from stereoclinic.axes import Axis
+from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.denoisers.sampling import Conditional
+from stereoclinic.digest import plain_digest
+from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.treat import Treatment
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How the next pictures are drawn.
+
+    Args:
+        prompts: What each is conditioned on.
+        conditional: Replaces the conditional prediction, see `denoisers.sampling.sample`.
+        allotted: (B,) the group each was allotted to, -1 where it was left alone; None where none are allotted.
+    """
+
+    prompts: list[str]
+    conditional: Conditional | None = None
+    allotted: Tensor | None = None
+
+
+class Mitigation:
+    """The model as it is; others inherit from it and do something.
+
+    Args:
+        name: Of the arm.
+    """
+
+    #: What it was made from: labels, training, images. Printed beside its figures.
+    needs = ""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def key(self) -> str:
+        """Tells it from every other mitigation of the same model: what was drawn under a key is never drawn again."""
+        return type(self).__name__
+
+    def begin(self, rows: list[dict]) -> Batch:
+        """Announce the next pictures, samples with `prompt` and `seed`."""
+        return Batch([row["prompt"] for row in rows])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pass
+
+
+class Suppressed(Mitigation):
+    """Stereotype Neuron Suppression by a mask; an allocating one allots every image a group by its seed.
+
+    Args:
+        name: Of the arm.
+        denoiser: The model.
+        mask: What to damp.
+        axes: Axes whose groups the gate looks for; empty opens it.
+        strength: Scales the damping, 0 to 1.
+        shares: Of the groups, see `shares_of`.
+        guided: Whether batches hold the unconditional half.
+        force: Accept a mask that was made for other weights of the same shapes.
+    """
+
+    needs = "prompts"
+
+    def __init__(
+        self,
+        name: str,
+        denoiser: Denoiser,
+        mask: NeuronMask,
+        axes: Sequence[Axis] = (),
+        strength: float = 1.0,
+        shares: Sequence[dict[str, float]] = (),
+        guided: bool = False,
+        force: bool = False,
+    ) -> None:
+        super().__init__(name)
+        self.treatment = Treatment(denoiser.pipe, mask, axes, strength, shares, guided, force)
+        self.strength = strength
+
+    def key(self) -> str:
+        mask, shares = self.treatment.mask, self.treatment.shares
+        about: dict[str, Any] = {
+            "sites": [(site.name, site.width) for site in mask.sites],
+            "branch": mask.branch,
+            "groups": mask.groups,
+            "strength": self.strength,
+            "shares": None if shares is None else shares.tolist(),
+            "gate": [asdict(axis) for axis in self.treatment.axes],
+        }
+        tensors = [mask.factors, mask.bin_edges] + ([] if mask.roots is None else [mask.roots])
+        return plain_digest(about, *tensors)
+
+    def begin(self, rows: list[dict]) -> Batch:
+        self.treatment.begin(rows)
+        allotted = None
+        if self.treatment.mask.allocates:
+            groups = self.treatment.mask.groups
+            named = self.treatment.allotment(rows)
+            allotted = torch.tensor([groups.index(each) if isinstance(each, str) else -1 for each in named])
+        return Batch([row["prompt"] for row in rows], allotted=allotted)
+
+    def __enter__(self) -> Self:
+        self.treatment.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.treatment.__exit__(kind, value, traceback)

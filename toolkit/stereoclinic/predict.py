@@ -1,0 +1,94 @@
+"""Lightning's predict loop as this house runs it: a frozen model, items spread over ranks, nothing kept in memory.
+
+`ddtd.module` measures relevance through it, `evaluation.drawing` draws pictures.
+"""
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.errors import InputError
+
+
+def predict(
+    module: L.LightningModule,
+    denoiser: Denoiser,
+    items: Sequence[Any],
+    batch_size: int,
+    *,
+    what: str = "samples",
+    advice: str = "give more prompts or fewer devices",
+    **trainer: Any,
+) -> L.Trainer:
+    """Run a module's predict loop over items, and leave the denoiser in weights, precision and place as it came.
+
+    Args:
+        module: Its `predict_step` is given lists of items.
+        denoiser: What the module wraps.
+        items: Every rank gets its part of them.
+        batch_size: Items together on one device.
+        what: The items are called, in errors.
+        advice: What to do where there are fewer items than ranks.
+        **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy, precision.
+
+    Returns:
+        The trainer, which knows whether this is rank zero.
+
+    Raises:
+        InputError: Fewer items than ranks, or a strategy whose processes would keep the results to themselves.
+        KeyboardInterrupt: As pressed.
+    """
+    runner = L.Trainer(
+        inference_mode=False,  # relevance needs gradients; the default would forbid them
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **trainer,
+    )
+    if getattr(runner.strategy.launcher, "_start_method", None):
+        raise InputError(f"strategy {trainer.get('strategy')!r} keeps its results in processes of its own; use 'ddp'")
+    if len(items) < runner.world_size:
+        raise InputError(f"{len(items)} {what} for {runner.world_size} devices: {advice}")
+    with _put_back(denoiser, _CASTS.get(str(runner.precision))), _interruptible():
+        loader: DataLoader = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
+        runner.predict(module, loader, return_predictions=False)
+    return runner
+
+
+#: What Lightning casts the weights to, in place.
+_CASTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+
+
+@contextmanager
+def _put_back(denoiser: Denoiser, cast: torch.dtype | None) -> Iterator[None]:
+    """Leave the denoiser where it was and as precise as it was: Lightning casts it, and tears down to the CPU."""
+    device, dtype = denoiser.device, denoiser.unet.dtype
+    kept = None
+    if cast is not None and cast != dtype:
+        kept = {name: value.clone() for name, value in denoiser.unet.state_dict().items()}
+    try:
+        yield
+    finally:
+        if kept is not None:
+            denoiser.unet.load_state_dict(kept, assign=True)
+        denoiser.to(device)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning turns Ctrl-C into exit code 1, as of a failure, and is deaf to it from then on."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from stop
