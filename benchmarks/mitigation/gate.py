@@ -22,7 +22,7 @@ from stereoclinic.ddtd.target import group_directions, lean
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.evaluation.statistics import wilson_interval
-from stereoclinic.prompts import BUILT_IN, group_prompts, occupation_prompts, with_seeds, write
+from stereoclinic.prompts import BUILT_IN, group_prompts, load_prompts, occupation_prompts, with_seeds, write
 from stereoclinic.sns.gate import by_lean, is_neutral
 
 BOUNDS = (0.05, 0.1, 0.2, 0.3)
@@ -60,8 +60,8 @@ def main() -> None:
     table = Table("axis", "prompts", "missed", "false alarms", title="The gate by words")
     for name in known_axes():
         axis = load_axis(name)
-        for source, occupations in BUILT_IN.items():
-            rows = list(occupation_prompts(occupations))
+        for source in BUILT_IN:
+            rows = list(load_prompts(source))
             named = [is_neutral(text, axis) for row in rows for text in group_prompts(row, axis)]
             neutral = [not is_neutral(write(row), axis) for row in rows]
             found["words"][f"{name}, {source}"] = {

@@ -1,6 +1,8 @@
 """`stereo bench`: draw the same seeds with and without a mask, and compare."""
 
+import shlex
 import shutil
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,9 +60,19 @@ def bench(
             show_default="OUT/parts, until the results are written",
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of results.json, the images and the sheets.")] = Path(
-        "stereo-bench"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder of report.html, results.json, the images and the sheets.")
+    ] = Path("stereo-bench"),
+    relevance: Annotated[
+        Path | None,
+        typer.Option(help="What the mask was chosen from, for the lean curves of report.html.", show_default=False),
+    ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for TensorBoard, every figure as a scalar; needs the extra `tensorboard`.", show_default=False
+        ),
+    ] = None,
     reader: Annotated[
         str,
         typer.Option(help="What tells the groups apart: `portraits` (the reader in the model's folder), or a folder."),
@@ -93,12 +105,14 @@ def bench(
     further mask or guidance scale.
     """
     from stereoclinic.axes import known_axes, load_axis
+    from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.arms import Experiment, Protocol
     from stereoclinic.evaluation.experiment import arms_of, run
     from stereoclinic.evaluation.readers import PortraitsReader, can_read
     from stereoclinic.evaluation.report import check_folder, write_results
+    from stereoclinic.evaluation.scalars import check_tensorboard, log_scalars
     from stereoclinic.prompts import load_prompts
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask
@@ -114,6 +128,11 @@ def bench(
     chosen = load_axis(axis or _own_axis(loaded) or "gender")
     rows = load_prompts(prompts, limit)
     check_folder(out)
+    located = None if relevance is None else Relevance.load(relevance)
+    if located is not None and tuple(located.groups) != chosen.groups:
+        raise InputError(f"--relevance {relevance} is of {', '.join(located.groups)}, not of axis {chosen.name}")
+    if tensorboard is not None:
+        check_tensorboard(tensorboard)
     device = common.device_of(accelerator)
     reader_folder = Path(reader)
     if reader == "portraits":
@@ -173,7 +192,9 @@ def bench(
     if not experiments:
         return  # another rank writes
     provenance = _provenance(denoiser, chosen.name, rows, paths, loaded, strength, reader_folder)
-    write_results(out, experiments, provenance)
+    write_results(out, experiments, provenance, loaded, located)
+    if tensorboard is not None:
+        log_scalars(tensorboard, [experiment.results for experiment in experiments])
     if parts is None:
         shutil.rmtree(kept, ignore_errors=True)
 
@@ -189,7 +210,8 @@ def bench(
         for each in results:
             for table in bench_tables(each):
                 console.print(table)
-        common.say(f"wrote {out / 'results.json'}, {out / 'images'} and {out / 'before_after.png'}")
+        names = ("report.html", "results.json", "images")
+        common.say(f"wrote {', '.join(str(out / name) for name in names)} and {out / 'before_after.png'}")
     if exceeded:
         common.fail("; ".join(exceeded), common.FAILED)
 
@@ -229,19 +251,12 @@ def _check_seeds(name: str, mask: "NeuronMask", first: int, images: int) -> None
     from stereoclinic.errors import InputError
 
     last = first + images - 1
-    for seeds in _made_on(mask):
+    for seeds in mask.made_on:
         if first <= seeds[1] and seeds[0] <= last:
             raise InputError(
                 f"judged seeds {first} to {last} overlap seeds {seeds[0]} to {seeds[1]}, on which mask {name} was made;"
                 f" give --seed {seeds[1] + 1} or higher"
             )
-
-
-def _made_on(mask: "NeuronMask") -> list[list[int]]:
-    """The ranges of seeds that a mask was planned and dosed on, also those of the masks it is composed of."""
-    made = [mask.metadata, *mask.origins]
-    made += [each["dose"] for each in made if isinstance(each.get("dose"), dict)]
-    return [each["seeds"] for each in made if isinstance(each.get("seeds"), list) and len(each["seeds"]) == 2]
 
 
 #: Names that --fail-above knows -> where the figure lies in an arm's results.
@@ -311,5 +326,6 @@ def _provenance(
         "strength": strength,
         "masks": {name: {"file": str(paths[name]), **mask.metadata} for name, mask in masks.items()},
         "versions": versions,
+        "command": shlex.join(["stereo", *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -1,11 +1,11 @@
-"""`stereo mask`: make a mask anew, from stored relevance or from other masks, without a pass over the model."""
+"""`stereo mask`: make a mask anew, from stored relevance or from other masks; only a dose needs the model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common
+from stereo_cli import common, dosing
 
 if TYPE_CHECKING:
     from stereoclinic.sns.mask import NeuronMask
@@ -115,15 +115,40 @@ def mask(
             show_default="1.0",
         ),
     ] = None,
+    dose: dosing.Bound = None,
+    confirm: dosing.Confirm = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="--dose: the model to dose on.", show_default="the one it was made for"),
+    ] = None,
+    dtype: common.Dtype = "float32",
+    variant: common.Variant = None,
+    axis: Annotated[
+        str | None, typer.Option("--axis", help="--dose: axis of the lean.", show_default="the file's")
+    ] = None,
+    prompts: common.Prompts = "portraits",
+    limit: common.Limit = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="--dose: first seed.", show_default="after those that the mask was made on"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="--dose: seeds a prompt.")] = 2,
+    steps: common.Steps = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=0, help="--dose: scale that the mask will be used at.", show_default="the model's own"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="--dose: samples through the model together.")] = 36,
+    accelerator: common.Accelerator = "auto",
     force: Annotated[
-        bool, typer.Option("--force", help="Compose masks that were made for different weights of the same shapes.")
+        bool, typer.Option("--force", help="Take masks that were made for other weights of the same shapes.")
     ] = False,
     as_json: common.AsJson = False,
     quiet: common.Quiet = False,
     dry_run: common.DryRun = False,
     config: common.Config = None,
 ) -> None:
-    """Make a mask anew without a pass over the model: choose again, change one, or compose several.
+    """Make a mask anew: choose again, change one, compose several, or find its dose (which alone runs the model).
 
     \b
     stereo mask gender.relevance.safetensors --mu 4 -o gentle.pt         choose again, at another price
@@ -131,6 +156,7 @@ def mask(
     stereo mask gender.pt --strength 0.5 --until 800 -o less.pt          half the damping, at the noisiest steps
     stereo mask gender.pt -o gender.safetensors                          the same in the other format
     stereo mask gender.pt age.pt -o both.pt                              one mask of two: factors multiply
+    stereo mask gender.pt --dose 0.3 --guidance 4 -o dosed.pt            as weak as leaves a mean lean of 0.3
 
     `stereo locate` keeps the relevance beside the mask. Chosen again with the same options, the mask is the same.
     """
@@ -177,6 +203,25 @@ def mask(
         made = _from_relevance(files[0], settings, (strength or [1.0])[0], quiet)
         done = f"chosen by {method} from {files[0]}"
 
+    if dose is None and confirm is not None:
+        raise InputError("--confirm: give --dose BOUND, which is what images confirm")
+    found = None
+    if dose is not None and not dry_run:
+        from stereoclinic.axes import load_axis
+        from stereoclinic.denoisers import open_denoiser
+        from stereoclinic.prompts import load_prompts
+        from stereoclinic.sns.fits import check_fits
+
+        name = model or str(made.metadata.get("model", "portraits"))
+        chosen, rows = load_axis(axis or str(made.metadata.get("axis"))), load_prompts(prompts, limit)
+        device = common.device_of(accelerator)
+        denoiser = open_denoiser(name, device, dtype, variant)
+        check_fits(made, denoiser.unet, force)
+        first = max((last + 1 for _, last in made.made_on), default=0) if seed is None else seed
+        scale = denoiser.defaults.guidance if guidance is None else guidance
+        how = dosing.Dosing(dose, first, seeds, confirm, steps or denoiser.defaults.steps, scale, batch_size)
+        made, found = dosing.give_dose(made, denoiser, name, chosen, rows, how, device, force, quiet)
+
     summary = mask_summary(made)
     if dry_run:
         total = summary["total"]
@@ -184,15 +229,18 @@ def mask(
         return
     made.save(out)
     if as_json:
-        common.print_json({"mask": summary, "files": {"mask": str(out), "from": [str(path) for path in files]}})
+        written = {"mask": str(out), "from": [str(path) for path in files]}
+        common.print_json({"mask": summary, "dose": found, "files": written})
         return
 
     from stereo_cli.tables import mask_table
 
     common.stdout().print(mask_table(summary))
+    if dose is not None and found is not None:
+        dosing.say_dose(dose, found)
     common.say(f"wrote {out}, {done}")
-    axis, *others = str(summary["axis"]).split("+")  # as compositions are named
-    common.say(f"next: stereo bench --mask {out}" + f" --axis {axis}" * bool(others))
+    own, *others = str(summary["axis"]).split("+")  # as compositions are named
+    common.say(f"next: stereo bench --mask {out}" + f" --axis {own}" * bool(others))
 
 
 def _from_relevance(file: Path, settings: dict[str, Any], strength: float, quiet: bool) -> "NeuronMask":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from stereo_cli import common
+from stereo_cli import common, dosing
 
 
 @common.guarded
@@ -81,14 +81,8 @@ def plan(
         float | None,
         typer.Option(min=0, help="Guidance scale it is planned at.", show_default="the model's own"),
     ] = None,
-    dose: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Then weaken the mask to the smallest strength that keeps mean |lean - target| under this.",
-            show_default=False,
-        ),
-    ] = None,
+    dose: dosing.Bound = None,
+    confirm: dosing.Confirm = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples through the model together.")] = 36,
     force: common.Force = False,
     accelerator: common.Accelerator = "auto",
@@ -107,8 +101,6 @@ def plan(
     are exact derivatives at the treated point, so no relevance file is needed; --among keeps to the neurons that
     stereo locate found.
     """
-    from dataclasses import replace
-
     from stereoclinic.axes import known_axes, load_axis
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
@@ -136,9 +128,9 @@ def plan(
     file = out or Path(f"{chosen.name}-{'allocated' if allocate else 'balanced'}.pt")
     common.check_target(file, "--out", (".pt", ".safetensors"))
     device = common.device_of(accelerator)
-    denoiser = open_denoiser(model or str(said.get("model", "portraits")), device, dtype, variant)
+    name = model or str(said.get("model", "portraits"))
+    denoiser = open_denoiser(name, device, dtype, variant)
 
-    from stereoclinic.sns.dose import find_dose
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.select import most_relevant
     from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
@@ -166,14 +158,12 @@ def plan(
         mask = plan_stepwise(denoiser, chosen, samples, settings, allocate, others, candidates, advance)
     found = None
     if dose is not None:
-        after = with_seeds(rows, seed + seeds, max(1, seeds // 2))
-        with common.progress_bar(7, "dosing", quiet) as advance:
-            found = find_dose(
-                denoiser, chosen, after, mask, dose, settings.steps, scale, batch_size=batch_size,
-                progress=lambda strength, left: advance(1, f"strength {strength:.2f} leaves {left:.2f}"),
-            )  # fmt: skip
-        dosed = {"bound": dose, "strength": found.strength, "left": found.left, "seeds": _range(after["seed"])}
-        mask = replace(mask, factors=1 - found.strength * (1 - mask.factors), metadata={**mask.metadata, "dose": dosed})
+        how = dosing.Dosing(dose, seed + seeds, max(1, seeds // 2), confirm, settings.steps, scale, batch_size)
+        try:
+            mask, found = dosing.give_dose(mask, denoiser, name, chosen, rows, how, device, force, quiet)
+        except InputError as error:  # the plan took minutes
+            mask.save(file)
+            raise InputError(f"{error}; {file} holds the mask as it was planned") from error
     mask.save(file)
 
     from stereo_cli.tables import mask_table
@@ -181,21 +171,10 @@ def plan(
 
     summary = mask_summary(mask)
     if as_json:
-        common.print_json({"mask": summary, "dose": found and vars(found), "file": str(file)})
+        common.print_json({"mask": summary, "dose": found, "file": str(file)})
         return
     common.stdout().print(mask_table(summary))
-    if found is not None:
-        common.say(
-            f"dose: strength {found.strength:.2f} leaves mean |lean - target| {found.left:.3f} (bound {dose:g});"
-            f" {_tried(found.tried)}"
-        )
+    if dose is not None and found is not None:
+        dosing.say_dose(dose, found)
     common.say(f"wrote {file}")
     common.say(f"next: stereo bench --mask {file}")
-
-
-def _range(seeds: list[int]) -> list[int]:
-    return [min(seeds), max(seeds)]
-
-
-def _tried(tried: list[tuple[float, float]]) -> str:
-    return "tried " + ", ".join(f"{strength:.2f}: {left:.2f}" for strength, left in tried)

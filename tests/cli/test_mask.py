@@ -257,3 +257,40 @@ def test_an_allocating_mask_is_summed_up_by_the_mean_over_its_groups(stereo, loc
     result = stereo("mask", tmp_path / "a.pt", "--strength", 0.5, "-o", tmp_path / "b.safetensors")
     assert "allotted to (female, male)" in " ".join(result.stdout.split())
     torch.testing.assert_close(NeuronMask.load(tmp_path / "b.safetensors").damping, mask.damping / 2)
+
+
+def test_a_dose_is_found_on_further_seeds_and_confirmed_by_images(model, located, stereo, tmp_path: Path):
+    whole = NeuronMask.load(located)
+    arguments = ("mask", located, "--model", model, "--limit", 2, "--seeds", 1, "--quiet", "--guidance", 2)
+    none = stereo(*arguments, "--dose", 0, "-o", tmp_path / "none.pt")
+    full, untreated = (float(x) for x in re.findall(r"target\| of ([\d.]+) \(([\d.]+) untreated", none.stderr)[0])
+    assert none.exit_code == 2 and full < untreated and not (tmp_path / "none.pt").exists()
+    bound = (full + untreated) / 2
+    result = stereo(*arguments, "--dose", bound, "--confirm", 3, "-o", tmp_path / "dosed.pt", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["dose"]
+    made = NeuronMask.load(tmp_path / "dosed.pt")
+    assert found["left"] <= bound and 0 < found["strength"] < 1
+    torch.testing.assert_close(made.damping, found["strength"] * whole.damping, rtol=0, atol=1e-6)
+    # It was located on seeds 0 and 1; 2 doses it, and 3 to 5 confirm.
+    seen = found["confirmed"]
+    assert seen["seeds"] == [3, 5] and seen["images"] == 3 and made.metadata["dose"]["seeds"] == [2, 5]
+    assert seen["change"]["estimate"] == pytest.approx(seen["after"]["estimate"] - seen["before"]["estimate"])
+    assert seen["before"]["low"] <= seen["before"]["high"] and seen["floor"]["mean"] > 0
+    assert [2, 5] in made.made_on
+    said = stereo(*arguments, "--dose", bound, "--confirm", 2, "-o", tmp_path / "said.pt")
+    assert "confirmed on 2 images a prompt, seeds 3 to 4: parity gap" in said.stdout
+    unseen = stereo(*arguments, "--dose", bound, "--confirm", 0, "-o", tmp_path / "unseen.pt", "--json")
+    assert json.loads(unseen.stdout)["dose"]["confirmed"] is None
+
+
+def test_what_a_dose_refuses(model, located, stereo, tmp_path: Path):
+    arguments = ("mask", located, "--model", model, "-o", tmp_path / "m.pt")
+    for given, says in (
+        (("--confirm", 4), "--confirm: give --dose"),
+        (("--dose", 0.1, "--confirm", 1), "an interval needs 2 images"),
+        (("--dose", 0.1, "--model", "nobody/nothing"), "nobody/nothing"),
+    ):
+        result = stereo(*arguments, *given)
+        assert result.exit_code == 2 and says in result.stderr
+        assert not (tmp_path / "m.pt").exists()

@@ -14,7 +14,7 @@ them alone: what the gate misses is treated so.
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,27 +136,35 @@ def run(
         InputError: The reader does not know the axis, or there are fewer batches than devices.
         Incomplete: Pictures are missing at the end.
     """
-    group_columns(reader, protocol.axis)  # refused before anything is drawn
     arms = arms_of(denoiser, protocol, masks, strength, force)
+    found = drawn(denoiser, reader, protocol, list(arms), progress, parts, warn, **trainer)
+    if found is None:
+        return None
+    neutral, grouped = len(arms.neutral), len(arms.grouped)
+    experiment = Experiment(protocol, found[:neutral], found[neutral : neutral + grouped], found[-1])
+    experiment.results = summarise(experiment, list(masks))
+    return experiment
+
+
+def drawn(
+    denoiser: Denoiser,
+    reader: PortraitsReader,
+    protocol: Protocol,
+    arms: Sequence[Arm],
+    progress: Callable[[str, int], None] | None = None,
+    parts: Path | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+    **trainer: Any,
+) -> list[Drawn] | None:
+    """Draw arms and read their pictures; arguments and errors as of `run`, None on any rank but the first."""
+    group_columns(reader, protocol.axis)  # refused before anything is drawn
     model = model_digest(denoiser)
     with tempfile.TemporaryDirectory() as temporary:
         store = Store(Path(temporary) if parts is None else parts)
-        wanted = {id(arm): arm.parts(protocol, model) for arm in arms}
-        everything = [part for each in wanted.values() for part in each]
-        if not draw(denoiser, everything, store, progress, warn, **trainer):
+        wanted = [arm.parts(protocol, model) for arm in arms]
+        if not draw(denoiser, [part for each in wanted for part in each], store, progress, warn, **trainer):
             return None
-
-        def read(arm: Arm) -> Drawn:
-            return _read(reader, protocol, arm, store.read(wanted[id(arm)]))
-
-        experiment = Experiment(
-            protocol,
-            [read(arm) for arm in arms.neutral],
-            [read(arm) for arm in arms.grouped],
-            read(arms.reference),
-        )
-    experiment.results = summarise(experiment, list(masks))
-    return experiment
+        return [_read(reader, protocol, arm, store.read(each)) for arm, each in zip(arms, wanted, strict=True)]
 
 
 def _read(reader: PortraitsReader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:

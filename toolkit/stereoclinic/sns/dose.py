@@ -8,7 +8,7 @@ images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -94,6 +94,14 @@ def find_dose(
         middle = (weak + strong) / 2
         weak, strong = (weak, middle) if left(middle) <= bound else (middle, strong)
     return Dose(strong, tried[strong], sorted(tried.items()))
+
+
+def dosed(mask: NeuronMask, found: Dose, bound: float, samples: Dataset) -> NeuronMask:
+    """The mask at the strength that was found; `metadata["dose"]` says how, and on which seeds."""
+    seeds = samples["seed"]
+    about = {"bound": bound, "strength": found.strength, "left": found.left, "seeds": [min(seeds), max(seeds)]}
+    factors = 1 - found.strength * (1 - mask.factors)
+    return replace(mask, factors=factors, metadata={**mask.metadata, "dose": about})
 
 
 @torch.no_grad()

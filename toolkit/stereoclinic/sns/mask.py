@@ -113,6 +113,13 @@ class NeuronMask:
                 found.append(each)
         return found
 
+    @property
+    def made_on(self) -> list[list[int]]:
+        """The ranges of seeds, [first, last], that a mask was planned and dosed on, also those it is composed of."""
+        made = [self.metadata, *self.origins]
+        made += [each["dose"] for each in made if isinstance(each.get("dose"), dict)]
+        return [each["seeds"] for each in made if isinstance(each.get("seeds"), list) and len(each["seeds"]) == 2]
+
     def group(self, name: str) -> Self:
         """The plain mask that images allotted to a group get.
 

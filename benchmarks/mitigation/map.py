@@ -1,0 +1,128 @@
+"""Ways of choosing and damping neurons against one another, one thing changed at a time: what defaults are chosen by.
+
+    python benchmarks/mitigation/map.py gender.relevance.safetensors --guidance 2 --out map.json
+    python benchmarks/mitigation/map.py gender.relevance.safetensors --mask gender-allocated.pt --only default
+
+Every mask draws the same calibration seeds beside the model untreated, its ceilings and a random mask: parity gap,
+what it leaves as it was, and what people of each group look like. `--mask` adds masks of `stereo plan`, which takes
+minutes each. These seeds choose; what is chosen is judged on others, by `stereo bench`. Pictures are kept in `--parts`,
+so a further mask costs its own alone.
+"""
+
+import argparse
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from pareto import collect, tables
+from rich.console import Console
+from rich.progress import Progress
+
+from stereoclinic.axes import known_axes, load_axis
+from stereoclinic.ddtd.relevance import Relevance
+from stereoclinic.denoisers import open_denoiser
+from stereoclinic.evaluation.arms import Protocol
+from stereoclinic.evaluation.experiment import arms_of, run
+from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.files import write_text
+from stereoclinic.prompts import occupation_prompts
+from stereoclinic.sns.choose import Selection, adjusted, choose
+from stereoclinic.sns.mask import NeuronMask
+
+CALIBRATION_SEED = 100  # beyond the seeds that locate measures, before those that bench judges
+
+#: Name -> what is changed of `Selection`, the default of `stereo locate`.
+VARIATIONS: dict[str, dict] = {
+    "default": {},
+    "price 0.1": {"mu": 0.1},
+    "price 0.3": {"mu": 0.3},
+    "price 3": {"mu": 3.0},
+    "overshoot 0.5": {"overshoot": 0.5},
+    "overshoot 1": {"overshoot": 1.0},
+    "t >= 800": {"until": 800.0},
+    "t >= 400": {"until": 400.0},
+    "all steps": {"until": 0.0},
+    "feed-forward only": {"kinds": ("ff",)},
+    "attention only": {"kinds": ("attention",)},
+    "convolutions only": {"kinds": ("conv",)},
+    "balanced root": {"root": "balanced"},
+    "conditional half": {"branch": "conditional"},
+    "one for all steps": {"per_bin": False},
+    "at most 10 %": {"at_most": 0.1},
+    "at most 1 %": {"at_most": 0.01},
+    "top 0.2 %": {"select": "top-k", "top": 0.002},
+    "top 0.5 %": {"select": "top-k", "top": 0.005},
+    "top 2 %": {"select": "top-k", "top": 0.02},
+}
+STRENGTHS = (0.25, 0.5, 0.75)  # of the default
+
+
+def grid(relevance: Relevance, only: list[str]) -> dict[str, NeuronMask]:
+    """Name -> mask; `only` keeps the names that match one of these patterns."""
+    neurons = sum(site.width for site in relevance.sites)
+
+    def wanted(name: str) -> bool:
+        return not only or any(re.search(each, name) for each in only)
+
+    made = {}
+    for name, changed in VARIATIONS.items():
+        if wanted(name):
+            if "at_most" in changed:
+                changed = {"at_most": round(changed["at_most"] * neurons)}
+            made[name] = choose(relevance, replace(Selection(), **changed))
+    weaker = [share for share in STRENGTHS if wanted(f"strength {share:g}")]
+    if weaker:
+        default = choose(relevance, Selection())
+        made |= {f"strength {share:g}": adjusted(default, share) for share in weaker}
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("relevance", type=Path, nargs="+", help="masks of several are named by their files")
+    parser.add_argument("--mask", type=Path, action="append", default=[], help="further masks; repeatable")
+    parser.add_argument("--model", default="portraits")
+    parser.add_argument("--axis", default="gender")
+    parser.add_argument("--images", type=int, default=8, help="images a prompt")
+    parser.add_argument("--group-images", type=int, default=2, help="images a group prompt")
+    parser.add_argument("--guidance", type=float, action="append", help="repeatable; default: 2")
+    parser.add_argument("--only", action="append", default=[], help="keep masks whose name matches; repeatable")
+    parser.add_argument("--parts", type=Path, default=Path("map-parts"), help="folder that keeps pictures")
+    parser.add_argument("--out", type=Path, default=Path("map.json"))
+    options = parser.parse_args()
+
+    denoiser, axis = open_denoiser(options.model), load_axis(options.axis)
+    assert denoiser.folder is not None
+    reader = PortraitsReader(denoiser.folder / "reader")
+    masks = {}
+    for path in options.relevance:
+        before = f"{path.name.split('.')[0]}: " if len(options.relevance) > 1 else ""
+        masks |= {before + name: mask for name, mask in grid(Relevance.load(path), options.only).items()}
+    masks |= {path.stem: NeuronMask.load(path) for path in options.mask}
+    others = tuple(load_axis(name) for name in known_axes() if name != axis.name)
+    prompts = occupation_prompts(reader.classes["occupation"])
+    found = []
+    for guidance in options.guidance or [2.0]:
+        protocol = Protocol(
+            axis, prompts, options.images, options.group_images, CALIBRATION_SEED, denoiser.defaults.steps, guidance,
+            others=others,
+        )  # fmt: skip
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task(f"guidance {guidance:g}", total=arms_of(denoiser, protocol, masks).images)
+
+            def advance(arm: str, count: int, task=task, progress=progress) -> None:
+                progress.update(task, advance=count, description=arm)
+
+            experiment = run(denoiser, reader, protocol, masks, progress=advance, parts=options.parts)
+        assert experiment is not None
+        found.append(experiment.results)
+        write_text(options.out, json.dumps({"experiments": found}, indent=1))
+    collected, _, about = collect([options.out])
+    console = Console(width=170)
+    for table in tables(collected, about, 1):
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What damping costs a step of the denoiser: hooked, and fused, against the same UNet untouched.
+
+    python benchmarks/speed/suppression.py                                   # portraits, on the CPU
+    python benchmarks/speed/suppression.py --model sd15 --device cuda --batch 4
+
+A guided batch: half of it unconditional. Every mask damps every neuron in five bins of timesteps, the most that a mask
+can hold; `1 %` damps that share. Both passes run in turn in one process; the figure is the median of the pairs' ratios
+with its bootstrap interval. `nothing` runs the untouched UNet twice: what of a ratio is noise.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import measure
+import torch
+from problems import MODELS, Problem, build
+
+from stereoclinic.ddtd.neurons import find_sites
+from stereoclinic.sns.damp import suppress
+from stereoclinic.sns.fuse import fuse, unfuse
+from stereoclinic.sns.mask import NeuronMask
+
+EDGES = torch.tensor([1000.0, 800.0, 600.0, 400.0, 200.0, 0.0])
+GROUPS = ("female", "male")
+KINDS = ("nothing", "every neuron", "1 %", "conditional half", "rooted", "allotted", "fused")
+
+
+def mask_of(kind: str, problem: Problem) -> NeuronMask:
+    """Random factors; what they are costs nothing."""
+    sites = find_sites(problem.unet)
+    bins, neurons = len(EDGES) - 1, sum(site.width for site in sites)
+    drawn = torch.Generator().manual_seed(0)
+    shape = (len(GROUPS), bins, neurons) if kind == "allotted" else (bins, neurons)
+    factors = 0.5 + 0.5 * torch.rand(shape, generator=drawn)
+    if kind == "1 %":
+        factors[:, torch.rand(neurons, generator=drawn) > 0.01] = 1.0
+    if kind == "fused":
+        factors = factors[:1].expand(bins, -1).clone()
+    roots = torch.randn(shape, generator=drawn) if kind == "rooted" else None
+    branch = "conditional" if kind in ("conditional half", "allotted") else "both"
+    groups = GROUPS if kind == "allotted" else ()
+    return NeuronMask(sites, EDGES, factors, roots=roots, branch=branch, groups=groups)
+
+
+@contextmanager
+def treated(kind: str, mask: NeuronMask | None, problem: Problem) -> Iterator[None]:
+    """As a user would: attached once, and left on for a whole run."""
+    if mask is None:
+        yield
+    elif kind == "fused":
+        pipe = SimpleNamespace(unet=problem.unet)
+        fuse(pipe, mask)
+        yield
+        unfuse(pipe)
+    else:
+        with suppress(problem.unet, mask, guided=True) as suppression:
+            if mask.allocates:
+                images = len(problem.latents) // 2
+                suppression.allot([GROUPS[i % len(GROUPS)] for i in range(images)])
+            yield
+
+
+def compare(kind: str, problem: Problem, pairs: int, device: str) -> dict[str, Any]:
+    """Ratio of a treated pass to an untouched one.
+
+    Hooks come on and off between the passes of a pair, outside what is timed.
+    """
+    mask = None if kind == "nothing" else mask_of(kind, problem)
+    # Steps of one run walk the same few timesteps: a guided batch is at one of them.
+    problem.timestep = problem.timestep[:1].expand(len(problem.latents)).clone()
+    step = partial(problem.predict, problem.latents, problem.states)
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for number in range(pairs + 2):
+            for which in (0, 1) if number % 2 == 0 else (1, 0):
+                with treated(kind, mask, problem) if which else nullcontext():
+                    step()  # what is prepared once a run and bin is no step's cost
+                    own = [measure.seconds(step, device) for _ in range(3)]
+                if number >= 2:
+                    times[which].append(sorted(own)[1])
+    return {"time": measure.ratio(times[1], times[0]), "plain_seconds": sorted(times[0])[pairs // 2]}
+
+
+def job(options: dict[str, Any]) -> dict[str, Any]:
+    """What a process of its own does."""
+    torch.set_num_threads(options["threads"])
+    dtype = measure.dtype_of(SimpleNamespace(**options))  # type: ignore[arg-type]
+    problem = build(options["model"], options["batch"], options["device"], dtype)
+    return compare(options["kind"], problem, options["pairs"], options["device"])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--model", action="append", choices=tuple(MODELS), help="repeatable; default: portraits")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; default: all")
+    parser.add_argument("--batch", type=int, default=16, help="of both halves together")
+    parser.add_argument("--pairs", type=int, default=20)
+    options = parser.parse_args(arguments)
+    if options.job:
+        measure.answer(job, options.job)
+        return
+    about, collected = measure.environment(options), []
+    for model in options.model or ["portraits"]:
+        rows, notes = [], []
+        for kind in options.kind or KINDS:
+            found = measure.in_own_process(__file__, "time", options, model=model, kind=kind)
+            collected.append({"model": model, "kind": kind, **found})
+            if "error" in found:
+                rows.append([kind, "failed"])
+                notes.append(f"{kind}: {found['error']}")
+            else:
+                rows.append([kind, *measure.as_text(found["time"]), f"{1000 * found['plain_seconds']:.0f}"])
+        measure.show(
+            f"{model}: damped step / the same step untouched; batch {options.batch}, {about['dtype']},"
+            f" {about['device']}, {about['threads']} threads, load {about['load']:.1f}",
+            ["mask", "time", "95 %", "plain ms"],
+            rows,
+            notes,
+        )
+    if options.json:
+        Path(options.json).write_text(json.dumps({"environment": about, "rows": collected}, indent=2))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,123 @@
+"""What `stereo plan --dose` and `stereo mask --dose` share: the dose from leans, then a few images to confirm it."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stereo_cli import common
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from stereoclinic.axes import Axis
+    from stereoclinic.denoisers.base import Denoiser
+    from stereoclinic.sns.mask import NeuronMask
+
+Bound = Annotated[
+    float | None,
+    typer.Option(
+        "--dose",
+        min=0,
+        help="Weaken the mask to the smallest strength that keeps mean |lean - target| under this, on further seeds.",
+        show_default=False,
+    ),
+]
+Confirm = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="--dose: then draw so many images a prompt, on further seeds, without and with the mask; 0 for none.",
+        show_default="4, where the model brings a reader",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Dosing:
+    """How a mask is dosed.
+
+    Args:
+        bound: Of mean |lean - target|.
+        first: First seed to dose on; those that confirm follow the last of them.
+        seeds: Seeds a prompt to dose on.
+        images: Images a prompt that confirm; 0 for none, None for 4 where the model brings a reader.
+        steps: Of the scheduler.
+        guidance: As it will be used.
+        batch_size: Samples through the model together.
+    """
+
+    bound: float
+    first: int
+    seeds: int
+    images: int | None
+    steps: int
+    guidance: float
+    batch_size: int
+
+
+def give_dose(
+    mask: "NeuronMask",
+    denoiser: "Denoiser",
+    model: str,
+    axis: "Axis",
+    rows: "Dataset",
+    how: Dosing,
+    device: str,
+    force: bool,
+    quiet: bool,
+) -> tuple["NeuronMask", dict[str, Any]]:
+    """The mask at its dose, and what is to be said of it as plain data."""
+    from stereoclinic.denoisers import model_folder
+    from stereoclinic.errors import InputError
+    from stereoclinic.evaluation.arms import Protocol
+    from stereoclinic.evaluation.confirm import confirm
+    from stereoclinic.evaluation.readers import PortraitsReader, group_columns
+    from stereoclinic.prompts import with_seeds
+    from stereoclinic.sns.dose import dosed, find_dose
+
+    if how.images == 1:
+        raise InputError("--confirm 1: an interval needs 2 images a prompt or more; 0 draws none")
+    reader, images = None, how.images
+    if images is None:
+        folder = model_folder(model)
+        images = 4 if folder is not None and (folder / "reader").is_dir() else 0
+    if images:
+        reader = PortraitsReader(common.reader_folder(model, "give --confirm 0 to dose by leans alone"))
+        group_columns(reader, axis)
+    samples = with_seeds(rows, how.first, how.seeds)
+    with common.progress_bar(7, "dosing", quiet) as advance:
+        found = find_dose(
+            denoiser, axis, samples, mask, how.bound, how.steps, how.guidance, batch_size=how.batch_size, force=force,
+            progress=lambda strength, left: advance(1, f"strength {strength:.2f} leaves {left:.2f}"),
+        )  # fmt: skip
+    made = dosed(mask, found, how.bound, samples)
+    said: dict[str, Any] = {**vars(found), "confirmed": None}
+    if reader is not None:
+        common.hush_lightning()
+        further = how.first + how.seeds
+        protocol = Protocol(axis, rows, images, 0, further, how.steps, how.guidance, how.batch_size)
+        with common.progress_bar(2 * images * len(rows), "confirming", quiet) as advance:
+            seen = confirm(
+                denoiser, reader, protocol, made, lambda arm, count: advance(count, arm), common.warn, force,
+                accelerator=device, devices=1,
+            )  # fmt: skip
+        said["confirmed"] = seen.plain()
+        dose = {**made.metadata["dose"], "confirmed": seen.plain(), "seeds": [how.first, further + images - 1]}
+        made = replace(made, metadata={**made.metadata, "dose": dose})
+    return made, said
+
+
+def say_dose(bound: float, said: dict[str, Any]) -> None:
+    tried = ", ".join(f"{strength:.2f}: {left:.2f}" for strength, left in said["tried"])
+    common.say(
+        f"dose: strength {said['strength']:.2f} leaves mean |lean - target| {said['left']:.3f} (bound {bound:g});"
+        f" tried {tried}"
+    )
+    if (seen := said["confirmed"]) is not None:
+        before, after, floor = seen["before"], seen["after"], seen["floor"]
+        common.say(
+            f"confirmed on {seen['images']} images a prompt, seeds {seen['seeds'][0]} to {seen['seeds'][1]}: parity gap"
+            f" {before['estimate']:.2f} -> {after['estimate']:.2f} [{after['low']:.2f}, {after['high']:.2f}]; a fair"
+            f" model shows {floor['mean']:.2f}, below {floor['upper']:.2f}"
+        )
