@@ -1,6 +1,8 @@
 """`stereo locate`: find the neurons that carry a stereotype."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,6 +74,10 @@ def locate(
     strategy: common.Strategy = "auto",
     accelerator: common.Accelerator = "auto",
     precision: common.Precision = "32-true",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a run that was cut off, on however many devices."),
+    ] = False,
     as_json: common.AsJson = False,
     quiet: common.Quiet = False,
     dry_run: common.DryRun = False,
@@ -124,6 +130,12 @@ def locate(
     if until >= edges[0]:
         raise InputError(f"--until {until:g}: nothing is left to damp; timesteps run from {edges[0]:g} down to 0")
     stored = file.with_name(f"{file.stem}.relevance.safetensors")
+    shards = file.with_name(f"{file.stem}.shards")
+    if shards.exists() and not resume:
+        raise InputError(
+            f"{shards} holds what a run measured that was cut off; go on with it by --resume, or remove it to start"
+            " anew"
+        )
     if dry_run:
         common.say(
             f"would measure {len(samples)} samples ({len(rows)} prompts x {seeds} seeds) at {measured} of"
@@ -137,7 +149,7 @@ def locate(
     common.hush_lightning()
     ranks = devices * num_nodes
     bar = common.progress_bar(len(samples) * measured, f"locating {chosen.name}", quiet)
-    with common.threads_for(device, ranks), bar as advance:
+    with _says_what_is_kept(shards), common.threads_for(device, ranks), bar as advance:
         relevance = run(
             denoiser,
             chosen,
@@ -147,6 +159,7 @@ def locate(
             classifier=classifier,
             progress=lambda count: advance(count * ranks),
             warn=common.warn,
+            shards=shards,
             accelerator=device,
             devices=devices,
             num_nodes=num_nodes,
@@ -156,6 +169,7 @@ def locate(
     if relevance is None:
         return  # another rank writes
     relevance.save(stored)
+    shutil.rmtree(shards, ignore_errors=True)
     # The file keeps sums in float32: choosing from what it holds is what lets `stereo mask` choose the same again.
     relevance = Relevance.load(stored)
     mask = choose(relevance, selection)
@@ -177,6 +191,17 @@ def locate(
     console.print(mask_table(damping))
     common.say(f"wrote {file} and {stored}")
     common.say(f"next: stereo bench --mask {file}")
+
+
+@contextmanager
+def _says_what_is_kept(shards: Path) -> Iterator[None]:
+    """Whatever stops a run, what it measured is not lost: say how to go on."""
+    try:
+        yield
+    except BaseException:
+        if shards.is_dir():
+            common.warn(f"{shards} keeps what was measured; the same command with --resume goes on with it")
+        raise
 
 
 def _reader_of(model: str, axis: "Axis") -> "Callable[[Tensor], Tensor]":

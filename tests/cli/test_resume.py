@@ -1,4 +1,4 @@
-"""A bench that was killed goes on where it was, on another number of devices too, and ends with the same figures."""
+"""What was cut off goes on where it was, on another number of devices too, and ends with the same figures."""
 
 import json
 import os
@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from stereoclinic.ddtd.module import DDTD
+from stereoclinic.ddtd.relevance import STATES, Relevance
+from stereoclinic.ddtd.shards import Shards
 
 
 def figures(data: Any) -> Any:
@@ -54,3 +58,33 @@ def test_a_bench_that_was_stopped_ends_the_same(model, located, stereo, tmp_path
     assert not (whole / "parts").exists()  # its work is done
     results = [json.loads((folder / "results.json").read_text()) for folder in (out, whole)]
     assert figures(results[0]) == figures(results[1])
+
+
+def test_locate_goes_on_when_it_is_told_to(model, stereo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    arguments = ("locate", "--model", model, "--limit", 3, "--seeds", 2, "--every", 1, "--bins", 2, "--quiet")
+    arguments += ("--batch-size", 1, "--accelerator", "cpu")
+    whole, cut, shards = tmp_path / "whole.pt", tmp_path / "cut.pt", tmp_path / "cut.shards"
+    assert stereo(*arguments, "-o", whole).exit_code == 0
+    step, write = DDTD.predict_step, Shards.write
+
+    def interrupted(self: DDTD, batch: list[dict], batch_idx: int) -> Any:
+        if batch_idx == 4:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shards, "write", lambda self, *what: write(self, *what[:4], last=True))
+        patch.setattr(DDTD, "predict_step", interrupted)
+        result = stereo(*arguments, "-o", cut)
+    assert result.exit_code == 130 and "--resume goes on" in result.stderr and shards.is_dir() and not cut.exists()
+
+    result = stereo(*arguments, "-o", cut)
+    assert result.exit_code == 2 and "go on with it by --resume" in result.stderr
+    result = stereo(*arguments, "-o", cut, "--resume", "--guidance", 2)
+    assert result.exit_code == 2 and "guidance was 1.0 and is 2.0" in result.stderr
+    assert stereo(*arguments, "-o", cut, "--resume").exit_code == 0
+    assert not shards.exists()
+    one, two = (Relevance.load(path.with_name(f"{path.stem}.relevance.safetensors")) for path in (whole, cut))
+    for name in STATES:
+        a, b = getattr(one, name), getattr(two, name)
+        assert (a - b).abs().max() <= 1e-6 * a.abs().max(), name

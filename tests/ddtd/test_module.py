@@ -91,8 +91,9 @@ def test_an_interrupted_run_says_so_and_leaves_the_keyboard_alive(
 def test_missing_samples_are_not_a_result(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     class Forgetful(module.DDTD):
         def predict_step(self, batch, batch_idx):
-            self.samples_done -= 1
-            return super().predict_step(batch, batch_idx)
+            done = super().predict_step(batch, batch_idx)
+            self.samples_done.pop()
+            return done
 
     monkeypatch.setattr(module, "DDTD", Forgetful)
     with pytest.raises(Incomplete, match="of 2 samples"):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,7 +17,8 @@ from stereoclinic import prompts as prompt_sets
 from stereoclinic.axes import Axis
 from stereoclinic.ddtd.memory import Portions
 from stereoclinic.ddtd.neurons import find_sites
-from stereoclinic.ddtd.relevance import Relevance, RelevanceSums
+from stereoclinic.ddtd.relevance import STATES, Relevance, RelevanceSums
+from stereoclinic.ddtd.shards import Kept, Shards
 from stereoclinic.ddtd.step import uncompiled
 from stereoclinic.ddtd.target import Classifier
 from stereoclinic.ddtd.trajectory import Settings, bin_of, check_prompts, walk
@@ -41,6 +43,8 @@ class DDTD(L.LightningModule):
         classifier: For the target of that name.
         progress: Called after each measured step with the number of samples in it.
         warn: Told what does not stop the run: a batch that did not fit in memory, a sample that was dropped.
+        shards: Keeps what was measured as the run goes; None keeps nothing.
+        kept: What earlier attempts measured; the loop is to be given the other samples.
 
     After the run `total` holds the sums over all ranks, on the CPU, and `dropped` how many samples fell out.
     """
@@ -58,6 +62,8 @@ class DDTD(L.LightningModule):
         classifier: Classifier | None = None,
         progress: Callable[[int], None] | None = None,
         warn: Callable[[str], None] = warnings.warn,
+        shards: Shards | None = None,
+        kept: Kept = Kept(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.denoiser, self.axis, self.labels, self.settings = denoiser, axis, labels, settings
@@ -71,7 +77,10 @@ class DDTD(L.LightningModule):
         neurons = sum(site.width for site in self.sites)
         self.sums = RelevanceSums(len(labels), settings.bins, len(axis), neurons, len(self.timesteps))
         self.portions = Portions(warn=warn)
-        self.samples_done = self.samples_dropped = 0
+        self.shards, self.kept = shards, kept
+        self.numbers = {(row["prompt"], row["seed"]): number for number, row in enumerate(samples)}
+        self.samples_done: list[int] = []
+        self.samples_dropped = 0
         self.first_fault = ""
 
     def on_predict_start(self) -> None:
@@ -93,8 +102,14 @@ class DDTD(L.LightningModule):
             self.sums.update(labels, seeds, bin_, number, replace(step, faults=lost))
             if self.progress is not None:
                 self.progress(len(batch))
-        self.samples_done += len(batch)
+        self.samples_done += [self.numbers[row["prompt"], row["seed"]] for row in batch]
+        self._keep()
         return torch.tensor(len(batch))
+
+    def _keep(self, last: bool = False) -> None:
+        if self.shards is not None:
+            sums = {name: getattr(self.sums, name) for name in STATES}
+            self.shards.write(self.global_rank, sums, self.samples_done, self.samples_dropped, last)
 
     def _drop(self, row: dict, timestep: float, where: str) -> None:
         self.samples_dropped += 1
@@ -110,16 +125,15 @@ class DDTD(L.LightningModule):
         The ranks add up here, while their sums lie on the device: Lightning's teardown moves them to the CPU, where
         a group of GPUs cannot gather them.
         """
-        counts = torch.tensor([self.samples_done, self.samples_dropped], device=self.device)
-        done, self.dropped = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        self._keep(last=True)
+        counts = torch.tensor([len(self.samples_done), self.samples_dropped], device=self.device)
+        done, dropped = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        done, self.dropped = done + len(self.kept.done), dropped + self.kept.dropped
         if done != len(self.samples):
             raise Incomplete(f"{done} of {len(self.samples)} samples were measured; run again")
-        if self.dropped > MOST_DROPPED * done:
-            raise Incomplete(
-                f"{self.dropped} of {done} samples were dropped, more than {MOST_DROPPED:.0%}:"
-                f" {self.first_fault or 'on another device, values were not finite'}; try --precision 32-true"
-            )
-        self.total = {name: value.cpu() for name, value in self.sums.compute().items()}
+        _check_dropped(self.dropped, done, self.first_fault)
+        before = self.kept.sums() if self.global_rank == 0 else {}
+        self.total = {name: value.cpu() + before.get(name, 0) for name, value in self.sums.compute().items()}
 
 
 def locate(
@@ -132,6 +146,7 @@ def locate(
     classifier: Classifier | None = None,
     progress: Callable[[int], None] | None = None,
     warn: Callable[[str], None] = warnings.warn,
+    shards: Path | None = None,
     **trainer: Any,
 ) -> Relevance | None:
     """Find where the axis lives: relevance of every neuron, summed over samples and ranks.
@@ -148,6 +163,8 @@ def locate(
         classifier: For the target "classifier": pictures (B, 3, H, W) in [0, 1], or latents, to logits (B, K).
         progress: Called with the number of samples of each measured step.
         warn: Told, once each, of a batch that did not fit in memory and of a sample that was dropped.
+        shards: Folder that keeps what was measured as the run goes. What lies there is not measured again, on however
+            many devices; remove the folder once the relevance is saved.
         **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy, precision.
 
     Returns:
@@ -161,22 +178,16 @@ def locate(
     """
     how = settings.how(denoiser.unet, classifier)
     labels = list(dict.fromkeys(samples["label"]))
-    module = DDTD(denoiser, axis, labels, settings, samples, classifier, progress, warn)
-    runner = predict(module, denoiser, samples, batch_size, **trainer)
-    if not runner.is_global_zero:
-        return None
-    unet = uncompiled(denoiser.unet)
-    digests = {"unet_shapes": shapes_digest(unet), "unet_weights": weights_digest(unet)}
-    seeds = sorted(set(samples["seed"]))
-    metadata = {
+    unet, seeds = uncompiled(denoiser.unet), sorted(set(samples["seed"]))
+    about = {
         "model": denoiser.model,
-        **digests,
-        "precision": str(runner.precision),
+        "unet_shapes": shapes_digest(unet),
+        "unet_weights": weights_digest(unet),
+        "precision": str(trainer.get("precision") or "32-true"),
         "axis": axis.name,
         "words": list(axis.words),
         "prompts": prompt_sets.digest(samples.select(range(len(samples) // len(seeds)))),
         "samples": len(samples),
-        "dropped": module.dropped,
         "seeds": [seeds[0], seeds[-1]],
         "scheduler": type(denoiser.pipe.scheduler).__name__,
         "target": settings.target,
@@ -187,6 +198,26 @@ def locate(
         "steps": settings.steps,
         "every": settings.every,
         "guidance": settings.guidance,
+    }
+    store, kept, left = None, Kept(), samples
+    if shards is not None:
+        beside = {"bins": settings.bins, "kinds": list(settings.kinds), "collateral_every": settings.collateral_every}
+        store = Shards(shards, {**about, **beside})
+        kept = store.kept()
+        there = set(kept.done)
+        left = samples.select([number for number in range(len(samples)) if number not in there])
+    module = DDTD(denoiser, axis, labels, settings, samples, classifier, progress, warn, store, kept)
+    if len(left):
+        runner = predict(module, denoiser, left, batch_size, **trainer)
+        if not runner.is_global_zero:
+            return None
+        total, dropped = module.total, module.dropped
+    else:
+        total, dropped = kept.sums(), kept.dropped
+        _check_dropped(dropped, len(samples))
+    metadata = {
+        **about,
+        "dropped": dropped,
         "versions": {name: version(name) for name in ("stereoclinic", "torch", "diffusers", "lightning")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -195,7 +226,15 @@ def locate(
         axis.groups,
         labels,
         module.edges,
-        **module.total,
+        **total,
         metadata=metadata,
         timesteps=module.timesteps,
     )
+
+
+def _check_dropped(dropped: int, done: int, fault: str = "") -> None:
+    if dropped > MOST_DROPPED * done:
+        raise Incomplete(
+            f"{dropped} of {done} samples were dropped, more than {MOST_DROPPED:.0%}:"
+            f" {fault or 'elsewhere, values were not finite'}; try --precision 32-true"
+        )

@@ -1,0 +1,137 @@
+"""A run that was cut off goes on, and ends with the same sums."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stereoclinic.axes import load_axis
+from stereoclinic.ddtd import module
+from stereoclinic.ddtd.module import DDTD, locate
+from stereoclinic.ddtd.relevance import STATES, Relevance
+from stereoclinic.ddtd.shards import Kept, Shards
+from stereoclinic.ddtd.trajectory import Settings
+from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.errors import InputError
+from stereoclinic.prompts import load_prompts, with_seeds
+
+AXIS = load_axis("gender")
+CPU = {"accelerator": "cpu", "devices": 1}
+SETTINGS = Settings(steps=2, bins=2)
+
+
+class Cut(Exception):
+    """Stands for whatever stops a run."""
+
+
+@pytest.fixture
+def samples():
+    return with_seeds(load_prompts("portraits", 3), 0, 2)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write after every batch."""
+    write = Shards.write
+    monkeypatch.setattr(Shards, "write", lambda self, *what, last=True: write(self, *what[:4], last=True))
+
+
+@pytest.fixture
+def stops(monkeypatch: pytest.MonkeyPatch):
+    """Stop the loop in the middle of a batch, after so many whole ones."""
+
+    def after(batches: int) -> None:
+        step = DDTD.predict_step
+
+        def predict_step(self: DDTD, batch: list[dict], batch_idx: int):
+            if batch_idx == batches:
+                self.progress = stop
+            return step(self, batch, batch_idx)
+
+        def stop(count: int) -> None:
+            raise Cut
+
+        monkeypatch.setattr(DDTD, "predict_step", predict_step)
+
+    yield after
+    monkeypatch.undo()
+
+
+def same(one: Relevance, two: Relevance) -> None:
+    for name in STATES:
+        a, b = getattr(one, name), getattr(two, name)
+        assert (a - b).abs().max() <= 1e-12 * a.abs().max(), name
+
+
+@pytest.mark.usefixtures("often")
+def test_what_was_measured_before_a_stop_counts_and_nothing_twice(little: Denoiser, samples, stops, tmp_path: Path):
+    expected = locate(little, AXIS, samples, SETTINGS, batch_size=1, **CPU)
+    with pytest.raises(Cut):
+        stops(3)
+        locate(little, AXIS, samples, SETTINGS, batch_size=1, shards=tmp_path / "s", **CPU)
+    stops(100)
+    (file,) = (tmp_path / "s").iterdir()
+    before = file.read_bytes()
+    ticks: list[int] = []
+    found = locate(little, AXIS, samples, SETTINGS, batch_size=1, shards=tmp_path / "s", progress=ticks.append, **CPU)
+    assert expected is not None and found is not None
+    assert sum(ticks) == 3 * SETTINGS.steps  # the other three samples
+    assert file.read_bytes() == before and len(list((tmp_path / "s").iterdir())) == 2
+    same(found, expected)
+    # Everything is there by now, and is only added up.
+    again = locate(little, AXIS, samples, SETTINGS, batch_size=1, shards=tmp_path / "s", progress=ticks.append, **CPU)
+    assert again is not None and len(ticks) == 3 * SETTINGS.steps
+    same(again, expected)
+    assert again.metadata | {"created": ""} == expected.metadata | {"created": ""}
+
+
+@pytest.mark.usefixtures("often")
+def test_batches_may_be_cut_otherwise_but_nothing_else_may_change(little: Denoiser, samples, stops, tmp_path: Path):
+    with pytest.raises(Cut):
+        stops(1)
+        locate(little, AXIS, samples, SETTINGS, batch_size=2, shards=tmp_path, **CPU)
+    stops(100)
+    for changed, says in (
+        (Settings(steps=3, bins=2), "steps was 2 and is 3"),
+        (Settings(steps=2, bins=1), "bins was 2 and is 1"),
+        (Settings(steps=2, bins=2, composite="epsilon-cp"), "composite was 'gradient' and is 'epsilon-cp'"),
+        (Settings(steps=2, bins=2, guidance=2.0), "guidance was 1.0 and is 2.0"),
+    ):
+        with pytest.raises(InputError, match=says):
+            locate(little, AXIS, samples, changed, shards=tmp_path, **CPU)
+    with pytest.raises(InputError, match="axis was 'gender' and is 'age'"):
+        locate(little, load_axis("age"), samples, SETTINGS, shards=tmp_path, **CPU)
+    with pytest.raises(InputError, match="samples was 6 and is 3"):
+        locate(little, AXIS, samples.select(range(3)), SETTINGS, shards=tmp_path, **CPU)
+    found = locate(little, AXIS, samples, SETTINGS, batch_size=4, shards=tmp_path, **CPU)
+    assert found is not None and int(found.count.sum()) == len(samples) * SETTINGS.steps
+
+
+def test_nothing_is_written_before_it_is_time_but_the_last_of_it(tmp_path: Path):
+    sums = {name: torch.ones(2, dtype=torch.float64) for name in STATES}
+    shards = Shards(tmp_path / "s", {"a": 1}, interval=1000)
+    shards.write(0, sums, [1], 0)
+    assert shards.kept() == Kept() and not (tmp_path / "s").exists()
+    shards.write(0, sums, [], 0, last=True)
+    assert not (tmp_path / "s").exists()
+    shards.write(0, sums, [1, 2], 1, last=True)
+    Shards(tmp_path / "s", {"a": 1}).write(0, sums, [0], 0, last=True)
+    kept = shards.kept()
+    assert sorted(kept.done) == [0, 1, 2] and kept.dropped == 1 and len(kept.files) == 2
+    assert all(torch.equal(value, torch.full((2,), 2.0, dtype=torch.float64)) for value in kept.sums().values())
+
+
+def test_damaged_and_doubled_shards_are_refused(tmp_path: Path):
+    sums = {name: torch.ones(2, dtype=torch.float64) for name in STATES}
+    one, two = (Shards(tmp_path, {"a": 1}, interval=0) for _ in range(2))
+    one.write(0, sums, [0, 1], 0)
+    two.write(0, sums, [1], 0)
+    with pytest.raises(InputError, match="a sample twice"):
+        one.kept()
+    for file in tmp_path.glob(f"{two.attempt}*"):
+        file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(InputError, match="truncated"):
+        one.kept()
+    two.write(0, {"count": torch.ones(1)}, [2], 0, last=True)
+    with pytest.raises(InputError, match="lacks lean_sum"):
+        one.kept()

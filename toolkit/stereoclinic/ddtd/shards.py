@@ -1,0 +1,103 @@
+"""What a run has measured so far, kept as it goes: a run that was cut off goes on, on any number of devices.
+
+    FOLDER/<attempt>-<rank>.safetensors      one rank's sums of one attempt, and which samples are in them
+
+Sums are additive, so an attempt that resumes leaves the files of earlier ones as they are and writes its own. Every
+file is written whole or not at all, between batches; what is lost is what a rank measured since it last wrote.
+"""
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stereoclinic.ddtd.relevance import STATES
+from stereoclinic.errors import InputError
+from stereoclinic.files import load_tensors, save_tensors
+
+KIND, VERSION = "relevance shard", 1
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What earlier attempts measured: numbers of samples, how many of them were dropped, and where the sums lie."""
+
+    done: list[int] = field(default_factory=list)
+    dropped: int = 0
+    files: tuple[Path, ...] = ()
+
+    def sums(self) -> dict[str, Tensor]:
+        """Name -> float64 sum over files; none without a file."""
+        total: dict[str, Tensor] = {}
+        for path in self.files:
+            tensors, _ = load_tensors(path, KIND, VERSION)
+            for name in STATES:
+                total[name] = total[name] + tensors[name] if name in total else tensors[name]
+        return total
+
+
+class Shards:
+    """A folder of what a run has measured.
+
+    Args:
+        folder: Made when something is written.
+        configuration: Plain data: everything that sums depend on, but for how samples were spread over devices.
+        interval: Least seconds between two writes of a rank; where writing is slow, it is 20 times as long as that.
+    """
+
+    def __init__(self, folder: Path, configuration: dict[str, Any], interval: float = 30.0) -> None:
+        self.folder, self.configuration, self.interval = folder, configuration, interval
+        self.attempt, self._next = secrets.token_hex(4), time.monotonic() + interval
+
+    def kept(self) -> Kept:
+        """What lies there.
+
+        Raises:
+            InputError: It was measured in another configuration (says what differs), or a file is damaged.
+        """
+        done: list[int] = []
+        dropped = 0
+        files = tuple(sorted(self.folder.glob("*.safetensors"))) if self.folder.is_dir() else ()
+        for path in files:
+            tensors, about = load_tensors(path, KIND, VERSION)
+            if missing := [name for name in (*STATES, "done") if name not in tensors]:
+                raise InputError(f"{path} lacks {missing[0]}; remove {self.folder} and run again")
+            self._check(path, about.get("configuration"))
+            done += tensors["done"].tolist()
+            dropped += int(about["dropped"])
+        if len(set(done)) < len(done):
+            raise InputError(f"{self.folder} holds a sample twice; remove it and run again")
+        return Kept(done, dropped, files)
+
+    def _check(self, path: Path, other: Any) -> None:
+        other = other if isinstance(other, dict) else {}
+        names = [name for name in {**self.configuration, **other} if self.configuration.get(name) != other.get(name)]
+        if names:
+            changes = ", ".join(f"{n} was {other.get(n)!r} and is {self.configuration.get(n)!r}" for n in names[:3])
+            raise InputError(
+                f"{self.folder} was measured in another configuration: {changes}; run as then, or remove it to start"
+                " anew"
+            )
+
+    def write(self, rank: int, sums: dict[str, Tensor], done: list[int], dropped: int, last: bool = False) -> None:
+        """Keep what a rank has measured, if it is time or the last of it.
+
+        Raises:
+            InputError: It cannot be written there.
+        """
+        began = time.monotonic()
+        if not done or (not last and began < self._next):
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be made ({error.strerror}); choose another folder") from error
+        about = {"configuration": self.configuration, "dropped": dropped}
+        tensors = {**sums, "done": torch.tensor(done, dtype=torch.int64)}
+        save_tensors(self.folder / f"{self.attempt}-{rank}.safetensors", KIND, VERSION, tensors, about)
+        ended = time.monotonic()
+        self._next = ended + max(self.interval, 20 * (ended - began))
