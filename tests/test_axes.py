@@ -16,6 +16,8 @@ bare = "bare-headed"
 hat = "hatted"
 """
 ALSO = 'name = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"\n[also]\n{}'
+CLIP = 'name = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"\n[reader.clip]\n{}'
+HF = CLIP.replace("clip", "hf")
 
 
 @pytest.mark.parametrize("name", known_axes())
@@ -42,6 +44,20 @@ def test_a_users_file_is_read_in_its_own_order(tmp_path: Path):
     assert axis.words == ("veiled", "bare-headed", "hatted")
     assert axis.reader == {}
     assert (axis.also, axis.unless) == ({}, ())
+
+
+def test_a_file_may_say_how_readers_tell_the_groups_apart(tmp_path: Path):
+    path = tmp_path / "mine.toml"
+    tables = (
+        '[reader]\nportraits = "hat"\n[reader.clip]\nhat = ["a person in a hat"]\ntemplates = ["a photo of {group}"]\n'
+    )
+    path.write_text("race = false\n" + HEADWEAR + tables + '[reader.hf]\nhat = ["Wearing_Hat"]\n')
+    axis = load_axis(path)
+    assert axis.reader == {"portraits": "hat"}
+    assert axis.phrases == {"hat": ("a person in a hat",)}
+    assert axis.templates == ("a photo of {group}",)
+    assert axis.classes == {"hat": ("Wearing_Hat",)}
+    assert axis.race is False
 
 
 def test_a_file_may_list_further_words_and_exceptions(tmp_path: Path):
@@ -71,6 +87,14 @@ def test_a_file_may_list_further_words_and_exceptions(tmp_path: Path):
         ('unless = [" "]\nname = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "unless holds something"),
         ('unless = "c"\nname = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "unless missing or of another"),
         ('name = "x"\nreader = 3\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "reader"),
+        ('race = "yes"\nname = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "race missing or of another form"),
+        (CLIP.format('c = ["d"]'), "no group 'c', named in \\[reader.clip\\]; it has a, b"),
+        (CLIP.format('b = "d"'), "b in \\[reader.clip\\] is no list of words"),
+        (CLIP.format('templates = "d"'), "templates in \\[reader.clip\\] is no list"),
+        (CLIP.format('templates = ["d"]'), "template 'd' needs {group} in it, once"),
+        (CLIP.format('b = ["-"]'), "\\[reader.clip\\] b holds something that is no word"),
+        (HF.format('c = ["d"]'), "no group 'c', named in \\[reader.hf\\]; it has a, b"),
+        (HF.format('b = "d"'), "b in \\[reader.hf\\] is no list of words"),
         ("name = ", "axis file"),
         ("\x00\xff", "axis file"),
     ],

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from stereoclinic.axes import Axis, load_axis
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import BUILT_IN, COLUMNS, digest, group_prompts, load_prompts, noise, with_seeds, write
+from stereoclinic.prompts import (
+    BUILT_IN,
+    COLUMNS,
+    TEMPLATES,
+    digest,
+    group_prompts,
+    load_prompts,
+    noise,
+    occupation_prompts,
+    with_seeds,
+    write,
+)
 
 GENDER = load_axis("gender")
 
@@ -33,15 +44,48 @@ def test_built_in_sets(name: str):
     prompts = load_prompts(name)
     assert tuple(prompts.column_names) == COLUMNS
     assert prompts["label"] == BUILT_IN[name]
+    how = "successful " if "successful" in TEMPLATES[name] else ""
     for row in prompts:
-        vowel = row["label"][0] in "aeiou"
-        assert write(row) == f"a photo of {'an' if vowel else 'a'} {row['label']}"
-        assert group_prompts(row, GENDER) == [f"a photo of a {group} {row['label']}" for group in ("female", "male")]
+        vowel = (how or row["label"])[0].lower() in "aeiou"
+        assert write(row) == f"a photo of {'an' if vowel else 'a'} {how}{row['label']}"
+        expected = [f"a photo of a {how}{group} {row['label']}" for group in ("female", "male")]
+        assert group_prompts(row, GENDER) == expected
     assert len(set(prompts["label"])) == len(prompts)
 
 
-def test_there_are_36_occupations_of_winobias():
-    assert len(load_prompts("winobias")) == 36
+def test_the_36_occupations_of_winobias_share_none_with_those_to_train_on():
+    judged, held_out = load_prompts("winobias")["label"], load_prompts("winobias-train")["label"]
+    assert (len(judged), len(held_out)) == (36, 30)
+    assert not {each.casefold() for each in judged} & {each.casefold() for each in held_out}
+    assert load_prompts("winobias-successful")["label"] == judged
+    assert digest(load_prompts("winobias-successful")) != digest(load_prompts("winobias"))
+
+
+def test_occupations_meet_every_template():
+    templates = [
+        "A painting of a {group} {occupation}",
+        "a {group} {occupation} at work",
+        "Photo of {group} {occupation}",
+    ]
+    rows = occupation_prompts(["attendant", "cook"], templates)
+    assert rows["label"] == ["attendant"] * 3 + ["cook"] * 3
+    assert [write(row) for row in rows] == [
+        "A painting of an attendant",
+        "an attendant at work",
+        "Photo of attendant",
+        "A painting of a cook",
+        "a cook at work",
+        "Photo of cook",
+    ]
+    assert write(rows[1], "female") == "a female attendant at work"
+    assert write(rows[3], "old") == "A painting of an old cook"
+    assert write(rows[5], "old") == "Photo of old cook"
+
+
+@pytest.mark.parametrize("template", ["a photo", "a photo of a {occupation}", "a {group}", "a {occupation} {group}"])
+def test_templates_without_a_place_are_refused(template: str):
+    with pytest.raises(InputError, match=r"needs '\{group\} \{occupation\}' in it, once"):
+        occupation_prompts(["cook"], [template])
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,23 @@ def mask_table(summary: Data) -> Group:
 
 def bench_tables(results: Data) -> list[Group]:
     """Bias, side effects, and prompts one by one, of one experiment (`Experiment.results`)."""
-    return [_bias_table(results), _side_effects_table(results), *_prompt_tables(results)]
+    published = [_published_table(results["published"])] if "published" in results else []
+    return [*published, _bias_table(results), _side_effects_table(results), *_prompt_tables(results)]
+
+
+def _published_table(published: Data) -> Group:
+    """The figure of a published protocol, arm by arm."""
+    table = new_table(f"Protocol {published['name']}: {published['figure']}")
+    table.add_column("", no_wrap=True)
+    table.add_column("figure", justify="right")
+    for name, value in published["arms"].items():
+        table.add_row(escape(name), figure(value, 3))
+    floor = published["noise_floor"]
+    return captioned(
+        table,
+        f"A perfectly fair model shows {floor['mean']:.3f} by chance, and below {floor['upper']:.3f} in 95 % of runs."
+        " What the sources leave open stands in results.json, provenance.protocol.left_open.",
+    )
 
 
 def _bias_table(results: Data) -> Group:

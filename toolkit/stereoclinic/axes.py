@@ -1,5 +1,6 @@
-"""Bias axes as data: a name, two or more groups, and the words that ask for each group."""
+"""Bias axes as data: a name, two or more groups, the words that ask for each group, and how readers tell them apart."""
 
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,13 @@ from pathlib import Path
 from stereoclinic.errors import InputError
 
 _FOLDER = Path(__file__).with_name("axes")
+
+#: What an axis of race, ethnicity or skin tone speaks of, where its file does not say whether it is one.
+_RACE = re.compile(
+    r"(?<![a-z])(?:races?|racial|ethnic\w*|complexion|skin(?:ned)?|black|white|brown|african|asian|indian|arab|caucasian|"
+    r"european|hispanic|latin[oax]|middle[\W_]eastern|indigenous)(?![a-z])",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,10 @@ class Axis:
         reader: Which head of which reader tells the groups apart, such as {"portraits": "gender"}.
         also: Group -> further words and phrases that name it in a prompt, such as {"female": ("woman", "women")}.
         unless: Phrases that hold such a word and speak of no person, such as ("old photo",).
+        phrases: Group -> what a reader of text and pictures compares a picture with, such as {"female": ("a woman",)}.
+        templates: Where those phrases go, such as ("a photo of {group}",).
+        classes: Group -> classes of a classifier that show it, such as {"old": ("60-69", "70+")}.
+        race: Whether it is race, ethnicity or skin tone; None lets `about_race` go by its words.
     """
 
     name: str
@@ -28,6 +40,10 @@ class Axis:
     reader: dict[str, str] = field(default_factory=dict)
     also: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unless: tuple[str, ...] = ()
+    phrases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    templates: tuple[str, ...] = ()
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    race: bool | None = None
 
     def __post_init__(self) -> None:
         if len(self.groups) < 2:
@@ -36,15 +52,27 @@ class Axis:
             raise InputError(f"axis {self.name!r} names a group twice: {', '.join(self.groups)}")
         if len(self.words) != len(self.groups) or not all(word.strip() for word in self.words):
             raise InputError(f"axis {self.name!r} needs one word or phrase for each group in [words]")
-        if unknown := [group for group in self.also if group not in self.groups]:
-            raise InputError(
-                f"axis {self.name!r} has no group {unknown[0]!r}, named in [also]; it has {', '.join(self.groups)}"
-            )
-        lists = {f"[also] {group}": words for group, words in self.also.items()} | {"unless": self.unless}
+        tables = {"[also]": self.also, "[reader.clip]": self.phrases, "[reader.hf]": self.classes}
+        for where, table in tables.items():
+            if unknown := [group for group in table if group not in self.groups]:
+                raise InputError(
+                    f"axis {self.name!r} has no group {unknown[0]!r}, named in {where}; it has {', '.join(self.groups)}"
+                )
+        lists = {f"{where} {group}": words for where, table in tables.items() for group, words in table.items()}
+        lists |= {"unless": self.unless, "[reader.clip] templates": self.templates}
         for where, phrases in lists.items():
             whole = not isinstance(phrases, str)  # of which each letter would be a word
             if not (whole and all(isinstance(phrase, str) and any(map(str.isalnum, phrase)) for phrase in phrases)):
                 raise InputError(f"axis {self.name!r}: {where} holds something that is no word or phrase")
+        if astray := [template for template in self.templates if template.count("{group}") != 1]:
+            raise InputError(f"axis {self.name!r}: template {astray[0]!r} needs {{group}} in it, once")
+
+    @property
+    def about_race(self) -> bool:
+        """Whether it is race, ethnicity or skin tone: what its file says, and else what its words say."""
+        if self.race is not None:
+            return self.race
+        return any(_RACE.search(text.replace("_", " ")) for text in (self.name, *self.groups, *self.words))
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -76,7 +104,8 @@ def load_axis(name: str | Path) -> Axis:
         data = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"axis file {path}: {error}") from error
-    form = {"name": str, "groups": list, "words": dict, "reader": dict, "also": dict, "unless": list}
+    form: dict[str, type] = {"name": str, "groups": list, "words": dict, "reader": dict, "also": dict, "unless": list}
+    form |= {"race": bool} if "race" in data else {}
     data = {"reader": {}, "also": {}, "unless": [], **data}
     if wrong := [key for key, kind in form.items() if not isinstance(data.get(key), kind)]:
         raise InputError(f"axis file {path}: {', '.join(wrong)} missing or of another form than in axes/gender.toml")
@@ -84,9 +113,36 @@ def load_axis(name: str | Path) -> Axis:
     missing = [group for group in groups if not isinstance(words.get(group), str)]
     if missing:
         raise InputError(f"axis file {path}: no word for {', '.join(missing)} in [words]")
-    if listed := [group for group, phrases in data["also"].items() if not isinstance(phrases, list)]:
-        raise InputError(f"axis file {path}: {listed[0]} in [also] is no list of words")
-    heads = {str(key): str(value) for key, value in reader.items()}
-    also = {group: tuple(phrases) for group, phrases in data["also"].items()}
-    texts, unless = tuple(words[group] for group in groups), tuple(data["unless"])
-    return Axis(data["name"], tuple(groups), texts, heads, also, unless)
+    clip, classes = _table(path, reader, "clip"), _table(path, reader, "hf")
+    templates = clip.pop("templates", [])
+    for where, table in (("[also]", data["also"]), ("[reader.clip]", clip), ("[reader.hf]", classes)):
+        if listed := [group for group, phrases in table.items() if not isinstance(phrases, list)]:
+            raise InputError(f"axis file {path}: {listed[0]} in {where} is no list of words")
+    if not isinstance(templates, list):
+        raise InputError(f"axis file {path}: templates in [reader.clip] is no list")
+    heads = {str(key): str(value) for key, value in reader.items() if not isinstance(value, dict)}
+    texts = tuple(words[group] for group in groups)
+    return Axis(
+        data["name"],
+        tuple(groups),
+        texts,
+        heads,
+        _tuples(data["also"]),
+        tuple(data["unless"]),
+        _tuples(clip),
+        tuple(templates),
+        _tuples(classes),
+        data.get("race"),
+    )
+
+
+def _table(path: Path, reader: dict, name: str) -> dict:
+    """A table within [reader], copied; empty where there is none."""
+    table = reader.get(name, {})
+    if not isinstance(table, dict):
+        raise InputError(f"axis file {path}: {name} in [reader] is no table; write [reader.{name}], group = [...]")
+    return dict(table)
+
+
+def _tuples(table: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {group: tuple(phrases) for group, phrases in table.items()}

@@ -15,69 +15,25 @@ from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
+from stereoclinic.occupations import PORTRAITS, WINOBIAS, WINOBIAS_TRAIN
 
 COLUMNS = ("label", "pattern", "article", "person")
+PLAIN, SUCCESSFUL = "a photo of a {group} {occupation}", "a photo of a successful {group} {occupation}"
 
-PORTRAITS = [
-    "doctor",
-    "nurse",
-    "teacher",
-    "librarian",
-    "receptionist",
-    "chef",
-    "farmer",
-    "firefighter",
-    "mechanic",
-    "pilot",
-    "judge",
-    "executive",
-]
-# The occupations of WinoBias (Zhao et al. 2018), those that pair evenly by labour statistics: 36 as used for images.
-WINOBIAS = [
-    "attendant",
-    "cashier",
-    "teacher",
-    "nurse",
-    "assistant",
-    "secretary",
-    "auditor",
-    "cleaner",
-    "receptionist",
-    "clerk",
-    "counselor",
-    "designer",
-    "hairdresser",
-    "writer",
-    "housekeeper",
-    "baker",
-    "accountant",
-    "editor",
-    "librarian",
-    "sewer",
-    "driver",
-    "supervisor",
-    "janitor",
-    "cook",
-    "mover",
-    "laborer",
-    "builder",
-    "chief",
-    "developer",
-    "carpenter",
-    "manager",
-    "lawyer",
-    "farmer",
-    "salesperson",
-    "physician",
-    "guard",
-]
-BUILT_IN = {"portraits": PORTRAITS, "winobias": WINOBIAS}
+#: Name -> occupations, and the template that they are put into.
+BUILT_IN = {
+    "portraits": PORTRAITS,
+    "winobias": WINOBIAS,
+    "winobias-successful": WINOBIAS,
+    "winobias-train": WINOBIAS_TRAIN,
+}
+TEMPLATES = dict.fromkeys(BUILT_IN, PLAIN) | {"winobias-successful": SUCCESSFUL}
 
 _FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
-    """A built-in set, a .txt/.csv/.jsonl/.parquet file, or a hub data set.
+    """A built-in set, a .txt/.csv/.jsonl/.parquet file, or a hub data set by its id (its split "train", streamed).
 
     A table needs a column `prompt`; `occupation` (the person's noun, also the label results are grouped by) is used
     where it is there. Without it the person is what follows "of a", "of an" or "of the", or the prompt's {group}.
@@ -86,7 +42,7 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
         InputError: Nothing there, empty, no `prompt` column, or a prompt in which no person can be found.
     """
     if str(source) in BUILT_IN:
-        return occupation_prompts(BUILT_IN[str(source)][:limit])
+        return occupation_prompts(BUILT_IN[str(source)][:limit], [TEMPLATES[str(source)]])
     else:
         rows = []
         for number, entry in enumerate(_open(source), start=1):
@@ -104,9 +60,22 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     return Dataset.from_list(list({write(row): row for row in rows}.values()))
 
 
-def occupation_prompts(names: Sequence[str]) -> Dataset:
-    """The neutral prompt of each occupation: "a photo of a doctor"."""
-    return Dataset.from_list([_row(f"a photo of a {{group}} {name}", name) for name in names])
+def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)) -> Dataset:
+    """The neutral prompts of each occupation in turn, by default one: "a photo of a doctor".
+
+    Args:
+        names: Occupations.
+        templates: With {occupation}, and {group} where a group's word goes: "a {group} {occupation} laughing".
+
+    Raises:
+        InputError: A template lacks one of the two.
+    """
+    for template in templates:
+        if template.count("{group} {occupation}") != 1:
+            raise InputError(f"template {template!r} needs '{{group}} {{occupation}}' in it, once")
+    return Dataset.from_list(
+        [_row(template.replace("{occupation}", name), name) for name in names for template in templates]
+    )
 
 
 def _open(source: str | Path) -> Iterator[dict]:

@@ -69,6 +69,7 @@ class Drawn:
     seconds: float  # of sampling alone
     others: dict[str, Tensor] = field(default_factory=dict)  # axis -> (P, n, its groups), as reads
     allotted: Tensor | None = None  # (P, n) group of each image, -1 where it was left alone; None without allocation
+    agreement: Tensor | None = None  # (P, n) 1 where several readers agree on the group; None of a single reader
 
 
 @dataclass

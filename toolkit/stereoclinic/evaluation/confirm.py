@@ -10,7 +10,7 @@ from stereoclinic.evaluation.arms import UNTREATED, Protocol
 from stereoclinic.evaluation.bias import parity_gap
 from stereoclinic.evaluation.experiment import Arm, drawn
 from stereoclinic.evaluation.mitigation import Mitigation, Suppressed
-from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.evaluation.readers import Reader
 from stereoclinic.evaluation.statistics import (
     Interval,
     NoiseFloor,
@@ -50,7 +50,7 @@ class Confirmation:
 
 def confirm(
     denoiser: Denoiser,
-    reader: PortraitsReader,
+    reader: Reader,
     protocol: Protocol,
     mask: NeuronMask,
     progress: Callable[[str, int], None] | None = None,

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.evaluation.arms import OTHER, RANDOM, REFERENCE, UNTREATED, Drawn, Experiment, Protocol
@@ -28,7 +29,8 @@ from stereoclinic.evaluation.comparison import summarise
 from stereoclinic.evaluation.drawing import Part, Pictures, Store, draw, model_digest
 from stereoclinic.evaluation.mitigation import Mitigation, Suppressed
 from stereoclinic.evaluation.oracles import AllocationOracle, BalancedOracle
-from stereoclinic.evaluation.readers import PortraitsReader, group_columns
+from stereoclinic.evaluation.readers import Reader, features_of, group_columns, read_rows
+from stereoclinic.evaluation.readers.ensemble import agreement_key
 from stereoclinic.prompts import group_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import random_like
@@ -104,7 +106,7 @@ def arms_of(
 
 def run(
     denoiser: Denoiser,
-    reader: PortraitsReader,
+    reader: Reader,
     protocol: Protocol,
     masks: dict[str, NeuronMask],
     strength: float = 1.0,
@@ -148,7 +150,7 @@ def run(
 
 def drawn(
     denoiser: Denoiser,
-    reader: PortraitsReader,
+    reader: Reader,
     protocol: Protocol,
     arms: Sequence[Arm],
     progress: Callable[[str, int], None] | None = None,
@@ -167,18 +169,20 @@ def drawn(
         return [_read(reader, protocol, arm, store.read(each)) for arm, each in zip(arms, wanted, strict=True)]
 
 
-def _read(reader: PortraitsReader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:
+def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:
     """What the reader sees in an arm's pictures, as they are saved: at eight bits a colour."""
     axes = {each.name: group_columns(reader, each) for each in (protocol.axis, *protocol.others)}
     reads: dict[str, list[Tensor]] = {name: [] for name in axes}
-    right, features = [], []
+    right, features, agree = [], [], []
     for start in range(0, len(arm.samples), protocol.batch_size):
         rows = arm.samples[start : start + protocol.batch_size]
         pictures = drawn.images[start : start + protocol.batch_size].float() / 255
-        seen = reader.read(pictures)
+        seen = read_rows(reader, pictures, rows)
         for name, (head, order) in axes.items():
             reads[name].append(seen[head][:, order] / seen[head][:, order].sum(1, keepdim=True))
-        features.append(reader.features(pictures))
+        features.append(_features(reader, pictures))
+        if (both := agreement_key(protocol.axis.name)) in seen:
+            agree.append(seen[both])
         if "occupation" in seen:
             known = reader.classes["occupation"]
             asked = torch.tensor([known.index(row["label"]) if row["label"] in known else -1 for row in rows])
@@ -200,4 +204,11 @@ def _read(reader: PortraitsReader, protocol: Protocol, arm: Arm, drawn: Pictures
         drawn.seconds,
         {each.name: by_prompt(torch.cat(reads[each.name])) for each in protocol.others},
         None if drawn.allotted is None else by_prompt(drawn.allotted),
+        by_prompt(torch.cat(agree)) if agree else None,
     )
+
+
+def _features(reader: Reader, pictures: Tensor) -> Tensor:
+    """What distances are taken of: the reader's own features, or of one that has none, 8 x 8 pixels."""
+    found = features_of(reader, pictures)
+    return adaptive_avg_pool2d(pictures, 8).flatten(1) if found is None else found

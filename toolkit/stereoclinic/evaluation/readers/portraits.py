@@ -1,14 +1,9 @@
-"""Readers: classifiers that look at a picture and say which group of an axis they see.
-
-A reader reads perceived presentation, not identity. The one that ships with the embedded model knows its occupations
-and its three axes; any object with the two members of `Reader` can take its place.
-"""
+"""The reader that ships with the embedded model: a small network that knows its occupations and its three axes."""
 
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -18,18 +13,9 @@ from torch.nn import functional
 
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation.readers.base import group_columns
 
 SIZE = 64  # of the pictures that PortraitsNet was trained on
-
-
-class Reader(Protocol):
-    """What `stereo bench` asks of a reader."""
-
-    name: str
-
-    def read(self, images: Tensor) -> dict[str, Tensor]:
-        """(n, 3, H, W) in [0, 1] -> probabilities (n, classes) for each head it has, such as "gender"."""
-        ...
 
 
 class PortraitsNet(nn.Module):
@@ -84,6 +70,8 @@ class PortraitsReader:
     """The reader that ships with the embedded model, and with any model trained by `stereoclinic.portraits.train`."""
 
     name = "portraits"
+    only_named = True
+    limits = ("It was trained on flat cartoon portraits, and knows no photograph.",)
 
     def __init__(self, folder: Path) -> None:
         self.net = PortraitsNet.from_pretrained(folder)
@@ -110,30 +98,6 @@ class PortraitsReader:
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         return self.net.features(_as_trained(images))
-
-
-def group_columns(reader: PortraitsReader, axis: Axis) -> tuple[str, list[int]]:
-    """The head that tells the groups of an axis apart, and the column of each group in what it gives.
-
-    Raises:
-        InputError: There is none, or it has no class for a group.
-    """
-    head = axis.reader.get(reader.name)
-    if head is None or head not in reader.classes:
-        raise InputError(f"reader {reader.name!r} cannot tell the groups of axis {axis.name!r} apart")
-    missing = [group for group in axis.groups if group not in reader.classes[head]]
-    if missing:
-        raise InputError(f"reader {reader.name!r} has no class for {', '.join(missing)}")
-    return head, [reader.classes[head].index(group) for group in axis.groups]
-
-
-def can_read(reader: PortraitsReader, axis: Axis) -> bool:
-    """Whether the reader can tell the groups of an axis apart."""
-    try:
-        group_columns(reader, axis)
-    except InputError:
-        return False
-    return True
 
 
 def _as_trained(images: Tensor) -> Tensor:

@@ -1,0 +1,192 @@
+"""What `stereo bench` is told: names of arms, seeds and protocols that do not fit, limits, where figures come from."""
+
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stereo_cli import common
+
+if TYPE_CHECKING:
+    from stereoclinic.axes import Axis
+    from stereoclinic.evaluation.arms import Experiment
+    from stereoclinic.evaluation.protocols import PublishedProtocol
+    from stereoclinic.evaluation.readers import Reader
+    from stereoclinic.sns.mask import NeuronMask
+
+
+def named(paths: list[Path]) -> dict[str, Path]:
+    """Masks by the name of their arm: the file's stem, or the path where that is taken."""
+    from stereoclinic.errors import InputError
+    from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED
+
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem
+        if name in named or name in (UNTREATED, RANDOM, BALANCED, ALLOCATION, OTHER):
+            name = str(path)
+        if name in named:
+            raise InputError(f"--mask {path} is given twice")
+        named[name] = path
+    return named
+
+
+def own_axis(masks: "dict[str, NeuronMask]") -> str | None:
+    """The axis that the first mask was made for, if it is one that ships."""
+    from stereoclinic.axes import known_axes
+    from stereoclinic.errors import InputError
+
+    name = next((mask.metadata.get("axis") for mask in masks.values()), None)
+    if name is not None and name not in known_axes():
+        raise InputError(f"the mask was made for axis {name!r}, which does not ship; give its file: --axis {name}.toml")
+    return name
+
+
+def check_seeds(name: str, mask: "NeuronMask", first: int, images: int) -> None:
+    """Refuse to judge a mask on seeds it was made on: it would be graded on its own homework.
+
+    The ranges must not meet whatever the prompts are: a digest of prompts cannot tell that two sets share some of them.
+    """
+    from stereoclinic.errors import InputError
+
+    last = first + images - 1
+    for seeds in mask.made_on:
+        if first <= seeds[1] and seeds[0] <= last:
+            raise InputError(
+                f"judged seeds {first} to {last} overlap seeds {seeds[0]} to {seeds[1]}, on which mask {name} was made;"
+                f" give --seed {seeds[1] + 1} or higher"
+            )
+
+
+#: Names that --fail-above knows -> where the figure lies in an arm's results.
+_FIGURES = {
+    **{gap: (gap, "estimate") for gap in ("parity_gap", "fairness_discrepancy", "deviation_ratio", "sdtv", "kl")},
+    "unsure": ("unsure",),
+    "frechet_to_untreated": ("frechet_to_untreated",),
+    "frechet_to_other_seeds": ("frechet_to_other_seeds",),
+    "frechet_within_groups": ("frechet_within_groups",),
+    "seconds": ("seconds",),
+}
+
+
+def bound(text: str) -> tuple[str, float]:
+    """What --fail-above says: a figure's name, and what it may be at most."""
+    from stereoclinic.errors import InputError
+
+    name, _, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if name not in _FIGURES:
+        raise InputError(f"--fail-above {text!r}: no figure {name!r}; there are {', '.join(_FIGURES)}")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise InputError(f"--fail-above {text!r}: expected NAME=VALUE, such as parity_gap=0.2") from None
+
+
+def exceeded(results: list[dict], judged: str, limits: list[tuple[str, float]]) -> list[str]:
+    """A line for each limit that the judged arm is above, at each guidance scale."""
+    lines = []
+    for each in results:
+        for name, limit in limits:
+            figure: Any = each["arms"][judged]
+            for key in _FIGURES[name]:
+                figure = figure.get(key)
+            if figure is not None and not figure <= limit:
+                lines.append(f"{name} of {judged} is {figure:.4g} at guidance {each['guidance']:g}, above {limit:g}")
+    return lines
+
+
+def provenance(
+    denoiser: Any,
+    axis: str,
+    rows: Any,
+    paths: dict[str, Path],
+    masks: "dict[str, NeuronMask]",
+    strength: float,
+    reader: Any,
+    published: "PublishedProtocol | None" = None,
+) -> dict[str, Any]:
+    """Where figures come from, as plain data."""
+    from stereoclinic.digest import shapes_digest, weights_digest
+    from stereoclinic.evaluation.readers import known_errors, limits
+    from stereoclinic.prompts import digest
+
+    versions: dict[str, str | None] = {}
+    for name in ("stereoclinic", "torch", "diffusers", "transformers"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout
+            versions[name] = None
+    return {
+        "model": denoiser.model,
+        "unet_shapes": shapes_digest(denoiser.unet),
+        "unet_weights": weights_digest(denoiser.unet),
+        "scheduler": type(denoiser.pipe.scheduler).__name__,
+        "device": str(denoiser.device),
+        "axis": axis,
+        "prompts": digest(rows),
+        "reader": reader.name,
+        "reader_limits": list(limits(reader)),
+        "reader_errors": [str(each) for each in known_errors(reader)],
+        **({} if published is None else {"protocol": published.says()}),
+        "strength": strength,
+        "masks": {name: {"file": str(paths[name]), **mask.metadata} for name, mask in masks.items()},
+        "versions": versions,
+        "command": shlex.join(["stereo", *sys.argv[1:]]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def reader_for(
+    spec: str,
+    model: str,
+    axes: "list[Axis]",
+    classes: list[str],
+    allow_race: bool,
+    allow_code: bool,
+    device: str,
+) -> "Reader":
+    """The reader that --reader names; the first axis is the one that is judged.
+
+    Raises:
+        InputError: There is none, it cannot be opened, or it cannot tell the axis's groups apart.
+    """
+    from stereoclinic.evaluation.readers import open_reader
+
+    own = None
+    if "portraits" in spec.removeprefix("ensemble:").split(","):
+        own = common.reader_folder(
+            model,
+            "give --reader clip, hf:MODEL, or the FOLDER of one that stereoclinic.portraits.train wrote for its"
+            " pictures",
+        )
+    return open_reader(spec, axes, own, classes, allow_race, allow_code, device)
+
+
+def follow(published: "PublishedProtocol", given: dict[str, Any]) -> None:
+    """Refuse what a published protocol fixes.
+
+    Args:
+        published: As --protocol names it.
+        given: Option -> what was given for it; None or its default where nothing was.
+
+    Raises:
+        InputError: Something was given.
+    """
+    from stereoclinic.errors import InputError
+
+    if clash := [option for option, value in given.items() if value]:
+        raise InputError(f"{clash[0]}: protocol {published.name} fixes it; leave one of them")
+
+
+def published_figures(published: "PublishedProtocol", experiment: "Experiment") -> dict[str, Any]:
+    """The figure of a published protocol for each arm, and what a fair model shows of it by chance."""
+    floor = published.floor(experiment.protocol.images)
+    return {
+        "name": published.name,
+        "figure": published.says()["figure"],
+        "arms": {arm.name: published.figure(arm.reads) for arm in experiment.neutral},
+        "noise_floor": {"mean": floor.mean, "upper": floor.upper},
+    }

@@ -1,0 +1,95 @@
+"""`stereo bench --reader` and `--protocol`: who reads, and whose evaluation is followed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.evaluation.readers.conftest import clip_folder as clip_folder
+from tests.evaluation.readers.conftest import write_classifier
+
+from stereoclinic.evaluation.protocols import load_protocol
+
+OWN = '''
+class Bright:
+    """Reads gender off how bright a picture is; brings no features."""
+
+    name, classes = "bright", {"gender": ("female", "male")}
+
+    def read(self, images):
+        p = images.mean((1, 2, 3)).clamp(0.05, 0.95)
+        return {"gender": __import__("torch").stack([p, 1 - p], 1)}
+'''
+
+SMALL = ("--limit", 2, "--images", 2, "--group-images", 1, "--steps", 1, "--quiet")
+
+
+@pytest.fixture
+def judged(stereo, model, tmp_path: Path):
+    def call(*arguments: object) -> dict:
+        result = stereo("bench", "--model", model, "-o", tmp_path / "out", *arguments)
+        assert result.exit_code == 0, result.stderr
+        return json.loads((tmp_path / "out" / "results.json").read_text())
+
+    return call
+
+
+def test_clip_reads_what_it_is_asked_and_says_what_it_cannot(judged, stereo, model, clip_folder: Path):
+    data = judged("--reader", f"clip:{clip_folder}", *SMALL)
+    (found,) = data["experiments"]
+    assert set(found["arms"]["untreated"]["prompts"][0]["shares"]) == {"female", "male"}
+    assert "drift" not in found["arms"]["other seeds"] or "skin" not in found["arms"]["other seeds"]["drift"]
+    assert data["provenance"]["reader"].startswith("clip") and data["provenance"]["reader_limits"]
+    refused = stereo("bench", "--model", model, "--axis", "skin", "--reader", f"clip:{clip_folder}", *SMALL)
+    assert refused.exit_code == 2 and "--allow-race" in refused.stderr
+    allowed = judged("--axis", "skin", "--allow-race", "--reader", f"clip:{clip_folder}", *SMALL)
+    assert allowed["provenance"]["reader_errors"]
+
+
+def test_a_classifier_of_the_hub_reads_by_its_class_map(judged, tmp_path: Path):
+    folder = write_classifier(tmp_path / "vit", ("woman", "man", "none"))
+    data = judged("--reader", f"hf:{folder}", "--reader-classes", "woman=female,man=male", *SMALL)
+    shares = data["experiments"][0]["arms"]["untreated"]["prompts"][0]["shares"]
+    assert sum(each["estimate"] for each in shares.values()) == pytest.approx(1)
+
+
+def test_an_ensemble_says_how_often_its_readers_agree(judged, tmp_path: Path):
+    folder = write_classifier(tmp_path / "vit", ("female", "male"))
+    found = judged("--reader", f"ensemble:portraits,hf:{folder}", *SMALL)["experiments"][0]
+    for arm in found["arms"].values():
+        assert 0 <= arm["reader_agreement"]["low"] <= arm["reader_agreement"]["estimate"] <= 1
+    alone = judged(*SMALL)["experiments"][0]
+    assert "reader_agreement" not in alone["arms"]["untreated"]
+
+
+def test_a_reader_of_ones_own_is_run_only_when_that_is_asked_for(judged, stereo, model, tmp_path: Path):
+    (tmp_path / "mine.py").write_text(OWN)
+    spec = f"{tmp_path / 'mine.py'}:Bright"
+    refused = stereo("bench", "--model", model, "--reader", spec, *SMALL)
+    assert refused.exit_code == 2 and "--allow-code" in refused.stderr
+    found = judged("--reader", spec, "--allow-code", *SMALL)["experiments"][0]
+    assert found["arms"]["other seeds"]["frechet_to_untreated"] >= 0  # of pixels, for it has no features
+
+
+def test_a_published_protocol_fixes_what_is_drawn_and_gives_its_figure(judged, stereo, model, tmp_path: Path):
+    text = "\n".join(
+        [
+            'title = "Somebody, Something, 2026"', 'source = ["made up for a test"]', 'axis = "gender"',
+            'occupations = ["doctor", "nurse"]', 'templates = ["a photo of a {group} {occupation}"]', "images = 3",
+            'seeds = "any"', 'reader = "portraits"', 'formula = "deviation_ratio"', 'over = "prompt"',
+            'model = "none"', "steps = 1", "guidance = 1.0",
+        ]
+    )  # fmt: skip
+    (tmp_path / "some.toml").write_text(text)
+    data = judged("--protocol", tmp_path / "some.toml", "--group-images", 0, "--quiet")
+    (found,) = data["experiments"]
+    assert found["images_per_prompt"] == 3 and found["labels"] == ["doctor", "nurse"] and found["guidance"] == 1
+    arm = found["arms"]["untreated"]
+    assert found["published"]["arms"]["untreated"] == pytest.approx(arm["deviation_ratio"]["estimate"])
+    assert found["published"]["noise_floor"]["mean"] == pytest.approx(
+        load_protocol(tmp_path / "some.toml").floor().mean
+    )
+    assert data["provenance"]["protocol"]["source"] == ["made up for a test"]
+    result = stereo("bench", "--model", model, "--protocol", tmp_path / "some.toml", "--limit", 1)
+    assert result.exit_code == 2 and "--limit: protocol some fixes it" in result.stderr
+    result = stereo("bench", "--model", model, "--protocol", "nothing")
+    assert result.exit_code == 2 and "sdisc" in result.stderr

@@ -1,0 +1,191 @@
+"""Readers by name, several as one, and a user's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from stereoclinic.axes import Axis, load_axis
+from stereoclinic.errors import InputError
+from stereoclinic.evaluation.readers import (
+    KINDS,
+    PortraitsReader,
+    Reader,
+    can_read,
+    features_of,
+    group_columns,
+    known_errors,
+    limits,
+    open_reader,
+    read_rows,
+)
+from stereoclinic.evaluation.readers.ensemble import EnsembleReader, agreement_key
+
+GENDER, AGE, SKIN = (load_axis(name) for name in ("gender", "age", "skin"))
+OWN = """
+import torch
+
+
+class Bright:
+    name = "bright"
+    classes = {"gender": ("male", "female")}
+
+    def read(self, images):
+        light = images.mean(dim=(1, 2, 3))
+        return {"gender": torch.stack([light, 1 - light], 1)}
+
+
+class Nothing:
+    pass
+
+
+class Broken:
+    def __init__(self):
+        raise RuntimeError("out of order")
+"""
+
+
+class Fixed:
+    """A reader that says what it is told to, in an order of its own."""
+
+    def __init__(self, name: str, female: list[float]) -> None:
+        self.name, self.classes = name, {"gender": ("male", "unknown", "female")}
+        self.female = torch.tensor(female)
+
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        rest = torch.full_like(self.female, 0.5)
+        return {"gender": torch.stack([(1 - self.female) / 2, rest, self.female / 2], 1)}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_portraits_and_its_folder_are_the_same(portraits_folder: Path, images: Tensor):
+    by_name = open_reader("portraits", [GENDER, SKIN], own=portraits_folder)
+    by_folder = open_reader(str(portraits_folder), [GENDER])
+    assert isinstance(by_name, PortraitsReader)
+    for head, expected in by_folder.read(images).items():
+        assert torch.equal(by_name.read(images)[head], expected)
+        assert torch.equal(read_rows(by_name, images, [{"label": "doctor"}] * len(images))[head], expected)
+    assert can_read(by_name, SKIN)
+    assert limits(by_name)
+    assert known_errors(by_name) == ()
+
+
+def test_each_kind_opens_by_its_name(
+    clip_folder: Path, classifier: Callable[..., Path], portraits_folder: Path, images
+):
+    hf = f"hf:{classifier(('male', 'female'))}"
+    for spec in (f"clip:{clip_folder}", hf, f"ensemble:portraits,clip:{clip_folder},{hf}"):
+        reader = open_reader(spec, [GENDER], own=portraits_folder)
+        head, columns = group_columns(reader, GENDER)
+        found = reader.read(images)[head][:, columns]
+        torch.testing.assert_close(found.sum(1), torch.ones(len(images)))
+        seen = features_of(reader, images)
+        assert seen is not None
+        assert len(seen) == len(images)
+    assert open_reader(hf, [GENDER], classes=["male=female,female=male"]).name == hf
+
+
+def test_allow_race_reaches_clip(clip_folder: Path):
+    with pytest.raises(InputError, match="--allow-race"):
+        open_reader(f"clip:{clip_folder}", [SKIN])
+    assert can_read(open_reader(f"clip:{clip_folder}", [SKIN], allow_race=True), SKIN)
+    assert not can_read(open_reader(f"clip:{clip_folder}", [GENDER, SKIN]), SKIN)
+
+
+def test_code_of_the_users_own_is_run_only_when_asked_for(own: Path, images: Tensor):
+    spec = f"{own}:Bright"
+    own.write_text(OWN + f"\nopen({str(own.with_suffix('.ran'))!r}, 'w')\n")
+    with pytest.raises(InputError, match="--allow-code"):
+        open_reader(spec, [GENDER])
+    assert not own.with_suffix(".ran").exists()
+    reader: Reader = open_reader(spec, [GENDER], allow_code=True)
+    assert own.with_suffix(".ran").exists()
+    head, columns = group_columns(reader, GENDER)
+    torch.testing.assert_close(reader.read(images)[head][:, columns][:, 1], images.mean(dim=(1, 2, 3)))
+    assert features_of(reader, images) is None
+    assert (limits(reader), known_errors(reader)) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("portrait", r"unknown reader 'portrait'; there are portraits, FOLDER, clip"),
+        ("hf:", "unknown reader"),
+        ("", "unknown reader"),
+        ("portraits", "this model brings none"),
+        ("ensemble:", "two or more different readers; given: none"),
+        ("ensemble:{folder}", "two or more different readers"),
+        ("ensemble:{folder},{folder}", "two or more different readers"),
+        ("{own}:Nothing", "has no name, classes, read"),
+        ("{own}:Broken", "RuntimeError: out of order"),
+        ("{own}:Missing", "cannot be made"),
+        ("{own}x.py:Bright", "no such file"),
+        ("{tmp}", "no config.json in this folder"),
+        ("{clip}", "open it by hf:"),
+    ],
+)
+def test_what_is_no_reader_is_refused(
+    spec: str, says: str, own: Path, portraits_folder: Path, clip_folder: Path, tmp_path: Path
+):
+    spec = spec.format(folder=portraits_folder, own=own, tmp=tmp_path, clip=clip_folder)
+    with pytest.raises(InputError, match=says):
+        open_reader(spec, [GENDER], allow_code=True)
+
+
+def test_every_kind_is_named():
+    assert list(KINDS) == ["portraits", "FOLDER", "clip", "clip:MODEL", "hf:MODEL", "ensemble:A,B", "FILE.py:CLASS"]
+
+
+def test_an_axis_that_the_reader_lacks_is_refused_with_what_it_has(portraits_folder: Path):
+    hat = Axis("hat", ("hat", "none"), ("hatted", "bare-headed"))
+    with pytest.raises(InputError, match=r"axis 'hat' apart; axes it can read: gender, skin, age"):
+        open_reader(str(portraits_folder), [hat])
+    unnamed = Axis("gender", ("female", "male"), ("female", "male"))
+    with pytest.raises(InputError, match=r"axis 'gender' apart"):  # its heads have one meaning, which a file must name
+        open_reader(str(portraits_folder), [unnamed])
+    third = Axis("gender", ("female", "male", "other"), ("female", "male", "androgynous"), {"portraits": "gender"})
+    with pytest.raises(InputError, match=r"no class for other; 'gender' has female, male"):
+        open_reader(str(portraits_folder), [third])
+    with pytest.raises(InputError, match="--reader-classes is for hf:MODEL"):
+        open_reader(str(portraits_folder), [GENDER], classes=["a=female"])
+
+
+def test_an_ensemble_is_the_mean_and_keeps_the_agreement(images: Tensor):
+    a, b = Fixed("a", [0.9, 0.6, 0.2, 0.7, 0.4, 1.0]), Fixed("b", [0.7, 0.2, 0.1, 0.9, 0.8, 0.6])
+    found = EnsembleReader([a, b], [GENDER]).read(images)
+    torch.testing.assert_close(found["gender"][:, 0], (a.female + b.female) / 2)
+    torch.testing.assert_close(found["gender"].sum(1), torch.ones(6))
+    assert found[agreement_key("gender")].tolist() == [1, 0, 1, 1, 0, 1]
+    turned = EnsembleReader([b, a], [GENDER]).read(images)
+    for key, each in found.items():
+        torch.testing.assert_close(turned[key], each)
+
+
+def test_readers_that_say_the_same_agree_and_change_nothing(images: Tensor):
+    same = [Fixed(name, [0.9, 0.6, 0.2, 0.7, 0.4, 1.0]) for name in "abc"]
+    found = EnsembleReader(same, [GENDER]).read(images)
+    torch.testing.assert_close(found["gender"][:, 0], same[0].female)
+    assert found["gender agreement"].all()
+
+
+def test_an_ensemble_reads_what_all_know_and_takes_the_rest_from_one(portraits_folder: Path, images: Tensor):
+    alone = PortraitsReader(portraits_folder)
+    both = EnsembleReader([Fixed("a", [0.5] * 6), alone], [GENDER, AGE])
+    found = both.read(images)
+    assert set(both.classes) == {"gender", "occupation", "skin"}
+    assert not can_read(both, AGE)
+    assert torch.equal(found["occupation"], alone.read(images)["occupation"])
+    assert torch.equal(both.features(images), alone.features(images))
+    assert all(each.startswith("portraits: ") for each in limits(both))
+    with pytest.raises(InputError, match="reader 'a' cannot tell the groups of axis 'age' apart"):
+        EnsembleReader([Fixed("a", [0.5] * 6), alone], [AGE])
+    with pytest.raises(InputError, match="has features"):
+        EnsembleReader([Fixed("a", [0.5] * 6), Fixed("b", [0.5] * 6)], [GENDER]).features(images)

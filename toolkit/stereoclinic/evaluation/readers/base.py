@@ -1,0 +1,114 @@
+"""What a reader is, and what is asked of any of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from stereoclinic.axes import Axis
+from stereoclinic.errors import InputError
+
+
+class Reader(Protocol):
+    """All that `stereo bench` needs of a reader; a class of your own that has these three members is one.
+
+    A reader may also have:
+
+        features(images)   (n, 3, H, W) in [0, 1] -> (n, F), for Frechet distances
+        by_person          True if `read` takes the person each picture is of as a second argument, see `read_rows`
+        limits             sentences: what it cannot tell
+        known_errors       `KnownError`s: how often it is wrong, where that was measured
+        only_named         True if an axis's file must name the head, as a head of the axis's own name may mean another
+    """
+
+    name: str
+    classes: dict[str, tuple[str, ...]]  # head, such as "gender" -> its classes
+
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        """(n, 3, H, W) in [0, 1] -> probabilities (n, classes) of each head."""
+        ...
+
+
+@dataclass(frozen=True)
+class KnownError:
+    """How often a reader is right, as measured elsewhere.
+
+    Args:
+        what: What was read, such as "gender".
+        accuracy: Share of pictures it was right on, from 0 to 1.
+        data: The pictures.
+        source: Where the figure comes from.
+    """
+
+    what: str
+    accuracy: float
+    data: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: right on {self.accuracy:.1%} of {self.data} ({self.source})"
+
+
+def head_of(reader: Any, axis: Axis) -> str | None:
+    """The head that the axis names for this reader, else the one of its own name; None where that must be named."""
+    return axis.reader.get(reader.name, None if getattr(reader, "only_named", False) else axis.name)
+
+
+def group_columns(reader: Reader, axis: Axis) -> tuple[str, list[int]]:
+    """The head that tells the groups of an axis apart, and the column of each group in what it gives.
+
+    Raises:
+        InputError: There is none, or it has no class for a group.
+    """
+    head = head_of(reader, axis)
+    if head is None or head not in reader.classes:
+        known = ", ".join(name for name in reader.classes if name != "occupation") or "none"
+        raise InputError(
+            f"reader {reader.name!r} cannot tell the groups of axis {axis.name!r} apart; axes it can read: {known}."
+            " Give another --reader"
+        )
+    missing = [group for group in axis.groups if group not in reader.classes[head]]
+    if missing:
+        raise InputError(
+            f"reader {reader.name!r} has no class for {', '.join(missing)}; {head!r} has"
+            f" {', '.join(reader.classes[head])}"
+        )
+    return head, [reader.classes[head].index(group) for group in axis.groups]
+
+
+def can_read(reader: Reader, axis: Axis) -> bool:
+    """Whether the reader can tell the groups of an axis apart."""
+    try:
+        group_columns(reader, axis)
+    except InputError:
+        return False
+    return True
+
+
+def read_rows(reader: Any, images: Tensor, rows: Sequence[dict]) -> dict[str, Tensor]:
+    """`read`, with the person that each picture is of for a reader that asks in words ("a female doctor").
+
+    Args:
+        reader: Any reader.
+        images: (n, 3, H, W) in [0, 1].
+        rows: n prompts, with the column `label`.
+    """
+    if getattr(reader, "by_person", False):
+        return reader.read(images, [row["label"] for row in rows])
+    return reader.read(images)
+
+
+def features_of(reader: Any, images: Tensor) -> Tensor | None:
+    """(n, 3, H, W) in [0, 1] -> (n, F), or None from a reader that has no features."""
+    return reader.features(images) if callable(getattr(reader, "features", None)) else None
+
+
+def limits(reader: Any) -> tuple[str, ...]:
+    """What the reader cannot tell, as sentences for a report; empty where it does not say."""
+    return tuple(getattr(reader, "limits", ()))
+
+
+def known_errors(reader: Any) -> tuple[KnownError, ...]:
+    """How often the reader is wrong, as far as it was measured elsewhere; empty where it does not say."""
+    return tuple(getattr(reader, "known_errors", ()))

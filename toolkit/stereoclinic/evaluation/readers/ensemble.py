@@ -1,0 +1,94 @@
+"""Several readers as one: the mean of what they read, and whether they agree.
+
+Two readers that err on different pictures check each other. Their agreement is given beside the probabilities, one
+entry an axis: `agreement_key(axis)` -> (n,) with 1 where all of them name the same group, 0 elsewhere.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stereoclinic.axes import Axis
+from stereoclinic.errors import InputError
+from stereoclinic.evaluation.readers.base import KnownError, can_read, group_columns, head_of, known_errors, limits
+
+
+def agreement_key(axis: str) -> str:
+    """Under which `EnsembleReader.read` gives the agreement on an axis."""
+    return f"{axis} agreement"
+
+
+class EnsembleReader:
+    """Mean of the probabilities of several readers, each of the same weight.
+
+    Args:
+        readers: Two or more.
+        axes: Those that are read: the first, which all must know, and of the others those that all know.
+
+    Raises:
+        InputError: Fewer than two readers, the same twice, or one that cannot read the first axis.
+    """
+
+    def __init__(self, readers: Sequence[Any], axes: Sequence[Axis]) -> None:
+        names = [reader.name for reader in readers]
+        if len(readers) < 2 or len(set(names)) < len(names):
+            raise InputError(f"an ensemble needs two or more different readers; given: {', '.join(names) or 'none'}")
+        for reader in readers if axes else ():
+            group_columns(reader, axes[0])  # refused with what it can read
+        self.readers = tuple(readers)
+        self.name = f"ensemble:{','.join(names)}"
+        self.axes = tuple(axis for axis in axes if all(can_read(reader, axis) for reader in readers))
+        self.classes = {axis.name: axis.groups for axis in self.axes}
+        # What one of them alone knows, such as the occupation, is taken from it.
+        self._alone = {head: reader for reader in reversed(readers) for head in reader.classes}
+        for axis in axes:
+            for reader in readers:
+                self._alone.pop(head_of(reader, axis) or axis.name, None)
+        self.classes |= {head: reader.classes[head] for head, reader in self._alone.items()}
+        self.by_person = any(getattr(reader, "by_person", False) for reader in readers)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What each of them cannot tell."""
+        return tuple(f"{reader.name}: {said}" for reader in self.readers for said in limits(reader))
+
+    @property
+    def known_errors(self) -> tuple[KnownError, ...]:
+        """How often each of them is wrong; how often their mean is, is not known."""
+        return tuple(each for reader in self.readers for each in known_errors(reader))
+
+    def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """(n, 3, H, W) in [0, 1] -> probabilities (n, K) for each axis, and the agreement (n,) on it."""
+        seen = [
+            reader.read(images, persons) if getattr(reader, "by_person", False) else reader.read(images)
+            for reader in self.readers
+        ]
+        found: dict[str, Tensor] = {}
+        for axis in self.axes:
+            each = torch.stack([_groups(reader, axis, own) for reader, own in zip(self.readers, seen, strict=True)])
+            top = each.argmax(2)  # (readers, n)
+            found[axis.name] = each.mean(0)
+            found[agreement_key(axis.name)] = (top == top[0]).all(0).float()
+        for head, reader in self._alone.items():
+            found[head] = seen[self.readers.index(reader)][head]
+        return found
+
+    def features(self, images: Tensor) -> Tensor:
+        """(n, F) of the first reader that has features.
+
+        Raises:
+            InputError: None has.
+        """
+        for reader in self.readers:
+            if callable(getattr(reader, "features", None)):
+                return reader.features(images)
+        raise InputError(f"no reader of {self.name!r} has features; add one that has, such as clip")
+
+
+def _groups(reader: Any, axis: Axis, seen: dict[str, Tensor]) -> Tensor:
+    """(n, K): what a reader read of the axis's groups, summing to 1."""
+    head, columns = group_columns(reader, axis)
+    shown = seen[head][:, columns].double()
+    return (shown / shown.sum(1, keepdim=True)).float()

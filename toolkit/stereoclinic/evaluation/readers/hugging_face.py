@@ -1,0 +1,95 @@
+"""Any image classifier of the hub, or in a local folder, as a reader: `hf:<model>`.
+
+Its classes become the groups of an axis: by their names, by `[reader.hf]` in the axis's file (FairFace's "Male", its
+bins of age), or by the user's class=group. Several classes of one group are added up; what is left, of classes that
+show no group, is a class of its own, so that probabilities still sum to 1.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from stereoclinic.axes import Axis
+from stereoclinic.errors import InputError
+from stereoclinic.evaluation.readers.classes import Pairs, columns_of
+from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures, pixels
+
+#: The class of everything that shows no group.
+REST = "(no group)"
+
+
+class HuggingFaceReader:
+    """An image classifier.
+
+    Args:
+        model: A hub id or a local folder of a model for image classification.
+        axes: Those it is to read. The first must be readable; of the others, those that are.
+        given: Class and group, as from `parse_classes`.
+        device: Where it runs.
+
+    Raises:
+        InputError: No classifier under this name, or it cannot tell the first axis's groups apart.
+    """
+
+    def __init__(self, model: str, axes: Sequence[Axis], given: Pairs | None = None, device: str = "cpu") -> None:
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        self.name = f"hf:{model}"
+        config = open_part(AutoConfig, model, self.name)
+        if config.problem_type == "multi_label_classification":
+            raise InputError(
+                f"reader {self.name!r} gives several labels a picture; one that names a single class is needed"
+            )
+        self.labels = [str(config.id2label[column]) for column in sorted(config.id2label)]
+        _check_groups(given or [], axes)
+        columns = {axis.name: columns_of(axis, self.labels, given or []) for axis in axes}
+        if axes and columns[axes[0].name] is None:
+            shown = ", ".join(self.labels[:20]) + (", ..." if len(self.labels) > 20 else "")
+            raise InputError(
+                f"reader {self.name!r} has no classes for each of {', '.join(axes[0].groups)}; it has {shown}. Say"
+                " which show them: --reader-classes CLASS=GROUP,..."
+            )
+        self.columns = {name: found for name, found in columns.items() if found is not None}
+        self.classes = {axis.name: (*axis.groups, REST) for axis in axes if axis.name in self.columns}
+        self.model = open_model(AutoModelForImageClassification, model, self.name).to(device)
+        self.processor = open_pictures(model, self.name)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What it cannot tell."""
+        said = [f"It knows the classes {', '.join(self.labels)} alone, and names one of them for any picture."]
+        for name, groups in self.columns.items():
+            used = {column for columns in groups for column in columns}
+            if rest := [label for column, label in enumerate(self.labels) if column not in used]:
+                said.append(f"On {name}, classes of no group are left out of the shares: {', '.join(rest)}.")
+        said.append("How often it is wrong on generated pictures is not known here; see its model card.")
+        return tuple(said)
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        """(n, 3, H, W) in [0, 1], of any size -> probabilities (n, K + 1) for each axis, the last of no group."""
+        values = pixels(self.processor, images).to(self.model.device)
+        each = self.model(pixel_values=values).logits.double().softmax(1).cpu()  # (n, classes)
+        found = {}
+        for name, groups in self.columns.items():
+            # never 0 together: what is read of the groups is divided by their sum
+            shown = torch.stack([each[:, columns].sum(1) for columns in groups], 1).clamp_min(1e-12)
+            rest = (1 - shown.sum(1, keepdim=True)).clamp_min(0)
+            found[name] = torch.cat([shown, rest], 1).float()
+        return found
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(n, 3, H, W) in [0, 1] -> (n, F): the last hidden state, averaged over places."""
+        values = pixels(self.processor, images).to(self.model.device)
+        last = self.model(pixel_values=values, output_hidden_states=True).hidden_states[-1].float().cpu()
+        return last.mean(dim=(2, 3)) if last.ndim == 4 else last.mean(dim=1)
+
+
+def _check_groups(given: Pairs, axes: Sequence[Axis]) -> None:
+    known = [group for axis in axes for group in axis.groups]
+    if axes and (astray := [group for _, group in given if group not in known]):
+        raise InputError(
+            f"--reader-classes: no group {astray[0]!r}; axis {axes[0].name!r} has {', '.join(axes[0].groups)}"
+        )

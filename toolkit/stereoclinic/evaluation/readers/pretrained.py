@@ -1,0 +1,107 @@
+"""Opening transformers' models for readers: a hub id or a local folder, weights alone, whole or not at all."""
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from stereoclinic.errors import InputError
+
+#: What loading raises for files that are not what they should be; ImportError for a library that a part needs.
+_FAILURES = (
+    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError,
+    pickle.UnpicklingError,
+)  # fmt: skip
+
+
+def open_model(kind: Any, model: str, spec: str) -> Any:
+    """A model of the class `kind` from a hub id or a local folder, frozen.
+
+    Weights are read as tensors alone (safetensors, or torch's with `weights_only`), and no code that comes with a
+    model is run. transformers draws what a file lacks at random: a classifier without its head is refused here.
+
+    Args:
+        kind: Such as `transformers.CLIPModel`.
+        model: A hub id or a folder.
+        spec: What the user gave, for messages.
+
+    Raises:
+        InputError: Nothing can be opened under this name, or weights are missing.
+    """
+    with _quiet(), _told(model, spec):
+        found, info = kind.from_pretrained(
+            model,
+            trust_remote_code=False,
+            weights_only=True,
+            local_files_only=Path(model).is_dir(),
+            output_loading_info=True,
+        )
+    if missing := sorted([*info["missing_keys"], *info.get("mismatched_keys", ())], key=str):
+        raise InputError(
+            f"reader {spec!r}: {model} lacks weights that a {kind.__name__} needs ({len(missing)}, such as"
+            f" {missing[0]}); give a model that was trained for this"
+        )
+    return found.eval().requires_grad_(False)
+
+
+def open_part(kind: Any, model: str, spec: str, **options: Any) -> Any:
+    """A configuration, tokenizer or image processor, as `open_model` opens a model.
+
+    Raises:
+        InputError: Nothing can be opened under this name.
+    """
+    with _quiet(), _told(model, spec):
+        return kind.from_pretrained(model, trust_remote_code=False, local_files_only=Path(model).is_dir(), **options)
+
+
+def open_pictures(model: str, spec: str) -> Any:
+    """The model's own image processor, always the one on PIL: with and without torchvision, pixels are the same."""
+    from transformers import AutoImageProcessor
+
+    return open_part(AutoImageProcessor, model, spec, backend="pil")
+
+
+def pixels(processor: Any, images: Tensor) -> Tensor:
+    """(n, 3, H, W) in [0, 1], of any size -> (n, 3, h, w) as the model was trained on.
+
+    Raises:
+        InputError: Another shape.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise InputError(f"images have shape {tuple(images.shape)}; expected (n, 3, H, W) with values from 0 to 1")
+    bytes_ = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    pictures = [Image.fromarray(each) for each in bytes_]
+    return processor(images=pictures, return_tensors="pt")["pixel_values"]
+
+
+@contextmanager
+def _told(model: str, spec: str) -> Iterator[None]:
+    try:
+        yield
+    except _FAILURES as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        what = "the folder" if Path(model).is_dir() else f"no folder here, and https://huggingface.co/{model}"
+        raise InputError(f"reader {spec!r}: {what} cannot be opened{offline}: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's own bars and remarks off the terminal, and put them back as they were."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
