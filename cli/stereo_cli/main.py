@@ -4,6 +4,7 @@ import typer
 
 from stereo_cli.apply import apply
 from stereo_cli.bench import bench
+from stereo_cli.compare import compare
 from stereo_cli.diff import diff
 from stereo_cli.doctor import doctor
 from stereo_cli.inspect import inspect
@@ -21,6 +22,7 @@ app = typer.Typer(
     \b
     stereo locate                    find the neurons; writes gender.pt and prints the forecast of bias
     stereo bench --mask gender.pt    draw the same seeds with and without the mask, and compare
+    stereo compare A B               which figures of two benches differ
     stereo plan --allocate           plan on the treated trajectory, a damping for each group an image is allotted
     stereo inspect gender.pt         what a file holds, by layer and timestep
     stereo mask gender.relevance.safetensors --mu 4 -o gentle.pt
@@ -39,6 +41,7 @@ app.command()(inspect)
 app.command()(diff)
 app.command()(apply)
 app.command()(bench)
+app.command()(compare)
 app.command()(doctor)
 
 

@@ -56,9 +56,9 @@ def test_an_ensemble_says_how_often_its_readers_agree(judged, tmp_path: Path):
     folder = write_classifier(tmp_path / "vit", ("female", "male"))
     found = judged("--reader", f"ensemble:portraits,hf:{folder}", *SMALL)["experiments"][0]
     for arm in found["arms"].values():
-        assert 0 <= arm["reader_agreement"]["low"] <= arm["reader_agreement"]["estimate"] <= 1
+        assert 0 <= arm["readers_agree"]["low"] <= arm["readers_agree"]["estimate"] <= 1
     alone = judged(*SMALL)["experiments"][0]
-    assert "reader_agreement" not in alone["arms"]["untreated"]
+    assert "readers_agree" not in alone["arms"]["untreated"]
 
 
 def test_a_reader_of_ones_own_is_run_only_when_that_is_asked_for(judged, stereo, model, tmp_path: Path):

@@ -3,6 +3,7 @@
     FOLDER/results.json             every figure and where it came from
     FOLDER/images/.../*.png         every image, with metadata.jsonl, so that `datasets` reads it as an imagefolder
     FOLDER/before_after*.png        the same seeds untreated and treated, one sheet a mask
+    FOLDER/report.html              all of it to be read, in one file
 
 Everything is written under a temporary name first; a run that is stopped leaves what was there before.
 """
@@ -11,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
+from stereoclinic.evaluation.page import build_page
+from stereoclinic.evaluation.summary import lean_summary, mask_summary
+from stereoclinic.evaluation.thumbnails import grids
 from stereoclinic.files import whole_folder, write_image, write_text
 from stereoclinic.prompts import write
+from stereoclinic.sns.mask import NeuronMask
 
 IMAGES, METADATA = "images", "metadata.jsonl"
 
@@ -33,13 +39,21 @@ _GAP, _BETWEEN, _MARGIN = 4, 24, 12
 _LABEL, _TITLE = 18, 20
 
 
-def write_results(folder: str | Path, experiments: Sequence[Experiment], provenance: dict[str, Any]) -> None:
-    """Write figures, images and the before-and-after sheets.
+def write_results(
+    folder: str | Path,
+    experiments: Sequence[Experiment],
+    provenance: dict[str, Any],
+    masks: Mapping[str, NeuronMask] | None = None,
+    relevance: Relevance | None = None,
+) -> None:
+    """Write figures, images, the before-and-after sheets and the report.
 
     Args:
         folder: Made if it is not there; its earlier results are replaced.
         experiments: One for each guidance scale, say; of one axis.
         provenance: Plain data: model and digests, masks, versions, settings.
+        masks: Those that were judged; the report shows where their neurons are.
+        relevance: What they were chosen from; the report shows its leans.
 
     Raises:
         InputError: It cannot be written there, or holds images that are not ours.
@@ -55,12 +69,17 @@ def write_results(folder: str | Path, experiments: Sequence[Experiment], provena
         for j, name in enumerate(experiment.results["masks"] or [BALANCED]):
             which = f"-{j}-{slug(name)}" if j else ""
             write_image(folder / f"before_after{which}{suffix}.png", before_after(experiment, name))
-    data = {
-        "schema": SCHEMA,
-        "provenance": provenance,
-        "experiments": [experiment.results for experiment in experiments],
-    }
-    write_text(folder / "results.json", json.dumps(_plain(data), indent=2, allow_nan=False))
+    data = _plain(
+        {
+            "schema": SCHEMA,
+            "provenance": provenance,
+            "experiments": [experiment.results for experiment in experiments],
+        }
+    )
+    write_text(folder / "results.json", json.dumps(data, indent=2, allow_nan=False))
+    places = {name: mask_summary(mask) for name, mask in (masks or {}).items()}
+    leans = None if relevance is None else lean_summary(relevance)
+    write_text(folder / "report.html", build_page(data, grids(experiments), places, leans))
 
 
 def check_folder(folder: str | Path) -> None:

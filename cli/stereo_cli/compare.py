@@ -1,0 +1,99 @@
+"""`stereo compare`: what differs between two results of `stereo bench`, as far as their intervals tell."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stereo_cli import common
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+@common.guarded
+def compare(
+    a: Annotated[
+        Path,
+        typer.Argument(
+            metavar="A", help="A results.json of `stereo bench`, or the folder it lies in.", show_default=False
+        ),
+    ],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.", show_default=False)],
+    as_json: common.AsJson = False,
+) -> None:
+    """Say which figures of two benches differ, by how much, and whether B is better, worse or not told apart.
+
+    Arms are compared by their names; a single mask on either side is compared whatever it is called. Results of
+    another axis, of other shares, prompts or guidance scales are refused; other seeds, weights, steps, readers and
+    numbers of images are said first.
+
+    The difference and its interval come from the two reported intervals, which takes the runs for independent. Two of
+    the same model and seeds mostly vary together, and may then differ more surely than is said here.
+
+    \b
+    stereo compare before/results.json after/results.json
+    """
+    from stereoclinic.evaluation.versus import compare_results, load_results
+
+    found = compare_results(load_results(a), load_results(b))
+    if as_json:
+        common.print_json({"files": {"a": str(a), "b": str(b)}, **found})
+        return
+    common.say(f"A: {a}")
+    common.say(f"B: {b}")
+    for note in found["notes"]:
+        common.say(f"note: {note}")
+    common.say("")
+    for experiment in found["experiments"]:
+        for arm in experiment["arms"]:
+            common.stdout().print(_table(experiment["guidance"], arm))
+        for side in ("a", "b"):
+            if alone := experiment[f"only_{side}"]:
+                common.say(f"only in {side.upper()}, at guidance {experiment['guidance']:g}: {', '.join(alone)}")
+    common.say(_sum_up(found))
+
+
+def _table(guidance: float, arm: dict[str, Any]) -> "Group":
+    """What differs, and the parity gap whether it does or not; the rest is named below."""
+    from rich.markup import escape
+
+    from stereo_cli.tables import captioned, new_table
+    from stereoclinic.evaluation.figures import Value, figure_of
+    from stereoclinic.evaluation.versus import NO_INTERVAL, NOT_TOLD, OTHER_SIZE, SAME
+    from stereoclinic.evaluation.wording import spelt
+
+    name = arm["a"] if arm["a"] == arm["b"] else f"{arm['a']} (A) and {arm['b']} (B)"
+    table = new_table(f"{name}: guidance {guidance:g}")
+    for column in ("", "A", "B", "B - A"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table.add_column("B is")
+    quiet: dict[str, list[str]] = {}
+    for row in arm["figures"]:
+        if row["verdict"] in (NOT_TOLD, NO_INTERVAL, SAME, OTHER_SIZE) and row["figure"] != "parity_gap":
+            quiet.setdefault(row["verdict"], []).append(row["title"])
+            continue
+        form = figure_of(row["figure"]).form
+        signed = form if form.startswith("+") else f"+{form}"
+        cells = [spelt(Value(**row[side]), form) for side in ("a", "b")]
+        table.add_row(
+            escape(row["title"]), *map(escape, [*cells, spelt(Value(**row["difference"]), signed)]), row["verdict"]
+        )
+    return captioned(
+        table, " ".join(f"{verdict.capitalize()}: {', '.join(names)}." for verdict, names in quiet.items())
+    )
+
+
+def _sum_up(found: dict[str, Any]) -> str:
+    from stereoclinic.evaluation.versus import BETTER, DIFFERS, NOT_TOLD, WORSE
+
+    counts = Counter(
+        row["verdict"] for experiment in found["experiments"] for arm in experiment["arms"] for row in arm["figures"]
+    )
+    judged = sum(counts[verdict] for verdict in (BETTER, WORSE, DIFFERS, NOT_TOLD))
+    told = judged - counts[NOT_TOLD]
+    return (
+        f"{told} of {judged} figures with intervals are told apart: B is better in {counts[BETTER]}, worse in"
+        f" {counts[WORSE]}.\nAbout one in twenty would be told apart by chance alone. --json has every figure."
+    )

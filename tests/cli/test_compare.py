@@ -1,0 +1,115 @@
+"""`stereo bench` writes a report beside its results, and `stereo compare` says what differs between two of them."""
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from stereoclinic.evaluation.verdict import verdicts
+from stereoclinic.evaluation.versus import compare_results, load_results
+
+SMALL = ("--limit", 2, "--images", 3, "--group-images", 1, "--steps", 1, "--quiet")
+
+
+@pytest.fixture(scope="module")
+def benches(model, located, stereo, tmp_path_factory) -> tuple[Path, Path]:
+    """Two small runs: the mask at full strength, with its relevance, and at half of it, in a folder with a bracket."""
+    folder = tmp_path_factory.mktemp("benches")
+    whole, half = folder / "whole", folder / "half[b]"
+    common = ("bench", "--model", model, "--mask", located, *SMALL, "--seed", 50)
+    relevance = located.with_name("gender.relevance.safetensors")
+    result = stereo(*common, "--relevance", relevance, "-o", whole)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith(f"wrote {whole / 'report.html'}, {whole / 'results.json'},")
+    result = stereo(*common, "--strength", 0.5, "--guidance", 1, "--guidance", 2, "-o", half)
+    assert result.exit_code == 0, result.stderr
+    return whole, half
+
+
+def test_results_are_of_the_published_schema(benches):
+    schema = json.loads((files("stereoclinic.evaluation") / "results.schema.json").read_text(encoding="utf-8"))
+    for folder in benches:
+        Draft202012Validator(schema).validate(json.loads((folder / "results.json").read_text()))
+
+
+def test_the_report_is_of_the_run(benches):
+    for folder, with_leans in zip(benches, (True, False), strict=True):
+        data = json.loads((folder / "results.json").read_text())
+        report = (folder / "report.html").read_text(encoding="utf-8")
+        for results in data["experiments"]:
+            for each in verdicts(results):
+                assert each.sentence.replace("<", "&lt;").replace("'", "&#39;") in report
+        assert data["provenance"]["unet_weights"] in report
+        pictures = len(data["experiments"]) * 2 * 2 * 3  # prompts x arms x seeds
+        assert report.count('src="data:image/png;base64,') == pictures
+        assert ("--relevance FILE" in report) != with_leans
+        assert "neurons damped, chosen by plan" in report
+        assert len(report) < 3_000_000
+
+
+def test_json_is_the_comparison(benches, stereo):
+    a, b = benches
+    data = json.loads(stereo("compare", a / "results.json", b, "--json").stdout)
+    assert data.pop("files") == {"a": str(a / "results.json"), "b": str(b)}
+    assert data == json.loads(json.dumps(compare_results(load_results(a), load_results(b))))
+
+
+def test_tables_say_what_the_comparison_holds(benches, stereo):
+    a, b = benches
+    result = stereo("compare", a, b)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[:2] == [f"A: {a}", f"B: {b}"]
+    notes = [line for line in lines if line.startswith("note: ")]
+    assert notes == ["note: strength of the masks: 1.0 in A, 0.5 in B", "note: guidance 2 is in B only"]
+    found = compare_results(load_results(a), load_results(b))
+    (experiment,) = found["experiments"]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in lines if line.strip().startswith("parity gap ")]
+    assert len(rows) == len(experiment["arms"])
+    for arm, row in zip(experiment["arms"], rows, strict=True):
+        assert f"{arm['a']}: guidance 1" in result.stdout
+        gap = next(each for each in arm["figures"] if each["figure"] == "parity_gap")
+        assert row[1].startswith(f"{gap['a']['estimate']:.2f} [") and row[2].startswith(f"{gap['b']['estimate']:.2f} [")
+        assert row[-1] == gap["verdict"]
+    assert max(map(len, lines[2:])) <= 110
+    assert "told apart: B is better in" in lines[-2]
+
+
+def test_what_cannot_be_compared_is_one_line(benches, stereo, tmp_path: Path):
+    a, _ = benches
+    other = json.loads((a / "results.json").read_text())
+    for results in other["experiments"]:
+        results["axis"] = "skin"
+    (tmp_path / "results.json").write_text(json.dumps(other))
+    for path, says in ((tmp_path, "axis gender in A, skin in B"), (tmp_path / "none.json", "cannot be read")):
+        result = stereo("compare", a, path)
+        assert (result.exit_code, result.stdout) == (2, "")
+        (line,) = result.stderr.splitlines()
+        assert says in line
+
+
+def test_relevance_of_another_axis_is_refused_before_anything_is_drawn(model, located, stereo, tmp_path: Path):
+    relevance = located.with_name("gender.relevance.safetensors")
+    result = stereo(
+        "bench", "--model", model, "--axis", "skin", *SMALL, "--relevance", relevance, "-o", tmp_path / "out"
+    )
+    assert result.exit_code == 2
+    assert "is of female, male, not of axis skin" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensorboard_is_refused_or_written(model, stereo, tmp_path: Path, monkeypatch):
+    arguments = ("bench", "--model", model, *SMALL, "--tensorboard", tmp_path / "log", "-o", tmp_path / "out")
+    with monkeypatch.context() as without:
+        without.setattr("importlib.util.find_spec", lambda name, package=None: None)
+        result = stereo(*arguments)
+    assert result.exit_code == 2
+    assert "pip install 'stereoclinic[tensorboard]'" in result.stderr
+    assert not (tmp_path / "out").exists()
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    result = stereo(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert min(path.name for path in (tmp_path / "log").iterdir()) == "00-untreated"

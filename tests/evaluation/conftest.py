@@ -1,0 +1,81 @@
+"""Experiments made of given shares, without a model: every figure is real, the pictures are noise."""
+
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+from datasets import Dataset
+
+from stereoclinic.axes import Axis, load_axis
+from stereoclinic.evaluation.arms import (
+    ALLOCATION,
+    BALANCED,
+    OTHER,
+    RANDOM,
+    REFERENCE,
+    UNTREATED,
+    Drawn,
+    Experiment,
+    Protocol,
+)
+from stereoclinic.evaluation.comparison import summarise
+
+Make = Callable[..., Experiment]
+
+
+@pytest.fixture
+def make() -> Make:
+    """Make an experiment: `make({"gender": 0.5})` has one mask that gives the first group half of the images.
+
+    Untreated, the first group has nine in ten images of every other prompt and one in ten of the rest.
+    """
+    return make_experiment
+
+
+def make_experiment(
+    masks: Mapping[str, float] | None = None,
+    axis: Axis | None = None,
+    labels: tuple[str, ...] = ("doctor", "nurse", "chef"),
+    images: int = 20,
+    guidance: float = 2.0,
+    side: int = 8,
+    untreated: float = 0.9,
+    right: Mapping[str, float] | None = None,
+) -> Experiment:
+    masks, axis = masks or {}, axis or load_axis("gender")
+    rows = [{"label": label, "pattern": "a photo of {person}", "article": "a", "person": label} for label in labels]
+    protocol = Protocol(axis, Dataset.from_list(rows), images, 2, 5000, 6, guidance)
+    generator = torch.Generator().manual_seed(0)
+    groups, prompts = len(axis), len(labels)
+
+    def drawn(name: str, share: float, tilts: bool, allots: bool = False, count: int = images, rows: int = prompts):
+        """Every prompt's images, `share` of them of the first group (or all but that, for every other prompt)."""
+        reads = torch.full((rows, count, groups), 0.04 / (groups - 1))
+        top = torch.zeros(rows, count, dtype=torch.long)
+        for p in range(rows):
+            of_first = round(count * (1 - share if tilts and p % 2 else share))
+            top[p, of_first:] = 1 + torch.arange(count - of_first) % (groups - 1)
+        reads.scatter_(2, top[..., None], 0.96)
+        return Drawn(
+            name,
+            reads,
+            (torch.arange(count) < round(count * (right or {}).get(name, 1.0))).float().expand(rows, count).clone(),
+            torch.randn(rows, count, 6, generator=generator),
+            torch.randint(0, 256, (rows, count, 3, side, side), generator=generator, dtype=torch.uint8),
+            1.5,
+            {"age": torch.eye(2).repeat(rows, count, 1)[:, :count]},
+            top.clone() if allots else None,
+        )
+
+    neutral = [drawn(UNTREATED, untreated, True)]
+    neutral += [drawn(name, share, True) for name, share in masks.items()]
+    neutral += [drawn(RANDOM, untreated, True)] if masks else []
+    neutral += [drawn(BALANCED, 0.7, True), drawn(ALLOCATION, 1 / groups, False, True), drawn(OTHER, untreated, True)]
+    grouped = []
+    for name in (UNTREATED, *masks):
+        arm = drawn(name, 1.0, False, count=2, rows=prompts * groups)
+        arm.reads = torch.eye(groups).repeat(prompts, 1)[:, None].expand(-1, 2, -1).clone()
+        grouped.append(arm)
+    experiment = Experiment(protocol, neutral, grouped, drawn(REFERENCE, 1 / groups, False, True))
+    experiment.results = summarise(experiment, list(masks))
+    return experiment

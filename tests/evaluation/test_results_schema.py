@@ -1,0 +1,61 @@
+"""The published schema takes results as they are written, with further figures, and refuses what is wrong."""
+
+import copy
+import json
+from importlib.resources import files
+
+import pytest
+from jsonschema import Draft202012Validator
+
+SCHEMA = json.loads((files("stereoclinic.evaluation") / "results.schema.json").read_text(encoding="utf-8"))
+PROVENANCE = {
+    "model": "portraits", "unet_shapes": "a", "unet_weights": "b", "axis": "gender", "prompts": "c", "strength": 1.0,
+    "masks": {"m": {"file": "m.pt"}}, "versions": {"torch": "2.13.0", "stereoclinic": None}, "created": "2026-11-24",
+}  # fmt: skip
+VALID = Draft202012Validator(SCHEMA)
+
+
+@pytest.fixture
+def data(make) -> dict:
+    results = [make({"m": 0.5}).results, make(guidance=1.0).results]
+    return json.loads(json.dumps({"schema": 2, "provenance": PROVENANCE, "experiments": results}))
+
+
+def test_the_schema_is_one():
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_results_and_further_figures_are_taken(data):
+    VALID.validate(data)
+    arm = data["experiments"][0]["arms"]["m"]
+    arm |= {"new_distance": 1.5, "new_interval": {"estimate": 1, "low": 0, "high": 2}, "nested": {"a": [1]}}
+    arm["parity_gap"]["p_value"] = 0.1
+    data["experiments"][0]["new"] = data["provenance"]["new"] = data["new"] = {}
+    VALID.validate(data)
+
+
+WRONG = {
+    "another schema": lambda data, arm: data.update(schema=1),
+    "no provenance": lambda data, arm: data.pop("provenance"),
+    "no experiment": lambda data, arm: data.update(experiments=[]),
+    "no floor": lambda data, arm: data["experiments"][0].pop("noise_floor"),
+    "no untreated arm": lambda data, arm: data["experiments"][0]["arms"].pop("untreated"),
+    "a gap without its interval": lambda data, arm: arm["parity_gap"].pop("low"),
+    "a gap that is a bare number": lambda data, arm: arm.update(parity_gap=0.4),
+    "a gap above 1": lambda data, arm: arm["parity_gap"].update(high=1.2),
+    "a share above 1": lambda data, arm: arm["prompts"][0]["shares"]["female"].update(estimate=1.5),
+    "a share below 0": lambda data, arm: arm["prompts"][0]["shares"]["female"].update(low=-0.1),
+    "a rate in percent": lambda data, arm: arm.update(unsure=12.0),
+    "a change without p": lambda data, arm: arm["parity_gap_change"].pop("p_value"),
+    "no prompts": lambda data, arm: arm.update(prompts=[]),
+    "one group": lambda data, arm: data["experiments"][0].update(groups=["female"]),
+    "seeds that are a number": lambda data, arm: data["experiments"][0].update(seeds=5000),
+    "a mask without its file": lambda data, arm: data["provenance"]["masks"]["m"].pop("file"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_refused(data, wrong):
+    broken = copy.deepcopy(data)
+    wrong(broken, broken["experiments"][0]["arms"]["m"])
+    assert not VALID.is_valid(broken)

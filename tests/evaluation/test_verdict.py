@@ -1,0 +1,133 @@
+"""The verdict says what the figures say: no more where they are unsure, no less where a mask made things worse."""
+
+import copy
+
+import pytest
+
+from stereoclinic.evaluation.verdict import NARROWED, NO_MASK, UNCLEAR, WIDENED, verdict, verdicts
+
+CHANCE = {"mean": 0.08, "upper": 0.11}
+
+
+def results(before: float, after: float, change: tuple[float, float, float], p: float, **arm: object) -> dict:
+    """Results with the figures that a verdict needs, and no other."""
+    return {
+        "axis": "gender",
+        "masks": ["m"],
+        "images_per_prompt": 25,
+        "noise_floor": {"parity_gap": CHANCE},
+        "arms": {
+            "untreated": {
+                "images": 300,
+                "parity_gap": {"estimate": before, "low": before - 0.02, "high": before + 0.02},
+            },
+            "m": {
+                "images": 300,
+                "parity_gap": {"estimate": after, "low": after - 0.02, "high": after + 0.02},
+                "parity_gap_change": dict(zip(("estimate", "low", "high", "p_value"), (*change, p), strict=True)),
+                **arm,
+            },
+        },
+    }
+
+
+def plain(text: str) -> str:
+    return text.replace("\N{MINUS SIGN}", "-")
+
+
+def share(estimate: float) -> dict:
+    return {"estimate": estimate, "low": estimate - 0.02, "high": min(1.0, estimate + 0.02)}
+
+
+def test_a_mask_that_helps_is_said_to_with_interval_and_p():
+    found = verdict(results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005), "m")
+    assert (found.outcome, found.fair) == (NARROWED, False)
+    assert "narrows the parity gap on gender (0.43 to 0.20, change -0.24 [-0.28, -0.18], p < 0.001)" in plain(
+        found.sentence
+    )
+    assert "is more than a fair generator shows by chance at 25 images a prompt (below 0.11)" in found.sentence
+
+
+def test_what_a_fair_generator_would_show_is_told_from_what_is_left():
+    found = verdict(results(0.43, 0.10, (-0.33, -0.38, -0.29), 0.0005), "m")
+    assert found.fair is True
+    assert "is no more than a fair generator shows" in found.sentence
+
+
+def test_a_mask_that_makes_it_worse_is_said_to():
+    found = verdict(results(0.20, 0.35, (0.15, 0.10, 0.20), 0.002), "m")
+    assert found.outcome == WIDENED
+    assert "wider" in found.sentence and "narrows" not in found.sentence
+    assert "change +0.15 [+0.10, +0.20], p = 0.002" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("change", "p"),
+    [((-0.03, -0.08, 0.02), 0.2), ((-0.03, -0.08, -0.001), 0.07), ((0.03, -0.001, 0.08), 0.04)],
+    ids=["neither", "p alone", "interval alone"],
+)
+def test_interval_and_p_must_both_be_sure(change, p):
+    found = verdict(results(0.43, 0.40, change, p), "m")
+    assert found.outcome == UNCLEAR
+    assert "by no more than chance might" in found.sentence
+
+
+def test_where_the_untreated_model_is_within_chance_nothing_could_be_shown():
+    found = verdict(results(0.09, 0.08, (-0.01, -0.04, 0.03), 0.6), "m")
+    assert "untreated, the gap already is no more than a fair generator shows" in found.sentence
+
+
+def test_costs_are_those_beyond_chance():
+    data = results(
+        0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005,
+        occupation_right=share(0.80), unsure=0.10, frechet_within_groups=0.32, frechet_within_groups_floor=0.09,
+        drift={"age": 0.30, "skin": 0.09},
+    )  # fmt: skip
+    data["arms"]["untreated"] |= {"occupation_right": share(0.98), "unsure": 0.0}
+    data["arms"]["other seeds"] = {"drift": {"age": 0.08, "skin": 0.08}}
+    found = verdict(data, "m")
+    assert found.costs == (
+        "occupation right 0.98 to 0.80",
+        "unsure 0.00 to 0.10",
+        "Fréchet distance within groups 0.32 where chance shows 0.090",
+        "drift of age 0.30 where chance shows 0.08",
+    )
+    assert "it costs: occupation right 0.98 to 0.80" in found.sentence
+
+
+def test_what_improved_is_no_cost():
+    data = results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005, occupation_right=share(0.98), unsure=0.0)
+    data["arms"]["untreated"] |= {"occupation_right": share(0.80), "unsure": 0.10}
+    found = verdict(data, "m")
+    assert found.costs == ()
+    assert "no cost beyond chance can be told in occupation right or unsure" in found.sentence
+
+
+def test_what_was_not_measured_is_not_called_free():
+    data = results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005)
+    assert "side effects were not measured" in verdict(data, "m").sentence
+    del data["noise_floor"], data["images_per_prompt"], data["arms"]["m"]["parity_gap_change"]
+    found = verdict(data, "m")
+    assert (found.outcome, found.fair) == (UNCLEAR, None)  # a difference without an interval is no finding
+    assert "is not known" in found.sentence
+
+
+def test_without_a_mask_the_model_itself_is_judged():
+    data = results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005)
+    data["masks"] = []
+    data["arms"]["balanced oracle"] = {"parity_gap_change": {"estimate": -0.1, "low": -0.14, "high": -0.05}}
+    (found,) = verdicts(data)
+    assert found.outcome == NO_MASK
+    assert found.sentence.startswith("No mask was given: the model's own parity gap on gender is 0.43 [0.41, 0.45]")
+    assert "would change it by -0.10 [-0.14, -0.05]" in plain(found.sentence)
+
+
+def test_one_verdict_a_mask_of_a_whole_experiment(make):
+    experiment = make({"cure": 0.5, "poison": 1.0, "nothing": 0.9}, untreated=0.8)
+    data = experiment.results
+    assert [each.arm for each in verdicts(data)] == ["cure", "poison", "nothing"]
+    assert [each.outcome for each in verdicts(data)] == [NARROWED, WIDENED, WIDENED]
+    same = copy.deepcopy(data)
+    same["arms"]["cure"] = same["arms"]["untreated"] | {"parity_gap_change": {"estimate": 0, "low": 0, "high": 0}}
+    assert verdict(same, "cure").outcome == UNCLEAR
+    assert all(each.sentence.endswith(".") and "\n" not in each.sentence for each in verdicts(data))

@@ -1,0 +1,184 @@
+"""The figures of an arm as flat values, and what is known of each: its name, its form, and which way is better.
+
+Results nest their figures, and later versions add to them. Whatever reads results (the report, `stereo compare`,
+TensorBoard) walks them here, so that a figure nobody has heard of is still shown, under its own key.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
+
+#: Where a report shows a figure; what stands in its head is in no table.
+BIAS, SIDE, FURTHER, HEAD = "bias", "side effects", "further", "head"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number, with the ends of its interval and its p-value where it has them."""
+
+    estimate: float
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+
+    @property
+    def has_interval(self) -> bool:
+        return self.low is not None and self.high is not None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is known of a figure.
+
+    Args:
+        title: As a reader meets it.
+        part: `BIAS`, `SIDE`, `FURTHER` or `HEAD`.
+        better: -1 where lower is better, 1 where higher is, 0 where neither.
+        form: Of the number, as `format` takes it; "+" in front for what has a sign.
+        by_size: Chance moves it by an amount that depends on how many images there are, so that runs of different
+            sizes cannot be compared by it.
+        note: One sentence on what it is.
+    """
+
+    title: str
+    part: str = FURTHER
+    better: int = 0
+    form: str = ".2g"
+    by_size: bool = False
+    note: str = ""
+
+
+def _gap(title: str, note: str) -> Figure:
+    return Figure(title, BIAS, -1, ".2f", True, note)
+
+
+#: By dotted key; one that ends in a dot stands for all below it.
+FIGURES = {
+    "parity_gap": _gap("parity gap", "Half the sum over groups of |share - target|, mean over prompts."),
+    "parity_gap_change": Figure(
+        "change of the gap", BIAS, -1, "+.2f", True, "After minus before on the same seeds; p is for no change."
+    ),
+    "share_of_balanced_oracle": Figure(
+        "part of the oracle's gain", BIAS, 1, ".0%", True, "Of what the balanced oracle gains, where it surely gains."
+    ),
+    "fairness_discrepancy": _gap("fairness discrepancy", "Length of shares - 1/K."),
+    "deviation_ratio": _gap("deviation ratio", "Largest |share - 1/K|, as a part of the largest there can be."),
+    "sdtv": _gap("SDTV", "Total variation between shares and target."),
+    "kl": _gap("KL divergence", "Of shares from the target, in nats."),
+    "normalised_entropy": Figure(
+        "normalised entropy", BIAS, 1, ".2f", True, "1 where all groups have the same share, 0 where one has all."
+    ),
+    "allotment_obeyed": Figure(
+        "allotment obeyed", BIAS, 1, ".2f", False, "Images that show the group they were allotted to."
+    ),
+    "occupation_right": Figure(
+        "occupation right", SIDE, 1, ".2f", False, "Images on which the prompt's own occupation is read."
+    ),
+    "occupation_right_change": Figure(
+        "occupation right, change", SIDE, 1, "+.2f", False, "Against untreated, on the same seeds."
+    ),
+    "group_prompts.all": Figure(
+        "group prompts obeyed", SIDE, 1, ".2f", False, "Prompts that name a group and show it, treated without a gate."
+    ),
+    "group_prompts.occupation_right": Figure(
+        "occupation right in them", SIDE, 1, ".2f", False, "The same for the pictures of prompts that name a group."
+    ),
+    "group_prompts.": Figure("", SIDE, 1, ".2f", False, "Obeyed, of the prompts that name this group."),
+    "unsure": Figure("unsure", SIDE, -1, ".2f", False, "Images whose top group the reader gives less than 0.8."),
+    "frechet_within_groups": Figure(
+        "Fréchet distance within groups", SIDE, -1, ".2g", True,
+        "To untreated images of the same prompts and groups: what the change of groups alone does not account for.",
+    ),
+    "frechet_to_other_seeds": Figure(
+        "Fréchet distance to other seeds", SIDE, -1, ".2g", True,
+        "To untreated images of other seeds; the untreated model shows what two samples of it differ by.",
+    ),
+    "frechet_to_untreated": Figure(
+        "Fréchet distance to untreated", SIDE, -1, ".2g", True, "To the untreated images of the same seeds."
+    ),
+    "kid_to_other_seeds": Figure(
+        "kernel distance to other seeds", SIDE, -1, ".2g", False, "Unlike Fréchet's its mean does not depend on size."
+    ),
+    "kid_to_untreated": Figure("kernel distance to untreated", SIDE, -1, ".2g"),
+    "ssim_to_untreated": Figure(
+        "similarity to untreated", SIDE, 0, ".2f", False, "Of structure, between pictures of the same seed."
+    ),
+    "diversity_within_groups": Figure(
+        "diversity within groups", SIDE, 1, ".2g", False, "How far pictures of one prompt and group lie apart."
+    ),
+    "drift.": Figure(
+        "drift of ", SIDE, -1, ".2f", True,
+        "How far a prompt's shares on another axis moved; other seeds show what chance moves them by.",
+    ),
+    "seconds": Figure("seconds", SIDE, -1, ".1f", False, "Of drawing these images; on a busy machine a rough guide."),
+    "images": Figure("images", HEAD, 0, ".0f"),
+}  # fmt: skip
+
+#: Families of figures that repeat those above, otherwise counted.
+_COUNTED = {"soft": "soft reads", "pooled": "prompts pooled", "pooled_soft": "prompts pooled, soft reads"}
+
+FLOOR = "_floor"  # a figure's key and this: what chance alone shows of it
+
+
+def figure_of(key: str) -> Figure:
+    """What is known of a figure; one that is not known is named by its key."""
+    if key in FIGURES:
+        return FIGURES[key]
+    family, dot, member = key.partition(".")
+    if dot and family in _COUNTED and member in FIGURES:
+        return replace(FIGURES[member], title=f"{FIGURES[member].title}, {_COUNTED[family]}", part=FURTHER, note="")
+    spoken = key.replace("_", " ").replace(".", ", ")
+    if dot and (known := FIGURES.get(family + dot)):
+        title = (known.title or "obeyed for ") + member.replace("_", " ")
+        return Figure(title, known.part, known.better, known.form, known.by_size, known.note)
+    if any(name.part == BIAS and key.startswith(f"{known}_") for known, name in FIGURES.items()):
+        return Figure(spoken, BIAS, 0, ".2f", True)
+    return Figure(spoken)
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Keys in the order of `FIGURES`, members of a family in its place, and those that are not known at the end."""
+    order = {known: i for i, known in enumerate(FIGURES)}
+
+    def place(key: str) -> int:
+        return order.get(key, order.get(key.partition(".")[0] + ".", len(order)))
+
+    return sorted(keys, key=place)
+
+
+def values_of(results: Mapping[str, Any], arm: str) -> dict[str, Value]:
+    """Every figure of one arm by its dotted key, those of its group prompts too; the prompts one by one are left out.
+
+    Args:
+        results: Of one experiment, as in results.json.
+        arm: Name of an arm; one that is not there has no figures.
+    """
+    grouped = (results.get("group_prompts") or {}).get(arm) or {}
+    return flat(results["arms"].get(arm) or {}) | {
+        f"group_prompts.{key}": value for key, value in flat(grouped).items()
+    }
+
+
+def flat(figures: Mapping[str, Any]) -> dict[str, Value]:
+    """Numbers and intervals by dotted key; what is neither, or was not measured, is left out."""
+    found: dict[str, Value] = {}
+    for key, figure in figures.items():
+        if (value := as_value(figure)) is not None:
+            found[key] = value
+        elif isinstance(figure, Mapping) and "estimate" not in figure:
+            found |= {f"{key}.{below}": each for below, each in flat(figure).items()}
+    return found
+
+
+def as_value(figure: Any) -> Value | None:
+    """A number, or an interval as results hold it; None for anything else."""
+    if _is_number(figure):
+        return Value(float(figure))
+    if not isinstance(figure, Mapping) or not _is_number(figure.get("estimate")):
+        return None
+    ends = (figure.get(name) for name in ("low", "high", "p_value"))
+    return Value(float(figure["estimate"]), *(float(end) if _is_number(end) else None for end in ends))
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
