@@ -189,7 +189,7 @@ def figure(results: list[dict]) -> Figure:
     panels = drawing.subplots(len(results), 2, squeeze=False)
     for (deletion, insertion), found in zip(panels, results, strict=True):
         for name in found["sets"][0]["methods"]:
-            color = DRAWN.get(name, {"gamma-cp": "C7", "Wanda": "C8"}.get(name, "k"))
+            color = DRAWN.get(name, {"gamma-cp": "C4", "Wanda": "C2"}.get(name, "k"))
             for side, panel, line in (("most", deletion, "-"), ("least", deletion, ":"), ("inserted", insertion, "-")):
                 curves = [each["methods"][name][side] for each in found["sets"]]
                 shares = [100 * each["share"] for each in curves[0]]
