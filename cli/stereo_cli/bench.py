@@ -98,6 +98,17 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    baselines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            help="Another method to judge beside the masks: prompt, conceptprune, uce, h-space, equisteer, icm; may"
+            " repeat. Most are first made on seeds of their own, which takes minutes.",
+            show_default=False,
+        ),
+    ] = None,
+    baseline_seed: Annotated[int, typer.Option(min=0, help="--baseline: first seed to make it on.")] = 100,
+    baseline_seeds: Annotated[int, typer.Option(min=1, help="--baseline: seeds a prompt.")] = 4,
     fail_above: Annotated[
         list[str] | None,
         typer.Option(
@@ -130,6 +141,7 @@ def bench(
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.arms import Experiment, Protocol
+    from stereoclinic.evaluation.baselines import check_names
     from stereoclinic.evaluation.experiment import arms_of, run
     from stereoclinic.evaluation.protocols import load_protocol
     from stereoclinic.evaluation.readers import can_read
@@ -139,6 +151,9 @@ def bench(
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask
 
+    check_names(baselines or [])
+    if baselines and devices * num_nodes > 1:
+        raise InputError("--baseline: what each device would make differs in rounding; give --devices 1")
     limits = [judging.bound(text) for text in fail_above or []]
     aimed = common.shares_from(shares)
     if len(aimed) > 1:
@@ -194,6 +209,9 @@ def bench(
         if (made_for := mask.metadata.get("axis")) not in (None, chosen.name):
             common.stderr().print(f"note: mask {name} was made for axis {made_for}, and is judged on {chosen.name}")
     total = sum(arms_of(denoiser, setup, loaded, strength, force).images for setup in protocols)
+    total += len(baselines or []) * sum(
+        len(rows) * (each.images + len(chosen) * each.group_images) for each in protocols
+    )
     ranks = devices * num_nodes
     if dry_run:
         scales = ", ".join(f"{setup.guidance:g}" for setup in protocols)
@@ -212,8 +230,11 @@ def bench(
             def draw(arm: str, count: int, at: str = f"guidance {setup.guidance:g}") -> None:
                 advance(count * ranks, f"{at}: {arm}")
 
+            others_made = judging.made_baselines(
+                baselines or [], denoiser, setup, reads, baseline_seed, baseline_seeds, device, quiet
+            )
             found = run(
-                denoiser, reads, setup, loaded, strength, draw, force, kept, common.warn,
+                denoiser, reads, setup, loaded, strength, draw, force, kept, common.warn, others_made,
                 accelerator=device, devices=devices, num_nodes=num_nodes,
                 strategy="ddp" if strategy == "auto" and ranks > 1 else strategy,
             )  # fmt: skip

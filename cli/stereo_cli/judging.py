@@ -11,7 +11,7 @@ from stereo_cli import common
 
 if TYPE_CHECKING:
     from stereoclinic.axes import Axis
-    from stereoclinic.evaluation.arms import Experiment
+    from stereoclinic.evaluation.arms import Experiment, Protocol
     from stereoclinic.evaluation.protocols import PublishedProtocol
     from stereoclinic.evaluation.readers import Reader
     from stereoclinic.sns.mask import NeuronMask
@@ -163,6 +163,34 @@ def reader_for(
             " pictures",
         )
     return open_reader(spec, axes, own, classes, allow_race, allow_code, device)
+
+
+def made_baselines(
+    names: list[str],
+    denoiser: Any,
+    protocol: "Protocol",
+    reader: "Reader",
+    first: int,
+    seeds: int,
+    device: str,
+    quiet: bool,
+) -> list[Any]:
+    """Other methods, made on seeds that are not judged; one line on stderr for each."""
+    if not names:
+        return []
+    from stereoclinic.evaluation.baselines import calibration_samples, fit_baselines
+    from stereoclinic.evaluation.baselines.calibration import Calibration
+
+    judged = range(protocol.seed, protocol.seed + 2 * protocol.images)  # of `other seeds` too
+    samples = calibration_samples(protocol.prompts, first, seeds, judged)
+    how = Calibration(protocol.steps, protocol.guidance, reader, protocol.shares)
+    denoiser.to(device)
+    made = []
+    for name in names:
+        if not quiet:
+            common.stderr().print(f"making baseline {name} on {len(samples)} samples, guidance {protocol.guidance:g}")
+        made += fit_baselines([name], denoiser, protocol.axis, samples, how)
+    return made
 
 
 def follow(published: "PublishedProtocol", given: dict[str, Any]) -> None:

@@ -81,7 +81,29 @@ def mask_table(summary: Data) -> Group:
 def bench_tables(results: Data) -> list[Group]:
     """Bias, side effects, and prompts one by one, of one experiment (`Experiment.results`)."""
     published = [_published_table(results["published"])] if "published" in results else []
-    return [*published, _bias_table(results), _side_effects_table(results), *_prompt_tables(results)]
+    others = [_baselines_table(results)] if "baselines" in results else []
+    return [*published, _bias_table(results), _side_effects_table(results), *others, *_prompt_tables(results)]
+
+
+def _baselines_table(results: Data) -> Group:
+    """What other methods need and cost, beside the masks."""
+    table = new_table(f"Other methods: guidance {results['guidance']:g}")
+    for name in ("", "needs", "made in", "images", "passes", "drawing"):
+        table.add_column(name, justify="left" if name in ("", "needs") else "right")
+    plain = results["arms"]["untreated"]["seconds"] or float("nan")
+    for name in [*results["masks"], *results["baselines"]]:
+        time = f"{results['arms'][name]['seconds'] / plain:.2f} x"
+        if (cost := results["baselines"].get(name)) is None:
+            table.add_row(escape(name), "prompts", "", "", "", time)
+            continue
+        passes = f"{cost['forward']} + {cost['backward']}"
+        table.add_row(escape(name), cost["needs"], f"{cost['seconds']:.0f} s", str(cost["images"]), passes, time)
+    return captioned(
+        table,
+        "Made on seeds of their own, at their default settings. Passes: samples through the UNet, forward + backward."
+        " Drawing: seconds over the untreated model's, in one run. Prompts that name a group are drawn treated, as they"
+        " are by the masks. Sources stand in results.json.",
+    )
 
 
 def _published_table(published: Data) -> Group:

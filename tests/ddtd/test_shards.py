@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from stereoclinic.axes import load_axis
-from stereoclinic.ddtd import module
 from stereoclinic.ddtd.module import DDTD, locate
 from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.ddtd.shards import Kept, Shards

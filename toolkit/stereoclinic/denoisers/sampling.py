@@ -49,6 +49,19 @@ def sample(
     Returns:
         (B, 3, H, W) in [0, 1].
     """
+    return denoiser.decode(sample_latents(denoiser, rows, prompts, steps, guidance, conditional))
+
+
+@torch.no_grad()
+def sample_latents(
+    denoiser: Denoiser,
+    rows: list[dict],
+    prompts: list[str],
+    steps: int,
+    guidance: float,
+    conditional: Conditional | None = None,
+) -> Tensor:
+    """The clean latents (B, C, h, w) of the pictures that `sample` draws; arguments as there."""
     timesteps = denoiser.timesteps(steps)
     generators = denoiser.generators(rows)
     latents = denoiser.noise(rows)
@@ -62,4 +75,4 @@ def sample(
             own = conditional(denoiser, latents, timestep, i / len(timesteps), states)
             prediction = guide(own, unconditional, guidance)
         latents = denoiser.step(prediction, timestep, latents, generators)
-    return denoiser.decode(latents)
+    return latents

@@ -3,6 +3,7 @@
     untreated            the model as it is
     mask NAME            each mask given; an allocating one allots every image a group by its seed
     random               a random mask of the first mask's sum of damping
+    baseline NAME        another method, see `baselines`
     balanced oracle      no lean at all            } ceilings
     allocation oracle    every group its share     }
     other seeds          the model as it is, on seeds of its own: the floor of every distance
@@ -25,6 +26,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.evaluation.arms import OTHER, RANDOM, REFERENCE, UNTREATED, Drawn, Experiment, Protocol
+from stereoclinic.evaluation.baselines.base import Baseline
+from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
 from stereoclinic.evaluation.comparison import summarise
 from stereoclinic.evaluation.drawing import Part, Pictures, Store, draw, model_digest
 from stereoclinic.evaluation.mitigation import Mitigation, Suppressed
@@ -75,6 +78,7 @@ def arms_of(
     masks: dict[str, NeuronMask],
     strength: float = 1.0,
     force: bool = False,
+    baselines: Sequence[Mitigation] = (),
 ) -> Arms:
     """What an experiment draws; arguments as of `run`."""
     axis, n, m = protocol.axis, protocol.images, protocol.group_images
@@ -89,7 +93,7 @@ def arms_of(
     made = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
     if masks:
         made.append(suppressed(RANDOM, random_like(next(iter(masks.values())), seed=protocol.seed)))
-    made += [BalancedOracle(denoiser, axis), AllocationOracle(axis, protocol.target)]
+    made += [*baselines, BalancedOracle(denoiser, axis), AllocationOracle(axis, protocol.target)]
     neutral = [Arm(each.name, each, judged, n) for each in made]
     neutral.append(Arm(OTHER, Mitigation(OTHER), other, n))
     grouped = []
@@ -100,6 +104,7 @@ def arms_of(
             for group, prompt in zip(axis.groups, group_prompts(row, axis), strict=True)
         ]
         ungated = [Mitigation(UNTREATED), *(suppressed(name, mask, gate=False) for name, mask in masks.items())]
+        ungated += baselines
         grouped = [Arm(each.name, each, rows, m) for each in ungated]
     return Arms(neutral, grouped, Arm(REFERENCE, AllocationOracle(axis, protocol.target), other, n))
 
@@ -114,6 +119,7 @@ def run(
     force: bool = False,
     parts: Path | None = None,
     warn: Callable[[str], None] = warnings.warn,
+    baselines: Sequence[Baseline | PromptAllocation] = (),
     **trainer: Any,
 ) -> Experiment | None:
     """Draw every arm and compare.
@@ -129,6 +135,7 @@ def run(
         parts: Folder that keeps what was drawn: a run that was cut off goes on there, and whatever another run of the
             same model has drawn there is not drawn again. By default a temporary one.
         warn: Told what does not stop the run.
+        baselines: Other methods, made on other seeds; see `baselines.fit_baselines`.
         **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
 
     Returns:
@@ -138,13 +145,18 @@ def run(
         InputError: The reader does not know the axis, or there are fewer batches than devices.
         Incomplete: Pictures are missing at the end.
     """
-    arms = arms_of(denoiser, protocol, masks, strength, force)
+    arms = arms_of(denoiser, protocol, masks, strength, force, baselines)
     found = drawn(denoiser, reader, protocol, list(arms), progress, parts, warn, **trainer)
     if found is None:
         return None
     neutral, grouped = len(arms.neutral), len(arms.grouped)
     experiment = Experiment(protocol, found[:neutral], found[neutral : neutral + grouped], found[-1])
     experiment.results = summarise(experiment, list(masks))
+    if baselines:
+        experiment.results["baselines"] = {
+            each.name: {"needs": each.needs, "source": each.source, "strength": each.strength, **vars(each.cost)}
+            for each in baselines
+        }
     return experiment
 
 

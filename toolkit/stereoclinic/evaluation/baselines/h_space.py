@@ -1,0 +1,125 @@
+"""A direction in h-space for each group: a tensor added to what the UNet's middle block gives.
+
+Reference: Li et al., Self-Discovering Interpretable Diffusion Latent Directions for Responsible Text-to-Image
+Generation, CVPR 2024 (arXiv 2311.17216): the concept vector of section 3, fair generation by drawing each picture's
+vector at random from the groups'.
+
+    x_0   pictures of a group's prompt ("a photo of a female doctor")
+    c_k = argmin E || f(x_t, t, neutral prompt; h <- h + c_k) - target ||^2      over x_0, t and noise, f frozen
+    h  <- h + strength c_k                 at all timesteps, the conditional half alone, k the image's allotted group
+
+The vector has h's own shape (C, h, w), as in the authors' code, and is learned by Adam, each from its own group's
+pictures. Ours are: it starts at zero, the pictures stay latents and are not encoded anew, and there are fewer of them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stereoclinic.errors import InputError
+from stereoclinic.evaluation.baselines.base import Baseline, check_strength
+from stereoclinic.evaluation.baselines.calibration import Run
+
+
+@dataclass(frozen=True)
+class DirectionSettings:
+    """Args: updates for each group; pictures in one; learning rate; seed of their order, timesteps and noise; strength.
+
+    The authors make 2,500 updates of 8 pictures, 1,000 in all, at 0.1. After a hundred the vector is still short: of
+    strengths 1, 2 and 4, the last set groups best on the embedded model (12 prompts, two seeds), and blurs a little.
+    """
+
+    updates: int = 100
+    batch: int = 8
+    rate: float = 0.1
+    seed: int = 0
+    strength: float = 4.0
+
+    def __post_init__(self) -> None:
+        if min(self.updates, self.batch) < 1 or self.rate <= 0:
+            raise InputError("h-space: updates and batch must be 1 or more, the learning rate above 0")
+        check_strength("h-space", self.strength)
+
+
+class HSpaceDirection(Baseline):
+    """Arguments as of `Baseline`, and vectors: (K, C, h, w)."""
+
+    title, source = "h-space", "Li et al. 2024, arXiv 2311.17216"
+    needs = "group prompts, own images, gradients"
+    defaults: ClassVar[DirectionSettings] = DirectionSettings()
+
+    def __init__(self, *common: Any, vectors: Tensor) -> None:
+        super().__init__(*common)
+        self.vectors = vectors
+
+    @classmethod
+    def _fit(cls, run: Run, settings: DirectionSettings) -> Self:
+        if getattr(run.denoiser.unet, "mid_block", None) is None:
+            raise InputError(f"h-space: this {type(run.denoiser.unet).__name__} has no mid_block to add a vector at")
+        vectors = torch.stack([learned(run, run.draw(run.group(k)), settings) for k in range(len(run.axis))])
+        return cls(run.denoiser, run.axis, run.target, settings.strength, vectors=vectors)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.vectors]
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {"mid_block": self.denoiser.unet.mid_block}
+
+    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor) -> Tensor:
+        return output + self.strength * self.vectors.to(output)[groups]
+
+
+def learned(run: Run, clean: Tensor, settings: DirectionSettings) -> Tensor:
+    """The vector (C, h, w) under which the neutral prompts' predictions fit one group's pictures best.
+
+    Args:
+        run: Its samples' neutral prompts are what is predicted for.
+        clean: (N, C, h, w) latents of the pictures.
+        settings: See there.
+
+    Raises:
+        InputError: The model predicts neither noise nor v.
+    """
+    denoiser, device = run.denoiser, clean.device
+    scheduler = DDPMScheduler.from_config(denoiser.pipe.scheduler.config)  # what any of the model's was trained as
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise InputError(f"h-space: a model that predicts {kind!r}; expected one of noise (epsilon) or v_prediction")
+    generator = torch.Generator().manual_seed(settings.seed)
+    states = denoiser.encode(run.neutral)
+    with torch.no_grad():
+        h: list[Tensor] = []
+        handle = denoiser.unet.mid_block.register_forward_hook(lambda module, args, output: h.append(output))
+        try:
+            with run.counted():
+                _predict(run, clean[:1], torch.zeros(1, dtype=torch.long, device=device), states[:1])
+        finally:
+            handle.remove()
+    vector = torch.zeros_like(h[0][0], dtype=torch.float32, requires_grad=True)
+    optimiser = torch.optim.Adam([vector], lr=settings.rate)
+    handle = denoiser.unet.mid_block.register_forward_hook(lambda module, args, output: output + vector.to(output))
+    try:
+        with torch.enable_grad(), run.counted():
+            for _ in range(settings.updates):
+                chosen = torch.randint(len(clean), (settings.batch,), generator=generator).to(device)
+                t = torch.randint(scheduler.config.num_train_timesteps, (settings.batch,), generator=generator)
+                noise = torch.randn((settings.batch, *clean.shape[1:]), generator=generator).to(clean)
+                x_0, t = clean[chosen], t.to(device)
+                target = noise if kind == "epsilon" else scheduler.get_velocity(x_0, noise, t)
+                found = _predict(run, scheduler.add_noise(x_0, noise, t), t, states[chosen])
+                loss = functional.mse_loss(found.float(), target.float())
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    finally:
+        handle.remove()
+    return vector.detach().cpu()
+
+
+def _predict(run: Run, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
+    """The UNet's output (B, C, h, w) at latents of unit variance, without the scheduler's own scaling."""
+    return run.denoiser.unet(x, t, **run.denoiser._conditions(states)).sample
