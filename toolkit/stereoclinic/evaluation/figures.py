@@ -54,7 +54,7 @@ def _gap(title: str, note: str) -> Figure:
 
 #: By dotted key; one that ends in a dot stands for all below it.
 FIGURES = {
-    "parity_gap": _gap("parity gap", "Half the sum over groups of |share - target|, mean over prompts."),
+    "parity_gap": _gap("parity gap", "Mean over groups of |share - target|, and over prompts."),
     "parity_gap_change": Figure(
         "change of the gap", BIAS, -1, "+.2f", True, "After minus before on the same seeds; p is for no change."
     ),
