@@ -98,6 +98,22 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="What shares should reflect, to say how far they exaggerate it: a CSV of label, group, share (labour"
+            " statistics, say), or planted, the embedded model's own table.",
+            show_default=False,
+        ),
+    ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(
+            help="How often the reader is wrong, a CSV of group, read, count: pictures whose group is known, as it read"
+            " them. Shares are then also given without its error.",
+            show_default=False,
+        ),
+    ] = None,
     baselines: Annotated[
         list[str] | None,
         typer.Option(
@@ -175,6 +191,7 @@ def bench(
         )
     for name, mask in loaded.items():
         judging.check_seeds(name, mask, seed, images)
+    truths = judging.truths(reference, confusion, chosen)
     check_folder(out)
     located = None if relevance is None else Relevance.load(relevance)
     if located is not None and tuple(located.groups) != chosen.groups:
@@ -241,6 +258,7 @@ def bench(
             if found is not None:
                 if published is not None:
                     found.results["published"] = judging.published_figures(published, found)
+                found.results |= {name: figures(found) for name, figures in truths.items()}
                 experiments.append(found)
     if not experiments:
         return  # another rank writes

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -207,6 +208,24 @@ def follow(published: "PublishedProtocol", given: dict[str, Any]) -> None:
 
     if clash := [option for option, value in given.items() if value]:
         raise InputError(f"{clash[0]}: protocol {published.name} fixes it; leave one of them")
+
+
+def truths(
+    reference: str | None, confusion: Path | None, axis: "Axis"
+) -> "dict[str, Callable[[Experiment], dict[str, Any]]]":
+    """What --reference and --confusion add to results: name -> its figures of an experiment."""
+    if reference is None and confusion is None:
+        return {}
+    from functools import partial
+
+    from stereoclinic.evaluation.truths import amplified, corrected, load_confusion, reference_named
+
+    found: dict[str, Any] = {}
+    if reference is not None:
+        found["amplification"] = partial(amplified, table=reference_named(reference, axis.name, axis.groups))
+    if confusion is not None:
+        found["corrected_shares"] = partial(corrected, confusion=load_confusion(confusion, axis.groups))
+    return found
 
 
 def published_figures(published: "PublishedProtocol", experiment: "Experiment") -> dict[str, Any]:

@@ -82,7 +82,26 @@ def bench_tables(results: Data) -> list[Group]:
     """Bias, side effects, and prompts one by one, of one experiment (`Experiment.results`)."""
     published = [_published_table(results["published"])] if "published" in results else []
     others = [_baselines_table(results)] if "baselines" in results else []
-    return [*published, _bias_table(results), _side_effects_table(results), *others, *_prompt_tables(results)]
+    against = [_amplification_table(results)] if "amplification" in results else []
+    return [
+        *published, _bias_table(results), *against, _side_effects_table(results), *others, *_prompt_tables(results),
+    ]  # fmt: skip
+
+
+def _amplification_table(results: Data) -> Group:
+    """How far each arm exaggerates the reference."""
+    table = new_table(f"Against the reference: guidance {results['guidance']:g}")
+    for name in ("", "slope", "excess gap", "distance"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name, arm in results["amplification"].items():
+        table.add_row(escape(name), _interval(arm["slope"]), _interval(arm["excess"], True), _interval(arm["distance"]))
+    known = next(iter(results["amplification"].values()))["labels"]
+    return captioned(
+        table,
+        "Slope of the generated tilt on the reference's: 1 as the reference, above 1 exaggerated, below 0 the other way"
+        " round. Excess gap: the parity gap beyond the reference's own. Distance: share of images that would have to"
+        f" change group. Over {len(known)} prompts; brackets are 95 % intervals.",
+    )
 
 
 def _baselines_table(results: Data) -> Group:
@@ -214,14 +233,15 @@ def _prompt_tables(results: Data) -> list[Group]:
     for group in groups if len(groups) > 2 else groups[:1]:
         table = new_table(f"Share of {group} by prompt: guidance {results['guidance']:g}")
         table.add_column("prompt", no_wrap=True)
+        fixed = results.get("corrected_shares")
         for name in names:
             table.add_column(escape(name), justify="right")
-            table.add_column("gap", justify="right", no_wrap=True)
+            table.add_column("corrected" if fixed else "gap", justify="right", no_wrap=True)
         for p, label in enumerate(_told_apart(results["arms"]["untreated"]["prompts"])):
             cells = [escape(label)]
             for name in names:
                 row = results["arms"][name]["prompts"][p]
-                gap = figure(row["parity_gap"])
+                gap = _interval(fixed[name][p][group]) if fixed else figure(row["parity_gap"])
                 beyond = row["parity_gap"] > floor["upper"]
                 cells += [_interval(row["shares"][group]), f"[bold]{gap}[/bold]" if beyond else gap]
             table.add_row(*cells)

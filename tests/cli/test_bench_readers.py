@@ -93,3 +93,17 @@ def test_a_published_protocol_fixes_what_is_drawn_and_gives_its_figure(judged, s
     assert result.exit_code == 2 and "--limit: protocol some fixes it" in result.stderr
     result = stereo("bench", "--model", model, "--protocol", "nothing")
     assert result.exit_code == 2 and "sdisc" in result.stderr
+
+
+def test_a_reference_and_a_confusion_matrix_give_further_figures(judged, stereo, model, tmp_path: Path):
+    (tmp_path / "c.csv").write_text("group,read,count\nfemale,female,95\nfemale,male,5\nmale,male,95\nmale,female,5\n")
+    found = judged("--reference", "planted", "--confusion", tmp_path / "c.csv", *SMALL)["experiments"][0]
+    for name in found["arms"]:
+        assert found["amplification"][name]["slope"]["low"] <= found["amplification"][name]["slope"]["high"]
+        assert len(found["corrected_shares"][name]) == 2
+    for given, says in (
+        (("--reference", tmp_path / "none.csv"), "cannot be read"),
+        (("--reference", "planted", "--axis", "skin", "--confusion", tmp_path / "c.csv"), "expected two of"),
+    ):
+        result = stereo("bench", "--model", model, *given, *SMALL)
+        assert result.exit_code == 2 and says in result.stderr

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.bias import GAPS, deviation_ratio, fairness_discrepancy, parity_gap
+from stereoclinic.evaluation.resampling import dirichlet
 from stereoclinic.evaluation.statistics import (
     bootstrap_interval,
     noise_floor,
@@ -199,6 +200,17 @@ def test_noise_floor_falls_with_images_and_its_bound_with_prompts():
     assert images.mean == pytest.approx(base.mean / 2, rel=0.1)
     assert prompts.mean == pytest.approx(base.mean, rel=0.05)
     assert prompts.upper < base.upper
+
+
+def test_shares_are_drawn_round_what_was_counted_and_leave_room_for_what_was_not():
+    counts = torch.tensor([[40.0, 60.0], [100.0, 0.0]])
+    drawn = dirichlet(counts, 4000, seeded(9))
+    assert drawn.shape == (4000, 2, 2)
+    torch.testing.assert_close(drawn.sum(-1), torch.ones(4000, 2, dtype=torch.float64))
+    torch.testing.assert_close(drawn.mean(0), (counts.double() + 0.5) / 101, atol=0.004, rtol=0)
+    assert drawn[:, 0, 0].std() == pytest.approx((0.4 * 0.6 / 102) ** 0.5, rel=0.05)
+    assert drawn[:, 1, 1].min() > 0
+    assert torch.equal(drawn, dirichlet(counts, 4000, seeded(9)))
 
 
 def test_wrong_input_is_refused():

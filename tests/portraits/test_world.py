@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation.amplification import reference_shares
 from stereoclinic.portraits.data import Captions
 from stereoclinic.portraits.pen import SIZE
 from stereoclinic.portraits.world import AXES, DEFAULT_WORLD, World, planted_joint
@@ -98,6 +99,15 @@ def test_a_picture_never_contradicts_its_caption_and_neutral_captions_keep_the_p
         planted = WORLD.occupation(name).share("gender")
         error = 4 * (planted * (1 - planted) / len(drawn)) ** 0.5
         assert np.mean(drawn) == pytest.approx(planted, abs=error)
+
+
+@pytest.mark.parametrize("axis", list(AXES))
+def test_the_planted_table_is_a_reference_for_amplification(axis: str) -> None:
+    table = WORLD.planted(axis)
+    shares = reference_shares(table, WORLD.names, AXES[axis])
+    assert shares[:, 0].tolist() == pytest.approx([each.share(axis) for each in WORLD.occupations])
+    with pytest.raises(InputError, match="no axis 'height'"):
+        WORLD.planted("height")
 
 
 @pytest.mark.parametrize(

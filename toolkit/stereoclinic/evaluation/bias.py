@@ -11,14 +11,13 @@ resamples, go through in one call. The target is uniform (parity) unless given. 
 presentation in a picture.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import Module
-from torchmetrics import Metric
 
 from stereoclinic.errors import Incomplete, InputError
+from stereoclinic.evaluation.sums import Sums
 
 # Readers work in half or single precision, so their sums miss one by this much; worse is a mistake.
 SUM_TOLERANCE = 1e-2
@@ -40,7 +39,7 @@ def shares_from_reads(probabilities: Tensor, hard: bool) -> Tensor:
     Raises:
         InputError: if the rows are not probabilities over at least two groups, or there are no images.
     """
-    reads = _distribution(probabilities, "reads")
+    reads = distribution(probabilities, "reads")
     if reads.dim() < 2 or reads.shape[-2] == 0:
         raise InputError(f"reads have shape {tuple(reads.shape)}; expected (..., n, K) with at least one image")
     return (top_group(reads) if hard else reads).mean(-2)
@@ -55,7 +54,7 @@ def top_group(reads: Tensor) -> Tensor:
 def parity_gap(shares: Tensor, target: Tensor | None = None) -> Tensor:
     """Mean absolute gap to the target, (1/K) sum_k |p_k - target_k|: (..., K) -> (...), between 0 and 2/K."""
     shares, target = _shares_and_target(shares, target)
-    return (shares - target).abs().mean(-1)
+    return _sum((shares - target).abs()) / shares.shape[-1]
 
 
 def fairness_discrepancy(shares: Tensor, target: Tensor | None = None) -> Tensor:
@@ -98,7 +97,7 @@ def sdtv(shares: Tensor, target: Tensor | None = None) -> Tensor:
     Stereotypes, NeurIPS 2024). It is K/2 times the parity gap, hence equal to it for two groups.
     """
     shares, target = _shares_and_target(shares, target)
-    return (shares - target).abs().sum(-1) / 2
+    return _sum((shares - target).abs()) / 2
 
 
 def kl_to_target(shares: Tensor, target: Tensor | None = None) -> Tensor:
@@ -108,13 +107,13 @@ def kl_to_target(shares: Tensor, target: Tensor | None = None) -> Tensor:
     appears that the target excludes.
     """
     shares, target = _shares_and_target(shares, target)
-    return (torch.special.xlogy(shares, shares) - torch.special.xlogy(shares, target)).sum(-1).clamp_min(0)
+    return _sum(torch.special.xlogy(shares, shares) - torch.special.xlogy(shares, target)).clamp_min(0)
 
 
 def normalised_entropy(shares: Tensor) -> Tensor:
     """Diversity -sum_k p_k log p_k / log K: (..., K) -> (...), 1 at parity and 0 when one group takes all."""
-    shares = _distribution(shares, "shares")
-    entropy = -torch.special.xlogy(shares, shares).sum(-1)
+    shares = distribution(shares, "shares")
+    entropy = -_sum(torch.special.xlogy(shares, shares))
     return (entropy / torch.log(torch.tensor(shares.shape[-1], dtype=shares.dtype))).clamp(0, 1)
 
 
@@ -136,7 +135,7 @@ def unsure_rate(probabilities: Tensor, high: float = 0.8) -> Tensor:
     """
     if not 0 < high <= 1:
         raise InputError(f"high is {high}; expected a probability above 0 and at most 1, such as 0.8")
-    reads = _distribution(probabilities, "reads")
+    reads = distribution(probabilities, "reads")
     if reads.dim() < 2 or reads.shape[-2] == 0:
         raise InputError(f"reads have shape {tuple(reads.shape)}; expected (..., n, K) with at least one image")
     return (reads.amax(-1) < high).to(torch.float64).mean(-1)
@@ -154,7 +153,7 @@ GAPS: dict[str, Gap] = {
 }
 
 
-class GroupShares(Metric):
+class GroupShares(Sums):
     """Hard and soft shares of every prompt, accumulated over batches and ranks.
 
     The states are sums in float64 whose size does not grow with the images, so the result of several ranks is
@@ -171,21 +170,16 @@ class GroupShares(Metric):
         [[0.5, 0.5]]
     """
 
-    is_differentiable = False
-    higher_is_better = None
-    full_state_update = False
-    hard: Tensor
-    soft: Tensor
+    hard: Tensor  # (P, K) images counted for their top group
+    soft: Tensor  # (P, K) probabilities added up
 
     def __init__(self, num_prompts: int, num_groups: int) -> None:
-        super().__init__()
         if num_prompts < 1 or num_groups < 2:
             raise InputError(
                 f"{num_prompts} prompts and {num_groups} groups; expected at least one prompt and two groups"
             )
-        zeros = torch.zeros(num_prompts, num_groups, dtype=torch.float64)
-        self.add_state("hard", default=zeros, dist_reduce_fx="sum")  # (P, K) images counted for their top group
-        self.add_state("soft", default=zeros.clone(), dist_reduce_fx="sum")  # (P, K) probabilities added up
+        size = (num_prompts, num_groups)
+        super().__init__(hard=size, soft=size)
 
     def update(self, prompts: Tensor, probabilities: Tensor) -> None:
         """Add a batch of reads.
@@ -206,7 +200,7 @@ class GroupShares(Metric):
             return
         if prompts.is_floating_point() or prompts.min() < 0 or prompts.max() >= num_prompts:
             raise InputError(f"prompt indices {prompts.tolist()}; expected integers from 0 to {num_prompts - 1}")
-        reads = _distribution(probabilities, "reads").to(self.soft.device)
+        reads = distribution(probabilities, "reads").to(self.soft.device)
         prompts = prompts.to(self.soft.device, torch.long)
         self.hard.index_add_(0, prompts, top_group(reads))
         self.soft.index_add_(0, prompts, reads)
@@ -223,23 +217,15 @@ class GroupShares(Metric):
             raise Incomplete(f"no image was read for prompts {missing}; read at least one image of every prompt")
         return {"hard": self.hard / images, "soft": self.soft / images}
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        """Lets the states change device but not type.
 
-        torchmetrics guards them against ``half()``, but not against ``to(torch.bfloat16)``, which is what a
-        trainer in half precision calls on everything inside it; counts above 256 would then stop growing.
-        """
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
-
-
-def _distribution(values: Tensor, what: str) -> Tensor:
+def distribution(values: Tensor, what: str) -> Tensor:
     """Checks that the last dimension holds probabilities; returns them in float64, summing to one exactly."""
     values = torch.as_tensor(values).to(torch.float64)
     if values.dim() == 0 or values.shape[-1] < 2:
         raise InputError(f"{what} have shape {tuple(values.shape)}; expected (..., K) with K >= 2 groups")
-    total = values.sum(-1, keepdim=True)
+    total = _sum(values)[..., None]
     # Written so that NaN fails too.
-    if not bool(((values >= 0).all(-1) & ((total.squeeze(-1) - 1).abs() <= SUM_TOLERANCE)).all()):
+    if values.numel() and not bool((values.amin() >= 0) & ((total - 1).abs().amax() <= SUM_TOLERANCE)):
         raise InputError(
             f"{what} range from {_extreme(values, 'min')} to {_extreme(values, 'max')} and sum to between "
             f"{_extreme(total, 'min')} and {_extreme(total, 'max')}; expected probabilities that sum to 1 "
@@ -248,15 +234,20 @@ def _distribution(values: Tensor, what: str) -> Tensor:
     return values / total
 
 
+def _sum(values: Tensor) -> Tensor:
+    """Over the last dimension; as a product it is several times faster there, where sums of two or three are slow."""
+    return values @ values.new_ones(values.shape[-1])
+
+
 def _extreme(values: Tensor, which: str) -> str:
     return f"{getattr(values, which)().item():.4g}" if values.numel() else "nothing"
 
 
 def _shares_and_target(shares: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-    shares = _distribution(shares, "shares")
+    shares = distribution(shares, "shares")
     if target is None:
         return shares, torch.full_like(shares, 1 / shares.shape[-1])
-    target = _distribution(target, "target shares").to(shares.device)
+    target = distribution(target, "target shares").to(shares.device)
     if target.shape[-1] != shares.shape[-1]:
         raise InputError(
             f"the target has {target.shape[-1]} groups and the shares {shares.shape[-1]}; expected the same number"

@@ -7,7 +7,7 @@ passed in.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -16,11 +16,19 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.bias import Gap, shares_from_reads
+from stereoclinic.evaluation.resampling import (
+    check_confidence,
+    check_settings,
+    chunks,
+    image_draws,
+    multinomial,
+    or_seeded,
+    percentiles,
+    resampled,
+    three_dimensional,
+)
 
 Statistic = Callable[[Tensor], Tensor]
-
-# Resamples are drawn in chunks of about this many numbers (32 MB in float64), so that memory stays flat.
-CHUNK_NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ def bootstrap_interval(
 
     The prompts are those that were asked and stay as they are; the interval says what other seeds of the same
     prompts would show. A gap is never negative, so resampling noise raises it: near parity the interval can
-    lie wholly above the estimate. Read a gap's interval beside ``noise_floor``; shares have no such bias.
+    lie wholly above the estimate. Shares have no such bias; of gaps, ``gap_intervals`` holds at parity too.
 
     Args:
         reads: (P, n, K) class probabilities.
@@ -99,10 +107,10 @@ def bootstrap_interval(
 
     Reference: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
     """
-    reads = _three_dimensional(reads, "reads")
-    _check_settings(resamples, confidence)
-    draws = [statistic(_resampled(reads, images)) for images in _image_draws(reads, resamples, _or_seeded(generator))]
-    low, high = _percentiles(torch.cat(draws), confidence)
+    reads = three_dimensional(reads, "reads")
+    check_settings(resamples, confidence)
+    draws = [statistic(resampled(reads, images)) for images in image_draws(reads, resamples, or_seeded(generator))]
+    low, high = percentiles(torch.cat(draws), confidence)
     return Interval(statistic(reads).item(), low, high)
 
 
@@ -141,7 +149,7 @@ def paired_difference_interval(
     Reference: Good, Permutation, Parametric and Bootstrap Tests of Hypotheses, 2005, section 3.2.1 (paired
     comparisons).
     """
-    before, after = _three_dimensional(before, "reads before"), _three_dimensional(after, "reads after")
+    before, after = three_dimensional(before, "reads before"), three_dimensional(after, "reads after")
     if before.shape != after.shape:
         raise InputError(
             f"reads before have shape {tuple(before.shape)} and after {tuple(after.shape)}; "
@@ -149,19 +157,19 @@ def paired_difference_interval(
         )
     if unit not in ("image", "prompt"):
         raise InputError(f"unit is {unit!r}; expected 'image' or 'prompt'")
-    _check_settings(resamples, confidence)
-    generator = _or_seeded(generator)
+    check_settings(resamples, confidence)
+    generator = or_seeded(generator)
     difference = (statistic(after) - statistic(before)).item()
 
     draws = [
-        statistic(_resampled(after, images)) - statistic(_resampled(before, images))
-        for images in _image_draws(before, resamples, generator)
+        statistic(resampled(after, images)) - statistic(resampled(before, images))
+        for images in image_draws(before, resamples, generator)
     ]
-    low, high = _percentiles(torch.cat(draws), confidence)
+    low, high = percentiles(torch.cat(draws), confidence)
 
     prompts, images, _ = before.shape
     as_far = 0
-    for chunk in _chunks(resamples, before.numel()):
+    for chunk in chunks(resamples, before.numel()):
         shape = (chunk, prompts, images if unit == "image" else 1, 1)
         swap = torch.randint(0, 2, shape, generator=generator).bool().to(before.device)
         flipped = statistic(torch.where(swap, before, after)) - statistic(torch.where(swap, after, before))
@@ -188,7 +196,7 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Inter
     """
     if n < 1 or not 0 <= successes <= n:
         raise InputError(f"{successes} successes of {n}; expected n >= 1 and between 0 and n successes")
-    _check_confidence(confidence)
+    check_confidence(confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     p = successes / n
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -234,75 +242,14 @@ def noise_floor(
         raise InputError(
             f"n = {n} images, K = {K} groups, {prompts} prompts; expected at least one image, two groups and one prompt"
         )
-    _check_settings(simulations, confidence)
+    check_settings(simulations, confidence)
     expected = torch.full((K,), 1 / K, dtype=torch.float64) if target is None else torch.as_tensor(target).double()
     if expected.shape != (K,):
         raise InputError(f"the target has shape {tuple(expected.shape)}; expected ({K},), one share per group")
-    generator = _or_seeded(generator)
+    generator = or_seeded(generator)
     averages = []
-    for chunk in _chunks(simulations, prompts * K):
-        counts = _multinomial(n, expected, (chunk, prompts), generator)
+    for chunk in chunks(simulations, prompts * K):
+        counts = multinomial(n, expected, (chunk, prompts), generator)
         averages.append(metric(counts / n, target).mean(-1))
     values = torch.cat(averages)
     return NoiseFloor(values.mean().item(), torch.quantile(values, confidence).item())
-
-
-def _multinomial(n: int, shares: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Multinomial counts (*shape, K), group by group: each is binomial in what earlier ones left."""
-    left = torch.full(shape, float(n), dtype=torch.float64)
-    counts = []
-    for k in range(len(shares) - 1):
-        rest = shares[k:].sum()
-        chance = (shares[k] / rest).clamp(0, 1) if rest > 0 else torch.zeros(())
-        drawn = torch.binomial(left, chance.to(torch.float64).expand(shape), generator=generator)
-        counts.append(drawn)
-        left = left - drawn
-    return torch.stack([*counts, left], dim=-1)
-
-
-def _image_draws(reads: Tensor, resamples: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Bootstrap indices in chunks (R, P, n): which images of each prompt make up each resample."""
-    prompts, images, _ = reads.shape
-    for chunk in _chunks(resamples, reads.numel()):
-        yield torch.randint(0, images, (chunk, prompts, images), generator=generator).to(reads.device)
-
-
-def _resampled(reads: Tensor, images: Tensor) -> Tensor:
-    return reads[torch.arange(reads.shape[0], device=reads.device)[:, None], images]  # (R, P, n) -> (R, P, n, K)
-
-
-def _chunks(total: int, numbers_each: int) -> Iterator[int]:
-    size = max(1, CHUNK_NUMBERS // max(1, numbers_each))
-    for start in range(0, total, size):
-        yield min(size, total - start)
-
-
-def _percentiles(values: Tensor, confidence: float) -> tuple[float, float]:
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=values.dtype, device=values.device)
-    low, high = torch.quantile(values, tails).tolist()
-    return low, high
-
-
-def _or_seeded(generator: torch.Generator | None) -> torch.Generator:
-    return torch.Generator().manual_seed(0) if generator is None else generator
-
-
-def _three_dimensional(reads: Tensor, what: str) -> Tensor:
-    reads = torch.as_tensor(reads).to(torch.float64)
-    if reads.dim() != 3 or 0 in reads.shape:
-        raise InputError(
-            f"{what} have shape {tuple(reads.shape)}; "
-            "expected (P, n, K) with the same number of images for every prompt"
-        )
-    return reads
-
-
-def _check_settings(draws: int, confidence: float) -> None:
-    if draws < 1:
-        raise InputError(f"{draws} random draws; expected at least 1, and 1000 or more for a usable interval")
-    _check_confidence(confidence)
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95")

@@ -96,6 +96,18 @@ class World:
     def names(self) -> list[str]:
         return [occupation.name for occupation in self.occupations]
 
+    def planted(self, axis: str) -> dict[str, dict[str, float]]:
+        """The planted table of one axis, occupation -> group -> share: a reference for `evaluation.amplification`.
+
+        Raises:
+            InputError: No such axis.
+        """
+        if axis not in AXES:
+            raise InputError(f"world {self.name!r} has no axis {axis!r}; it has {', '.join(AXES)}")
+        first, second = AXES[axis]
+        shares = {each.name: each.share(axis) for each in self.occupations}
+        return {name: {first: share, second: 1 - share} for name, share in shares.items()}
+
     def draw(self, occupation: str, groups: tuple[str, str, str], index: int) -> np.ndarray:
         """Portrait `index` of an occupation and (gender, skin, age) groups: (64, 64, 3) uint8, always the same."""
         entry = self.occupation(occupation)

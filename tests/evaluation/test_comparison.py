@@ -1,0 +1,131 @@
+"""What an experiment's results hold: that figures hang together, and agree with the functions they come from."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stereoclinic.axes import Axis, load_axis
+from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, UNTREATED
+from stereoclinic.evaluation.bias import GAPS, parity_gap, shares_from_reads
+from stereoclinic.evaluation.bias_figures import DRAWS
+from stereoclinic.evaluation.comparison import summarise
+from stereoclinic.evaluation.gap_intervals import gap_intervals
+from stereoclinic.evaluation.intersections import joint_reads
+from stereoclinic.evaluation.multiplicity import benjamini_hochberg, holm
+
+SETS = (None, "soft", "pooled", "pooled_soft")
+
+
+THREE = Axis("hair", ("dark", "fair", "red"), ("dark-haired", "fair-haired", "red-haired"))
+
+
+@pytest.mark.parametrize("axis", [None, THREE])
+def test_every_gap_is_there_from_hard_and_soft_reads_by_prompt_and_pooled(make, axis):
+    experiment = make({"gender": 0.6}, axis=axis)
+    for arm in experiment.neutral:
+        figures = experiment.results["arms"][arm.name]
+        for name in SETS:
+            found = figures if name is None else figures[name]
+            shares = shares_from_reads(arm.reads, hard=name in (None, "pooled"))
+            shares = shares.mean(0, keepdim=True) if name and "pooled" in name else shares
+            for gap, function in GAPS.items():
+                assert found[gap]["estimate"] == pytest.approx(float(function(shares, None).mean()), abs=1e-12)
+            for figure in (*GAPS, "normalised_entropy"):
+                assert found[figure]["low"] <= found[figure]["estimate"] <= found[figure]["high"]
+
+
+@pytest.mark.parametrize("axis", [None, THREE])
+def test_gaps_in_other_units_have_the_interval_that_is_their_own(make, axis):
+    experiment = make(axis=axis)
+    figures = experiment.results["arms"][BALANCED]
+    own = gap_intervals(experiment.arm(BALANCED).reads, GAPS, resamples=DRAWS)
+    for name in GAPS:
+        assert figures[name] == pytest.approx(vars(own[name]), abs=1e-9)
+
+
+def test_opposite_stereotypes_cancel_in_the_pooled_figures_alone(make):
+    figures = make(labels=("doctor", "nurse")).results["arms"][UNTREATED]
+    assert figures["parity_gap"]["low"] > 0.2
+    assert figures["pooled"]["parity_gap"]["estimate"] == pytest.approx(0)
+    assert figures["pooled"]["normalised_entropy"]["estimate"] == pytest.approx(1)
+
+
+def test_prompts_are_tested_one_by_one_on_the_same_seeds_and_corrected_for_how_many_there_are(make):
+    arms = make({"gender": 0.5, "none": 0.9}).results["arms"]
+    for name, figures in arms.items():
+        assert all(("change" in row) == (name not in (UNTREATED, OTHER)) for row in figures["prompts"])
+    treated = [row["change"] for row in arms["gender"]["prompts"]]
+    plain = [each["p_value"] for each in treated]
+    assert [each["p_value_holm"] for each in treated] == holm(plain)
+    assert [each["p_value_benjamini_hochberg"] for each in treated] == benjamini_hochberg(plain)
+    assert all(each["moved"] == 8 and each["p_value"] == pytest.approx(2 / 2**8) for each in treated)
+    assert all(row["change"]["p_value_holm"] == 1 for row in arms["none"]["prompts"])
+
+
+def test_shares_have_exact_ends_outside_of_those_of_wilson(make):
+    for row in make().results["arms"][UNTREATED]["prompts"]:
+        for share in row["shares"].values():
+            assert 0 <= share["exact_low"] <= share["low"] + 0.01 and share["high"] - 0.01 <= share["exact_high"] <= 1
+
+
+def test_distances_have_floors_and_a_same_arm_none(make):
+    arms = make({"gender": 0.5}, side=16).results["arms"]
+    assert arms[UNTREATED]["kid_to_untreated"] is arms[OTHER]["kid_to_other_seeds"] is None
+    assert arms[UNTREATED]["kid_to_other_seeds"] == pytest.approx(arms[OTHER]["kid_to_untreated"])
+    assert "ssim_to_untreated" not in arms[UNTREATED]
+    assert all(abs(arm["ssim_to_untreated"]) < 0.2 for name, arm in arms.items() if name != UNTREATED)  # noise
+    for arm in arms.values():
+        assert arm["diversity_within_groups"] == pytest.approx(arm["diversity_within_groups_reference"], rel=0.3)
+    assert "ssim_to_untreated" not in make(side=8).results["arms"][BALANCED]  # smaller than its window
+
+
+def test_axes_meet_where_several_were_read(make):
+    experiment = make({"gender": 0.5})
+    assert experiment.results["intersections"] == {}
+    experiment.protocol = replace(
+        experiment.protocol, others=(load_axis("age"),), shares={"female": 0.25, "male": 0.75}
+    )
+    meeting = summarise(experiment, ["gender"])["intersections"]["gender+age"]
+    assert meeting["groups"] == ["female+old", "female+young", "male+old", "male+young"]
+    assert meeting["target_shares"] == pytest.approx([0.125, 0.125, 0.375, 0.375])
+    for arm in experiment.neutral:
+        figures = meeting["arms"][arm.name]
+        shares = shares_from_reads(joint_reads([arm.reads, arm.others["age"]]), hard=True)
+        expected = parity_gap(shares, torch.tensor(meeting["target_shares"])).mean()
+        assert figures["parity_gap"]["estimate"] == pytest.approx(float(expected))
+        assert sum(share["estimate"] for share in figures["shares"].values()) == pytest.approx(1)
+    assert set(meeting["noise_floor"]) == {"parity_gap", "deviation_ratio"}
+
+
+def test_a_pooled_gap_has_a_noise_floor_of_all_images(make):
+    results = make(labels=("a", "b", "c", "d")).results
+    pooled, by_prompt = results["noise_floor_pooled"]["parity_gap"], results["noise_floor"]["parity_gap"]
+    assert pooled["mean"] == pytest.approx(by_prompt["mean"] / 2, rel=0.1)
+
+
+def test_readers_agree_where_there_are_several(make):
+    experiment = make()
+    assert "readers_agree" not in experiment.results["arms"][UNTREATED]
+    for arm in experiment.neutral:
+        arm.agreement = (torch.arange(20) < 15).float().expand(3, 20)
+    found = summarise(experiment, [])["arms"][ALLOCATION]["readers_agree"]
+    assert found["estimate"] == pytest.approx(0.75) and found["low"] < 0.75 < found["high"]
+
+
+def test_results_are_plain_data(make):
+    results = make({"gender": 0.5}).results
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_the_order_of_images_does_not_matter(make):
+    experiment = make({"gender": 0.6})
+    before = experiment.results["arms"]["gender"]
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
+    for arm in experiment.neutral:
+        arm.reads = arm.reads[:, order]
+    after = summarise(experiment, ["gender"])["arms"]["gender"]
+    for name in GAPS:
+        assert after[name] == pytest.approx(before[name])
+    assert [row["change"] for row in after["prompts"]] == [row["change"] for row in before["prompts"]]
