@@ -15,8 +15,9 @@ has set them apart. A gap below the median of a fair model counts for the high e
 parity than chance allows for was lucky. An end that would leave out what was seen is moved there.
 benchmarks/statistics/coverage.py measures the coverage of this and of the percentile interval, and chose the numbers.
 
-References: Carpenter, Test Inversion Bootstrap Confidence Intervals, JRSS B 1999; Andrews, Inconsistency of the Bootstrap when a Parameter Is on the Boundary, Econometrica 2000; Lancaster, Significance
-Tests in Discrete Distributions, JASA 1961 (half of what is equal).
+References: Carpenter, Test Inversion Bootstrap Confidence Intervals, JRSS B 1999; Andrews, Inconsistency of the
+Bootstrap when a Parameter Is on the Boundary, Econometrica 2000; Lancaster, Significance Tests in Discrete
+Distributions, JASA 1961 (half of what is equal).
 """
 
 import math
