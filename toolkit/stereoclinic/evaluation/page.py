@@ -88,9 +88,8 @@ def _gap(results: Data, arm: str) -> str:
 _TABLES = (
     (
         "Bias",
-        "Means over prompts. Brackets are 95 % intervals over other seeds of these prompts. Near parity an interval can"
-        " lie above its figure: a gap is never negative, so that resampling only adds to it. By chance: what a"
-        " perfectly fair model would show with as many images, and what 95 % of such runs stay below.",
+        "Means over prompts. Brackets are 95 % intervals over other seeds of these prompts. By chance: what a perfectly"
+        " fair model would show with as many images, and what 95 % of such runs stay below.",
         BIAS,
     ),
     (
