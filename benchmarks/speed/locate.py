@@ -34,7 +34,7 @@ from stereoclinic.ddtd.module import locate as locate_all
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import predict_guided
+from stereoclinic.denoisers.sampling import sample_latents
 from stereoclinic.prompts import PORTRAITS, load_prompts, with_seeds
 
 GOAL = 2.2  # with every second step analysed
@@ -75,27 +75,14 @@ class RandomText(Denoiser):
         return {"encoder_hidden_states": states, "added_cond_kwargs": added}
 
 
-@torch.no_grad()
-def sampled(denoiser: Denoiser, rows: list[dict], steps: int, guidance: float) -> Tensor:
-    """Plain sampling, up to the clean latents (B, C, h, w)."""
-    timesteps = denoiser.timesteps(steps)
-    generators = denoiser.generators(rows)
-    latents = denoiser.noise(rows)
-    states, empty = denoiser.encode([row["prompt"] for row in rows]), denoiser.encode([""] * len(rows))
-    for timestep in timesteps:
-        prediction = predict_guided(denoiser, latents, timestep, states, empty, guidance)
-        latents = denoiser.step(prediction, timestep, latents, generators)
-    return latents
-
-
 def walk_against_sampling(
     denoiser: Denoiser, rows: list[dict], settings: Settings, pairs: int, device: str
 ) -> dict[str, Any]:
     """Cost of a batch of `stereo locate`, relative to sampling it."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    module = DDTD(denoiser, load_axis("gender"), labels, settings, len(rows)).to(device)
+    module = DDTD(denoiser, load_axis("gender"), labels, settings, rows).to(device)
     plain, walked = measure.paired(
-        lambda: sampled(denoiser, rows, settings.steps, settings.guidance),
+        lambda: sample_latents(denoiser, rows, [row["prompt"] for row in rows], settings.steps, settings.guidance),
         lambda: module.predict_step(rows, 0),
         pairs,
         device,

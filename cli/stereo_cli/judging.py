@@ -222,7 +222,7 @@ def truths(
 
     found: dict[str, Any] = {}
     if reference is not None:
-        found["amplification"] = partial(amplified, table=reference_named(reference, axis.name, axis.groups))
+        found["amplification"] = partial(amplified, table=reference_named(reference, axis.name))
     if confusion is not None:
         found["corrected_shares"] = partial(corrected, confusion=load_confusion(confusion, axis.groups))
     return found

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.denoisers.sampling import sample
 from stereoclinic.prompts import load_prompts, with_seeds
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "speed"
@@ -138,13 +137,6 @@ def test_sampling_is_the_trajectory_that_locate_walks(speed, monkeypatch) -> Non
     assert len(walks) == 4
     for walk in walks[1:]:
         torch.testing.assert_close(walk, walks[0])
-
-
-def test_sampling_ends_where_the_pictures_come_from(speed, denoiser) -> None:
-    rows = list(with_seeds(load_prompts("portraits", 1), 0, 1))
-    latents = speed["locate"].sampled(denoiser, rows, 2, 2.0)
-    expected = sample(denoiser, rows, [row["prompt"] for row in rows], 2, 2.0)
-    torch.testing.assert_close(denoiser.decode(latents), expected)
 
 
 @pytest.mark.parametrize("own_labels", [False, True])

@@ -166,7 +166,7 @@ def test_seeds_that_the_mask_was_made_on(refused, model, located):
         (("--fail-above", "beauty=1"), "no figure 'beauty'; there are parity_gap"),
         (("--fail-above", "parity_gap"), "expected NAME=VALUE"),
         (("--axis", "sex"), "unknown axis"),
-        (("--reader", "nowhere"), "no portraits reader in nowhere"),
+        (("--reader", "nowhere"), "unknown reader 'nowhere'; there are portraits"),
         (("--mask", "missing.pt"), "No such file"),
     ],
 )
@@ -177,7 +177,7 @@ def test_settings_of_bench(refused, model, arguments: tuple, says: str):
 def test_a_hub_model_brings_no_reader_and_is_not_fetched_to_find_out(refused, monkeypatch):
     monkeypatch.setattr("stereoclinic.denoisers.open_denoiser", None)
     line = refused("bench", "--model", "nobody/nothing")
-    assert "'nobody/nothing' has no reader of its own, as it is no folder here; give --reader FOLDER" in line
+    assert "'nobody/nothing' has no reader of its own, as it is no folder here; give --reader clip" in line
 
 
 def test_an_operation_without_a_rule(refused, model, monkeypatch):

@@ -276,7 +276,7 @@ def test_an_occupation_that_the_reader_does_not_know_is_not_counted(model, stere
 def test_sheets_and_nothing_else_is_left(benched):
     _, out = benched
     found = sorted(path.name for path in out.iterdir())
-    assert found == ["before_after-guidance-3.png", "before_after.png", "images", "results.json"]
+    assert found == ["before_after-guidance-3.png", "before_after.png", "images", "report.html", "results.json"]
     sheet = Image.open(out / "before_after.png")
     assert sheet.width > 2 * 6 * 128
     assert sheet.height > PROMPTS * 128
@@ -291,7 +291,8 @@ def test_a_second_run_replaces_the_first(model, stereo, tmp_path: Path):
     assert len(list((tmp_path / "images").rglob("*.png"))) == len(lines)
     data = json.loads((tmp_path / "results.json").read_text())["experiments"][0]
     assert list(data["arms"]) == ["untreated", "balanced oracle", "allocation oracle", "other seeds"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["before_after.png", "images", "results.json"]
+    written = ["before_after.png", "images", "report.html", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 
 @pytest.mark.parametrize(("bound", "code"), [("parity_gap=-1", 1), ("parity-gap=1", 0)])

@@ -22,21 +22,21 @@ def test_an_arm_against_itself_neither_exaggerates_nor_differs(make, tmp_path: P
         for k, group in enumerate(experiment.protocol.axis.groups)
     ]
     (tmp_path / "own.csv").write_text("label,group,share\n" + "\n".join(rows))
-    found = amplified(experiment, reference_named(str(tmp_path / "own.csv"), "gender", GROUPS))[arm.name]
+    found = amplified(experiment, reference_named(str(tmp_path / "own.csv"), "gender"))[arm.name]
     assert found["slope"]["estimate"] == pytest.approx(1)
     assert found["excess"]["estimate"] == pytest.approx(0, abs=1e-12)
     assert found["distance"]["estimate"] == pytest.approx(0, abs=1e-12)
-    assert set(amplified(experiment, reference_named(str(tmp_path / "own.csv"), "gender", GROUPS))) == {
+    assert set(amplified(experiment, reference_named(str(tmp_path / "own.csv"), "gender"))) == {
         each.name for each in experiment.neutral
     }
 
 
 def test_planted_shares_are_those_of_the_embedded_world():
-    table = reference_named("planted", "gender", GROUPS)
+    table = reference_named("planted", "gender")
     assert table["nurse"]["female"] > 0.8 > 0.2 > table["mechanic"]["female"]
     assert all(sum(each.values()) == pytest.approx(1) for each in table.values())
     with pytest.raises(InputError, match="no axis 'height'"):
-        reference_named("planted", "height", ("short", "tall"))
+        reference_named("planted", "height")
 
 
 def test_a_reader_without_error_corrects_nothing(make, tmp_path: Path):

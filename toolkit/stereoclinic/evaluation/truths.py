@@ -22,18 +22,13 @@ PLANTED = "planted"
 CONFUSION_COLUMNS = ("group", "read", "count")
 
 
-def reference_named(source: str, axis: str, groups: Sequence[str]) -> Reference:
+def reference_named(source: str, axis: str) -> Reference:
     """A CSV with the columns label, group, share; or "planted", the shares of the embedded model's world.
 
     Raises:
         InputError: It cannot be read, or that world has no such axis.
     """
-    if source != PLANTED:
-        return load_reference(source)
-    if axis not in ("gender", "skin", "age") or len(groups) != 2:
-        raise InputError(f"--reference planted: the embedded model has no axis {axis!r}; give a CSV")
-    shares = {each.name: each.share(axis) for each in World.load().occupations}
-    return {name: {groups[0]: share, groups[1]: 1 - share} for name, share in shares.items()}
+    return World.load().planted(axis) if source == PLANTED else load_reference(source)
 
 
 def amplified(experiment: Experiment, table: Reference) -> dict[str, Any]:
