@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,16 @@ def figures(data: Any) -> Any:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_a_bench_that_was_stopped_ends_the_same(model, located, stereo, tmp_path: Path, how: signal.Signals):
     arguments = [
-        "bench", "--model", model, "--mask", located, "--limit", 3, "--images", 4, "--group-images", 1, "--steps", 12,
+        "bench", "--model", model, "--mask", located, "--limit", 3, "--images", 6, "--group-images", 1, "--steps", 12,
         "--batch-size", 2, "--accelerator", "cpu",
     ]  # fmt: skip
     out, whole = tmp_path / "stopped", tmp_path / "whole"
     parts = out / "parts"
     command = [sys.executable, "-m", "stereo_cli", *map(str, arguments), "-o", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as run:
+    # What runs in the background of a shell is started deaf to Ctrl-C, and would start its children so.
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hears) as run:
         until = time.monotonic() + 600
         while len(list(parts.glob("*.safetensors"))) < 3 and run.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
