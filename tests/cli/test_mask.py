@@ -276,7 +276,9 @@ def test_a_dose_is_found_on_further_seeds_and_confirmed_by_images(model, located
     seen = found["confirmed"]
     assert seen["seeds"] == [3, 5] and seen["images"] == 3 and made.metadata["dose"]["seeds"] == [2, 5]
     assert seen["change"]["estimate"] == pytest.approx(seen["after"]["estimate"] - seen["before"]["estimate"])
-    assert seen["before"]["low"] <= seen["before"]["high"] and seen["floor"]["mean"] > 0
+    for side in ("before", "after"):  # a percentile interval of so few images lies above its own estimate
+        assert seen[side]["low"] <= seen[side]["estimate"] <= seen[side]["high"]
+    assert seen["floor"]["mean"] > 0
     assert [2, 5] in made.made_on
     said = stereo(*arguments, "--dose", bound, "--confirm", 2, "-o", tmp_path / "said.pt")
     assert "confirmed on 2 images a prompt, seeds 3 to 4: parity gap" in said.stdout

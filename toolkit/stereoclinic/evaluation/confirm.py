@@ -9,17 +9,11 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.evaluation.arms import UNTREATED, Protocol
 from stereoclinic.evaluation.bias import parity_gap
 from stereoclinic.evaluation.experiment import Arm, drawn
+from stereoclinic.evaluation.gap_changes import gap_changes
+from stereoclinic.evaluation.gap_intervals import gap_interval
 from stereoclinic.evaluation.mitigation import Mitigation, Suppressed
 from stereoclinic.evaluation.readers import Reader
-from stereoclinic.evaluation.statistics import (
-    Interval,
-    NoiseFloor,
-    PairedDifference,
-    bootstrap_interval,
-    noise_floor,
-    paired_difference_interval,
-    share_statistic,
-)
+from stereoclinic.evaluation.statistics import Interval, NoiseFloor, PairedDifference, noise_floor
 from stereoclinic.prompts import with_seeds
 from stereoclinic.sns.mask import NeuronMask
 
@@ -80,11 +74,10 @@ def confirm(
     found = drawn(denoiser, reader, protocol, arms, progress, None, warn, **trainer)
     assert found is not None
     before, after = (each.reads for each in found)
-    gap = share_statistic(parity_gap, protocol.target)
     return Confirmation(
-        bootstrap_interval(before, gap),
-        bootstrap_interval(after, gap),
-        paired_difference_interval(before, after, gap),
+        gap_interval(before, parity_gap, protocol.target),
+        gap_interval(after, parity_gap, protocol.target),
+        gap_changes(before, after, {"parity_gap": parity_gap}, protocol.target)["parity_gap"],
         noise_floor(protocol.images, len(protocol.axis), len(protocol.prompts), parity_gap, target=protocol.target),
         protocol.images,
         (protocol.seed, protocol.seed + protocol.images - 1),
