@@ -209,9 +209,15 @@ def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path):
 
 def test_every_prompt_meets_every_seed():
     samples = with_seeds(load_prompts("portraits", 2), 5, 3)
-    assert samples["seed"] == [5, 5, 6, 6, 7, 7]
-    assert samples["prompt"] == ["a photo of a doctor", "a photo of a nurse"] * 3
-    assert set(COLUMNS) <= set(samples.column_names)
+    assert [row["seed"] for row in samples] == [5, 5, 6, 6, 7, 7]
+    assert [row["prompt"] for row in samples] == ["a photo of a doctor", "a photo of a nurse"] * 3
+    assert [row["number"] for row in samples] == list(range(len(samples)))
+    assert all(set(COLUMNS) <= set(row) for row in samples)
+    assert samples[-1] == samples[5] and samples[2:4] == [samples[2], samples[3]]
+    left = samples.without([0, 4])
+    assert list(left) == [samples[number] for number in (1, 2, 3, 5)] and left.labels == samples.labels
+    with pytest.raises(IndexError):
+        samples[6]
 
 
 def test_noise_follows_from_prompt_and_seed_alone():

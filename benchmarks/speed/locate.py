@@ -35,7 +35,7 @@ from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import sample_latents
-from stereoclinic.prompts import PORTRAITS, load_prompts, with_seeds
+from stereoclinic.prompts import PORTRAITS, Samples, load_prompts, with_seeds
 
 GOAL = 2.2  # with every second step analysed
 
@@ -76,11 +76,11 @@ class RandomText(Denoiser):
 
 
 def walk_against_sampling(
-    denoiser: Denoiser, rows: list[dict], settings: Settings, pairs: int, device: str
+    denoiser: Denoiser, samples: Samples, batch: int, settings: Settings, pairs: int, device: str
 ) -> dict[str, Any]:
     """Cost of a batch of `stereo locate`, relative to sampling it."""
-    labels = list(dict.fromkeys(row["label"] for row in rows))
-    module = DDTD(denoiser, load_axis("gender"), labels, settings, rows).to(device)
+    rows = samples[:batch]
+    module = DDTD(denoiser, load_axis("gender"), settings, samples).to(device)
     plain, walked = measure.paired(
         lambda: sample_latents(denoiser, rows, [row["prompt"] for row in rows], settings.steps, settings.guidance),
         lambda: module.predict_step(rows, 0),
@@ -105,12 +105,12 @@ def walks(options: dict[str, Any]) -> dict[str, Any]:
     model = options["model"]
     denoiser = open_denoiser(model, device) if model == "portraits" else RandomText(model, device, dtype)
     samples = with_seeds(load_prompts("portraits"), 0, -(-options["batch"] // len(PORTRAITS)))
-    rows = list(samples)[: options["batch"]]
     return {
         "rows": [
             walk_against_sampling(
                 denoiser,
-                rows,
+                samples,
+                options["batch"],
                 Settings(options["composite"], steps=options["steps"], guidance=guidance, every=2, bins=1),
                 options["pairs"],
                 device,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stereoclinic.axes import Axis
+    from stereoclinic.prompts import Samples
 
 
 @common.guarded
@@ -30,6 +31,14 @@ def locate(
     seed: Annotated[int, typer.Option(min=0, help="First of the calibration seeds.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a prompt.")] = 16,
     limit: common.Limit = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Read the prompts as they are needed, each device its own part, in place of all of them at the start:"
+            " for a file or hub data set that is too large to hold. Give it a column `occupation`.",
+        ),
+    ] = False,
     target: Annotated[
         str,
         typer.Option(
@@ -97,22 +106,26 @@ def locate(
     from stereoclinic.prompts import load_prompts, with_seeds
     from stereoclinic.sns.choose import Selection, choose
     from stereoclinic.sns.select import check_root, neurons_of, number_of
+    from stereoclinic.streams import Stream
 
     selection = Selection(select, mu=mu, overshoot=overshoot, top=top, until=until, root=mask_root, branch=branch)
     chosen = load_axis(axis)
-    rows = load_prompts(prompts, limit)
-    samples = with_seeds(rows, seed, seeds)
+    samples: Samples | Stream
+    if stream:
+        samples = Stream(prompts, range(seed, seed + seeds), limit)
+        total, measures = None, f"{samples.about()['prompts']} x {seeds} seeds"
+    else:
+        rows = load_prompts(prompts, limit)
+        samples = with_seeds(rows, seed, seeds)
+        total, measures = len(samples), f"{len(samples)} samples ({len(rows)} prompts x {seeds} seeds)"
     file = out or Path(f"{chosen.name}.pt")
     common.check_target(file, "--out", (".pt", ".safetensors"))
     device = common.device_of(accelerator, float64=True)
     check_root(mask_root, chosen.groups)
     if precision not in common.PRECISIONS:
         raise InputError(f"--precision {precision!r}: expected one of {', '.join(common.PRECISIONS)}")
-    if len(samples) < devices * num_nodes:
-        raise InputError(
-            f"{len(samples)} samples ({len(rows)} prompts x {seeds} seeds) for {devices * num_nodes} devices:"
-            " give more prompts or seeds, or fewer devices"
-        )
+    if total is not None and total < devices * num_nodes:
+        raise InputError(f"{measures} for {devices * num_nodes} devices: give more prompts or seeds, or fewer devices")
     classifier = _reader_of(model, chosen) if target == "classifier" else None
     denoiser = open_denoiser(model, dtype=dtype, variant=variant)
 
@@ -138,7 +151,7 @@ def locate(
         )
     if dry_run:
         common.say(
-            f"would measure {len(samples)} samples ({len(rows)} prompts x {seeds} seeds) at {measured} of"
+            f"would measure {measures} at {measured} of"
             f" {len(timesteps)} steps on {devices * num_nodes} device(s), and write {stored} and {file}"
         )
         return
@@ -148,7 +161,7 @@ def locate(
 
     common.hush_lightning()
     ranks = devices * num_nodes
-    bar = common.progress_bar(len(samples) * measured, f"locating {chosen.name}", quiet)
+    bar = common.progress_bar(total and total * measured, f"locating {chosen.name}", quiet)
     with _says_what_is_kept(shards), common.threads_for(device, ranks), bar as advance:
         relevance = run(
             denoiser,
@@ -181,7 +194,7 @@ def locate(
     leans, damping = lean_summary(relevance), mask_summary(mask)
     dropped = relevance.metadata["dropped"]
     if dropped:
-        common.warn(f"{dropped} of {len(samples)} samples were dropped: their values were not finite")
+        common.warn(f"{dropped} of {relevance.metadata['samples']} samples were dropped: their values were not finite")
     if as_json:
         files = {"relevance": str(stored), "mask": str(file)}
         common.print_json({"lean": leans, "mask": damping, "dropped": dropped, "files": files})

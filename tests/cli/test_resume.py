@@ -76,7 +76,7 @@ def test_locate_goes_on_when_it_is_told_to(model, stereo, tmp_path: Path, monkey
         return step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shards, "write", lambda self, *what: write(self, *what[:4], last=True))
+        patch.setattr(Shards, "write", lambda self, *what: write(self, *what[:5], last=True))
         patch.setattr(DDTD, "predict_step", interrupted)
         result = stereo(*arguments, "-o", cut)
     assert result.exit_code == 130 and "--resume goes on" in result.stderr and shards.is_dir() and not cut.exists()

@@ -7,7 +7,7 @@ import torch
 
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.module import DDTD, locate
-from stereoclinic.ddtd.relevance import STATES, Relevance
+from stereoclinic.ddtd.relevance import BY_LABEL, STATES, Relevance
 from stereoclinic.ddtd.shards import Kept, Shards
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.denoisers.base import Denoiser
@@ -32,7 +32,7 @@ def samples():
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write after every batch."""
     write = Shards.write
-    monkeypatch.setattr(Shards, "write", lambda self, *what, last=True: write(self, *what[:4], last=True))
+    monkeypatch.setattr(Shards, "write", lambda self, *what, last=True: write(self, *what[:5], last=True))
 
 
 @pytest.fixture
@@ -100,8 +100,8 @@ def test_batches_may_be_cut_otherwise_but_nothing_else_may_change(little: Denois
             locate(little, AXIS, samples, changed, shards=tmp_path, **CPU)
     with pytest.raises(InputError, match="axis was 'gender' and is 'age'"):
         locate(little, load_axis("age"), samples, SETTINGS, shards=tmp_path, **CPU)
-    with pytest.raises(InputError, match="samples was 6 and is 3"):
-        locate(little, AXIS, samples.select(range(3)), SETTINGS, shards=tmp_path, **CPU)
+    with pytest.raises(InputError, match="samples was 6 and is 3, seeds was"):
+        locate(little, AXIS, with_seeds(samples.prompts, 0, 1), SETTINGS, shards=tmp_path, **CPU)
     found = locate(little, AXIS, samples, SETTINGS, batch_size=4, shards=tmp_path, **CPU)
     assert found is not None and int(found.count.sum()) == len(samples) * SETTINGS.steps
 
@@ -109,28 +109,31 @@ def test_batches_may_be_cut_otherwise_but_nothing_else_may_change(little: Denois
 def test_nothing_is_written_before_it_is_time_but_the_last_of_it(tmp_path: Path):
     sums = {name: torch.ones(2, dtype=torch.float64) for name in STATES}
     shards = Shards(tmp_path / "s", {"a": 1}, interval=1000)
-    shards.write(0, sums, [1], 0)
+    shards.write(0, sums, [1], ["a"], 0)
     assert shards.kept() == Kept() and not (tmp_path / "s").exists()
-    shards.write(0, sums, [], 0, last=True)
+    shards.write(0, sums, [], [], 0, last=True)
     assert not (tmp_path / "s").exists()
-    shards.write(0, sums, [1, 2], 1, last=True)
-    Shards(tmp_path / "s", {"a": 1}).write(0, sums, [0], 0, last=True)
+    shards.write(0, sums, [1, 2], ["a", "b"], 1, last=True)
+    Shards(tmp_path / "s", {"a": 1}).write(0, sums, [0], ["b", "c"], 0, last=True)
     kept = shards.kept()
     assert sorted(kept.done) == [0, 1, 2] and kept.dropped == 1 and len(kept.files) == 2
-    assert all(torch.equal(value, torch.full((2,), 2.0, dtype=torch.float64)) for value in kept.sums().values())
+    assert kept.labels == ["a", "b", "c"] or kept.labels == ["b", "c", "a"]
+    for name, value in kept.sums(["c", "b", "a"]).items():
+        expected = [1.0, 2.0, 1.0] if name in BY_LABEL else [2.0, 2.0]
+        assert value.tolist() == expected, name
 
 
 def test_damaged_and_doubled_shards_are_refused(tmp_path: Path):
     sums = {name: torch.ones(2, dtype=torch.float64) for name in STATES}
     one, two = (Shards(tmp_path, {"a": 1}, interval=0) for _ in range(2))
-    one.write(0, sums, [0, 1], 0)
-    two.write(0, sums, [1], 0)
+    one.write(0, sums, [0, 1], ["a", "b"], 0)
+    two.write(0, sums, [1], ["a", "b"], 0)
     with pytest.raises(InputError, match="a sample twice"):
         one.kept()
     for file in tmp_path.glob(f"{two.attempt}*"):
         file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(InputError, match="truncated"):
         one.kept()
-    two.write(0, {"count": torch.ones(1)}, [2], 0, last=True)
+    two.write(0, {"count": torch.ones(1)}, [2], ["a"], 0, last=True)
     with pytest.raises(InputError, match="lacks lean_sum"):
         one.kept()

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
@@ -19,7 +19,7 @@ from stereoclinic.errors import InputError
 def predict(
     module: L.LightningModule,
     denoiser: Denoiser,
-    items: Sequence[Any],
+    items: Sequence[Any] | IterableDataset,
     batch_size: int,
     *,
     what: str = "samples",
@@ -31,7 +31,7 @@ def predict(
     Args:
         module: Its `predict_step` is given lists of items.
         denoiser: What the module wraps.
-        items: Every rank gets its part of them.
+        items: Every rank gets its part of them; a stream gives each its own.
         batch_size: Items together on one device.
         what: The items are called, in errors.
         advice: What to do where there are fewer items than ranks.
@@ -54,7 +54,7 @@ def predict(
     )
     if getattr(runner.strategy.launcher, "_start_method", None):
         raise InputError(f"strategy {trainer.get('strategy')!r} keeps its results in processes of its own; use 'ddp'")
-    if len(items) < runner.world_size:
+    if not isinstance(items, IterableDataset) and len(items) < runner.world_size:
         raise InputError(f"{len(items)} {what} for {runner.world_size} devices: {advice}")
     with _put_back(denoiser, _CASTS.get(str(runner.precision))), _interruptible():
         loader: DataLoader = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]

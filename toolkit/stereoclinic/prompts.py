@@ -6,11 +6,13 @@ of a doctor" and the group prompt "a photo of a female doctor". Sets are `datase
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from torch import Tensor
 
 from stereoclinic.axes import Axis
@@ -43,21 +45,14 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     """
     if str(source) in BUILT_IN:
         return occupation_prompts(BUILT_IN[str(source)][:limit], [TEMPLATES[str(source)]])
-    else:
-        rows = []
-        for number, entry in enumerate(_open(source), start=1):
-            prompt, occupation = entry["prompt"], entry.get("occupation")
-            if not isinstance(prompt, str) or not isinstance(occupation, str | None):
-                wrong = prompt if not isinstance(prompt, str) else occupation
-                raise InputError(f"{source}: prompt {number} has {wrong!r} where text is expected")
-            if prompt.strip():
-                rows.append(_row(prompt.strip(), (occupation or "").strip()))
-            if len(rows) == limit:  # the rest of a data set on the hub need not be fetched
-                break
+    # The same prompt twice would be the same noise and picture twice, counted as if it were more evidence.
+    rows: dict[str, dict] = {}
+    # The rest of a data set on the hub need not be fetched.
+    for row in islice(read_prompts(source, lambda table: enumerate(table, start=1)), limit):
+        rows.setdefault(write(row), {name: row[name] for name in COLUMNS})
     if not rows:
         raise InputError(f"{source}: no prompts in it")
-    # The same prompt twice would be the same noise and picture twice, counted as if it were more evidence.
-    return Dataset.from_list(list({write(row): row for row in rows}.values()))
+    return Dataset.from_list(list(rows.values()))
 
 
 def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)) -> Dataset:
@@ -78,8 +73,18 @@ def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)
     )
 
 
-def _open(source: str | Path) -> Iterator[dict]:
-    """The rows of a file or a hub data set, one by one."""
+def read_prompts(
+    source: str | Path, numbered: Callable[[IterableDataset], Iterable[tuple[int, dict]]]
+) -> Iterator[dict]:
+    """The rows of a file or a hub data set, one by one as they are needed; blank prompts are passed over.
+
+    Args:
+        source: As in `load_prompts`, but for the built-in sets.
+        numbered: Picks entries of the table, and numbers them; a row has its entry's number as `number`.
+
+    Raises:
+        InputError: See `load_prompts`.
+    """
     path = Path(source)
     if path.is_dir():
         raise InputError(f"{path} is a folder; --prompts takes a file ({', '.join(_FORMATS)}) or a set's name")
@@ -97,10 +102,15 @@ def _open(source: str | Path) -> Iterator[dict]:
             table = table.rename_column("text", "prompt") if path.suffix == ".txt" else table
         else:
             table = load_dataset(str(source), split="train", streaming=True)
-        for entry in table:
+        for number, entry in numbered(table):
             if "prompt" not in entry:
                 raise InputError(f"{source}: no column `prompt`; it has {', '.join(map(str, entry))}")
-            yield entry
+            prompt, occupation = entry["prompt"], entry.get("occupation")
+            if not isinstance(prompt, str) or not isinstance(occupation, str | None):
+                wrong = prompt if not isinstance(prompt, str) else occupation
+                raise InputError(f"{source}: prompt {number} has {wrong!r} where text is expected")
+            if prompt.strip():
+                yield {**_row(prompt.strip(), (occupation or "").strip()), "number": number}
     except InputError:
         raise
     except Exception as error:  # each format's reader has errors of its own, and meets them row by row
@@ -172,10 +182,58 @@ def group_prompts(row: dict, axis: Axis) -> list[str]:
     return [write(row, word) for word in axis.words]
 
 
-def with_seeds(prompts: Dataset, first: int, count: int) -> Dataset:
-    """Every prompt with seeds first, first + 1, ...: the samples of a run, with columns `prompt` and `seed` added."""
-    rows = [{**row, "prompt": write(row), "seed": seed} for seed in range(first, first + count) for row in prompts]
-    return Dataset.from_list(rows)
+class Samples(Sequence[dict]):
+    """Every prompt with every seed, made when it is asked for: all prompts with the first seed, then with the next.
+
+    Rows have the prompts' columns and `prompt` (the neutral one), `seed` and `number` (the row's own place).
+
+    Args:
+        prompts: Neutral prompts.
+        seeds: Of each of them.
+        numbers: Only the rows of these numbers.
+    """
+
+    def __init__(self, prompts: Dataset, seeds: range, numbers: Sequence[int] | None = None) -> None:
+        self.prompts, self.seeds = prompts, seeds
+        self.numbers = range(len(prompts) * len(seeds)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        number = self.numbers[index]
+        seed, row = divmod(number, len(self.prompts))
+        return with_seed(self.prompts[row], self.seeds[seed], number)
+
+    @property
+    def labels(self) -> list[str]:
+        """Each label once, in the order of the prompts."""
+        return list(dict.fromkeys(self.prompts["label"]))
+
+    def without(self, done: Iterable[int]) -> "Samples":
+        """The same but for the rows of these numbers."""
+        gone = set(done)
+        return Samples(self.prompts, self.seeds, [number for number in self.numbers if number not in gone])
+
+    def about(self) -> dict[str, Any]:
+        """What files made from them say: digest of the prompts, number of samples, first and last seed."""
+        return {
+            "prompts": digest(self.prompts),
+            "samples": len(self),
+            "seeds": [self.seeds[0], self.seeds[-1]],
+        }
+
+
+def with_seed(row: dict, seed: int, number: int) -> dict:
+    """A prompt's row as a sample."""
+    return {**row, "prompt": write(row), "seed": seed, "number": number}
+
+
+def with_seeds(prompts: Dataset, first: int, count: int) -> Samples:
+    """Every prompt with seeds first, first + 1, ...: the samples of a run."""
+    return Samples(prompts, range(first, first + count))
 
 
 def generator(row: dict, purpose: str) -> torch.Generator:

@@ -1,6 +1,7 @@
 """DDTD as a Lightning predict loop: Lightning spreads the samples over devices, a metric adds their relevance up."""
 
 import warnings
+from array import array
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,10 +11,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from datasets import Dataset
 from torch import Tensor
 
-from stereoclinic import prompts as prompt_sets
 from stereoclinic.axes import Axis
 from stereoclinic.ddtd.memory import Portions
 from stereoclinic.ddtd.neurons import find_sites
@@ -24,8 +23,10 @@ from stereoclinic.ddtd.target import Classifier
 from stereoclinic.ddtd.trajectory import Settings, bin_of, check_prompts, walk
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.digest import shapes_digest, weights_digest
-from stereoclinic.errors import Incomplete
+from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.predict import predict
+from stereoclinic.prompts import Samples
+from stereoclinic.streams import Stream
 
 #: A run that loses a larger share of its samples to values that are not finite is none.
 MOST_DROPPED = 0.01
@@ -37,28 +38,28 @@ class DDTD(L.LightningModule):
     Args:
         denoiser: The model; its weights are frozen.
         axis: The bias axis.
-        labels: Every label that occurs, in the order of the result's rows.
         settings: Composite, root, target, steps, guidance, bins.
-        samples: All there are, on every rank; the run is incomplete with fewer.
+        samples: What is to be measured, the same on every rank, or a stream of it. Fewer are an incomplete run.
         classifier: For the target of that name.
         progress: Called after each measured step with the number of samples in it.
         warn: Told what does not stop the run: a batch that did not fit in memory, a sample that was dropped.
         shards: Keeps what was measured as the run goes; None keeps nothing.
-        kept: What earlier attempts measured; the loop is to be given the other samples.
+        kept: What earlier attempts measured, and is not among the samples.
 
-    After the run `total` holds the sums over all ranks, on the CPU, and `dropped` how many samples fell out.
+    After the run `total` holds the sums over all ranks, on the CPU, with a row for each of `labels`; `done` says how
+    many samples were measured, and `dropped` how many fell out.
     """
 
     total: dict[str, Tensor]
+    done: int
     dropped: int
 
     def __init__(
         self,
         denoiser: Denoiser,
         axis: Axis,
-        labels: list[str],
         settings: Settings,
-        samples: Dataset,
+        samples: Samples | Stream,
         classifier: Classifier | None = None,
         progress: Callable[[int], None] | None = None,
         warn: Callable[[str], None] = warnings.warn,
@@ -66,7 +67,7 @@ class DDTD(L.LightningModule):
         kept: Kept = Kept(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
-        self.denoiser, self.axis, self.labels, self.settings = denoiser, axis, labels, settings
+        self.denoiser, self.axis, self.settings = denoiser, axis, settings
         self.samples, self.classifier, self.progress, self.warn = samples, classifier, progress, warn
         self.unet = denoiser.unet  # registered, so that Lightning moves it
         self.sites = find_sites(uncompiled(self.unet), settings.kinds)
@@ -75,21 +76,26 @@ class DDTD(L.LightningModule):
         settings.check_bins(timesteps, self.edges)
         self.timesteps = timesteps[:: settings.every].double().cpu()  # (M,)
         neurons = sum(site.width for site in self.sites)
-        self.sums = RelevanceSums(len(labels), settings.bins, len(axis), neurons, len(self.timesteps))
+        self.labels = list(samples.labels)
+        self.sums = RelevanceSums(len(self.labels), settings.bins, len(axis), neurons, len(self.timesteps))
         self.portions = Portions(warn=warn)
         self.shards, self.kept = shards, kept
-        self.numbers = {(row["prompt"], row["seed"]): number for number, row in enumerate(samples)}
-        self.samples_done: list[int] = []
+        self.samples_done = array("q")
         self.samples_dropped = 0
         self.first_fault = ""
 
     def on_predict_start(self) -> None:
         self.denoiser.to(self.device)
-        rows = list({row["prompt"]: row for row in self.samples}.values())
-        for start in range(0, len(rows), 64):
-            check_prompts(self.denoiser, self.axis, rows[start : start + 64])
+        if isinstance(self.samples, Stream):
+            return  # whose prompts are seen as they come
+        for start in range(0, len(self.samples.prompts), 64):
+            last = min(start + 64, len(self.samples.prompts))
+            check_prompts(self.denoiser, self.axis, self.samples[start:last])
 
     def predict_step(self, batch: list[dict], batch_idx: int) -> Tensor:
+        if isinstance(self.samples, Stream):
+            check_prompts(self.denoiser, self.axis, batch)
+            self._meet([row["label"] for row in batch])
         labels = torch.tensor([self.labels.index(row["label"]) for row in batch], device=self.device)
         seeds = torch.tensor([row["seed"] for row in batch], device=self.device)
         lost: dict[int, str] = {}  # samples that have had a fault; nothing of them counts from there on
@@ -102,14 +108,21 @@ class DDTD(L.LightningModule):
             self.sums.update(labels, seeds, bin_, number, replace(step, faults=lost))
             if self.progress is not None:
                 self.progress(len(batch))
-        self.samples_done += [self.numbers[row["prompt"], row["seed"]] for row in batch]
+        self.samples_done.extend(row["number"] for row in batch)
         self._keep()
         return torch.tensor(len(batch))
+
+    def _meet(self, labels: list[str]) -> None:
+        """Make room for labels of a stream that were not met before; twice what is needed, as more are to come."""
+        self.labels += [label for label in dict.fromkeys(labels) if label not in self.labels]
+        there = self.sums.count.shape[0]
+        if len(self.labels) > there:
+            self.sums.relabel(list(range(there)), max(2 * there, len(self.labels)))
 
     def _keep(self, last: bool = False) -> None:
         if self.shards is not None:
             sums = {name: getattr(self.sums, name) for name in STATES}
-            self.shards.write(self.global_rank, sums, self.samples_done, self.samples_dropped, last)
+            self.shards.write(self.global_rank, sums, self.samples_done, self.labels, self.samples_dropped, last)
 
     def _drop(self, row: dict, timestep: float, where: str) -> None:
         self.samples_dropped += 1
@@ -126,20 +139,35 @@ class DDTD(L.LightningModule):
         a group of GPUs cannot gather them.
         """
         self._keep(last=True)
-        counts = torch.tensor([len(self.samples_done), self.samples_dropped], device=self.device)
-        done, dropped = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        done, self.dropped = done + len(self.kept.done), dropped + self.kept.dropped
-        if done != len(self.samples):
-            raise Incomplete(f"{done} of {len(self.samples)} samples were measured; run again")
-        _check_dropped(self.dropped, done, self.first_fault)
-        before = self.kept.sums() if self.global_rank == 0 else {}
-        self.total = {name: value.cpu() + before.get(name, 0) for name, value in self.sums.compute().items()}
+        given = self.samples.given if isinstance(self.samples, Stream) else 0
+        counts = torch.tensor([len(self.samples_done), self.samples_dropped, given], device=self.device)
+        done, dropped, given = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        before = len(self.kept.done)
+        expected = given if isinstance(self.samples, Stream) else len(self.samples)
+        if done != expected:
+            raise Incomplete(f"{done + before} of {expected + before} samples were measured; run again")
+        self.done, self.dropped = done + before, dropped + self.kept.dropped
+        _check_dropped(self.dropped, self.done, self.first_fault)
+        if isinstance(self.samples, Stream):
+            self._agree()
+        earlier = self.kept.sums(self.labels) if self.global_rank == 0 else {}
+        self.total = {name: value.cpu() + earlier.get(name, 0) for name, value in self.sums.compute().items()}
+
+    def _agree(self) -> None:
+        """Ranks met other labels in another order: the same rows for all, before they are added up."""
+        met: list[Any] = [self.labels]
+        if self.trainer.world_size > 1:
+            met = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(met, self.labels)
+        labels = sorted({label for each in (*met, self.kept.labels) for label in each})
+        self.sums.relabel([labels.index(label) for label in self.labels], len(labels))
+        self.labels = labels
 
 
 def locate(
     denoiser: Denoiser,
     axis: Axis,
-    samples: Dataset,
+    samples: Samples | Stream,
     settings: Settings,
     *,
     batch_size: int = 16,
@@ -156,7 +184,7 @@ def locate(
     Args:
         denoiser: The model.
         axis: The bias axis.
-        samples: Rows with `prompt` and `seed`, see `prompts.with_seeds`.
+        samples: See `prompts.with_seeds`; or a stream, of which every rank reads its own part.
         settings: What is decomposed, and how.
         batch_size: Samples walked together on one device; changes nothing but rounding. Where memory runs out the model
             is given fewer at a time.
@@ -171,14 +199,14 @@ def locate(
         The relevance on rank zero, None on any other rank.
 
     Raises:
-        InputError: Fewer samples than ranks, a bin that no measured step falls in, prompts or predictions that are the
-            same for all groups, a target without its classifier, or a single sample that does not fit in memory.
+        InputError: Fewer samples than ranks, an empty stream, more labels than fit in memory, a bin that no measured
+            step falls in, prompts or predictions that are the same for all groups, a target without its classifier, or
+            a single sample that does not fit in memory.
         Incomplete: Samples are missing at the end, or more than 1 % of them had values that are not finite.
         KeyboardInterrupt: As pressed.
     """
     how = settings.how(denoiser.unet, classifier)
-    labels = list(dict.fromkeys(samples["label"]))
-    unet, seeds = uncompiled(denoiser.unet), sorted(set(samples["seed"]))
+    unet = uncompiled(denoiser.unet)
     about = {
         "model": denoiser.model,
         "unet_shapes": shapes_digest(unet),
@@ -186,9 +214,7 @@ def locate(
         "precision": str(trainer.get("precision") or "32-true"),
         "axis": axis.name,
         "words": list(axis.words),
-        "prompts": prompt_sets.digest(samples.select(range(len(samples) // len(seeds)))),
-        "samples": len(samples),
-        "seeds": [seeds[0], seeds[-1]],
+        **samples.about(),
         "scheduler": type(denoiser.pipe.scheduler).__name__,
         "target": settings.target,
         **({"classifier_on": settings.classifier_on} if settings.target == "classifier" else {}),
@@ -199,24 +225,25 @@ def locate(
         "every": settings.every,
         "guidance": settings.guidance,
     }
-    store, kept, left = None, Kept(), samples
+    store, kept = None, Kept()
     if shards is not None:
         beside = {"bins": settings.bins, "kinds": list(settings.kinds), "collateral_every": settings.collateral_every}
         store = Shards(shards, {**about, **beside})
         kept = store.kept()
-        there = set(kept.done)
-        left = samples.select([number for number in range(len(samples)) if number not in there])
-    module = DDTD(denoiser, axis, labels, settings, samples, classifier, progress, warn, store, kept)
-    if len(left):
-        runner = predict(module, denoiser, left, batch_size, **trainer)
+    module = DDTD(denoiser, axis, settings, samples.without(kept.done), classifier, progress, warn, store, kept)
+    if isinstance(module.samples, Stream) or len(module.samples):
+        runner = predict(module, denoiser, module.samples, batch_size, **trainer)
         if not runner.is_global_zero:
             return None
-        total, dropped = module.total, module.dropped
+        total, done, dropped = module.total, module.done, module.dropped
     else:
-        total, dropped = kept.sums(), kept.dropped
-        _check_dropped(dropped, len(samples))
+        total, done, dropped = kept.sums(module.labels), len(kept.done), kept.dropped
+        _check_dropped(dropped, done)
+    if not done:
+        raise InputError(f"{about['prompts']}: no prompts in it")
     metadata = {
         **about,
+        "samples": done,
         "dropped": dropped,
         "versions": {name: version(name) for name in ("stereoclinic", "torch", "diffusers", "lightning")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -224,7 +251,7 @@ def locate(
     return Relevance(
         module.sites,
         axis.groups,
-        labels,
+        module.labels,
         module.edges,
         **total,
         metadata=metadata,

@@ -5,6 +5,8 @@ the number of prompts: rows are kept per label (an occupation) and timestep bin,
 small that they are kept per measured timestep as well: the lean curve.
 """
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +41,8 @@ STATES = (
     "curve_sum",
     "curve_sq",
 )
+#: Those with a row for each label.
+BY_LABEL = tuple(name for name in STATES if name not in ("stereotype_sq", "root_sum"))
 
 
 class RelevanceSums(Metric):
@@ -50,6 +54,9 @@ class RelevanceSums(Metric):
         groups: K.
         neurons: N.
         steps: M, the number of measured steps.
+
+    Raises:
+        InputError: They would not fit in memory.
     """
 
     full_state_update = False
@@ -70,6 +77,8 @@ class RelevanceSums(Metric):
             "curve_sum": (labels, steps, groups),
             "curve_sq": (labels, steps, groups),
         }
+        self.shapes = shapes
+        self._check_room(labels)
         for name, shape in shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -107,12 +116,39 @@ class RelevanceSums(Metric):
         self.collateral[:, bin_].index_put_((labels, seeds % SKETCHES), collateral, accumulate=True)
         self.root_sum[:, bin_] += measured.means.double()[:, kept].sum(1)
 
+    def relabel(self, places: list[int], labels: int) -> None:
+        """Make it `labels` rows, of which the row i there was goes to places[i].
+
+        Raises:
+            InputError: As when it is made.
+        """
+        self._check_room(labels)
+        for name in BY_LABEL:
+            setattr(self, name, placed(getattr(self, name), places, labels))
+
+    def _check_room(self, labels: int) -> None:
+        """Refuse before the machine grinds: a row of a large model is 25 MB, and each prompt may be a label."""
+        each = 8 * sum(math.prod(self.shapes[name][1:]) for name in BY_LABEL)
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if labels * each > there / 2:
+            raise InputError(
+                f"{labels} labels of {each / 2**20:.1f} MiB each do not fit in memory: results are kept by label; give"
+                " the prompts a column `occupation` with fewer values, or a --limit"
+            )
+
     def compute(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).clone() for name in STATES}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
         """Follow the module to a device, never to a dtype: sums stay float64 whatever the precision of the run."""
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
+
+
+def placed(tensor: Tensor, places: list[int], rows: int) -> Tensor:
+    """`rows` rows of zeros, but for those of the tensor, row i at places[i]."""
+    whole = tensor.new_zeros(rows, *tensor.shape[1:])
+    whole[places] = tensor[: len(places)]
+    return whole
 
 
 _NONE = torch.zeros(0, dtype=torch.float64)  # of what a file of someone's own making may leave out

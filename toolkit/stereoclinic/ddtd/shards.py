@@ -8,6 +8,7 @@ file is written whole or not at all, between batches; what is lost is what a ran
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,28 +16,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.relevance import STATES
+from stereoclinic.ddtd.relevance import BY_LABEL, STATES, placed
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
 
-KIND, VERSION = "relevance shard", 1
+KIND, VERSION = "relevance shard", 2
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What earlier attempts measured: numbers of samples, how many of them were dropped, and where the sums lie."""
+    """What earlier attempts measured: numbers of samples, their labels, how many were dropped, where the sums lie."""
 
     done: list[int] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
     dropped: int = 0
     files: tuple[Path, ...] = ()
 
-    def sums(self) -> dict[str, Tensor]:
-        """Name -> float64 sum over files; none without a file."""
+    def sums(self, labels: list[str]) -> dict[str, Tensor]:
+        """Name -> float64 sum over files, with a row for each of the labels; none without a file."""
         total: dict[str, Tensor] = {}
         for path in self.files:
-            tensors, _ = load_tensors(path, KIND, VERSION)
+            tensors, about = load_tensors(path, KIND, VERSION)
+            places = [labels.index(label) for label in about["labels"]]
             for name in STATES:
-                total[name] = total[name] + tensors[name] if name in total else tensors[name]
+                value = placed(tensors[name], places, len(labels)) if name in BY_LABEL else tensors[name]
+                total[name] = total[name] + value if name in total else value
         return total
 
 
@@ -60,6 +64,7 @@ class Shards:
             InputError: It was measured in another configuration (says what differs), or a file is damaged.
         """
         done: list[int] = []
+        labels: dict[str, None] = {}
         dropped = 0
         files = tuple(sorted(self.folder.glob("*.safetensors"))) if self.folder.is_dir() else ()
         for path in files:
@@ -68,10 +73,11 @@ class Shards:
                 raise InputError(f"{path} lacks {missing[0]}; remove {self.folder} and run again")
             self._check(path, about.get("configuration"))
             done += tensors["done"].tolist()
+            labels |= dict.fromkeys(about["labels"])
             dropped += int(about["dropped"])
         if len(set(done)) < len(done):
             raise InputError(f"{self.folder} holds a sample twice; remove it and run again")
-        return Kept(done, dropped, files)
+        return Kept(done, list(labels), dropped, files)
 
     def _check(self, path: Path, other: Any) -> None:
         other = other if isinstance(other, dict) else {}
@@ -83,8 +89,24 @@ class Shards:
                 " anew"
             )
 
-    def write(self, rank: int, sums: dict[str, Tensor], done: list[int], dropped: int, last: bool = False) -> None:
+    def write(
+        self,
+        rank: int,
+        sums: dict[str, Tensor],
+        done: Sequence[int],
+        labels: list[str],
+        dropped: int,
+        last: bool = False,
+    ) -> None:
         """Keep what a rank has measured, if it is time or the last of it.
+
+        Args:
+            rank: Whose it is.
+            sums: See `relevance.RelevanceSums`; rows beyond the labels are left out.
+            done: Numbers of the samples in them.
+            labels: Of the rows.
+            dropped: How many samples fell out.
+            last: Write now.
 
         Raises:
             InputError: It cannot be written there.
@@ -96,8 +118,9 @@ class Shards:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be made ({error.strerror}); choose another folder") from error
-        about = {"configuration": self.configuration, "dropped": dropped}
-        tensors = {**sums, "done": torch.tensor(done, dtype=torch.int64)}
+        about = {"configuration": self.configuration, "labels": labels, "dropped": dropped}
+        rows = {name: sums[name][: len(labels)] for name in BY_LABEL if name in sums}
+        tensors = {**sums, **rows, "done": torch.tensor(done, dtype=torch.int64)}
         save_tensors(self.folder / f"{self.attempt}-{rank}.safetensors", KIND, VERSION, tensors, about)
         ended = time.monotonic()
         self._next = ended + max(self.interval, 20 * (ended - began))

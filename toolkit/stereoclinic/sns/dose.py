@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from datasets import Dataset
 
 from stereoclinic.axes import Axis
 from stereoclinic.ddtd.target import group_directions, lean
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import guide, predict_guided
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import group_prompts
+from stereoclinic.prompts import Samples, group_prompts
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.treat import Treatment
 
@@ -42,7 +41,7 @@ class Dose:
 def find_dose(
     denoiser: Denoiser,
     axis: Axis,
-    samples: Dataset,
+    samples: Samples,
     mask: NeuronMask,
     bound: float,
     steps: int,
@@ -58,7 +57,7 @@ def find_dose(
     Args:
         denoiser: The model.
         axis: The bias axis.
-        samples: Rows with `prompt` and `seed`, judged on nowhere else.
+        samples: Calibration, judged on nowhere else.
         mask: To be dosed.
         bound: Mean |lean - target| to come under; 0 to 1, say.
         steps: Of the scheduler, as it will be used.
@@ -96,10 +95,9 @@ def find_dose(
     return Dose(strong, tried[strong], sorted(tried.items()))
 
 
-def dosed(mask: NeuronMask, found: Dose, bound: float, samples: Dataset) -> NeuronMask:
+def dosed(mask: NeuronMask, found: Dose, bound: float, samples: Samples) -> NeuronMask:
     """The mask at the strength that was found; `metadata["dose"]` says how, and on which seeds."""
-    seeds = samples["seed"]
-    about = {"bound": bound, "strength": found.strength, "left": found.left, "seeds": [min(seeds), max(seeds)]}
+    about = {"bound": bound, "strength": found.strength, "left": found.left, "seeds": samples.about()["seeds"]}
     factors = 1 - found.strength * (1 - mask.factors)
     return replace(mask, factors=factors, metadata={**mask.metadata, "dose": about})
 
@@ -108,7 +106,7 @@ def dosed(mask: NeuronMask, found: Dose, bound: float, samples: Dataset) -> Neur
 def lean_left(
     denoiser: Denoiser,
     axis: Axis,
-    samples: Dataset,
+    samples: Samples,
     mask: NeuronMask,
     strength: float,
     steps: int,

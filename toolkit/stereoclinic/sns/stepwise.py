@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 
-from stereoclinic import prompts as prompt_sets
 from stereoclinic.axes import Axis
 from stereoclinic.ddtd.neurons import SITE_KINDS, Site, find_sites
 from stereoclinic.ddtd.target import axis_size, group_directions, lean, off_axis, off_axis_cotangent
@@ -31,7 +29,7 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import guide
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import group_prompts
+from stereoclinic.prompts import Samples, group_prompts
 from stereoclinic.sns.damped import Damped
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import bounded_least_squares
@@ -88,7 +86,7 @@ class Stepwise:
 def plan_stepwise(
     denoiser: Denoiser,
     axis: Axis,
-    samples: Dataset,
+    samples: Samples,
     settings: Stepwise,
     allocate: bool = False,
     stay: Sequence[Axis] = (),
@@ -100,7 +98,7 @@ def plan_stepwise(
     Args:
         denoiser: The model.
         axis: The bias axis.
-        samples: Rows with `prompt` and `seed`; results are judged on other seeds.
+        samples: Calibration; results are judged on other seeds.
         settings: See `Stepwise`.
         allocate: Plan one damping a group, for images that are allotted to it; otherwise one that balances.
         stay: Other axes along whose directions the prediction is to stay where it is.
@@ -129,7 +127,6 @@ def plan_stepwise(
     ]
     factors, roots = torch.stack([each[0] for each in planned]), torch.stack([each[1] for each in planned])
     edges = _edges(treated, denoiser.pipe.scheduler.config.num_train_timesteps, [float(t) for t in timesteps])
-    seeds = sorted(set(samples["seed"]))
     selection = {
         "method": "stepwise",
         **{name: getattr(settings, name) for name in ("mu", "keep", "overshoot", "root", "until", "replans")},
@@ -145,9 +142,7 @@ def plan_stepwise(
         "unet_weights": weights_digest(denoiser.unet),
         "axis": axis.name,
         "words": list(axis.words),
-        "prompts": prompt_sets.digest(samples.select(range(len(samples) // len(seeds)))),
-        "samples": len(samples),
-        "seeds": [seeds[0], seeds[-1]],
+        **samples.about(),
         "scheduler": type(denoiser.pipe.scheduler).__name__,
         "steps": settings.steps,
         "guidance": settings.guidance,
