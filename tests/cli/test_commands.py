@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -367,35 +365,6 @@ def test_a_dry_run_writes_nothing(model, located, stereo, tmp_path: Path, monkey
     assert result.exit_code == 0, result.stderr
     assert result.stdout.startswith("would ")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_two_devices_find_what_one_finds(model, tmp_path: Path):
-    """Each in a process of its own: Lightning starts its ranks by running the command again.
-
-    Samples walk one by one, and on one thread: rounding within a batch depends on who else is in it.
-    """
-    found = []
-    for devices in (1, 2):
-        mask = tmp_path / f"{devices}.pt"
-        run = subprocess.run(
-            [
-                *(sys.executable, "-m", "stereo_cli", "locate", "--model", model, "--limit", "3", "--seeds", "1"),
-                *("--every", "1", "--bins", "2", "--batch-size", "1", "--accelerator", "cpu", "--json"),
-                *("--devices", str(devices), "-o", mask),
-            ],
-            capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert run.returncode == 0, run.stderr
-        assert json.loads(run.stdout)["files"]["mask"] == str(mask)  # one rank prints, and once
-        assert "6 of 6" in run.stderr
-        found.append(Relevance.load(tmp_path / f"{devices}.relevance.safetensors"))
-    one, two = found
-    assert one.labels == two.labels
-    assert one.metadata["prompts"] == two.metadata["prompts"]
-    for name in STATES:
-        a, b = getattr(one, name), getattr(two, name)
-        assert (a - b).abs().max() <= 1e-6 * a.abs().max(), name
 
 
 def test_summaries_add_up(located):

@@ -1,0 +1,137 @@
+"""However many processes measure, on one machine or two, what is found is what one finds.
+
+Lightning starts its ranks by running the command again, and torchrun runs commands, so each run is one as a user's.
+Samples walk one by one, and on one thread: rounding within a batch depends on who else is in it.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from stereoclinic.ddtd.relevance import STATES, Relevance
+
+pytestmark = pytest.mark.slow
+NAMES = ("doctor", "nurse", "teacher", "chef", "pilot")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "five.csv"
+    path.write_text("prompt,occupation\n" + "".join(f"a photo of a {name},{name}\n" for name in NAMES))
+    return path
+
+
+def command(model: Path, prompts: Path, out: Path, *more: object) -> list[str]:
+    arguments = (
+        "locate", "--model", model, "--prompts", prompts, "--seeds", 1, "--every", 1, "--bins", 2, "--batch-size", 1,
+        "--accelerator", "cpu", "--json", "-o", out, *more,
+    )  # fmt: skip
+    return ["-m", "stereo_cli", *map(str, arguments)]
+
+
+def found(out: Path) -> Relevance:
+    return Relevance.load(out.with_name(f"{out.stem}.relevance.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def alone(model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Relevance:
+    out = tmp_path_factory.mktemp("alone") / "gender.pt"
+    run(command(model, prompts, out), out)
+    return found(out)
+
+
+def run(arguments: list[str], out: Path) -> str:
+    ended = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["files"]["mask"] == str(out)  # one rank prints, and once
+    return ended.stderr
+
+
+def check(one: Relevance, two: Relevance) -> None:
+    """The same sums; rows of a stream come in another order."""
+    order = [one.labels.index(label) for label in two.labels]
+    assert sorted(one.labels) == sorted(two.labels) == sorted(NAMES)
+    assert one.metadata["samples"] == two.metadata["samples"] == len(NAMES)
+    for name in STATES:
+        a, b = getattr(one, name), getattr(two, name)
+        a = a[order] if a.shape[0] == len(NAMES) else a
+        assert torch.allclose(a, b, rtol=0, atol=1e-6 * float(b.abs().max())), name
+
+
+@pytest.mark.parametrize(("devices", "more"), [(2, ()), (3, ()), (3, ("--stream",))], ids=["2", "3", "3, a stream"])
+def test_several_devices_find_what_one_finds(
+    model, prompts, alone: Relevance, devices: int, more: tuple, tmp_path: Path
+):
+    """Five samples: of three ranks, one has fewer than the others."""
+    out = tmp_path / "gender.pt"
+    said = run(command(model, prompts, out, "--devices", devices, *more), out)
+    assert more or "10 of 10" in said
+    check(alone, found(out))
+
+
+@pytest.fixture
+def machines() -> Iterator[list[str]]:
+    """Two network namespaces with a cable between them: processes in them meet as those of two machines do."""
+    tag = f"sc{os.getpid() % 100000}"
+    names, ends = [f"{tag}a", f"{tag}b"], [f"{tag}x", f"{tag}y"]
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+    if shutil.which("ip") is None or sys.platform != "linux":
+        pytest.skip("network namespaces need Linux and iproute2")
+    made: list[str] = []
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+                made.append(name)
+            ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+            for number, (name, end) in enumerate(zip(names, ends, strict=True), start=1):
+                ip("link", "set", end, "netns", name)
+                ip("-n", name, "link", "set", end, "name", "wire")
+                ip("-n", name, "addr", "add", f"10.213.7.{number}/24", "dev", "wire")
+                ip("-n", name, "link", "set", "wire", "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
+        yield names
+    finally:
+        for name in made:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def test_two_machines_find_what_one_finds(model, prompts, alone: Relevance, machines: list[str], tmp_path: Path):
+    out = tmp_path / "gender.pt"
+    running = []
+    for rank, machine in enumerate(machines):
+        torchrun = (
+            "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(rank),
+            "--master-addr", "10.213.7.1", "--master-port", "29533",
+        )  # fmt: skip
+        locate = command(model, prompts, out, "--num-nodes", 2, "--devices", 1)
+        running.append(
+            subprocess.Popen(
+                ["ip", "netns", "exec", machine, sys.executable, *torchrun, *locate],
+                env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "wire"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        said = [process.communicate(timeout=300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], said
+    assert json.loads(said[0][0])["files"]["mask"] == str(out) and said[1][0] == ""  # the first rank prints
+    check(alone, found(out))
