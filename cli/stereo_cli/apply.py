@@ -1,7 +1,6 @@
 """`stereo apply`: draw prompts with a mask beside without, or write a checkpoint that has it folded in."""
 
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +52,10 @@ def apply(
         float | None, typer.Option(min=0, help="Guidance scale.", show_default="the model's own")
     ] = None,
     steps: common.Steps = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn together.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn together on one device.")] = 50,
+    devices: common.Devices = 1,
+    num_nodes: common.NumNodes = 1,
+    strategy: common.Strategy = "auto",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -79,17 +81,15 @@ def apply(
     folded in when it damps toward zero, alike at all timesteps, in both halves of guidance, and allots nothing: stereo
     mask --one-for-all --until 0 makes such a one.
     """
-    import torch
-
     from stereoclinic.denoisers import open_denoiser
-    from stereoclinic.denoisers.sampling import sample
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation import report
+    from stereoclinic.evaluation.drawing import Part, Store, draw, model_digest
+    from stereoclinic.evaluation.mitigation import Mitigation, Suppressed
     from stereoclinic.files import write_image
     from stereoclinic.sns.compose import compose
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask
-    from stereoclinic.sns.treat import Treatment
 
     texts = list(dict.fromkeys(text.strip() for text in prompts or []))
     if not all(texts) or not (texts or fuse):
@@ -110,28 +110,40 @@ def apply(
     axes = _axes_of(mask) if gate else []
     out = out or Path("stereo-apply")
     report.check_folder(out)
-    denoiser = open_denoiser(model, common.device_of(accelerator), dtype, variant)
+    device = common.device_of(accelerator)
+    denoiser = open_denoiser(model, dtype=dtype, variant=variant)  # Lightning moves it
     check_fits(mask, denoiser.unet, force)
     steps, guidance = steps or denoiser.defaults.steps, denoiser.defaults.guidance if guidance is None else guidance
     rows: list[dict[str, Any]] = [{"prompt": text, "seed": seed + i} for text in texts for i in range(count)]
-    treatment = Treatment(denoiser.pipe, mask, axes, strength, given, guidance > 1, force)
-    allotted = treatment.allotment(rows)
+    treated = Suppressed("treated", denoiser, mask, axes, strength, given, guidance > 1, force)
+    allotted = treated.treatment.allotment(rows)
+    ranks = devices * num_nodes
     if dry_run:
-        common.say(f"would draw {2 * len(rows)} images in {steps} steps at guidance {guidance:g}, and write {out}")
+        common.say(
+            f"would draw {2 * len(rows)} images in {steps} steps at guidance {guidance:g} on {ranks} device(s), and"
+            f" write {out}"
+        )
         return
 
-    drawn: dict[str, list[torch.Tensor]] = {"untreated": [], "treated": []}
-    with common.progress_bar(2 * len(rows), "drawing", quiet) as advance:
-        for arm, pictures in drawn.items():
-            treated = arm == "treated"
-            with treatment if treated else nullcontext():
-                for start in range(0, len(rows), batch_size):
-                    part = rows[start : start + batch_size]
-                    if treated:
-                        treatment.begin(part)
-                    batch = sample(denoiser, part, [row["prompt"] for row in part], steps, guidance)
-                    pictures.extend(report.to_bytes(batch))
-                    advance(len(part), arm)
+    common.hush_lightning()
+    kept = Store(out / "parts")
+    digest = model_digest(denoiser)
+    parts = {
+        arm.name: [
+            Part(arm, rows[start : start + batch_size], steps, guidance, digest)
+            for start in range(0, len(rows), batch_size)
+        ]
+        for arm in (Mitigation("untreated"), treated)
+    }
+    with common.threads_for(device, ranks), common.progress_bar(2 * len(rows), "drawing", quiet) as advance:
+        first = draw(
+            denoiser, [part for each in parts.values() for part in each], kept,
+            lambda arm, count: advance(count * ranks, arm), common.warn,
+            accelerator=device, devices=devices, num_nodes=num_nodes, strategy=common.strategy_for(strategy, ranks),
+        )  # fmt: skip
+    if not first:
+        return  # another rank writes
+    drawn = {arm: list(kept.read(each).images) for arm, each in parts.items()}
 
     left_alone = list(dict.fromkeys(row["prompt"] for row, own in zip(rows, allotted, strict=True) if own is None))
     if left_alone:
@@ -162,6 +174,7 @@ def apply(
         ("untreated", " + ".join(names) + ("" if strength == 1 else f" at {strength:g}")),
     )
     write_image(out / "side_by_side.png", sheet)
+    shutil.rmtree(out / "parts", ignore_errors=True)
     if as_json:
         common.print_json({"out": str(out), "sheet": str(out / "side_by_side.png"), "images": entries})
         return

@@ -253,7 +253,7 @@ def bench(
             found = run(
                 denoiser, reads, setup, loaded, strength, draw, force, kept, common.warn, others_made,
                 accelerator=device, devices=devices, num_nodes=num_nodes,
-                strategy="ddp" if strategy == "auto" and ranks > 1 else strategy,
+                strategy=common.strategy_for(strategy, ranks),
             )  # fmt: skip
             if found is not None:
                 if published is not None:

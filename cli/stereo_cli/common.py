@@ -98,6 +98,11 @@ def hush_lightning() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def strategy_for(strategy: str, ranks: int) -> str:
+    """Lightning's strategy: where none is asked for, ddp between several ranks."""
+    return "ddp" if strategy == "auto" and ranks > 1 else strategy
+
+
 @contextmanager
 def threads_for(device: str, ranks: int) -> Iterator[None]:
     """One thread a rank where several share a CPU: they slow each other down badly otherwise."""

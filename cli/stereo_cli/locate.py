@@ -176,7 +176,7 @@ def locate(
             accelerator=device,
             devices=devices,
             num_nodes=num_nodes,
-            strategy="ddp" if strategy == "auto" and ranks > 1 else strategy,
+            strategy=common.strategy_for(strategy, ranks),
             precision=precision,
         )
     if relevance is None:

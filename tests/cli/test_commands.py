@@ -237,7 +237,17 @@ def test_progress_stops_at_its_total(capsys):
     with common.progress_bar(10, "locating", quiet=False) as advance:
         advance(8)
         advance(8)
-    assert capsys.readouterr().err.splitlines()[-1] == "locating: 10 of 10"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("locating: 10 of 10 (") and last.endswith("/s, 0 s left)")
+
+
+def test_progress_of_a_stream_counts_without_a_total(capsys):
+    with common.progress_bar(None, "locating", quiet=False) as advance:
+        for _ in range(9):
+            advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" (")[0] for line in lines] == [f"locating: {done}" for done in (1, 2, 4, 8)]
+    assert all(line.endswith("/s)") for line in lines)
 
 
 @pytest.mark.parametrize(("there", "chosen"), [(True, "mps"), (False, "cpu")])

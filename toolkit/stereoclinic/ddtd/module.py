@@ -86,6 +86,12 @@ class DDTD(L.LightningModule):
 
     def on_predict_start(self) -> None:
         self.denoiser.to(self.device)
+        found = torch.tensor([len(self.kept.done)], device=self.device)
+        if int(self.trainer.strategy.reduce(found, reduce_op="sum")) != self.trainer.world_size * len(self.kept.done):
+            raise InputError(
+                "the devices find different shards of an earlier run: write to a folder that all machines share, or"
+                " remove the shards"
+            )
         if isinstance(self.samples, Stream):
             return  # whose prompts are seen as they come
         for start in range(0, len(self.samples.prompts), 64):

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -226,11 +225,6 @@ def side_by_side(rows: Sequence[SheetRow], titles: tuple[str, str]) -> Image.Ima
 def to_image(picture: Tensor) -> Image.Image:
     """(3, H, W) uint8 -> RGB."""
     return Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
-
-
-def to_bytes(pictures: Tensor) -> Tensor:
-    """[0, 1] -> uint8, as pictures are stored."""
-    return (pictures * 255).round().to(torch.uint8).cpu()
 
 
 def slug(text: str) -> str:
