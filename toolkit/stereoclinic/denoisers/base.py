@@ -26,6 +26,8 @@ from stereoclinic.prompts import generator, noise
 
 #: Bytes of encoded prompts that are kept: a data set of many prompts must not fill the memory.
 CACHE = 2**28
+#: Bytes that an encoded prompt takes beside its states, or more: with short ones it counts.
+OVERHEAD = 2**10
 #: Latent positions decoded together: four pictures of 512 x 512, one of 1024 x 1024.
 POSITIONS = 4 * 64 * 64
 
@@ -73,7 +75,7 @@ class Denoiser(ABC):
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (self.unet.config.in_channels, height, width)
         self.defaults = self._read_defaults()
-        self._encoded: dict[str, Tensor] = {}
+        self._forget()
 
     def _check_unet(self) -> None:
         config, channels = self.unet.config, self.pipe.vae.config.latent_channels
@@ -118,8 +120,13 @@ class Denoiser(ABC):
 
     def to(self, device: torch.device | str) -> Self:
         self.pipe.to(device)
-        self._encoded.clear()
+        self._forget()
         return self
+
+    def _forget(self) -> None:
+        """Encoded prompts, and how many bytes they hold."""
+        self._encoded: dict[str, Tensor] = {}
+        self._held = 0
 
     @abstractmethod
     def _encode(self, texts: list[str]) -> Tensor:
@@ -136,13 +143,11 @@ class Denoiser(ABC):
         One tensor, whatever the family; only its own `predict` needs to know what the rows are. Each text is encoded
         once.
         """
-        new = [text for text in dict.fromkeys(prompts) if text not in self._encoded]
-        held = sum(states.nbytes for states in self._encoded.values())
-        if held > CACHE:
-            self._encoded.clear()
-            new = list(dict.fromkeys(prompts))
-        if new:
+        if self._held > CACHE:
+            self._forget()
+        if new := [text for text in dict.fromkeys(prompts) if text not in self._encoded]:
             self._encoded.update(zip(new, self._encode(new), strict=True))
+            self._held += sum(self._encoded[text].nbytes + OVERHEAD for text in new)
         # The UNet alone is cast in a run of another precision.
         return torch.stack([self._encoded[text] for text in prompts]).to(self.unet.dtype)
 
