@@ -6,7 +6,8 @@
     python benchmarks/mitigation/pareto.py judged-*/results.json --figure docs/pareto.png
 
 Every results.json is one seed set. Figures are means over seed sets, +- half their 95 % t interval where there are two
-or more. The figure shows the parity gap against the Frechet distance within groups, over its floor, and group prompts.
+or more, and the interval that the bench gives where there is one. The figure shows the parity gap against the Frechet
+distance within groups, over its floor, and group prompts.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def collect(paths: list[Path]) -> tuple[Sets, list[str], dict]:
             about = {name: each[name] for name in ("axis", "images_per_prompt", "steps", "noise_floor")}
             for name, arm in each["arms"].items():
                 grouped = each["group_prompts"].get(name)
-                obeyed = grouped["all"]["estimate"] if grouped else np.nan
+                obeyed = grouped["all"] if grouped else np.nan
                 found[each["guidance"]][name].append({**arm, "obeyed": obeyed})
     return found, masks, about
 
@@ -55,8 +56,19 @@ def said(arms: list[dict], what: str, digits: int = 3) -> str:
     each = values(arms, what)
     if np.isnan(each).all():
         return ""
+    if len(arms) == 1 and isinstance(arms[0].get(what), dict):
+        low, high = arms[0][what]["low"], arms[0][what]["high"]
+        return f"{each[0]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
     mean, half = interval(each)
     return f"{mean:.{digits}f}" + ("" if np.isnan(half) else f" ±{half:.{digits}f}")
+
+
+def bar(arms: list[dict], what: str) -> tuple[float, list[list[float]] | None]:
+    """A point, and how far its error bar reaches below and above it; None where nothing is known of that."""
+    mean, half = interval(values(arms, what))
+    if len(arms) == 1 and isinstance(arms[0].get(what), dict):
+        return mean, [[max(0.0, mean - arms[0][what]["low"])], [max(0.0, arms[0][what]["high"] - mean)]]
+    return mean, None if np.isnan(half) else [[half], [half]]
 
 
 def drift(arms: list[dict]) -> str:
@@ -65,15 +77,15 @@ def drift(arms: list[dict]) -> str:
     return " / ".join(f"{np.mean([arm['drift'][axis] for arm in arms]):.2f}" for axis in arms[0]["drift"])
 
 
-def tables(found: Sets, about: dict, sets: int) -> list[Table]:
+def tables(found: Sets, about: dict) -> list[Table]:
     made = []
     for guidance, arms in found.items():
         floor = about["noise_floor"]["parity_gap"]
         table = Table(
             "", "parity gap", "change", "of oracle", "right", "unsure", "group prompts", "allotted", "Frechet",
             "within / floor", "drift",
-            title=f"{about['axis']}, guidance {guidance:g}, {about['steps']} steps, {sets} seed set(s) of"
-            f" {about['images_per_prompt']} images a prompt; fair: {floor['mean']:.3f}, below {floor['upper']:.3f}",
+            title=f"{about['axis']}, guidance {guidance:g}, {about['steps']} steps, {len(arms['untreated'])} seed set(s)"
+            f" of {about['images_per_prompt']} images a prompt; fair: {floor['mean']:.3f}, below {floor['upper']:.3f}",
         )  # fmt: skip
         for name, each in arms.items():
             table.add_row(
@@ -95,7 +107,7 @@ def tables(found: Sets, about: dict, sets: int) -> list[Table]:
 
 def figure(found: Sets, masks: list[str], about: dict) -> Figure:
     drawing = Figure(figsize=(3.4 * len(found), 6.2), layout="constrained")
-    rows = drawing.subplots(2, len(found), squeeze=False, sharex=True)
+    rows = drawing.subplots(2, len(found), squeeze=False, sharex=True, sharey="row")
     colors = {name: f"C{i}" for i, name in enumerate(masks)}
     for column, (guidance, arms) in enumerate(found.items()):
         for row, (what, label) in enumerate(
@@ -105,14 +117,15 @@ def figure(found: Sets, masks: list[str], about: dict) -> Figure:
             for name, each in arms.items():
                 if name == "other seeds" or np.isnan(values(each, what)).all():
                     continue
-                x, dx = interval(values(each, "parity_gap"))
-                y, dy = interval(values(each, what))
-                bars = {"xerr": None if np.isnan(dx) else dx, "yerr": None if np.isnan(dy) else dy}
+                x, dx = bar(each, "parity_gap")
+                y, dy = bar(each, what)
                 marker, color = CEILINGS.get(name, "o"), colors.get(name, "0.3")
-                panel.errorbar(x, y, **bars, fmt=marker, color=color, label=name, capsize=2)
+                panel.errorbar(x, y, xerr=dx, yerr=dy, fmt=marker, color=color, label=name, capsize=2)
             panel.axvline(about["noise_floor"]["parity_gap"]["upper"], color="0.8", linewidth=0.8, zorder=0)
             if row == 0:
                 panel.set(title=f"guidance {guidance:g}", yscale="log")
+                panel.set_yticks(ticks := [1, 2, 4, 8], labels=[str(tick) for tick in ticks])
+                panel.minorticks_off()
             if column == 0:
                 panel.set_ylabel(label)
         rows[1][column].set_xlabel("parity gap")
@@ -127,8 +140,8 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     found, masks, about = collect(options.results)
-    console = Console(width=170)
-    for table in tables(found, about, len(options.results)):
+    console = Console(width=220)
+    for table in tables(found, about):
         console.print(table)
     if options.figure:
         figure(found, masks, about).savefig(options.figure, dpi=130)

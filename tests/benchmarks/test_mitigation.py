@@ -52,7 +52,7 @@ def test_seed_sets_are_averaged_arm_by_arm(pareto, tmp_path: Path) -> None:
     )
     assert pareto.said(arms["m"], "parity_gap").startswith("0.150 ±")
     assert pareto.said(arms["untreated"], "allotment_obeyed") == ""
-    (table,) = pareto.tables(found, about, 2)
+    (table,) = pareto.tables(found, about)
     assert table.row_count == 2
     pareto.figure(found, masks, about).savefig(tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 0
