@@ -84,8 +84,9 @@ def tables(found: Sets, about: dict) -> list[Table]:
         table = Table(
             "", "parity gap", "change", "of oracle", "right", "unsure", "group prompts", "allotted", "Frechet",
             "within / floor", "drift",
-            title=f"{about['axis']}, guidance {guidance:g}, {about['steps']} steps, {len(arms['untreated'])} seed set(s)"
-            f" of {about['images_per_prompt']} images a prompt; fair: {floor['mean']:.3f}, below {floor['upper']:.3f}",
+            title=f"{about['axis']}, guidance {guidance:g}, {about['steps']} steps, {len(arms['untreated'])} seed"
+            f" set(s) of {about['images_per_prompt']} images a prompt; fair: {floor['mean']:.3f}, below"
+            f" {floor['upper']:.3f}",
         )  # fmt: skip
         for name, each in arms.items():
             table.add_row(

@@ -77,6 +77,23 @@ def test_several_devices_find_what_one_finds(
     check(alone, found(out))
 
 
+def test_apply_draws_the_same_on_two_devices(model, located, tmp_path: Path):
+    drawn = []
+    for devices in (1, 2):
+        out = tmp_path / str(devices)
+        arguments = (
+            "-m", "stereo_cli", "apply", "a photo of a doctor", "a photo of a nurse", "--mask", located,
+            "--model", model,
+            "-n", 2, "--batch-size", 2, "--accelerator", "cpu", "--devices", devices, "-o", out,
+        )  # fmt: skip
+        command = [sys.executable, *map(str, arguments)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+        assert ended.returncode == 0 and "8 of 8" in ended.stderr, ended.stderr
+        assert not (out / "parts").exists()
+        drawn.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.png")})
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 9  # eight pictures and a sheet
+
+
 @pytest.fixture
 def machines() -> Iterator[list[str]]:
     """Two network namespaces with a cable between them: processes in them meet as those of two machines do."""
