@@ -1,4 +1,4 @@
-"""The checks, each in its own environment: ``nox`` runs all of them, ``nox -s tests`` one.
+"""The checks, each in its own environment: ``nox`` runs those of every day, ``nox -s NAME`` one, ``nox -l`` lists all.
 
 pip and virtualenv rather than uv, so that constraints.txt and the machine's own package settings apply.
 """
@@ -43,3 +43,13 @@ def typecheck(session: nox.Session) -> None:
     """Check types."""
     session.install("-c", "constraints.txt", "-e", ".[typecheck]")
     session.run("mypy")
+
+
+@nox.session(venv_backend="virtualenv")
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/; a warning, such as a link that leads nowhere, fails."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    # The reference of the commands is made from the command line itself, which needs these two and no torch.
+    light = [each for each in project["dependencies"] if each.startswith(("typer", "rich"))]
+    session.install("-c", "constraints.txt", *light, *project["optional-dependencies"]["docs"])
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
