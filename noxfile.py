@@ -4,6 +4,8 @@ pip and virtualenv rather than uv, so that constraints.txt and the machine's own
 """
 
 import os
+import re
+from pathlib import Path
 
 import nox
 
@@ -53,3 +55,26 @@ def docs(session: nox.Session) -> None:
     light = [each for each in project["dependencies"] if each.startswith(("typer", "rich"))]
     session.install("-c", "constraints.txt", *light, *project["optional-dependencies"]["docs"])
     session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session(venv_backend="virtualenv")
+def minimums(session: nox.Session) -> None:
+    """Run a quick part of the tests on the lowest versions that pyproject.toml declares; arguments after -- replace it."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    lowest = [re.sub(r">=([^,]+).*", r"==\1", each) for each in wanted]
+    path = Path(session.create_tmp()) / "lowest.txt"
+    path.write_text("\n".join(lowest) + "\n")
+    session.install("-c", str(path), "-e", ".[test]")
+    quick = ("tests/test_axes.py", "tests/test_prompts.py", "tests/sns", "tests/evaluation/test_bias.py", "tests/cli")
+    session.run("pytest", *(session.posargs or ("-m", "not slow", *quick)), env=ENVIRONMENT)
+
+
+@nox.session(venv_backend="virtualenv")
+def coverage(session: nox.Session) -> None:
+    """Say which lines the tests run, those of the commands that they start too; a report, no gate."""
+    session.install("-c", "constraints.txt", "-e", ".[test]", "coverage>=7.10")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs, env=ENVIRONMENT)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
