@@ -5,6 +5,8 @@ pip and virtualenv rather than uv, so that constraints.txt and the machine's own
 
 import os
 import re
+import tarfile
+import zipfile
 from pathlib import Path
 
 import nox
@@ -59,7 +61,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="virtualenv")
 def minimums(session: nox.Session) -> None:
-    """Run a quick part of the tests on the lowest versions that pyproject.toml declares; arguments after -- replace it."""
+    """Run quick tests, or those after --, on the lowest versions that pyproject.toml declares."""
     project = nox.project.load_toml("pyproject.toml")["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     lowest = [re.sub(r">=([^,]+).*", r"==\1", each) for each in wanted]
@@ -78,3 +80,43 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "run", "-m", "pytest", *session.posargs, env=ENVIRONMENT)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
+
+
+@nox.session(venv_backend="virtualenv")
+def wheel(session: nox.Session) -> None:
+    """Build the source distribution, the wheel from that, and run the wheel where the sources are not."""
+    folder = Path(session.create_tmp()).resolve()
+    for old in (*folder.glob("*.tar.gz"), *folder.glob("*.whl")):
+        old.unlink()
+    session.install("-c", "constraints.txt", "hatchling")
+    session.run("hatchling", "build", "-t", "sdist", "-d", str(folder))
+    (sources,) = folder.glob("*.tar.gz")
+    session.run("pip", "wheel", "-q", "-c", "constraints.txt", "--no-deps", "-w", str(folder), str(sources))
+    (built,) = folder.glob("*.whl")
+
+    with tarfile.open(sources) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    with zipfile.ZipFile(built) as archive:
+        held = set(archive.namelist())
+    roots = {"toolkit": "toolkit/stereoclinic", "cli": "cli/stereo_cli"}
+    ours = {
+        path.relative_to(root).as_posix(): path.as_posix()
+        for root, package in roots.items()
+        for path in Path(package).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    if lost := sorted(path for name, path in ours.items() if name not in held or path not in packed):
+        session.error(f"not in the wheel or not in the source distribution: {', '.join(lost)}")
+    for name in ("axes/gender.toml", "evaluation/results.schema.json", "portraits/weights/unet/config.json"):
+        if f"stereoclinic/{name}" not in held:  # and so does this look in the right place
+            session.error(f"the wheel lacks {name}")
+    if strange := sorted(name for name in held if name not in ours and ".dist-info/" not in name):
+        session.error(f"the wheel holds more than the packages: {', '.join(strange)}")
+    if any(name.startswith("benchmarks/worlds/harbour/") for name in packed):
+        session.error("the source distribution holds the weights of the second world, which are for its repository")
+
+    session.install("-c", "constraints.txt", "--force-reinstall", "--no-deps", str(built))
+    session.install("-c", "constraints.txt", str(built))
+    with session.chdir(folder):
+        for command in (["--help"], ["locate", "--dry-run"], ["bench", "--dry-run"]):  # the last two open the weights
+            session.run("stereo", *command, env={**ENVIRONMENT, "PYTHONPATH": ""})
