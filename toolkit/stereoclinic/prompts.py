@@ -164,7 +164,7 @@ def _agreeing(article: str, following: str) -> str:
 def write(row: dict, word: str = "") -> str:
     """The neutral prompt of a row, as it was written, or with a group's word before the person.
 
-    Example:
+    Examples:
         >>> row = load_prompts("portraits", limit=1)[0]
         >>> write(row), write(row, "older")
         ('a photo of a doctor', 'a photo of an older doctor')

@@ -39,7 +39,7 @@ def shares_from_reads(probabilities: Tensor, hard: bool) -> Tensor:
     Raises:
         InputError: if the rows are not probabilities over at least two groups, or there are no images.
 
-    Example:
+    Examples:
         >>> reads = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
         >>> shares_from_reads(reads, hard=True).tolist()
         [0.75, 0.25]
@@ -59,7 +59,7 @@ def top_group(reads: Tensor) -> Tensor:
 def parity_gap(shares: Tensor, target: Tensor | None = None) -> Tensor:
     """Mean absolute gap to the target, (1/K) sum_k |p_k - target_k|: (..., K) -> (...), between 0 and 2/K.
 
-    Example:
+    Examples:
         >>> parity_gap(torch.tensor([[0.75, 0.25], [0.5, 0.5]])).tolist()
         [0.25, 0.0]
         >>> parity_gap(torch.tensor([0.75, 0.25]), torch.tensor([0.75, 0.25])).item()
@@ -108,7 +108,7 @@ def sdtv(shares: Tensor, target: Tensor | None = None) -> Tensor:
     stereotype-distribution total variation (SDTV; Zhou et al., Association of Objects May Engender
     Stereotypes, NeurIPS 2024). It is K/2 times the parity gap, hence equal to it for two groups.
 
-    Example:
+    Examples:
         >>> shares = torch.tensor([0.5, 0.25, 0.125, 0.125])
         >>> sdtv(shares).item(), parity_gap(shares).item()
         (0.25, 0.125)
@@ -180,7 +180,7 @@ class GroupShares(Sums):
         num_prompts: P, number of prompts.
         num_groups: K, number of groups of the axis.
 
-    Example:
+    Examples:
         >>> shares = GroupShares(num_prompts=1, num_groups=2)
         >>> shares.update(torch.tensor([0, 0]), torch.tensor([[0.9, 0.1], [0.3, 0.7]]))
         >>> shares.compute()["hard"].tolist()

@@ -18,7 +18,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Reference: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 1979.
 
-    Example:
+    Examples:
         >>> holm([0.25, 0.125, 0.5])
         [0.5, 0.375, 0.5]
     """
@@ -41,7 +41,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 
     Reference: Benjamini & Hochberg, Controlling the False Discovery Rate, JRSS B 1995.
 
-    Example:
+    Examples:
         >>> benjamini_hochberg([0.25, 0.125, 0.5])
         [0.375, 0.375, 0.5]
     """

@@ -194,7 +194,7 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Inter
 
     Reference: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927.
 
-    Example:
+    Examples:
         >>> interval = wilson_interval(25, 25)
         >>> interval.estimate, round(interval.low, 2), interval.high
         (1.0, 0.87, 1.0)

@@ -31,7 +31,7 @@ def named_groups(prompt: str, axis: Axis) -> tuple[str, ...]:
         prompt: As it is given to the model.
         axis: Its words, `also` and `unless` are looked for.
 
-    Example:
+    Examples:
         >>> from stereoclinic.axes import load_axis
         >>> named_groups("a doctor and her patient", load_axis("gender"))
         ('female',)
