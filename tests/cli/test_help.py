@@ -6,7 +6,7 @@ import sys
 import pytest
 
 HEAVY = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "datasets", "matplotlib", "safetensors")
-COMMANDS = ("locate", "mask", "inspect", "diff", "apply", "bench", "doctor")
+COMMANDS = ("locate", "plan", "mask", "inspect", "diff", "apply", "bench", "compare", "doctor")
 
 
 def test_help_imports_nothing_heavy():

@@ -172,7 +172,13 @@ def _agreeing(article: str, following: str) -> str:
 
 
 def write(row: dict, word: str = "") -> str:
-    """The neutral prompt of a row, as it was written, or with a group's word before the person."""
+    """The neutral prompt of a row, as it was written, or with a group's word before the person.
+
+    Examples:
+        >>> row = load_prompts("portraits", limit=1)[0]
+        >>> write(row), write(row, "older")
+        ('a photo of a doctor', 'a photo of an older doctor')
+    """
     article = _agreeing(row["article"], word) if word else row["article"]
     return row["pattern"].format(person=" ".join(filter(None, (article, word, row["person"]))))
 

@@ -38,6 +38,11 @@ def shares_from_reads(probabilities: Tensor, hard: bool) -> Tensor:
 
     Raises:
         InputError: if the rows are not probabilities over at least two groups, or there are no images.
+
+    Examples:
+        >>> reads = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
+        >>> shares_from_reads(reads, hard=True).tolist()
+        [0.75, 0.25]
     """
     reads = distribution(probabilities, "reads")
     if reads.dim() < 2 or reads.shape[-2] == 0:
@@ -52,7 +57,14 @@ def top_group(reads: Tensor) -> Tensor:
 
 
 def parity_gap(shares: Tensor, target: Tensor | None = None) -> Tensor:
-    """Mean absolute gap to the target, (1/K) sum_k |p_k - target_k|: (..., K) -> (...), between 0 and 2/K."""
+    """Mean absolute gap to the target, (1/K) sum_k |p_k - target_k|: (..., K) -> (...), between 0 and 2/K.
+
+    Examples:
+        >>> parity_gap(torch.tensor([[0.75, 0.25], [0.5, 0.5]])).tolist()
+        [0.25, 0.0]
+        >>> parity_gap(torch.tensor([0.75, 0.25]), torch.tensor([0.75, 0.25])).item()
+        0.0
+    """
     shares, target = _shares_and_target(shares, target)
     return _sum((shares - target).abs()) / shares.shape[-1]
 
@@ -95,6 +107,11 @@ def sdtv(shares: Tensor, target: Tensor | None = None) -> Tensor:
     The share of images that would have to change group. Two published names: total variation distance, and
     stereotype-distribution total variation (SDTV; Zhou et al., Association of Objects May Engender
     Stereotypes, NeurIPS 2024). It is K/2 times the parity gap, hence equal to it for two groups.
+
+    Examples:
+        >>> shares = torch.tensor([0.5, 0.25, 0.125, 0.125])
+        >>> sdtv(shares).item(), parity_gap(shares).item()
+        (0.25, 0.125)
     """
     shares, target = _shares_and_target(shares, target)
     return _sum((shares - target).abs()) / 2
@@ -163,7 +180,7 @@ class GroupShares(Sums):
         num_prompts: P, number of prompts.
         num_groups: K, number of groups of the axis.
 
-    Example:
+    Examples:
         >>> shares = GroupShares(num_prompts=1, num_groups=2)
         >>> shares.update(torch.tensor([0, 0]), torch.tensor([[0.9, 0.1], [0.3, 0.7]]))
         >>> shares.compute()["hard"].tolist()

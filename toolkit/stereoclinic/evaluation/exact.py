@@ -67,6 +67,10 @@ def sign_test(ups: int, downs: int) -> float:
 
     References: Dixon & Mood, The Statistical Sign Test, JASA 1946; McNemar, Note on the Sampling Error of the
     Difference between Correlated Proportions, Psychometrika 1947.
+
+    Examples:
+        >>> round(sign_test(5, 0), 4), sign_test(3, 3)
+        (0.0625, 1.0)
     """
     if min(ups, downs) < 0:
         raise InputError(f"{ups} ups and {downs} downs; expected none below 0")

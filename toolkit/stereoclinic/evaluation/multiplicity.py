@@ -17,6 +17,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
         InputError: If a value is no probability.
 
     Reference: Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 1979.
+
+    Examples:
+        >>> holm([0.25, 0.125, 0.5])
+        [0.5, 0.375, 0.5]
     """
     order = _ranked(p_values)
     corrected, largest = [1.0] * len(order), 0.0
@@ -36,6 +40,10 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
         InputError: If a value is no probability.
 
     Reference: Benjamini & Hochberg, Controlling the False Discovery Rate, JRSS B 1995.
+
+    Examples:
+        >>> benjamini_hochberg([0.25, 0.125, 0.5])
+        [0.375, 0.375, 0.5]
     """
     order = _ranked(p_values)
     corrected, smallest = [1.0] * len(order), 1.0

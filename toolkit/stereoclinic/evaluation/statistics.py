@@ -193,6 +193,11 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Inter
         InputError: if ``successes`` or ``n`` is out of range.
 
     Reference: Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 1927.
+
+    Examples:
+        >>> interval = wilson_interval(25, 25)
+        >>> interval.estimate, round(interval.low, 2), interval.high
+        (1.0, 0.87, 1.0)
     """
     if n < 1 or not 0 <= successes <= n:
         raise InputError(f"{successes} successes of {n}; expected n >= 1 and between 0 and n successes")

@@ -21,7 +21,7 @@ class GroupFidelity(Sums):
     Args:
         num_groups: K, number of groups of the axis.
 
-    Example:
+    Examples:
         >>> fidelity = GroupFidelity(num_groups=2)
         >>> fidelity.update(torch.tensor([0, 1]), torch.tensor([[0.9, 0.1], [0.7, 0.3]]))
         >>> fidelity.compute()["groups"].tolist()

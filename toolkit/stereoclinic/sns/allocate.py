@@ -51,6 +51,12 @@ def shares_of(groups: Sequence[str], given: Sequence[Mapping[str, float]] = ()) 
 
     Raises:
         InputError: A name that is no group, a share that is missing, negative or not finite, or a sum other than 1.
+
+    Examples:
+        >>> shares_of(["female", "male"]).tolist()
+        [0.5, 0.5]
+        >>> shares_of(["female+old", "female+young", "male+old", "male+young"], [{"old": 0.25, "young": 0.75}]).tolist()
+        [0.125, 0.375, 0.125, 0.375]
     """
     parts = [group.split(JOINT) for group in groups]
     if len({len(names) for names in parts}) > 1 or not all(name for names in parts for name in names):

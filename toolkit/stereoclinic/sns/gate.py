@@ -30,6 +30,13 @@ def named_groups(prompt: str, axis: Axis) -> tuple[str, ...]:
     Args:
         prompt: As it is given to the model.
         axis: Its words, `also` and `unless` are looked for.
+
+    Examples:
+        >>> from stereoclinic.axes import load_axis
+        >>> named_groups("a doctor and her patient", load_axis("gender"))
+        ('female',)
+        >>> named_groups("a bearded doctor", load_axis("gender"))
+        ()
     """
     prompt = prompt.replace("\u2019", "'")
     if axis.unless:

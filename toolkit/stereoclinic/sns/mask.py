@@ -51,6 +51,11 @@ class NeuronMask:
 
     Raises:
         InputError: Anything does not fit together; said in one line.
+
+    Examples:
+        >>> mask = NeuronMask([Site("ff.net.2", "ff", 3)], torch.tensor([1000.0, 0.0]), torch.tensor([[1, 0.5, 0]]))
+        >>> mask.damping.tolist(), mask.allocates
+        ([[0.0, 0.5, 1.0]], False)
     """
 
     sites: list[Site]
@@ -315,7 +320,13 @@ def _refuse_hub(what: str, error: Exception) -> NoReturn:
 
 
 def bin_of(bin_edges: Tensor, timestep: float) -> int | None:
-    """Bin i with edges[i] > t >= edges[i + 1]; bin 0 also above the first edge, None below the last."""
+    """Bin i with edges[i] > t >= edges[i + 1]; bin 0 also above the first edge, None below the last.
+
+    Examples:
+        >>> edges = torch.tensor([1000.0, 600.0, 0.0])
+        >>> [bin_of(edges, timestep) for timestep in (1000, 600, 599, -1)]
+        [0, 0, 1, None]
+    """
     above = int((bin_edges > timestep).sum())
     return None if above == len(bin_edges) else max(above - 1, 0)
 
