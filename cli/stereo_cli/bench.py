@@ -90,6 +90,14 @@ def bench(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run FILE.py of --reader; it can do whatever you can.")
     ] = False,
+    clip_score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Also give the CLIPScore of every arm: clip, or another CLIP model, a hub id or a folder.",
+            show_default=False,
+        ),
+    ] = None,
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -204,6 +212,7 @@ def bench(
         reader or "portraits", model, [chosen, *beside], reader_classes or [], allow_race, allow_code, device
     )
     others = tuple(each for each in beside if can_read(reads, each))
+    instruments = judging.instruments(clip_score, device)
     denoiser = open_denoiser(model, dtype=dtype, variant=variant)  # Lightning moves it
     for mask in loaded.values():
         check_fits(mask, denoiser.unet, force)
@@ -251,7 +260,7 @@ def bench(
                 baselines or [], denoiser, setup, reads, baseline_seed, baseline_seeds, device, quiet
             )
             found = run(
-                denoiser, reads, setup, loaded, strength, draw, force, kept, common.warn, others_made,
+                denoiser, reads, setup, loaded, strength, draw, force, kept, common.warn, others_made, instruments,
                 accelerator=device, devices=devices, num_nodes=num_nodes,
                 strategy="ddp" if strategy == "auto" and ranks > 1 else strategy,
             )  # fmt: skip
@@ -263,6 +272,7 @@ def bench(
     if not experiments:
         return  # another rank writes
     provenance = judging.provenance(denoiser, chosen.name, rows, paths, loaded, strength, reads, published)
+    provenance |= judging.measured_with(clip_score)
     write_results(out, experiments, provenance, loaded, located)
     if tensorboard is not None:
         log_scalars(tensorboard, [experiment.results for experiment in experiments])
@@ -275,11 +285,12 @@ def bench(
     if as_json:
         common.print_json({"out": str(out), "experiments": results, "exceeded": exceeded})
     else:
+        from stereo_cli.asked_tables import asked_tables
         from stereo_cli.tables import bench_tables
 
         console = common.stdout()
         for each in results:
-            for table in bench_tables(each):
+            for table in bench_tables(each) + asked_tables(each):
                 console.print(table)
         names = ("report.html", "results.json", "images")
         common.say(f"wrote {', '.join(str(out / name) for name in names)} and {out / 'before_after.png'}")

@@ -13,6 +13,7 @@ from stereo_cli import common
 if TYPE_CHECKING:
     from stereoclinic.axes import Axis
     from stereoclinic.evaluation.arms import Experiment, Protocol
+    from stereoclinic.evaluation.instruments import Instruments
     from stereoclinic.evaluation.protocols import PublishedProtocol
     from stereoclinic.evaluation.readers import Reader
     from stereoclinic.sns.mask import NeuronMask
@@ -164,6 +165,27 @@ def reader_for(
             " pictures",
         )
     return open_reader(spec, axes, own, classes, allow_race, allow_code, device)
+
+
+def instruments(clip_score: str | None, device: str) -> "Instruments":
+    """What is asked for to measure pictures with, besides their reader.
+
+    Raises:
+        InputError: One of them cannot be opened.
+    """
+    from stereoclinic.evaluation.instruments import Instruments
+
+    clip = None
+    if clip_score is not None:
+        from stereoclinic.evaluation.alignment import open_clip
+
+        clip = open_clip(clip_score, device)
+    return Instruments(clip)
+
+
+def measured_with(clip_score: str | None) -> dict[str, Any]:
+    """The same for the provenance."""
+    return {} if clip_score is None else {"clip_score": clip_score}
 
 
 def made_baselines(

@@ -69,7 +69,8 @@ class Drawn:
     seconds: float  # of sampling alone
     others: dict[str, Tensor] = field(default_factory=dict)  # axis -> (P, n, its groups), as reads
     allotted: Tensor | None = None  # (P, n) group of each image, -1 where it was left alone; None without allocation
-    agreement: Tensor | None = None  # (P, n) 1 where several readers agree on the group; None of a single reader
+    by_reader: dict[str, Tensor] = field(default_factory=dict)  # of several readers: name -> (P, n, K), as reads
+    clip: Tensor | None = None  # (P, n) CLIPScore with the neutral prompt; None where it was not asked for
 
 
 @dataclass

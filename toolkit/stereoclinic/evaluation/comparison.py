@@ -1,9 +1,11 @@
 """The figures of an experiment: bias, side effects, and what chance alone would show, as plain data."""
 
+from stereoclinic.evaluation.agreement import agreement_figures
 from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
 from stereoclinic.evaluation.bias import GAPS, parity_gap, unsure_rate
 from stereoclinic.evaluation.bias_figures import gap_figures, joint_figures, prompt_figures
 from stereoclinic.evaluation.gap_changes import gap_changes
+from stereoclinic.evaluation.per_image import mean_change, mean_interval
 from stereoclinic.evaluation.side_effects import distances, drift, fidelity, obeyed, rate, within_groups
 from stereoclinic.evaluation.statistics import PairedDifference, noise_floor
 from stereoclinic.prompts import group_prompts, write
@@ -66,8 +68,12 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
         figures["allotment_obeyed"] = obeyed(arm)
     if arm.right is not None:
         figures["occupation_right"] = rate(arm.right)
-    if arm.agreement is not None:
-        figures["readers_agree"] = rate(arm.agreement)
+    if arm.by_reader:
+        figures |= agreement_figures(arm.by_reader, protocol.axis.groups)
+    if arm.clip is not None:
+        figures["clip_score"] = vars(mean_interval(arm.clip))
+        if same_seeds is not None and same_seeds.clip is not None:
+            figures["clip_score_change"] = vars(mean_change(same_seeds.clip, arm.clip))
     if arm.name in changes:
         figures["parity_gap_change"] = vars(changes[arm.name])
         if arm.right is not None and before.right is not None:

@@ -106,6 +106,22 @@ FIGURES = {
     "diversity_within_groups": Figure(
         "diversity within groups", SIDE, 1, ".2g", False, "How far pictures of one prompt and group lie apart."
     ),
+    "clip_score": Figure(
+        "CLIPScore", SIDE, 1, ".1f", False, "How well pictures fit their neutral prompts, from 0 to 100."
+    ),
+    "clip_score_change": Figure(
+        "CLIPScore, change", SIDE, 1, "+.2f", False, "Against untreated on the same seeds; p is for no change."
+    ),
+    "readers_agree": Figure(
+        "readers agree", SIDE, 0, ".2f", False, "Images on which all readers name the same group."
+    ),
+    "readers_kappa.": Figure(
+        "kappa of ", SIDE, 0, ".2f", False,
+        "Their agreement beyond what chance would bring: 1 is full, 0 none beyond it.",
+    ),
+    "readers_agree_on.": Figure(
+        "readers agree on ", SIDE, 0, ".2f", False, "Of the images that either reads so, the part that both do."
+    ),
     "drift.": Figure(
         "drift of ", SIDE, -1, ".2f", True,
         "How far a prompt's shares on another axis moved; other seeds show what chance moves them by.",
