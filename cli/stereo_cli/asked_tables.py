@@ -13,6 +13,10 @@ _CLIP_SCORE = (
     "CLIPScore: how well pictures fit their neutral prompts, from 0 to 100; its change is on the same seeds, and p is"
     " for no change."
 )
+_LPIPS = (
+    "LPIPS: how far pictures are from untreated ones of the same seed, as a network sees it; `other seeds` shows what"
+    " two seeds of a prompt differ by."
+)
 _READERS = (
     "Readers agree: images on which all readers name the same group. Kappa: the same beyond what chance brings, a dash"
     " where both name one group throughout. Readers that share a mistake agree on it."
@@ -20,7 +24,7 @@ _READERS = (
 
 
 def asked_tables(results: Data) -> list[Group]:
-    """One table of the arms, or none: the CLIPScore, and the agreement of several readers."""
+    """One table of the arms, or none: the CLIPScore, LPIPS, and the agreement of several readers."""
     untreated = results["arms"]["untreated"]
     columns: dict[str, Column] = {}
     says = []
@@ -31,6 +35,9 @@ def asked_tables(results: Data) -> list[Group]:
             "p": lambda arm: p_value(arm["clip_score_change"]["p_value"]) if "clip_score_change" in arm else "",
         }
         says.append(_CLIP_SCORE)
+    if "lpips_to_untreated" in results["arms"]["other seeds"]:
+        columns["LPIPS"] = lambda arm: interval(arm["lpips_to_untreated"]) if "lpips_to_untreated" in arm else ""
+        says.append(_LPIPS)
     if "readers_agree" in untreated:
         columns["readers\nagree"] = lambda arm: interval(arm["readers_agree"])
         columns |= {f"kappa of\n{pair}": _kappa(pair) for pair in untreated["readers_kappa"]}

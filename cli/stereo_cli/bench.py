@@ -98,6 +98,17 @@ def bench(
             show_default=False,
         ),
     ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="What Fréchet and kernel distances are taken in: reader (its own features) or inception (FID and KID"
+            " as others give them; needs the extra `inception`)."
+        ),
+    ] = "reader",
+    lpips: Annotated[
+        bool,
+        typer.Option("--lpips", help="Also give LPIPS between pictures of the same seed; needs the extra `lpips`."),
+    ] = False,
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -212,7 +223,7 @@ def bench(
         reader or "portraits", model, [chosen, *beside], reader_classes or [], allow_race, allow_code, device
     )
     others = tuple(each for each in beside if can_read(reads, each))
-    instruments = judging.instruments(clip_score, device)
+    instruments = judging.instruments(clip_score, features, lpips, device)
     denoiser = open_denoiser(model, dtype=dtype, variant=variant)  # Lightning moves it
     for mask in loaded.values():
         check_fits(mask, denoiser.unet, force)
@@ -272,7 +283,7 @@ def bench(
     if not experiments:
         return  # another rank writes
     provenance = judging.provenance(denoiser, chosen.name, rows, paths, loaded, strength, reads, published)
-    provenance |= judging.measured_with(clip_score)
+    provenance |= {"features": features} | ({} if clip_score is None else {"clip_score": clip_score})
     write_results(out, experiments, provenance, loaded, located)
     if tensorboard is not None:
         log_scalars(tensorboard, [experiment.results for experiment in experiments])

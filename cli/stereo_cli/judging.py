@@ -167,25 +167,22 @@ def reader_for(
     return open_reader(spec, axes, own, classes, allow_race, allow_code, device)
 
 
-def instruments(clip_score: str | None, device: str) -> "Instruments":
+def instruments(clip_score: str | None, features: str, lpips: bool, device: str) -> "Instruments":
     """What is asked for to measure pictures with, besides their reader.
 
     Raises:
-        InputError: One of them cannot be opened.
+        InputError: One of them cannot be opened, or what it needs is not installed.
     """
+    from stereoclinic.evaluation.alignment import open_clip
+    from stereoclinic.evaluation.extractors import open_features, open_lpips
     from stereoclinic.evaluation.instruments import Instruments
 
-    clip = None
-    if clip_score is not None:
-        from stereoclinic.evaluation.alignment import open_clip
-
-        clip = open_clip(clip_score, device)
-    return Instruments(clip)
-
-
-def measured_with(clip_score: str | None) -> dict[str, Any]:
-    """The same for the provenance."""
-    return {} if clip_score is None else {"clip_score": clip_score}
+    return Instruments(
+        None if clip_score is None else open_clip(clip_score, device),
+        open_features(features, device),
+        open_lpips(device) if lpips else None,
+        features,
+    )
 
 
 def made_baselines(

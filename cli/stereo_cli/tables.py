@@ -202,7 +202,7 @@ def _side_effects_table(results: Data) -> Group:
     seconds = ", ".join(f"{name} {arm['seconds']:.1f}" for name, arm in results["arms"].items())
     return captioned(
         table,
-        "Fréchet: distance of the reader's features to untreated images of other seeds; its floor, what two samples of"
+        f"Fréchet: distance of {_features(results)} to untreated images of other seeds; its floor, what two samples of"
         f" one model show, is {results['arms']['untreated']['frechet_to_other_seeds']:.2g} in the row `untreated`."
         " Within groups: the same to untreated images of the same prompts and groups, each asked for, with its floor:"
         " what the change of groups alone does not account for. Unsure: the reader's top group is below 0.8. Obeyed:"
@@ -216,6 +216,11 @@ def _side_effects_table(results: Data) -> Group:
         )
         + f" Brackets are 95 % intervals. Seconds of drawing: {escape(seconds)}.",
     )
+
+
+def _features(results: Data) -> str:
+    name = results.get("features", "reader")
+    return "the reader's features" if name == "reader" else f"{name} features"
 
 
 def _within(arm: Data) -> str:

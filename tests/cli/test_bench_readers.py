@@ -1,5 +1,6 @@
 """`stereo bench --reader` and `--protocol`: who reads, and whose evaluation is followed."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import torch
 from PIL import Image
 from tests.evaluation.readers.conftest import clip_folder as clip_folder
 from tests.evaluation.readers.conftest import write_classifier
+from tests.evaluation.test_extractors import Apart, Means
 from tests.evaluation.test_results_schema import VALID
 
+from stereoclinic.evaluation import extractors
 from stereoclinic.evaluation.alignment import clip_scores, open_clip
 from stereoclinic.evaluation.protocols import load_protocol
 
@@ -96,6 +99,33 @@ def test_the_clip_score_of_every_arm_stands_in_table_results_and_report(stereo, 
     refused = stereo("bench", "--model", model, "-o", tmp_path / "other", "--clip-score", "nobody/nothing", *SMALL)
     assert refused.exit_code == 2 and "CLIPScore by 'nobody/nothing': no folder here" in refused.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_networks_that_are_not_there_are_refused_before_anything_is_drawn(stereo, model, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for given, says in (
+        (("--features", "inception"), "pip install 'stereoclinic[inception]'"),
+        (("--lpips",), "pip install 'stereoclinic[lpips]'"),
+        (("--features", "vgg"), "choose from reader, inception"),
+    ):
+        result = stereo("bench", "--model", model, "-o", tmp_path / "out", *given, *SMALL)
+        assert result.exit_code == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_network_in_their_place_gives_the_figures(stereo, model, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(extractors.FEATURES, "inception", Means)
+    monkeypatch.setattr(extractors, "open_lpips", lambda device: Apart())
+    given = ("--features", "inception", "--lpips")
+    result = stereo("bench", "--model", model, "-o", tmp_path, *given, *SMALL)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads((tmp_path / "results.json").read_text())
+    VALID.validate(data)
+    (found,) = data["experiments"]
+    assert found["features"] == data["provenance"]["features"] == "inception"
+    assert found["arms"]["other seeds"]["lpips_to_untreated"]["estimate"] > 0
+    assert "inception features" in result.stdout and "LPIPS" in result.stdout
+    assert "LPIPS to untreated" in (tmp_path / "report.html").read_text()
 
 
 def read_image(path: Path) -> torch.Tensor:

@@ -70,6 +70,7 @@ class Drawn:
     others: dict[str, Tensor] = field(default_factory=dict)  # axis -> (P, n, its groups), as reads
     allotted: Tensor | None = None  # (P, n) group of each image, -1 where it was left alone; None without allocation
     by_reader: dict[str, Tensor] = field(default_factory=dict)  # of several readers: name -> (P, n, K), as reads
+    lpips: Tensor | None = None  # (P, n) LPIPS to the untreated picture of the same place; None where not asked for
     clip: Tensor | None = None  # (P, n) CLIPScore with the neutral prompt; None where it was not asked for
 
 

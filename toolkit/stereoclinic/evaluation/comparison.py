@@ -70,6 +70,8 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
         figures["occupation_right"] = rate(arm.right)
     if arm.by_reader:
         figures |= agreement_figures(arm.by_reader, protocol.axis.groups)
+    if arm.lpips is not None:
+        figures["lpips_to_untreated"] = vars(mean_interval(arm.lpips))
     if arm.clip is not None:
         figures["clip_score"] = vars(mean_interval(arm.clip))
         if same_seeds is not None and same_seeds.clip is not None:

@@ -154,8 +154,10 @@ def run(
         return None
     neutral, grouped = len(arms.neutral), len(arms.grouped)
     experiment = Experiment(protocol, found[:neutral], found[neutral : neutral + grouped], found[-1])
-    measure(experiment, instruments or Instruments())
+    instruments = instruments or Instruments()
+    measure(experiment, instruments)
     experiment.results = summarise(experiment, list(masks))
+    experiment.results["features"] = instruments.features_name
     if baselines:
         experiment.results["baselines"] = {
             each.name: {"needs": each.needs, "source": each.source, "strength": each.strength, **vars(each.cost)}

@@ -103,6 +103,9 @@ FIGURES = {
     "ssim_to_untreated": Figure(
         "similarity to untreated", SIDE, 0, ".2f", False, "Of structure, between pictures of the same seed."
     ),
+    "lpips_to_untreated": Figure(
+        "LPIPS to untreated", SIDE, 0, ".2f", False, "As a network sees it, between pictures of the same seed."
+    ),
     "diversity_within_groups": Figure(
         "diversity within groups", SIDE, 1, ".2g", False, "How far pictures of one prompt and group lie apart."
     ),
