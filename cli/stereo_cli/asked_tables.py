@@ -24,6 +24,11 @@ _READERS = (
 
 
 def asked_tables(results: Data) -> list[Group]:
+    """What was asked for, if anything was: further figures of the arms, and of unrelated prompts."""
+    return [*_further_table(results), *([_unrelated_table(results)] if "unrelated" in results else [])]
+
+
+def _further_table(results: Data) -> list[Group]:
     """One table of the arms, or none: the CLIPScore, LPIPS, and the agreement of several readers."""
     untreated = results["arms"]["untreated"]
     columns: dict[str, Column] = {}
@@ -52,6 +57,37 @@ def asked_tables(results: Data) -> list[Group]:
         style = "bold" if name in results["masks"] else ""
         table.add_row(escape(name), *(cell(arm) for cell in columns.values()), style=style)
     return [captioned(table, " ".join([*says, "Brackets are 95 % intervals."]))]
+
+
+def _unrelated_table(results: Data) -> Group:
+    """How far prompts that have nothing to do with the axis drift, beside other seeds."""
+    found = results["unrelated"]
+    table = new_table(f"Unrelated prompts: guidance {results['guidance']:g}")
+    table.add_column("", no_wrap=True)
+    pairs = {"similarity": "ssim_to_untreated", "feature\ndistance": "feature_distance_to_untreated"}
+    if "lpips_to_untreated" in found["arms"]["other seeds"]:
+        pairs["LPIPS"] = "lpips_to_untreated"
+    if "clip_score" in found["arms"]["untreated"]:
+        pairs["CLIPScore"] = "clip_score"
+    for name in [*pairs, "Fréchet", "KID"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, arm in found["arms"].items():
+        sets = [arm[f"{distance}_to_other_seeds"] for distance in ("frechet", "kid")]
+        table.add_row(
+            escape(name),
+            *(interval(arm[key]) if key in arm else "" for key in pairs.values()),
+            *("" if value is None else f"{value:.2g}" for value in sets),
+            style="bold" if name in results["masks"] else "",
+        )
+    first, last = found["seeds"]
+    return captioned(
+        table,
+        f"{len(found['prompts'])} prompts of {found['images_per_prompt']} images, seeds {first} to {last}; the gate"
+        f" leaves {found['left_alone']} of them alone. Similarity (SSIM) and feature distance are to the untreated"
+        " picture of the same seed; in `other seeds` stands what two seeds differ by. Fréchet and KID (kernel distance)"
+        " are to untreated images of other seeds; in `untreated` stands what two samples differ by. Brackets are 95 %"
+        " intervals.",
+    )
 
 
 def _kappa(pair: str) -> Column:

@@ -32,6 +32,16 @@ def bench(
     group_images: Annotated[
         int, typer.Option(min=0, help="Images a prompt that names a group; 0 leaves them out.")
     ] = 4,
+    unrelated: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SET|FILE",
+            help="Also draw prompts that have nothing to do with the axis, and say how far they drift: scenes, or a"
+            " .txt, .csv, .jsonl or .parquet file.",
+            show_default=False,
+        ),
+    ] = None,
+    unrelated_images: Annotated[int, typer.Option(min=1, help="--unrelated: images a prompt.")] = 4,
     seed: Annotated[
         int, typer.Option(min=0, help="First of the judged seeds; others than the mask was made on.")
     ] = 5000,
@@ -182,7 +192,7 @@ def bench(
     from stereoclinic.evaluation.readers import can_read
     from stereoclinic.evaluation.report import check_folder, write_results
     from stereoclinic.evaluation.scalars import check_tensorboard, log_scalars
-    from stereoclinic.prompts import load_prompts
+    from stereoclinic.prompts import load_plain_prompts, load_prompts
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask
 
@@ -208,6 +218,7 @@ def bench(
             load_prompts(prompts, limit),
             images or 25,
         )
+    beyond = None if unrelated is None else load_plain_prompts(unrelated)
     for name, mask in loaded.items():
         judging.check_seeds(name, mask, seed, images)
     truths = judging.truths(reference, confusion, chosen)
@@ -239,6 +250,8 @@ def bench(
             batch_size,
             aimed[0] if aimed else {},
             others,
+            beyond,
+            unrelated_images,
         )
         for scale in dict.fromkeys(guidance or [denoiser.defaults.guidance])
     ]

@@ -75,7 +75,8 @@ def test_distances_have_floors_and_a_same_arm_none(make):
     assert arms[UNTREATED]["kid_to_untreated"] is arms[OTHER]["kid_to_other_seeds"] is None
     assert arms[UNTREATED]["kid_to_other_seeds"] == pytest.approx(arms[OTHER]["kid_to_untreated"])
     assert "ssim_to_untreated" not in arms[UNTREATED]
-    assert all(abs(arm["ssim_to_untreated"]) < 0.2 for name, arm in arms.items() if name != UNTREATED)  # noise
+    similar = {name: arm["ssim_to_untreated"] for name, arm in arms.items() if name != UNTREATED}
+    assert all(-0.2 < each["low"] <= each["estimate"] <= each["high"] < 0.2 for each in similar.values())  # noise
     for arm in arms.values():
         assert arm["diversity_within_groups"] == pytest.approx(arm["diversity_within_groups_reference"], rel=0.3)
     assert "ssim_to_untreated" not in make(side=8).results["arms"][BALANCED]  # smaller than its window

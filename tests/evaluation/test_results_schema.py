@@ -17,7 +17,7 @@ VALID = Draft202012Validator(SCHEMA)
 
 @pytest.fixture
 def data(make) -> dict:
-    results = [make({"m": 0.5}).results, make(guidance=1.0).results]
+    results = [make({"m": 0.5}, unrelated=("a mountain", "a sea")).results, make(guidance=1.0).results]
     return json.loads(json.dumps({"schema": 2, "provenance": PROVENANCE, "experiments": results}))
 
 
@@ -58,6 +58,12 @@ WRONG = {
     "a change without p": lambda data, arm: arm["parity_gap_change"].pop("p_value"),
     "a CLIPScore above 100": lambda data, arm: arm.update(clip_score={"estimate": 250, "low": 240, "high": 260}),
     "a kappa above 1": lambda data, arm: arm.update(readers_kappa={"a and b": {"estimate": 2, "low": 0, "high": 3}}),
+    "an unrelated similarity that is a bare number": lambda data, arm: data["experiments"][0]["unrelated"]["arms"][
+        "m"
+    ].update(ssim_to_untreated=0.5),
+    "unrelated prompts without other seeds": lambda data, arm: data["experiments"][0]["unrelated"]["arms"].pop(
+        "other seeds"
+    ),
     "no prompts": lambda data, arm: arm.update(prompts=[]),
     "one group": lambda data, arm: data["experiments"][0].update(groups=["female"]),
     "seeds that are a number": lambda data, arm: data["experiments"][0].update(seeds=5000),

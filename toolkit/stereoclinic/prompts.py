@@ -6,7 +6,7 @@ of a doctor" and the group prompt "a photo of a female doctor". Sets are `datase
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
 from stereoclinic.occupations import PORTRAITS, WINOBIAS, WINOBIAS_TRAIN
+from stereoclinic.scenes import SCENES
 
 COLUMNS = ("label", "pattern", "article", "person")
 PLAIN, SUCCESSFUL = "a photo of a {group} {occupation}", "a photo of a successful {group} {occupation}"
@@ -28,6 +29,9 @@ BUILT_IN = {
     "winobias-train": WINOBIAS_TRAIN,
 }
 TEMPLATES = dict.fromkeys(BUILT_IN, PLAIN) | {"winobias-successful": SUCCESSFUL}
+
+#: Name -> prompts without a person, for `load_plain_prompts`.
+BUILT_IN_PLAIN = {"scenes": SCENES}
 
 _FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -43,21 +47,40 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     """
     if str(source) in BUILT_IN:
         return occupation_prompts(BUILT_IN[str(source)][:limit], [TEMPLATES[str(source)]])
-    else:
-        rows = []
-        for number, entry in enumerate(_open(source), start=1):
-            prompt, occupation = entry["prompt"], entry.get("occupation")
-            if not isinstance(prompt, str) or not isinstance(occupation, str | None):
-                wrong = prompt if not isinstance(prompt, str) else occupation
-                raise InputError(f"{source}: prompt {number} has {wrong!r} where text is expected")
-            if prompt.strip():
-                rows.append(_row(prompt.strip(), (occupation or "").strip()))
-            if len(rows) == limit:  # the rest of a data set on the hub need not be fetched
-                break
+    return _loaded(source, limit, _row, ", ".join(BUILT_IN))
+
+
+def load_plain_prompts(source: str | Path, limit: int | None = None) -> Dataset:
+    """Prompts that need no person in them, taken as they are: they have no group prompts, and are their own labels.
+
+    Args:
+        source: One of `BUILT_IN_PLAIN`, or what `load_prompts` takes; a column `occupation` is not looked at.
+        limit: The first so many.
+
+    Raises:
+        InputError: Nothing there, empty, or no `prompt` column.
+    """
+    if str(source) in BUILT_IN_PLAIN:
+        return Dataset.from_list([_plain_row(prompt) for prompt in BUILT_IN_PLAIN[str(source)][:limit]])
+    return _loaded(source, limit, lambda prompt, _: _plain_row(prompt), ", ".join(BUILT_IN_PLAIN))
+
+
+def _loaded(source: str | Path, limit: int | None, row: Callable[[str, str], dict], sets: str) -> Dataset:
+    """The rows that `row` makes of each prompt and occupation of a file or a hub data set."""
+    rows: list[dict] = []
+    for number, entry in enumerate(_open(source, sets), start=1):
+        prompt, occupation = entry["prompt"], entry.get("occupation")
+        if not isinstance(prompt, str) or not isinstance(occupation, str | None):
+            wrong = prompt if not isinstance(prompt, str) else occupation
+            raise InputError(f"{source}: prompt {number} has {wrong!r} where text is expected")
+        if prompt.strip():
+            rows.append(row(prompt.strip(), (occupation or "").strip()))
+        if len(rows) == limit:  # the rest of a data set on the hub need not be fetched
+            break
     if not rows:
         raise InputError(f"{source}: no prompts in it")
     # The same prompt twice would be the same noise and picture twice, counted as if it were more evidence.
-    return Dataset.from_list(list({write(row): row for row in rows}.values()))
+    return Dataset.from_list(list({write(each): each for each in rows}.values()))
 
 
 def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)) -> Dataset:
@@ -78,7 +101,7 @@ def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)
     )
 
 
-def _open(source: str | Path) -> Iterator[dict]:
+def _open(source: str | Path, sets: str) -> Iterator[dict]:
     """The rows of a file or a hub data set, one by one."""
     path = Path(source)
     if path.is_dir():
@@ -107,7 +130,7 @@ def _open(source: str | Path) -> Iterator[dict]:
         if is_file:
             raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {_first_line(error)}") from error
         raise InputError(
-            f"prompts {str(source)!r}: no built-in set ({', '.join(BUILT_IN)}), no file, and no data set that can be"
+            f"prompts {str(source)!r}: no built-in set ({sets}), no file, and no data set that can be"
             f" reached ({_first_line(error)})"
         ) from error
 
@@ -141,11 +164,20 @@ def _row(prompt: str, occupation: str = "") -> dict:
     return _checked(prompt, before, match[1] or "", match[2], "", "")
 
 
+def _plain_row(prompt: str) -> dict:
+    return {"label": prompt, "pattern": _escaped(prompt), "article": "", "person": ""}
+
+
 def _checked(prompt: str, before: str, article: str, person: str, after: str, label: str) -> dict:
     if not person:
         raise InputError(f"prompt {prompt!r}: nothing follows the group's place")
-    before, after = (text.replace("{", "{{").replace("}", "}}") for text in (before, after))
-    return {"label": label or person, "pattern": f"{before}{{person}}{after}", "article": article, "person": person}
+    pattern = f"{_escaped(before)}{{person}}{_escaped(after)}"
+    return {"label": label or person, "pattern": pattern, "article": article, "person": person}
+
+
+def _escaped(text: str) -> str:
+    """Text that `str.format` gives back as it is."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 # Vowels that sound like consonants (a unicorn, a European), and silent consonants (an honest, an hour).

@@ -5,9 +5,9 @@ from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Dra
 from stereoclinic.evaluation.bias import GAPS, parity_gap, unsure_rate
 from stereoclinic.evaluation.bias_figures import gap_figures, joint_figures, prompt_figures
 from stereoclinic.evaluation.gap_changes import gap_changes
-from stereoclinic.evaluation.per_image import mean_change, mean_interval
-from stereoclinic.evaluation.side_effects import distances, drift, fidelity, obeyed, rate, within_groups
+from stereoclinic.evaluation.side_effects import asked_for, distances, drift, fidelity, obeyed, rate, within_groups
 from stereoclinic.evaluation.statistics import PairedDifference, noise_floor
+from stereoclinic.evaluation.unrelated import unrelated_figures
 from stereoclinic.prompts import group_prompts, write
 from stereoclinic.sns.gate import is_neutral
 
@@ -29,6 +29,7 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict:
         for arm in experiment.neutral
         if arm is not before and arm is not distant
     }
+    unrelated = {"unrelated": unrelated_figures(experiment)} if experiment.unrelated else {}
     return {
         "schema": SCHEMA,
         "axis": axis.name,
@@ -47,6 +48,7 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict:
         "intersections": joint_figures(experiment.neutral, protocol),
         "group_prompts": {arm.name: fidelity(arm, experiment) for arm in experiment.grouped},
         "gate": _gate(experiment),
+        **unrelated,
     }
 
 
@@ -58,7 +60,7 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
         "seconds": round(arm.seconds, 2),
         "unsure": unsure_rate(arm.reads.flatten(0, 1)).item(),
         "prompts": prompt_figures(arm, same_seeds, protocol),
-        **distances(arm, experiment),
+        **distances(arm, before, experiment.arm(OTHER)),
         **gap_figures(arm.reads, protocol.target),
         **within_groups(arm, experiment),
     }
@@ -70,12 +72,7 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
         figures["occupation_right"] = rate(arm.right)
     if arm.by_reader:
         figures |= agreement_figures(arm.by_reader, protocol.axis.groups)
-    if arm.lpips is not None:
-        figures["lpips_to_untreated"] = vars(mean_interval(arm.lpips))
-    if arm.clip is not None:
-        figures["clip_score"] = vars(mean_interval(arm.clip))
-        if same_seeds is not None and same_seeds.clip is not None:
-            figures["clip_score_change"] = vars(mean_change(same_seeds.clip, arm.clip))
+    figures |= asked_for(arm, same_seeds)
     if arm.name in changes:
         figures["parity_gap_change"] = vars(changes[arm.name])
         if arm.right is not None and before.right is not None:

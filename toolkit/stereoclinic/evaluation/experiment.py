@@ -10,7 +10,8 @@
     reference            every group its share, on other seeds: what people of each group look like, untreated
 
 Group prompts ("a photo of a female doctor") are drawn untreated and by each mask, without the gate that would leave
-them alone: what the gate misses is treated so.
+them alone: what the gate misses is treated so. Unrelated prompts ("a photo of a mountain"), where there are any, are
+drawn untreated, by each mask with its gate, and untreated on other seeds.
 """
 
 import tempfile
@@ -64,9 +65,10 @@ class Arms:
     neutral: list[Arm]
     grouped: list[Arm]
     reference: Arm
+    unrelated: list[Arm]
 
     def __iter__(self) -> Iterator[Arm]:
-        return iter([*self.neutral, *self.grouped, self.reference])
+        return iter([*self.neutral, *self.grouped, self.reference, *self.unrelated])
 
     @property
     def images(self) -> int:
@@ -107,7 +109,13 @@ def arms_of(
         ungated = [Mitigation(UNTREATED), *(suppressed(name, mask, gate=False) for name, mask in masks.items())]
         ungated += baselines
         grouped = [Arm(each.name, each, rows, m) for each in ungated]
-    return Arms(neutral, grouped, Arm(REFERENCE, AllocationOracle(axis, protocol.target), other, n))
+    unrelated = []
+    if protocol.unrelated is not None:
+        m = protocol.unrelated_images
+        same, distant = (list(with_seeds(protocol.unrelated, first, m)) for first in (protocol.seed, protocol.seed + m))
+        used = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
+        unrelated = [*(Arm(each.name, each, same, m) for each in used), Arm(OTHER, Mitigation(OTHER), distant, m)]
+    return Arms(neutral, grouped, Arm(REFERENCE, AllocationOracle(axis, protocol.target), other, n), unrelated)
 
 
 def run(
@@ -152,8 +160,9 @@ def run(
     found = drawn(denoiser, reader, protocol, list(arms), progress, parts, warn, **trainer)
     if found is None:
         return None
-    neutral, grouped = len(arms.neutral), len(arms.grouped)
-    experiment = Experiment(protocol, found[:neutral], found[neutral : neutral + grouped], found[-1])
+    rest = iter(found)
+    neutral, grouped = ([next(rest) for _ in part] for part in (arms.neutral, arms.grouped))
+    experiment = Experiment(protocol, neutral, grouped, next(rest), list(rest))
     instruments = instruments or Instruments()
     measure(experiment, instruments)
     experiment.results = summarise(experiment, list(masks))

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from datasets import Dataset
 from torch import nn
 
 from stereoclinic.evaluation.alignment import clip_scores
-from stereoclinic.evaluation.arms import UNTREATED, Experiment
+from stereoclinic.evaluation.arms import Drawn, Experiment
 from stereoclinic.evaluation.extractors import READER, extracted, perceptual_distance
 from stereoclinic.prompts import write
 
@@ -29,20 +30,28 @@ class Instruments:
 
 
 def measure(experiment: Experiment, instruments: Instruments) -> None:
-    """Give every arm of neutral prompts what the instruments show of its pictures.
+    """Give every arm of neutral and of unrelated prompts what the instruments show of its pictures.
 
-    The CLIPScore is with the neutral prompt, also of pictures that were drawn from another: those of the allocation
-    oracle, or of a baseline that writes the group into it.
+    The CLIPScore is with the prompt as it is asked, also of pictures that were drawn from another: those of the
+    allocation oracle, or of a baseline that writes the group into it.
     """
-    before = experiment.arm(UNTREATED)
-    prompts = [write(row) for row in experiment.protocol.prompts]
-    for arm in experiment.neutral:
+    protocol = experiment.protocol
+    _measure(experiment.neutral, protocol.prompts, instruments)
+    if protocol.unrelated is not None:
+        _measure(experiment.unrelated, protocol.unrelated, instruments)
+    if instruments.features is not None and experiment.reference is not None:
+        experiment.reference.features = extracted(instruments.features, experiment.reference.images)
+
+
+def _measure(arms: list[Drawn], rows: Dataset, instruments: Instruments) -> None:
+    """The arms of one set of prompts, of which the untreated one is the first."""
+    before, prompts = arms[0], [write(row) for row in rows]
+    for arm in arms:
         if instruments.clip is not None:
             count = arm.images.shape[1]
             asked = [prompt for prompt in prompts for _ in range(count)]
             arm.clip = clip_scores(arm.images.flatten(0, 1), asked, instruments.clip).unflatten(0, (-1, count))
         if instruments.lpips is not None and arm is not before:
             arm.lpips = perceptual_distance(instruments.lpips, arm.images, before.images)
-    if instruments.features is not None:
-        for arm in [*experiment.neutral, *([experiment.reference] if experiment.reference else [])]:
+        if instruments.features is not None:
             arm.features = extracted(instruments.features, arm.images)
