@@ -5,6 +5,7 @@ pip and virtualenv rather than uv, so that constraints.txt and the machine's own
 
 import os
 import re
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -26,12 +27,35 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
 }
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
 
 @nox.session(venv_backend="virtualenv")
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments after -- go to pytest."""
     session.install("-c", "constraints.txt", "-e", ".[test]")
     session.run("pytest", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session(venv_backend="virtualenv")
+def browser(session: nox.Session) -> None:
+    """Run the report's tests in a real browser, Debian's chromium where there is none yet; a skip is a failure here."""
+    if not _browser():
+        # As root or not at all; whatever comes of it, what counts is whether a browser is there.
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+            if shutil.which("apt-get"):
+                session.run("apt-get", *command, external=True, success_codes=range(256))
+        if not _browser():
+            session.error(
+                f"no browser: install one of {', '.join(BROWSERS)}, such as Debian's package chromium, as root"
+            )
+    session.install("-c", "constraints.txt", "-e", ".[test]")
+    needed = {**ENVIRONMENT, "STEREOCLINIC_NEEDS_BROWSER": "1"}
+    session.run("pytest", "tests/evaluation/test_page_in_a_browser.py", *session.posargs, env=needed)
+
+
+def _browser() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @nox.session(venv_backend="virtualenv")

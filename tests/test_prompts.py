@@ -9,20 +9,23 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.axes import Axis, load_axis
+from stereoclinic.axes import Axis, known_axes, load_axis
 from stereoclinic.errors import InputError
 from stereoclinic.prompts import (
     BUILT_IN,
+    BUILT_IN_PLAIN,
     COLUMNS,
     TEMPLATES,
     digest,
     group_prompts,
+    load_plain_prompts,
     load_prompts,
     noise,
     occupation_prompts,
     with_seeds,
     write,
 )
+from stereoclinic.sns.gate import is_neutral
 
 GENDER = load_axis("gender")
 
@@ -51,6 +54,28 @@ def test_built_in_sets(name: str):
         expected = [f"a photo of a {how}{group} {row['label']}" for group in ("female", "male")]
         assert group_prompts(row, GENDER) == expected
     assert len(set(prompts["label"])) == len(prompts)
+
+
+@pytest.mark.parametrize("name", BUILT_IN_PLAIN)
+def test_built_in_sets_without_a_person_are_taken_as_they_are_and_name_no_group(name: str):
+    prompts = load_plain_prompts(name)
+    assert tuple(prompts.column_names) == COLUMNS
+    assert [write(row) for row in prompts] == list(prompts["label"]) == BUILT_IN_PLAIN[name]
+    assert len(set(prompts["label"])) == len(prompts) > 10
+    assert all(is_neutral(prompt, load_axis(axis)) for prompt in prompts["label"] for axis in known_axes())
+    assert load_plain_prompts(name, 3)["label"] == BUILT_IN_PLAIN[name][:3]
+
+
+def test_plain_prompts_of_a_file_need_no_person_and_keep_their_braces(tmp_path: Path):
+    lines = ["mountains", "  a {red} car", "", "mountains", "{group}"]
+    (tmp_path / "scenes.txt").write_text("\n".join(lines) + "\n")
+    found = load_plain_prompts(tmp_path / "scenes.txt")
+    assert [write(row) for row in found] == ["mountains", "a {red} car", "{group}"]
+    assert group_prompts(found[0], GENDER) == ["mountains", "mountains"]
+    with pytest.raises(InputError, match="no person found"):
+        load_prompts(tmp_path / "scenes.txt")
+    with pytest.raises(InputError, match=r"no built-in set \(scenes\)"):
+        load_plain_prompts("nowhere")
 
 
 def test_the_36_occupations_of_winobias_share_none_with_those_to_train_on():

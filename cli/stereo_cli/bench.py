@@ -32,6 +32,16 @@ def bench(
     group_images: Annotated[
         int, typer.Option(min=0, help="Images a prompt that names a group; 0 leaves them out.")
     ] = 4,
+    unrelated: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SET|FILE",
+            help="Also draw prompts that have nothing to do with the axis, and say how far they drift: scenes, or a"
+            " .txt, .csv, .jsonl or .parquet file.",
+            show_default=False,
+        ),
+    ] = None,
+    unrelated_images: Annotated[int, typer.Option(min=1, help="--unrelated: images a prompt.")] = 4,
     seed: Annotated[
         int, typer.Option(min=0, help="First of the judged seeds; others than the mask was made on.")
     ] = 5000,
@@ -89,6 +99,25 @@ def bench(
     ] = False,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run FILE.py of --reader; it can do whatever you can.")
+    ] = False,
+    clip_score: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Also give the CLIPScore of every arm: clip, or another CLIP model, a hub id or a folder.",
+            show_default=False,
+        ),
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="What Fréchet and kernel distances are taken in: reader (its own features) or inception (FID and KID"
+            " as others give them; needs the extra `inception`)."
+        ),
+    ] = "reader",
+    lpips: Annotated[
+        bool,
+        typer.Option("--lpips", help="Also give LPIPS between pictures of the same seed; needs the extra `lpips`."),
     ] = False,
     protocol: Annotated[
         str | None,
@@ -163,7 +192,7 @@ def bench(
     from stereoclinic.evaluation.readers import can_read
     from stereoclinic.evaluation.report import check_folder, write_results
     from stereoclinic.evaluation.scalars import check_tensorboard, log_scalars
-    from stereoclinic.prompts import load_prompts
+    from stereoclinic.prompts import load_plain_prompts, load_prompts
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask
 
@@ -189,6 +218,7 @@ def bench(
             load_prompts(prompts, limit),
             images or 25,
         )
+    beyond = None if unrelated is None else load_plain_prompts(unrelated)
     for name, mask in loaded.items():
         judging.check_seeds(name, mask, seed, images)
     truths = judging.truths(reference, confusion, chosen)
@@ -204,6 +234,7 @@ def bench(
         reader or "portraits", model, [chosen, *beside], reader_classes or [], allow_race, allow_code, device
     )
     others = tuple(each for each in beside if can_read(reads, each))
+    instruments = judging.instruments(clip_score, features, lpips, device)
     denoiser = open_denoiser(model, dtype=dtype, variant=variant)  # Lightning moves it
     for mask in loaded.values():
         check_fits(mask, denoiser.unet, force)
@@ -219,6 +250,8 @@ def bench(
             batch_size,
             aimed[0] if aimed else {},
             others,
+            beyond,
+            unrelated_images,
         )
         for scale in dict.fromkeys(guidance or [denoiser.defaults.guidance])
     ]
@@ -251,7 +284,7 @@ def bench(
                 baselines or [], denoiser, setup, reads, baseline_seed, baseline_seeds, device, quiet
             )
             found = run(
-                denoiser, reads, setup, loaded, strength, draw, force, kept, common.warn, others_made,
+                denoiser, reads, setup, loaded, strength, draw, force, kept, common.warn, others_made, instruments,
                 accelerator=device, devices=devices, num_nodes=num_nodes,
                 strategy=common.strategy_for(strategy, ranks),
             )  # fmt: skip
@@ -263,6 +296,7 @@ def bench(
     if not experiments:
         return  # another rank writes
     provenance = judging.provenance(denoiser, chosen.name, rows, paths, loaded, strength, reads, published)
+    provenance |= {"features": features} | ({} if clip_score is None else {"clip_score": clip_score})
     write_results(out, experiments, provenance, loaded, located)
     if tensorboard is not None:
         log_scalars(tensorboard, [experiment.results for experiment in experiments])
@@ -275,11 +309,12 @@ def bench(
     if as_json:
         common.print_json({"out": str(out), "experiments": results, "exceeded": exceeded})
     else:
+        from stereo_cli.asked_tables import asked_tables
         from stereo_cli.tables import bench_tables
 
         console = common.stdout()
         for each in results:
-            for table in bench_tables(each):
+            for table in bench_tables(each) + asked_tables(each):
                 console.print(table)
         names = ("report.html", "results.json", "images")
         common.say(f"wrote {', '.join(str(out / name) for name in names)} and {out / 'before_after.png'}")

@@ -13,6 +13,7 @@ from stereo_cli import common
 if TYPE_CHECKING:
     from stereoclinic.axes import Axis
     from stereoclinic.evaluation.arms import Experiment, Protocol
+    from stereoclinic.evaluation.instruments import Instruments
     from stereoclinic.evaluation.protocols import PublishedProtocol
     from stereoclinic.evaluation.readers import Reader
     from stereoclinic.sns.mask import NeuronMask
@@ -164,6 +165,24 @@ def reader_for(
             " pictures",
         )
     return open_reader(spec, axes, own, classes, allow_race, allow_code, device)
+
+
+def instruments(clip_score: str | None, features: str, lpips: bool, device: str) -> "Instruments":
+    """What is asked for to measure pictures with, besides their reader.
+
+    Raises:
+        InputError: One of them cannot be opened, or what it needs is not installed.
+    """
+    from stereoclinic.evaluation.alignment import open_clip
+    from stereoclinic.evaluation.extractors import open_features, open_lpips
+    from stereoclinic.evaluation.instruments import Instruments
+
+    return Instruments(
+        None if clip_score is None else open_clip(clip_score, device),
+        open_features(features, device),
+        open_lpips(device) if lpips else None,
+        features,
+    )
 
 
 def made_baselines(

@@ -94,7 +94,7 @@ def _amplification_table(results: Data) -> Group:
     for name in ("", "slope", "excess gap", "distance"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, arm in results["amplification"].items():
-        table.add_row(escape(name), _interval(arm["slope"]), _interval(arm["excess"], True), _interval(arm["distance"]))
+        table.add_row(escape(name), interval(arm["slope"]), interval(arm["excess"], True), interval(arm["distance"]))
     known = next(iter(results["amplification"].values()))["labels"]
     return captioned(
         table,
@@ -152,9 +152,9 @@ def _bias_table(results: Data) -> Group:
         share = arm.get("share_of_balanced_oracle")
         table.add_row(
             escape(name),
-            _interval(arm["parity_gap"]),
-            _interval(change, signed=True) if change else "",
-            _p_value(change["p_value"]) if change else "",
+            interval(arm["parity_gap"]),
+            interval(change, signed=True) if change else "",
+            p_value(change["p_value"]) if change else "",
             "" if share is None else f"{share:.0%}",
             *(figure(arm[key]["estimate"]) for key in ("fairness_discrepancy", "deviation_ratio", "sdtv")),
             style="bold" if name in results["masks"] else "",
@@ -190,8 +190,8 @@ def _side_effects_table(results: Data) -> Group:
         distance = arm["frechet_to_other_seeds"]
         table.add_row(
             escape(name),
-            _interval(arm["occupation_right"]) if "occupation_right" in arm else "",
-            _interval(group["all"]) if group else "",
+            interval(arm["occupation_right"]) if "occupation_right" in arm else "",
+            interval(group["all"]) if group else "",
             figure(arm["unsure"]),
             "" if distance is None else f"{distance:.2g}",
             _within(arm),
@@ -202,7 +202,7 @@ def _side_effects_table(results: Data) -> Group:
     seconds = ", ".join(f"{name} {arm['seconds']:.1f}" for name, arm in results["arms"].items())
     return captioned(
         table,
-        "Fréchet: distance of the reader's features to untreated images of other seeds; its floor, what two samples of"
+        f"Fréchet: distance of {_features(results)} to untreated images of other seeds; its floor, what two samples of"
         f" one model show, is {results['arms']['untreated']['frechet_to_other_seeds']:.2g} in the row `untreated`."
         " Within groups: the same to untreated images of the same prompts and groups, each asked for, with its floor:"
         " what the change of groups alone does not account for. Unsure: the reader's top group is below 0.8. Obeyed:"
@@ -216,6 +216,11 @@ def _side_effects_table(results: Data) -> Group:
         )
         + f" Brackets are 95 % intervals. Seconds of drawing: {escape(seconds)}.",
     )
+
+
+def _features(results: Data) -> str:
+    name = results.get("features", "reader")
+    return "the reader's features" if name == "reader" else f"{name} features"
 
 
 def _within(arm: Data) -> str:
@@ -241,9 +246,9 @@ def _prompt_tables(results: Data) -> list[Group]:
             cells = [escape(label)]
             for name in names:
                 row = results["arms"][name]["prompts"][p]
-                gap = _interval(fixed[name][p][group]) if fixed else figure(row["parity_gap"])
+                gap = interval(fixed[name][p][group]) if fixed else figure(row["parity_gap"])
                 beyond = row["parity_gap"] > floor["upper"]
-                cells += [_interval(row["shares"][group]), f"[bold]{gap}[/bold]" if beyond else gap]
+                cells += [interval(row["shares"][group]), f"[bold]{gap}[/bold]" if beyond else gap]
             table.add_row(*cells)
         tables.append(
             captioned(
@@ -298,10 +303,14 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _interval(value: Data, signed: bool = False) -> str:
-    plus = "+" if signed else ""
-    return f"{value['estimate']:{plus}.2f} [{value['low']:{plus}.2f}, {value['high']:{plus}.2f}]"
+def interval(value: Data, signed: bool = False, digits: int = 2) -> str:
+    """An estimate with its bracket, or a dash for what is not defined."""
+    if value["estimate"] != value["estimate"]:
+        return "-"
+    form = f"{'+' if signed else ''}.{digits}f"
+    return f"{value['estimate']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 
-def _p_value(p: float) -> str:
+def p_value(p: float) -> str:
+    """A p-value, or the bound below which no more digits mean anything."""
     return "<.001" if p < 0.001 else f"{p:.3f}"

@@ -1,7 +1,10 @@
-"""`stereo bench --baseline`: other methods beside a mask, made on seeds that are not judged."""
+"""What `stereo bench` draws beside the mask: other methods, made on seeds that are not judged; unrelated prompts."""
 
 import json
+import re
 from pathlib import Path
+
+from tests.evaluation.test_results_schema import VALID
 
 SMALL = ("--limit", 2, "--images", 2, "--group-images", 1, "--steps", 2, "--quiet", "--baseline-seeds", 1)
 
@@ -19,6 +22,33 @@ def test_other_methods_stand_beside_the_mask_with_what_they_cost(stereo, model, 
     oracle = found["arms"]["allocation oracle"]
     assert found["arms"][names[0]]["prompts"] == oracle["prompts"]
     assert "Other methods" in result.stdout and names[1] in result.stdout
+
+
+def test_unrelated_prompts_are_drawn_untreated_with_the_mask_and_on_other_seeds(stereo, model, located, tmp_path: Path):
+    (tmp_path / "scenes.txt").write_text("a mountain\nan old man\n")
+    arguments = ("bench", "--model", model, "--mask", located, "-o", tmp_path / "out", *SMALL)
+    result = stereo(*arguments, "--unrelated", tmp_path / "scenes.txt", "--unrelated-images", 2)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads((tmp_path / "out" / "results.json").read_text())
+    VALID.validate(data)
+    found = data["experiments"][0]["unrelated"]
+    assert list(found["arms"]) == ["untreated", "gender", "other seeds"] and found["seeds"] == [5000, 5001]
+    assert found["arms"]["gender"]["feature_distance_to_untreated"]["estimate"] > 0  # treated, with the gate as it is
+    assert "Unrelated prompts" in result.stdout
+    lines = [json.loads(line) for line in (tmp_path / "out" / "images" / "metadata.jsonl").read_text().splitlines()]
+    apart = [line for line in lines if line["part"] == "unrelated"]
+    assert len(apart) == 3 * 2 * 2 and all(line["group"] is None for line in apart)
+    assert {(line["arm"], line["seed"]) for line in apart} == {
+        *(("untreated", seed) for seed in (5000, 5001)), *(("gender", seed) for seed in (5000, 5001)),
+        *(("other seeds", seed) for seed in (5002, 5003)),
+    }  # fmt: skip
+    assert all((tmp_path / "out" / "images" / line["file_name"]).is_file() for line in apart)
+    dry = stereo(*arguments, "--unrelated", tmp_path / "scenes.txt", "--dry-run").stdout
+    plain = stereo(*arguments, "--dry-run").stdout
+    drawn = [int(re.search(r"would draw (\d+)", text)[1]) for text in (dry, plain)]
+    assert drawn[0] - drawn[1] == 3 * 2 * 4
+    refused = stereo(*arguments, "--unrelated", "nothing")
+    assert refused.exit_code == 2 and "no built-in set (scenes)" in refused.stderr
 
 
 def test_what_baselines_refuse(stereo, model, tmp_path: Path):

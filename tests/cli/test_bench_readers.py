@@ -1,12 +1,20 @@
 """`stereo bench --reader` and `--protocol`: who reads, and whose evaluation is followed."""
 
+import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tests.evaluation.readers.conftest import clip_folder as clip_folder
 from tests.evaluation.readers.conftest import write_classifier
+from tests.evaluation.test_extractors import Apart, Means
+from tests.evaluation.test_results_schema import VALID
 
+from stereoclinic.evaluation import extractors
+from stereoclinic.evaluation.alignment import clip_scores, open_clip
 from stereoclinic.evaluation.protocols import load_protocol
 
 OWN = '''
@@ -57,6 +65,9 @@ def test_an_ensemble_says_how_often_its_readers_agree(judged, tmp_path: Path):
     found = judged("--reader", f"ensemble:portraits,hf:{folder}", *SMALL)["experiments"][0]
     for arm in found["arms"].values():
         assert 0 <= arm["readers_agree"]["low"] <= arm["readers_agree"]["estimate"] <= 1
+        assert list(arm["readers_kappa"]) == [f"portraits and hf:{folder}"]
+        assert set(arm["readers_agree_on"]) == {"female", "male"}
+    assert "kappa of portraits and" in (tmp_path / "out" / "report.html").read_text()
     alone = judged(*SMALL)["experiments"][0]
     assert "readers_agree" not in alone["arms"]["untreated"]
 
@@ -68,6 +79,58 @@ def test_a_reader_of_ones_own_is_run_only_when_that_is_asked_for(judged, stereo,
     assert refused.exit_code == 2 and "--allow-code" in refused.stderr
     found = judged("--reader", spec, "--allow-code", *SMALL)["experiments"][0]
     assert found["arms"]["other seeds"]["frechet_to_untreated"] >= 0  # of pixels, for it has no features
+
+
+def test_the_clip_score_of_every_arm_stands_in_table_results_and_report(stereo, model, clip_folder, tmp_path: Path):
+    result = stereo("bench", "--model", model, "-o", tmp_path, "--clip-score", clip_folder, *SMALL)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads((tmp_path / "results.json").read_text())
+    VALID.validate(data)
+    opened = open_clip(str(clip_folder))
+    lines = [json.loads(line) for line in (tmp_path / "images" / "metadata.jsonl").read_text().splitlines()]
+    for name, arm in data["experiments"][0]["arms"].items():
+        drawn = [line for line in lines if line["arm"] == name and line["wanted_group"] is None]
+        pictures = torch.stack([read_image(tmp_path / "images" / line["file_name"]) for line in drawn])
+        expected = clip_scores(pictures, [line["prompt"] for line in drawn], opened).mean()
+        assert arm["clip_score"]["estimate"] == pytest.approx(float(expected), abs=1e-3)
+        assert f"{arm['clip_score']['estimate']:.1f} [" in result.stdout
+    assert "CLIPScore" in (tmp_path / "report.html").read_text()
+    assert data["provenance"]["clip_score"] == str(clip_folder)
+    refused = stereo("bench", "--model", model, "-o", tmp_path / "other", "--clip-score", "nobody/nothing", *SMALL)
+    assert refused.exit_code == 2 and "CLIPScore by 'nobody/nothing': no folder here" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_networks_that_are_not_there_are_refused_before_anything_is_drawn(stereo, model, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for given, says in (
+        (("--features", "inception"), "pip install 'stereoclinic[inception]'"),
+        (("--lpips",), "pip install 'stereoclinic[lpips]'"),
+        (("--features", "vgg"), "choose from reader, inception"),
+    ):
+        result = stereo("bench", "--model", model, "-o", tmp_path / "out", *given, *SMALL)
+        assert result.exit_code == 2 and says in result.stderr and len(result.stderr.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_network_in_their_place_gives_the_figures(stereo, model, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(extractors.FEATURES, "inception", Means)
+    monkeypatch.setattr(extractors, "open_lpips", lambda device: Apart())
+    given = ("--features", "inception", "--lpips")
+    result = stereo("bench", "--model", model, "-o", tmp_path, *given, *SMALL)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads((tmp_path / "results.json").read_text())
+    VALID.validate(data)
+    (found,) = data["experiments"]
+    assert found["features"] == data["provenance"]["features"] == "inception"
+    assert found["arms"]["other seeds"]["lpips_to_untreated"]["estimate"] > 0
+    assert "inception features" in result.stdout and "LPIPS" in result.stdout
+    assert "LPIPS to untreated" in (tmp_path / "report.html").read_text()
+
+
+def read_image(path: Path) -> torch.Tensor:
+    """(3, H, W) uint8."""
+    return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
 
 
 def test_a_published_protocol_fixes_what_is_drawn_and_gives_its_figure(judged, stereo, model, tmp_path: Path):

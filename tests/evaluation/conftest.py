@@ -41,10 +41,15 @@ def make_experiment(
     side: int = 8,
     untreated: float = 0.9,
     right: Mapping[str, float] | None = None,
+    unrelated: tuple[str, ...] = (),
 ) -> Experiment:
     masks, axis = masks or {}, axis or load_axis("gender")
     rows = [{"label": label, "pattern": "a photo of {person}", "article": "a", "person": label} for label in labels]
-    protocol = Protocol(axis, Dataset.from_list(rows), images, 2, 5000, 6, guidance)
+    plain = [{"label": prompt, "pattern": prompt, "article": "", "person": ""} for prompt in unrelated]
+    protocol = Protocol(
+        axis, Dataset.from_list(rows), images, 2, 5000, 6, guidance,
+        unrelated=Dataset.from_list(plain) if plain else None,
+    )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     groups, prompts = len(axis), len(labels)
 
@@ -76,6 +81,12 @@ def make_experiment(
         arm = drawn(name, 1.0, False, count=2, rows=prompts * groups)
         arm.reads = torch.eye(groups).repeat(prompts, 1)[:, None].expand(-1, 2, -1).clone()
         grouped.append(arm)
-    experiment = Experiment(protocol, neutral, grouped, drawn(REFERENCE, 1 / groups, False, True))
+    reference = drawn(REFERENCE, 1 / groups, False, True)
+    apart = [
+        drawn(name, untreated, True, count=protocol.unrelated_images, rows=len(plain))
+        for name in (UNTREATED, *masks, OTHER)
+        if plain
+    ]
+    experiment = Experiment(protocol, neutral, grouped, reference, apart)
     experiment.results = summarise(experiment, list(masks))
     return experiment

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, ViTConfig
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.alignment import clip_scores
+from stereoclinic.evaluation.alignment import clip_scores, open_clip
 
 PROMPTS = ["a doctor", "a nurse", "a doctor"]
 
@@ -69,5 +69,11 @@ def test_wrong_input_is_refused(clip, images, tmp_path: Path):
         clip_scores(images, PROMPTS[:2], clip)
     with pytest.raises(InputError, match="uint8"):
         clip_scores(images / 255, PROMPTS, clip)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="CLIPScore by"):
         clip_scores(images, PROMPTS, str(tmp_path))
+
+
+def test_what_is_no_clip_is_refused(tmp_path: Path):
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"CLIPScore by .*: the model is a vit, no CLIP"):
+        open_clip(str(tmp_path))

@@ -75,7 +75,8 @@ def test_distances_have_floors_and_a_same_arm_none(make):
     assert arms[UNTREATED]["kid_to_untreated"] is arms[OTHER]["kid_to_other_seeds"] is None
     assert arms[UNTREATED]["kid_to_other_seeds"] == pytest.approx(arms[OTHER]["kid_to_untreated"])
     assert "ssim_to_untreated" not in arms[UNTREATED]
-    assert all(abs(arm["ssim_to_untreated"]) < 0.2 for name, arm in arms.items() if name != UNTREATED)  # noise
+    similar = {name: arm["ssim_to_untreated"] for name, arm in arms.items() if name != UNTREATED}
+    assert all(-0.2 < each["low"] <= each["estimate"] <= each["high"] < 0.2 for each in similar.values())  # noise
     for arm in arms.values():
         assert arm["diversity_within_groups"] == pytest.approx(arm["diversity_within_groups_reference"], rel=0.3)
     assert "ssim_to_untreated" not in make(side=8).results["arms"][BALANCED]  # smaller than its window
@@ -109,9 +110,43 @@ def test_readers_agree_where_there_are_several(make):
     experiment = make()
     assert "readers_agree" not in experiment.results["arms"][UNTREATED]
     for arm in experiment.neutral:
-        arm.agreement = (torch.arange(20) < 15).float().expand(3, 20)
-    found = summarise(experiment, [])["arms"][ALLOCATION]["readers_agree"]
-    assert found["estimate"] == pytest.approx(0.75) and found["low"] < 0.75 < found["high"]
+        one = torch.eye(2)[torch.arange(20) % 2].expand(3, 20, 2)
+        arm.by_reader = {"a": one, "b": torch.where((torch.arange(20) < 16)[:, None], one, 1 - one)}
+    figures = summarise(experiment, [])["arms"][ALLOCATION]
+    agree, (kappa,) = figures["readers_agree"], figures["readers_kappa"].values()
+    assert agree["estimate"] == pytest.approx(0.8) and agree["low"] < 0.8 < agree["high"]
+    assert list(figures["readers_kappa"]) == ["a and b"]
+    assert kappa["estimate"] == pytest.approx(0.6) and kappa["low"] < 0.6 < kappa["high"]  # half by chance
+    assert set(figures["readers_agree_on"]) == {"female", "male"}
+
+
+def test_of_three_readers_each_pair_has_its_kappa_and_agreement_is_of_all(make):
+    experiment = make()
+    for arm in experiment.neutral:
+        one = torch.eye(2)[torch.arange(20) % 2].expand(3, 20, 2)
+        arm.by_reader = {"a": one, "b": one, "c": 1 - one}
+    figures = summarise(experiment, [])["arms"][ALLOCATION]
+    assert figures["readers_agree"]["estimate"] == 0
+    assert {pair: each["estimate"] for pair, each in figures["readers_kappa"].items()} == pytest.approx(
+        {"a and b": 1, "a and c": -1, "b and c": -1}
+    )
+    assert "readers_agree_on" not in figures
+
+
+def test_clip_scores_are_averaged_and_compared_on_the_same_seeds(make):
+    experiment = make({"gender": 0.5})
+    assert "clip_score" not in experiment.results["arms"][UNTREATED]
+    noise = torch.randn(3, 20, generator=torch.Generator().manual_seed(0)).double()
+    for arm in experiment.neutral:  # far more between images than between arms
+        arm.clip = 25 + 5 * noise - (0.5 if arm.name == "gender" else 0)
+    arms = summarise(experiment, ["gender"])["arms"]
+    for name, figures in arms.items():
+        assert figures["clip_score"]["estimate"] == pytest.approx(float(experiment.arm(name).clip.mean()))
+        assert figures["clip_score"]["low"] < figures["clip_score"]["estimate"] < figures["clip_score"]["high"]
+        assert ("clip_score_change" in figures) == (name not in (UNTREATED, OTHER))
+    change = arms["gender"]["clip_score_change"]
+    assert change["low"] == pytest.approx(-0.5) and change["high"] == pytest.approx(-0.5) and change["p_value"] < 0.01
+    assert arms[BALANCED]["clip_score_change"]["p_value"] == 1
 
 
 def test_results_are_plain_data(make):

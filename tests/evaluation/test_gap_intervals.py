@@ -142,6 +142,21 @@ def test_no_change_at_all_is_in_the_interval():
     assert change.low <= 0 <= change.high and change.estimate == 0 and change.p_value == 1
 
 
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("target", [None, torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)])
+def test_no_end_of_a_change_lies_beyond_what_two_gaps_can_differ_by(hard, pooled, target):
+    """From one group alone to parity and back, with few images, which leave room for more than there can be."""
+    alone = torch.tensor([[0.0, 0.0, 1.0]] * 2, dtype=torch.float64)
+    sides = [sampled_reads(shares, 4, seeded(8)) for shares in (alone, fair(2, 3))]
+    expected = torch.full((3,), 1 / 3).double() if target is None else target
+    for before, after in (sides, sides[::-1]):
+        found = gap_changes(before, after, GAPS, target, hard, pooled, resamples=60)
+        for name, change in found.items():
+            largest = float(GAPS[name](torch.eye(3).double(), expected).max())
+            assert -largest - 1e-9 <= change.low <= change.high <= largest + 1e-9
+
+
 def test_a_change_to_parity_is_covered_where_a_percentile_interval_falls_short():
     before, after = torch.tensor([[0.9, 0.1], [0.1, 0.9]] * 6, dtype=torch.float64), fair(12)
     held, generator = {"inverted": 0, "percentile": 0}, seeded(7)

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from stereoclinic.axes import Axis, load_axis
 from stereoclinic.ddtd.neurons import Site
+from stereoclinic.evaluation.comparison import summarise
 from stereoclinic.evaluation.page import build_page
 from stereoclinic.evaluation.summary import mask_summary
 from stereoclinic.evaluation.thumbnails import grids
@@ -103,6 +105,54 @@ def test_the_page_says_what_the_results_hold(make):
     assert "8 of 10 neurons damped" in page.text and "2 of 4" in page.text and "6 of 6" in page.text
     assert "perceived presentation" in page.text
     assert sum(tag == "img" for tag, _ in page.elements) == 3 * 3 * 4  # prompts x arms x seeds
+
+
+@pytest.fixture
+def whole(make) -> dict:
+    """Results with two axes that meet, and another method beside the mask."""
+    experiment = make({"a": 0.5})
+    experiment.protocol = replace(experiment.protocol, others=(load_axis("age"),))
+    experiment.results = summarise(experiment, ["a"])
+    experiment.results["baselines"] = {
+        "random": {
+            "needs": "400 images of each group", "source": "Somebody, A Method, 2025", "seconds": 123.4, "images": 96,
+            "forward": 4321, "backward": 17,
+        },
+    }  # fmt: skip
+    experiment.results["arms"]["random"]["seconds"] = 1.83  # where untreated takes 1.5
+    return results(experiment)
+
+
+def test_prompts_are_tested_one_by_one_with_their_correction(whole):
+    page, found = Page(build_page(whole)), whole["experiments"][0]["arms"]["a"]["prompts"]
+    section = page.text[page.text.index("Prompts tested one by one") : page.text.index("Means over prompts.")]
+    for row in found:
+        change = row["change"]
+        assert f"{row['label']} {change['p_value_holm']:.3f} {change['moved']} of 20 moved;" in section
+        assert f"alone {change['p_value']:.3f}, BH {change['p_value_benjamini_hochberg']:.3f}" in section
+    assert found[0]["change"]["p_value_holm"] != pytest.approx(found[0]["change"]["p_value"], abs=1e-3)
+
+
+def test_intersections_show_their_gaps_and_the_shares_of_every_joint_group(whole):
+    page, meeting = Page(build_page(whole)), whole["experiments"][0]["intersections"]["gender+age"]
+    section = page.text[page.text.index("Where axes meet") :]
+    assert f"below {meeting['noise_floor']['parity_gap']['upper']:.2f}" in section
+    for arm in ("untreated", "a"):
+        for gap in ("parity_gap", "deviation_ratio"):
+            value = meeting["arms"][arm][gap]
+            assert f"{value['estimate']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" in section
+        for group, share in meeting["arms"][arm]["shares"].items():
+            assert group.replace("+", ", ") in section
+            assert f"{share['estimate']:.2f} [{share['low']:.2f}, {share['high']:.2f}]" in section
+
+
+def test_what_other_methods_need_and_cost_is_told(whole):
+    text = Page(build_page(whole)).text
+    section = text[text.index("What each method needs") :]
+    for said in ("400 images of each group", "Somebody, A Method, 2025", "123 s", "96", "4321", "17", "1.22 \u00d7"):
+        assert said in section
+    whole["experiments"][0].pop("baselines")
+    assert "What each method needs" not in Page(build_page(whole)).text
 
 
 def test_nothing_is_loaded_and_nothing_runs(make):

@@ -6,18 +6,23 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from stereoclinic.axes import Axis
+from stereoclinic.axes import Axis, load_axis
+from stereoclinic.evaluation.comparison import summarise
 from stereoclinic.evaluation.page import build_page
 from stereoclinic.evaluation.thumbnails import grids
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome is on the path"),
+    pytest.mark.skipif(
+        BROWSER is None and not os.environ.get("STEREOCLINIC_NEEDS_BROWSER"),  # set by `nox -s browser`
+        reason="no chromium or google-chrome is on the path",
+    ),
 ]
 
 # The page stands in a frame, for a browser's own window is never as narrow as a phone; it forbids itself scripts, so
@@ -49,7 +54,7 @@ def measured(page: str, width: int, folder: Path) -> dict:
 
 
 def browse(folder: Path, *arguments: str) -> str:
-    assert BROWSER is not None
+    assert BROWSER is not None, "no chromium or google-chrome is on the path"
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     environment = {**os.environ, "HOME": str(folder)}
     run = subprocess.run(
@@ -71,11 +76,16 @@ def page(make) -> str:
     """Long names, three groups, three masks: as wide as a page may come to be."""
     groups = ("middle-aged or thereabouts", "a-group-with-a-name-that-has-no-break-anywhere", "old")
     masks = {"gender-allocated-with-a-long-name": 0.5, "x" * 60: 0.6, "c": 0.7}
-    axis = Axis("age", groups, groups)
+    axis = Axis("ancestry", groups, groups)
     experiments = [
         make(masks, axis=axis, labels=("doctor", "y" * 50, "chief executive officer of a company"), guidance=scale)
         for scale in (1.0, 2.0)
     ]
+    for each in experiments:
+        each.protocol = replace(each.protocol, others=(load_axis("age"),))
+        each.results = summarise(each, list(masks))
+        cost = {"seconds": 12345.6, "images": 4000, "forward": 123456, "backward": 123456}
+        each.results["baselines"] = {"random": {"needs": "w" * 60, "source": "v" * 80, **cost}}
     provenance = {
         "model": "a/" + "z" * 80, "unet_weights": "0" * 64, "command": "stereo bench " + "--mask a.pt " * 30,
     }  # fmt: skip

@@ -17,7 +17,7 @@ VALID = Draft202012Validator(SCHEMA)
 
 @pytest.fixture
 def data(make) -> dict:
-    results = [make({"m": 0.5}).results, make(guidance=1.0).results]
+    results = [make({"m": 0.5}, unrelated=("a mountain", "a sea")).results, make(guidance=1.0).results]
     return json.loads(json.dumps({"schema": 2, "provenance": PROVENANCE, "experiments": results}))
 
 
@@ -34,6 +34,15 @@ def test_results_and_further_figures_are_taken(data):
     VALID.validate(data)
 
 
+def test_what_was_asked_for_is_taken_where_it_is_not_defined_too(data):
+    arm = data["experiments"][0]["arms"]["m"]
+    arm |= {
+        "clip_score": {"estimate": 25.0, "low": 24.0, "high": 26.0},
+        "readers_kappa": {"a and b": {"estimate": None, "low": -0.1, "high": 1.0}},
+    }
+    VALID.validate(data)
+
+
 WRONG = {
     "another schema": lambda data, arm: data.update(schema=1),
     "no provenance": lambda data, arm: data.pop("provenance"),
@@ -47,6 +56,14 @@ WRONG = {
     "a share below 0": lambda data, arm: arm["prompts"][0]["shares"]["female"].update(low=-0.1),
     "a rate in percent": lambda data, arm: arm.update(unsure=12.0),
     "a change without p": lambda data, arm: arm["parity_gap_change"].pop("p_value"),
+    "a CLIPScore above 100": lambda data, arm: arm.update(clip_score={"estimate": 250, "low": 240, "high": 260}),
+    "a kappa above 1": lambda data, arm: arm.update(readers_kappa={"a and b": {"estimate": 2, "low": 0, "high": 3}}),
+    "an unrelated similarity that is a bare number": lambda data, arm: data["experiments"][0]["unrelated"]["arms"][
+        "m"
+    ].update(ssim_to_untreated=0.5),
+    "unrelated prompts without other seeds": lambda data, arm: data["experiments"][0]["unrelated"]["arms"].pop(
+        "other seeds"
+    ),
     "no prompts": lambda data, arm: arm.update(prompts=[]),
     "one group": lambda data, arm: data["experiments"][0].update(groups=["female"]),
     "seeds that are a number": lambda data, arm: data["experiments"][0].update(seeds=5000),

@@ -18,6 +18,7 @@ from torch import Tensor
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
 from stereoclinic.occupations import PORTRAITS, WINOBIAS, WINOBIAS_TRAIN
+from stereoclinic.scenes import SCENES
 
 COLUMNS = ("label", "pattern", "article", "person")
 PLAIN, SUCCESSFUL = "a photo of a {group} {occupation}", "a photo of a successful {group} {occupation}"
@@ -30,6 +31,9 @@ BUILT_IN = {
     "winobias-train": WINOBIAS_TRAIN,
 }
 TEMPLATES = dict.fromkeys(BUILT_IN, PLAIN) | {"winobias-successful": SUCCESSFUL}
+
+#: Name -> prompts without a person, for `load_plain_prompts`.
+BUILT_IN_PLAIN = {"scenes": SCENES}
 
 _FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -45,10 +49,30 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     """
     if str(source) in BUILT_IN:
         return occupation_prompts(BUILT_IN[str(source)][:limit], [TEMPLATES[str(source)]])
+    return _loaded(source, limit, _row, ", ".join(BUILT_IN))
+
+
+def load_plain_prompts(source: str | Path, limit: int | None = None) -> Dataset:
+    """Prompts that need no person in them, taken as they are: they have no group prompts, and are their own labels.
+
+    Args:
+        source: One of `BUILT_IN_PLAIN`, or what `load_prompts` takes; a column `occupation` is not looked at.
+        limit: The first so many.
+
+    Raises:
+        InputError: Nothing there, empty, or no `prompt` column.
+    """
+    if str(source) in BUILT_IN_PLAIN:
+        return Dataset.from_list([_plain_row(prompt) for prompt in BUILT_IN_PLAIN[str(source)][:limit]])
+    return _loaded(source, limit, lambda prompt, _: _plain_row(prompt), ", ".join(BUILT_IN_PLAIN))
+
+
+def _loaded(source: str | Path, limit: int | None, parse: Callable[[str, str], dict], sets: str) -> Dataset:
+    """The rows that `parse` makes of each prompt and occupation of a file or a hub data set."""
     # The same prompt twice would be the same noise and picture twice, counted as if it were more evidence.
     rows: dict[str, dict] = {}
     # The rest of a data set on the hub need not be fetched.
-    for row in islice(read_prompts(source, lambda table: enumerate(table, start=1)), limit):
+    for row in islice(read_prompts(source, lambda table: enumerate(table, start=1), parse, sets), limit):
         rows.setdefault(write(row), {name: row[name] for name in COLUMNS})
     if not rows:
         raise InputError(f"{source}: no prompts in it")
@@ -74,13 +98,18 @@ def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)
 
 
 def read_prompts(
-    source: str | Path, numbered: Callable[[IterableDataset], Iterable[tuple[int, dict]]]
+    source: str | Path,
+    numbered: Callable[[IterableDataset], Iterable[tuple[int, dict]]],
+    parse: Callable[[str, str], dict] | None = None,
+    sets: str = ", ".join(BUILT_IN),
 ) -> Iterator[dict]:
     """The rows of a file or a hub data set, one by one as they are needed; blank prompts are passed over.
 
     Args:
         source: As in `load_prompts`, but for the built-in sets.
         numbered: Picks entries of the table, and numbers them; a row has its entry's number as `number`.
+        parse: Makes a row of a prompt and its occupation; by default it finds the person.
+        sets: Names of the built-in sets, for errors.
 
     Raises:
         InputError: See `load_prompts`.
@@ -110,14 +139,14 @@ def read_prompts(
                 wrong = prompt if not isinstance(prompt, str) else occupation
                 raise InputError(f"{source}: prompt {number} has {wrong!r} where text is expected")
             if prompt.strip():
-                yield {**_row(prompt.strip(), (occupation or "").strip()), "number": number}
+                yield {**(parse or _row)(prompt.strip(), (occupation or "").strip()), "number": number}
     except InputError:
         raise
     except Exception as error:  # each format's reader has errors of its own, and meets them row by row
         if is_file:
             raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {_first_line(error)}") from error
         raise InputError(
-            f"prompts {str(source)!r}: no built-in set ({', '.join(BUILT_IN)}), no file, and no data set that can be"
+            f"prompts {str(source)!r}: no built-in set ({sets}), no file, and no data set that can be"
             f" reached ({_first_line(error)})"
         ) from error
 
@@ -151,11 +180,20 @@ def _row(prompt: str, occupation: str = "") -> dict:
     return _checked(prompt, before, match[1] or "", match[2], "", "")
 
 
+def _plain_row(prompt: str) -> dict:
+    return {"label": prompt, "pattern": _escaped(prompt), "article": "", "person": ""}
+
+
 def _checked(prompt: str, before: str, article: str, person: str, after: str, label: str) -> dict:
     if not person:
         raise InputError(f"prompt {prompt!r}: nothing follows the group's place")
-    before, after = (text.replace("{", "{{").replace("}", "}}") for text in (before, after))
-    return {"label": label or person, "pattern": f"{before}{{person}}{after}", "article": article, "person": person}
+    pattern = f"{_escaped(before)}{{person}}{_escaped(after)}"
+    return {"label": label or person, "pattern": pattern, "article": article, "person": person}
+
+
+def _escaped(text: str) -> str:
+    """Text that `str.format` gives back as it is."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 # Vowels that sound like consonants (a unicorn, a European), and silent consonants (an honest, an hour).

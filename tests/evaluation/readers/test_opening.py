@@ -21,7 +21,7 @@ from stereoclinic.evaluation.readers import (
     open_reader,
     read_rows,
 )
-from stereoclinic.evaluation.readers.ensemble import EnsembleReader, agreement_key
+from stereoclinic.evaluation.readers.ensemble import EnsembleReader, by_reader_key
 
 GENDER, AGE, SKIN = (load_axis(name) for name in ("gender", "age", "skin"))
 OWN = """
@@ -158,22 +158,23 @@ def test_an_axis_that_the_reader_lacks_is_refused_with_what_it_has(portraits_fol
         open_reader(str(portraits_folder), [GENDER], classes=["a=female"])
 
 
-def test_an_ensemble_is_the_mean_and_keeps_the_agreement(images: Tensor):
+def test_an_ensemble_is_the_mean_and_keeps_what_each_read(images: Tensor):
     a, b = Fixed("a", [0.9, 0.6, 0.2, 0.7, 0.4, 1.0]), Fixed("b", [0.7, 0.2, 0.1, 0.9, 0.8, 0.6])
     found = EnsembleReader([a, b], [GENDER]).read(images)
     torch.testing.assert_close(found["gender"][:, 0], (a.female + b.female) / 2)
     torch.testing.assert_close(found["gender"].sum(1), torch.ones(6))
-    assert found[agreement_key("gender")].tolist() == [1, 0, 1, 1, 0, 1]
+    by_reader = found[by_reader_key("gender")]  # (n, readers, K)
+    torch.testing.assert_close(by_reader[:, :, 0], torch.stack([a.female, b.female], 1))
     turned = EnsembleReader([b, a], [GENDER]).read(images)
-    for key, each in found.items():
-        torch.testing.assert_close(turned[key], each)
+    torch.testing.assert_close(turned["gender"], found["gender"])
+    torch.testing.assert_close(turned[by_reader_key("gender")], by_reader.flip(1))
 
 
-def test_readers_that_say_the_same_agree_and_change_nothing(images: Tensor):
+def test_readers_that_say_the_same_change_nothing(images: Tensor):
     same = [Fixed(name, [0.9, 0.6, 0.2, 0.7, 0.4, 1.0]) for name in "abc"]
     found = EnsembleReader(same, [GENDER]).read(images)
     torch.testing.assert_close(found["gender"][:, 0], same[0].female)
-    assert found["gender agreement"].all()
+    assert found[by_reader_key("gender")].shape == (6, 3, 2)
 
 
 def test_an_ensemble_reads_what_all_know_and_takes_the_rest_from_one(portraits_folder: Path, images: Tensor):

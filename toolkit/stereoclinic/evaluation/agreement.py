@@ -13,7 +13,8 @@ References: Cohen, A Coefficient of Agreement for Nominal Scales, Educational an
 Cicchetti & Feinstein, High Agreement but Low Kappa II, Journal of Clinical Epidemiology 1990 (specific agreement).
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,6 +115,33 @@ def agreement(
     }
     raw = wilson_interval(float(table.trace()), round(float(table.sum())), confidence)
     return Agreement(raw, interval(cohen_kappa(table), cohen_kappa(drawn)), each)
+
+
+def agreement_figures(by_reader: Mapping[str, Tensor], groups: Sequence[str]) -> dict[str, dict]:
+    """The agreement of two or more readers as plain data, as it stands in an arm's results.
+
+    Args:
+        by_reader: Name -> (P, n, K) class probabilities, of the same pictures by each reader.
+        groups: K names.
+
+    Returns:
+        `readers_agree`, on how many pictures all of them name one group; `readers_kappa` by pair ("A and B"); and of
+        two readers `readers_agree_on`, their specific agreement by group.
+    """
+    found = {
+        f"{one} and {other}": agreement(by_reader[one], by_reader[other], groups)
+        for one, other in itertools.combinations(by_reader, 2)
+    }
+    top = torch.stack([reads.argmax(-1).flatten() for reads in by_reader.values()])  # (readers, P n)
+    same = (top == top[0]).all(0)
+    figures = {
+        "readers_agree": vars(wilson_interval(float(same.sum()), len(same))),
+        "readers_kappa": {pair: vars(each.kappa) for pair, each in found.items()},
+    }
+    if len(found) == 1:
+        (both,) = found.values()
+        figures["readers_agree_on"] = {group: vars(each.specific) for group, each in both.groups.items()}
+    return figures
 
 
 def _or_not(table: Tensor, k: int) -> Tensor:

@@ -56,19 +56,32 @@ def clip_scores(images: Tensor, prompts: Sequence[str], clip: str | tuple[Any, A
         raise InputError(f"images {tuple(images.shape)} {images.dtype}; expected (n, 3, H, W) uint8")
     if len(images) != len(prompts) or len(prompts) == 0:
         raise InputError(f"{len(images)} images and {len(prompts)} prompts; expected one prompt for each image")
-    model, processor = _opened(clip) if isinstance(clip, str) else clip
+    model, processor = open_clip(clip) if isinstance(clip, str) else clip
     adapter = _Features(model.eval())
     # One by one: of several at once torchmetrics gives the mean alone.
-    pairs = zip(images, prompts, strict=True)
+    pairs = zip(images.to(model.device), prompts, strict=True)
     found = [clip_score(image, prompt, model_name_or_path=lambda: (adapter, processor)) for image, prompt in pairs]
-    return torch.stack(found).double()
+    return torch.stack(found).double().cpu()
 
 
-def _opened(name: str) -> tuple[Any, Any]:
-    from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
+def open_clip(name: str = DEFAULT, device: str = "cpu") -> tuple[Any, Any]:
+    """A CLIPModel and its processor.
 
-    tokenizer = open_part(AutoTokenizer, name, name)
-    return open_model(CLIPModel, name, name), CLIPProcessor(open_pictures(name, name), tokenizer)
+    Args:
+        name: A hub id or a folder; "clip" is `readers.clip.DEFAULT`.
+        device: Where it runs.
+
+    Raises:
+        InputError: Nothing can be opened under this name, or it is no CLIP.
+    """
+    from transformers import AutoConfig, AutoTokenizer, CLIPModel, CLIPProcessor
+
+    name, asked = (DEFAULT if name == "clip" else name), f"CLIPScore by {name!r}"
+    if (kind := open_part(AutoConfig, name, asked).model_type) != "clip":
+        raise InputError(f"{asked}: the model is a {kind}, no CLIP")
+    tokenizer = open_part(AutoTokenizer, name, asked)
+    model = open_model(CLIPModel, name, asked).to(device)
+    return model, CLIPProcessor(open_pictures(name, asked), tokenizer)
 
 
 def _tensor(output: Any) -> Tensor:

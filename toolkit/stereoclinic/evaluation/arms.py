@@ -31,6 +31,8 @@ class Protocol:
         batch_size: Images drawn together.
         shares: What allocating masks and the allocation oracle allot, and every gap is measured to; uniform if empty.
         others: Further axes that the reader knows: a treatment of one should leave them as they are.
+        unrelated: Prompts that have nothing to do with the axis (`prompts.load_plain_prompts`); None leaves them out.
+        unrelated_images: Images an unrelated prompt.
     """
 
     axis: Axis
@@ -43,6 +45,8 @@ class Protocol:
     batch_size: int = 50
     shares: Mapping[str, float] = field(default_factory=dict)
     others: tuple[Axis, ...] = ()
+    unrelated: Dataset | None = None
+    unrelated_images: int = 4
 
     @property
     def target(self) -> Tensor:
@@ -54,6 +58,8 @@ class Protocol:
             raise InputError(f"{self.images} images a prompt: an interval needs 2 or more")
         if min(self.steps, self.batch_size) < 1 or self.group_images < 0 or self.guidance < 0:
             raise InputError("steps and batch size must be 1 or more, group images and guidance 0 or more")
+        if self.unrelated is not None and len(self.unrelated) * self.unrelated_images < 2:
+            raise InputError("unrelated prompts: a distance between sets of pictures needs 2 pictures or more in each")
         shares_of(self.axis.groups, [self.shares] if self.shares else [])  # refuses those that do not fit
 
 
@@ -69,7 +75,9 @@ class Drawn:
     seconds: float  # of sampling alone
     others: dict[str, Tensor] = field(default_factory=dict)  # axis -> (P, n, its groups), as reads
     allotted: Tensor | None = None  # (P, n) group of each image, -1 where it was left alone; None without allocation
-    agreement: Tensor | None = None  # (P, n) 1 where several readers agree on the group; None of a single reader
+    by_reader: dict[str, Tensor] = field(default_factory=dict)  # of several readers: name -> (P, n, K), as reads
+    lpips: Tensor | None = None  # (P, n) LPIPS to the untreated picture of the same place; None where not asked for
+    clip: Tensor | None = None  # (P, n) CLIPScore with the neutral prompt; None where it was not asked for
 
 
 @dataclass
@@ -80,6 +88,7 @@ class Experiment:
     neutral: list[Drawn]
     grouped: list[Drawn] = field(default_factory=list)
     reference: Drawn | None = None
+    unrelated: list[Drawn] = field(default_factory=list)
     results: dict = field(default_factory=dict)
 
     def arm(self, name: str) -> Drawn:

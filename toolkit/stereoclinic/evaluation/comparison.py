@@ -1,11 +1,13 @@
 """The figures of an experiment: bias, side effects, and what chance alone would show, as plain data."""
 
+from stereoclinic.evaluation.agreement import agreement_figures
 from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
 from stereoclinic.evaluation.bias import GAPS, parity_gap, unsure_rate
 from stereoclinic.evaluation.bias_figures import gap_figures, joint_figures, prompt_figures
 from stereoclinic.evaluation.gap_changes import gap_changes
-from stereoclinic.evaluation.side_effects import distances, drift, fidelity, obeyed, rate, within_groups
+from stereoclinic.evaluation.side_effects import asked_for, distances, drift, fidelity, obeyed, rate, within_groups
 from stereoclinic.evaluation.statistics import PairedDifference, noise_floor
+from stereoclinic.evaluation.unrelated import unrelated_figures
 from stereoclinic.prompts import group_prompts, write
 from stereoclinic.sns.gate import is_neutral
 
@@ -27,6 +29,7 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict:
         for arm in experiment.neutral
         if arm is not before and arm is not distant
     }
+    unrelated = {"unrelated": unrelated_figures(experiment)} if experiment.unrelated else {}
     return {
         "schema": SCHEMA,
         "axis": axis.name,
@@ -45,6 +48,7 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict:
         "intersections": joint_figures(experiment.neutral, protocol),
         "group_prompts": {arm.name: fidelity(arm, experiment) for arm in experiment.grouped},
         "gate": _gate(experiment),
+        **unrelated,
     }
 
 
@@ -56,7 +60,7 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
         "seconds": round(arm.seconds, 2),
         "unsure": unsure_rate(arm.reads.flatten(0, 1)).item(),
         "prompts": prompt_figures(arm, same_seeds, protocol),
-        **distances(arm, experiment),
+        **distances(arm, before, experiment.arm(OTHER)),
         **gap_figures(arm.reads, protocol.target),
         **within_groups(arm, experiment),
     }
@@ -66,8 +70,9 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
         figures["allotment_obeyed"] = obeyed(arm)
     if arm.right is not None:
         figures["occupation_right"] = rate(arm.right)
-    if arm.agreement is not None:
-        figures["readers_agree"] = rate(arm.agreement)
+    if arm.by_reader:
+        figures |= agreement_figures(arm.by_reader, protocol.axis.groups)
+    figures |= asked_for(arm, same_seeds)
     if arm.name in changes:
         figures["parity_gap_change"] = vars(changes[arm.name])
         if arm.right is not None and before.right is not None:

@@ -10,7 +10,8 @@
     reference            every group its share, on other seeds: what people of each group look like, untreated
 
 Group prompts ("a photo of a female doctor") are drawn untreated and by each mask, without the gate that would leave
-them alone: what the gate misses is treated so.
+them alone: what the gate misses is treated so. Unrelated prompts ("a photo of a mountain"), where there are any, are
+drawn untreated, by each mask with its gate, and untreated on other seeds.
 """
 
 import tempfile
@@ -30,10 +31,11 @@ from stereoclinic.evaluation.baselines.base import Baseline
 from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
 from stereoclinic.evaluation.comparison import summarise
 from stereoclinic.evaluation.drawing import Part, Pictures, Store, draw, model_digest
+from stereoclinic.evaluation.instruments import Instruments, measure
 from stereoclinic.evaluation.mitigation import Mitigation, Suppressed
 from stereoclinic.evaluation.oracles import AllocationOracle, BalancedOracle
 from stereoclinic.evaluation.readers import Reader, features_of, group_columns, read_rows
-from stereoclinic.evaluation.readers.ensemble import agreement_key
+from stereoclinic.evaluation.readers.ensemble import by_reader_key
 from stereoclinic.prompts import group_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import random_like
@@ -63,9 +65,10 @@ class Arms:
     neutral: list[Arm]
     grouped: list[Arm]
     reference: Arm
+    unrelated: list[Arm]
 
     def __iter__(self) -> Iterator[Arm]:
-        return iter([*self.neutral, *self.grouped, self.reference])
+        return iter([*self.neutral, *self.grouped, self.reference, *self.unrelated])
 
     @property
     def images(self) -> int:
@@ -106,7 +109,13 @@ def arms_of(
         ungated = [Mitigation(UNTREATED), *(suppressed(name, mask, gate=False) for name, mask in masks.items())]
         ungated += baselines
         grouped = [Arm(each.name, each, rows, m) for each in ungated]
-    return Arms(neutral, grouped, Arm(REFERENCE, AllocationOracle(axis, protocol.target), other, n))
+    unrelated = []
+    if protocol.unrelated is not None:
+        m = protocol.unrelated_images
+        same, distant = (list(with_seeds(protocol.unrelated, first, m)) for first in (protocol.seed, protocol.seed + m))
+        used = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
+        unrelated = [*(Arm(each.name, each, same, m) for each in used), Arm(OTHER, Mitigation(OTHER), distant, m)]
+    return Arms(neutral, grouped, Arm(REFERENCE, AllocationOracle(axis, protocol.target), other, n), unrelated)
 
 
 def run(
@@ -120,6 +129,7 @@ def run(
     parts: Path | None = None,
     warn: Callable[[str], None] = warnings.warn,
     baselines: Sequence[Baseline | PromptAllocation] = (),
+    instruments: Instruments | None = None,
     **trainer: Any,
 ) -> Experiment | None:
     """Draw every arm and compare.
@@ -136,6 +146,7 @@ def run(
             same model has drawn there is not drawn again. By default a temporary one.
         warn: Told what does not stop the run.
         baselines: Other methods, made on other seeds; see `baselines.fit_baselines`.
+        instruments: What else pictures are measured with.
         **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
 
     Returns:
@@ -149,9 +160,13 @@ def run(
     found = drawn(denoiser, reader, protocol, list(arms), progress, parts, warn, **trainer)
     if found is None:
         return None
-    neutral, grouped = len(arms.neutral), len(arms.grouped)
-    experiment = Experiment(protocol, found[:neutral], found[neutral : neutral + grouped], found[-1])
+    rest = iter(found)
+    neutral, grouped = ([next(rest) for _ in part] for part in (arms.neutral, arms.grouped))
+    experiment = Experiment(protocol, neutral, grouped, next(rest), list(rest))
+    instruments = instruments or Instruments()
+    measure(experiment, instruments)
     experiment.results = summarise(experiment, list(masks))
+    experiment.results["features"] = instruments.features_name
     if baselines:
         experiment.results["baselines"] = {
             each.name: {"needs": each.needs, "source": each.source, "strength": each.strength, **vars(each.cost)}
@@ -185,7 +200,7 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
     """What the reader sees in an arm's pictures, as they are saved: at eight bits a colour."""
     axes = {each.name: group_columns(reader, each) for each in (protocol.axis, *protocol.others)}
     reads: dict[str, list[Tensor]] = {name: [] for name in axes}
-    right, features, agree = [], [], []
+    right, features, apart = [], [], []
     for start in range(0, len(arm.samples), protocol.batch_size):
         rows = arm.samples[start : start + protocol.batch_size]
         pictures = drawn.images[start : start + protocol.batch_size].float() / 255
@@ -193,8 +208,8 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
         for name, (head, order) in axes.items():
             reads[name].append(seen[head][:, order] / seen[head][:, order].sum(1, keepdim=True))
         features.append(_features(reader, pictures))
-        if (both := agreement_key(protocol.axis.name)) in seen:
-            agree.append(seen[both])
+        if (each := by_reader_key(protocol.axis.name)) in seen:
+            apart.append(seen[each])
         if "occupation" in seen:
             known = reader.classes["occupation"]
             asked = torch.tensor([known.index(row["label"]) if row["label"] in known else -1 for row in rows])
@@ -216,8 +231,13 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
         drawn.seconds,
         {each.name: by_prompt(torch.cat(reads[each.name])) for each in protocol.others},
         None if drawn.allotted is None else by_prompt(drawn.allotted),
-        by_prompt(torch.cat(agree)) if agree else None,
+        _by_reader(reader, by_prompt(torch.cat(apart))) if apart else {},
     )
+
+
+def _by_reader(ensemble: Any, reads: Tensor) -> dict[str, Tensor]:
+    """(P, n, readers, K) -> name -> (P, n, K)."""
+    return {each.name: reads[:, :, i] for i, each in enumerate(ensemble.readers)}
 
 
 def _features(reader: Reader, pictures: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def _row(results: Mapping[str, Any], values: dict[str, dict[str, Value]], key: s
     cells = []
     for found in values.values():
         value = found.get(key)
-        cells.append(Cell(MISSING) if value is None else _cell(value, found.get(key + FLOOR), figure.form))
+        cells.append(Cell(MISSING) if value is None else cell_of(value, found.get(key + FLOOR), figure.form))
     chance = (results.get("noise_floor") or {}).get(key) if figure.part == BIAS else None
     floor = None
     if isinstance(chance, Mapping) and "upper" in chance:
@@ -58,7 +58,8 @@ def _row(results: Mapping[str, Any], values: dict[str, dict[str, Value]], key: s
     return Row(figure.title, figure.note, cells, floor)
 
 
-def _cell(value: Value, floor: Value | None, form: str) -> Cell:
+def cell_of(value: Value, floor: Value | None, form: str) -> Cell:
+    """A value with its interval, p-value and floor, as far as there are any."""
     below = []
     if value.has_interval:
         below.append(interval(value, form))

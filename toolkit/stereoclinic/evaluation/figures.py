@@ -100,19 +100,46 @@ FIGURES = {
         "kernel distance to other seeds", SIDE, -1, ".2g", False, "Unlike Fréchet's its mean does not depend on size."
     ),
     "kid_to_untreated": Figure("kernel distance to untreated", SIDE, -1, ".2g"),
+    "feature_distance_to_untreated": Figure(
+        "feature distance to untreated", SIDE, 0, ".2g", False, "Between pictures of the same seed."
+    ),
     "ssim_to_untreated": Figure(
         "similarity to untreated", SIDE, 0, ".2f", False, "Of structure, between pictures of the same seed."
     ),
+    "lpips_to_untreated": Figure(
+        "LPIPS to untreated", SIDE, 0, ".2f", False, "As a network sees it, between pictures of the same seed."
+    ),
     "diversity_within_groups": Figure(
         "diversity within groups", SIDE, 1, ".2g", False, "How far pictures of one prompt and group lie apart."
+    ),
+    "clip_score": Figure(
+        "CLIPScore", SIDE, 1, ".1f", False, "How well pictures fit their neutral prompts, from 0 to 100."
+    ),
+    "clip_score_change": Figure(
+        "CLIPScore, change", SIDE, 1, "+.2f", False, "Against untreated on the same seeds; p is for no change."
+    ),
+    "readers_agree": Figure(
+        "readers agree", SIDE, 0, ".2f", False, "Images on which all readers name the same group."
+    ),
+    "readers_kappa.": Figure(
+        "kappa of ", SIDE, 0, ".2f", False,
+        "Their agreement beyond what chance would bring: 1 is full, 0 none beyond it.",
+    ),
+    "readers_agree_on.": Figure(
+        "readers agree on ", SIDE, 0, ".2f", False, "Of the images that either reads so, the part that both do."
     ),
     "drift.": Figure(
         "drift of ", SIDE, -1, ".2f", True,
         "How far a prompt's shares on another axis moved; other seeds show what chance moves them by.",
     ),
+    "unrelated.": Figure(
+        "unrelated prompts: ", SIDE, 0, ".2g", True, "Of prompts that have nothing to do with the axis."
+    ),
     "seconds": Figure("seconds", SIDE, -1, ".1f", False, "Of drawing these images; on a busy machine a rough guide."),
     "images": Figure("images", HEAD, 0, ".0f"),
 }  # fmt: skip
+
+UNRELATED = "unrelated"  # family of figures of prompts that have nothing to do with the axis
 
 #: Families of figures that repeat those above, otherwise counted.
 _COUNTED = {"soft": "soft reads", "pooled": "prompts pooled", "pooled_soft": "prompts pooled, soft reads"}
@@ -127,6 +154,8 @@ def figure_of(key: str) -> Figure:
     family, dot, member = key.partition(".")
     if dot and family in _COUNTED and member in FIGURES:
         return replace(FIGURES[member], title=f"{FIGURES[member].title}, {_COUNTED[family]}", part=FURTHER, note="")
+    if family == UNRELATED and member in FIGURES:
+        return replace(FIGURES[member], title=FIGURES[f"{UNRELATED}."].title + FIGURES[member].title)
     spoken = key.replace("_", " ").replace(".", ", ")
     if dot and (known := FIGURES.get(family + dot)):
         title = (known.title or "obeyed for ") + member.replace("_", " ")
@@ -147,15 +176,20 @@ def in_order(keys: Iterable[str]) -> list[str]:
 
 
 def values_of(results: Mapping[str, Any], arm: str) -> dict[str, Value]:
-    """Every figure of one arm by its dotted key, those of its group prompts too; the prompts one by one are left out.
+    """Every figure of one arm by its dotted key, also those of its group prompts and of unrelated ones.
+
+    The prompts one by one are left out.
 
     Args:
         results: Of one experiment, as in results.json.
         arm: Name of an arm; one that is not there has no figures.
     """
-    grouped = (results.get("group_prompts") or {}).get(arm) or {}
+    beside = {
+        "group_prompts": results.get("group_prompts") or {},
+        UNRELATED: (results.get(UNRELATED) or {}).get("arms") or {},
+    }
     return flat(results["arms"].get(arm) or {}) | {
-        f"group_prompts.{key}": value for key, value in flat(grouped).items()
+        f"{family}.{key}": value for family, arms in beside.items() for key, value in flat(arms.get(arm) or {}).items()
     }
 
 

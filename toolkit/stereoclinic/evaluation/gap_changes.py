@@ -9,7 +9,8 @@ than true ones. As in ``gap_intervals``, candidates for the true shares of both 
 where "goes with" means that the candidates show a difference as large (as small) in (1 - confidence) / 2 of the draws.
 Where noise adds the same on both sides, these are the ends of the usual interval, however the two sides share it; at
 parity, where a side can go no further down, they still hold. The sides are drawn apart, and their differences brought
-to the variance that resampling the same seeds on both sides has.
+to the variance that resampling the same seeds on both sides has. Either end is a difference of two gaps of shares, so
+none lies beyond what two gaps can differ by.
 """
 
 import math

@@ -15,6 +15,7 @@ from stereoclinic.evaluation import charts
 from stereoclinic.evaluation.arms import BALANCED, UNTREATED
 from stereoclinic.evaluation.figure_table import figure_rows
 from stereoclinic.evaluation.figures import BIAS, FURTHER, SIDE, Value, as_value, values_of
+from stereoclinic.evaluation.page_tables import meeting_charts, meeting_rows, needs, prompt_labels, tested_rows
 from stereoclinic.evaluation.thumbnails import Grid
 from stereoclinic.evaluation.verdict import verdicts
 from stereoclinic.evaluation.wording import number, spelt
@@ -71,6 +72,16 @@ def _section(results: Data, i: int, grid: Grid | None) -> dict[str, Any]:
         "legend": [(charts.mark(j), name) for j, name in enumerate(drawn)],
         "shares": _share_charts(results, drawn),
         "scale": charts.share_scale(),
+        "shown": [{"name": name, "judged": False} for name in drawn],
+        "tested": {
+            "rows": tested_rows(results, drawn[1:]),
+            "floors": False,
+            "caption": _TESTED,
+            "kind": "wraps",
+        },
+        "meetings": {"rows": meeting_rows(results, drawn), "floors": True, "caption": _MEETINGS},
+        "meeting_charts": meeting_charts(results, drawn),
+        "needs": needs(results),
         "arms": [{"name": name, "judged": name in (results.get("masks") or [])} for name in results["arms"]],
         "tables": [
             {"title": title, "caption": caption, "rows": rows, "floors": any(row.floor for row in rows)}
@@ -85,6 +96,16 @@ def _gap(results: Data, arm: str) -> str:
     return number(values_of(results, arm)["parity_gap"].estimate)
 
 
+_TESTED = (
+    "p-values of no change of the shares of a prompt on the same seeds, each by an exact test. The large one is"
+    " corrected for the number of prompts (Holm): below 0.05 the change of that prompt is told, whichever prompt one"
+    " looks at. Alone: as if it were the only prompt. BH (Benjamini-Hochberg): below 0.05, at most that share of what"
+    " is found is expected to be false. Moved: images that are read as another group than before."
+)
+_MEETINGS = (
+    "Gaps of joint groups, to the product of the targets of their axes: a gap can be hidden on each axis alone."
+    " Brackets are 95 % intervals. By chance: what a perfectly fair model would show. Other arms: results.json."
+)
 _TABLES = (
     (
         "Bias",
@@ -120,10 +141,7 @@ def _share_charts(results: Data, arms: list[str]) -> list[dict[str, Any]]:
     groups = results["groups"]
     target = results.get("target_shares") or [1 / len(groups)] * len(groups)
     upper = (results.get("noise_floor_one_prompt") or {}).get("upper")
-    rows = results["arms"][UNTREATED].get("prompts") or []
-    labels = [row["label"] for row in rows]
-    if len(set(labels)) != len(labels):  # then the prompts themselves tell them apart
-        labels = [row.get("prompt", row["label"]) for row in rows]
+    labels = prompt_labels(results)
     found = []
     for k, group in enumerate(groups if len(groups) > 2 else groups[:1]):
         # With two groups a prompt's gap is how far its share lies from the target; with more no one share tells it.

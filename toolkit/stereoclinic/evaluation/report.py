@@ -140,16 +140,19 @@ def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]
 
     def entry(arm: Drawn, part: str, p: int, i: int, name: str, prompt: str, seed: int, wanted: str | None) -> dict:
         best = int(arm.reads[p, i].argmax())
+        whom = {"group": groups[best], "probability": round(float(arm.reads[p, i, best]), 4)}
+        if part == "unrelated":  # shows nobody, whatever the reader sees in it
+            whom = dict.fromkeys(whom)
         return {
             "file_name": f"{scale}/{part}/{folders[arm.name]}/{name}-{seed}.png",
             "arm": arm.name,
             "guidance": protocol.guidance,
-            "label": rows[p // len(groups) if wanted else p]["label"],
+            "part": part,
+            "label": prompt if part == "unrelated" else rows[p // len(groups) if wanted else p]["label"],
             "prompt": prompt,
             "seed": seed,
             "wanted_group": wanted,
-            "group": groups[best],
-            "probability": round(float(arm.reads[p, i, best]), 4),
+            **whom,
         }
 
     for arm in experiment.neutral:
@@ -167,6 +170,14 @@ def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]
                     name = f"{p:03d}-{slug(group)}-{slug(row['label'])}"
                     line = entry(arm, "group", at, i, name, prompt, protocol.seed + i, group)
                     yield line, arm.images[at, i]
+
+    for arm in experiment.unrelated:
+        n = arm.images.shape[1]
+        first = protocol.seed + (n if arm.name == OTHER else 0)
+        for p, row in enumerate(protocol.unrelated or []):
+            name = f"{p:03d}-{slug(row['label'])}"
+            for i in range(n):
+                yield entry(arm, "unrelated", p, i, name, write(row), first + i, None), arm.images[p, i]
 
 
 def before_after(experiment: Experiment, name: str, seeds: int = 6) -> Image.Image:

@@ -3,7 +3,8 @@
 1 is the same picture; what two seeds of one prompt show is the floor. It says how much was changed, not whether the
 change was for the worse: a picture that shows another group has to differ.
 
-LPIPS, the other usual figure, needs torchvision and downloaded weights, which this package does without.
+LPIPS, the other usual figure, needs torchvision and downloaded weights, which this package does without unless it is
+asked for them (`extractors`).
 
 Reference: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, IEEE TIP 2004. As in
 its authors' code, luma is compared, averaged down to about 256 pixels first.

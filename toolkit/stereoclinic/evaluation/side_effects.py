@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from stereoclinic.evaluation.arms import ALLOCATION, OTHER, UNTREATED, Drawn, Experiment
+from stereoclinic.evaluation.arms import ALLOCATION, OTHER, Drawn, Experiment
 from stereoclinic.evaluation.bias import sdtv, shares_from_reads, top_group
 from stereoclinic.evaluation.diversity import diversity_within
 from stereoclinic.evaluation.kernel import kernel_distance
+from stereoclinic.evaluation.per_image import mean_change, mean_interval
 from stereoclinic.evaluation.quality import frechet_between, frechet_within_groups
 from stereoclinic.evaluation.same_seed import SMALLEST, structural_similarity
 from stereoclinic.evaluation.statistics import wilson_interval
@@ -14,21 +15,37 @@ from stereoclinic.evaluation.statistics import wilson_interval
 _COMPARED = 8  # images a prompt of which pairs are compared: convolutions take their time, and their mean needs no more
 
 
-def distances(arm: Drawn, experiment: Experiment) -> dict:
+def distances(arm: Drawn, before: Drawn, distant: Drawn) -> dict:
     """How far its pictures are from untreated ones.
 
     Pictures of the same seeds pair up, which brings them closer than two samples ever are. Against other seeds every
     arm is a sample of its own, and the untreated one shows the floor. Of the similarity of pairs the floor is what
     other seeds show.
+
+    Args:
+        arm: Whose pictures.
+        before: The untreated arm of the same prompts.
+        distant: The untreated arm on other seeds.
     """
-    before, distant = experiment.arm(UNTREATED), experiment.arm(OTHER)
     figures: dict = {}
     for name, distance in (("frechet", frechet_between), ("kid", kernel_distance)):
         figures[f"{name}_to_untreated"] = None if arm is before else distance(_flat(arm), _flat(before))
         figures[f"{name}_to_other_seeds"] = None if arm is distant else distance(_flat(arm), _flat(distant))
     if arm is not before and min(arm.images.shape[-2:]) >= SMALLEST:
         pairs = structural_similarity(arm.images[:, :_COMPARED], before.images[:, :_COMPARED])
-        figures["ssim_to_untreated"] = float(pairs.mean())
+        figures["ssim_to_untreated"] = vars(mean_interval(pairs))
+    return figures
+
+
+def asked_for(arm: Drawn, before: Drawn | None) -> dict:
+    """What was measured because it was asked for (`instruments`); `before` is None where seeds do not pair up."""
+    figures: dict = {}
+    if arm.lpips is not None:
+        figures["lpips_to_untreated"] = vars(mean_interval(arm.lpips))
+    if arm.clip is not None:
+        figures["clip_score"] = vars(mean_interval(arm.clip))
+        if before is not None and before.clip is not None:
+            figures["clip_score_change"] = vars(mean_change(before.clip, arm.clip))
     return figures
 
 

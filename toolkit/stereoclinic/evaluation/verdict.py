@@ -6,7 +6,7 @@ from typing import Any
 
 from stereoclinic.evaluation.apart import difference, told_apart
 from stereoclinic.evaluation.arms import BALANCED, OTHER, UNTREATED
-from stereoclinic.evaluation.figures import FLOOR, Value, figure_of, values_of
+from stereoclinic.evaluation.figures import FLOOR, UNRELATED, Value, figure_of, values_of
 from stereoclinic.evaluation.statistics import wilson_interval
 from stereoclinic.evaluation.wording import number, p_value, spelt
 
@@ -161,5 +161,9 @@ def _floors(results: Mapping[str, Any], after: Mapping[str, Value]) -> dict[str,
     within = "frechet_within_groups"
     found = {within: after[within + FLOOR].estimate} if {within, within + FLOOR} <= after.keys() else {}
     chance = values_of(results, OTHER)
+    distance = f"{UNRELATED}.frechet_to_other_seeds"
+    untreated = values_of(results, UNTREATED)
+    if distance in after and distance in untreated:
+        found[distance] = untreated[distance].estimate
     drifts = [key for key in after if key.startswith("drift.") and key in chance]
     return found | {key: chance[key].estimate for key in drifts}

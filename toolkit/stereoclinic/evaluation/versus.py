@@ -12,7 +12,7 @@ from typing import Any
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.apart import difference, told_apart
 from stereoclinic.evaluation.arms import SCHEMA
-from stereoclinic.evaluation.figures import FLOOR, HEAD, Value, figure_of, in_order, values_of
+from stereoclinic.evaluation.figures import FLOOR, HEAD, UNRELATED, Value, figure_of, in_order, values_of
 
 BETTER, WORSE, DIFFERS, SAME, NOT_TOLD = "better", "worse", "differs", "the same", "not told apart"
 NO_INTERVAL, OTHER_SIZE = "no interval", "other number of images"
@@ -96,6 +96,8 @@ def _notes(a: Data, b: Data, scales: list[dict[float, Data]]) -> list[str]:
     for key in ("seeds", "steps"):
         if first.get(key) != second.get(key):
             notes.append(f"{key}: {_text(first.get(key))} in A, {_text(second.get(key))} in B")
+    if UNRELATED in first and UNRELATED in second and not _same_unrelated(first, second):
+        notes.append("unrelated prompts: others, or another number of images, in A than in B; they are not compared")
     made = a.get("provenance") or {}, b.get("provenance") or {}
     for key, spoken in (
         ("model", "model"),
@@ -123,7 +125,7 @@ def _experiment(a: Data, b: Data) -> dict[str, Any]:
                 "a": one,
                 "b": other,
                 "judged": one in (a.get("masks") or []),
-                "figures": _figures(values_of(a, one), values_of(b, other), same_size),
+                "figures": _figures(values_of(a, one), values_of(b, other), same_size, _same_unrelated(a, b)),
             }
             for one, other in pairs
         ],
@@ -144,8 +146,8 @@ def _pairs(a: Data, b: Data) -> list[tuple[str, str]]:
     return pairs
 
 
-def _figures(a: dict[str, Value], b: dict[str, Value], same_size: bool) -> list[dict[str, Any]]:
-    keys = [key for key in in_order(a) if key in b]
+def _figures(a: dict[str, Value], b: dict[str, Value], same_size: bool, unrelated: bool) -> list[dict[str, Any]]:
+    keys = [key for key in in_order(a) if key in b and (unrelated or not key.startswith(f"{UNRELATED}."))]
     return [
         {
             "figure": key,
@@ -181,6 +183,12 @@ def judge(key: str, a: Value, b: Value, same_size: bool = True) -> str:
     if not figure.better:
         return DIFFERS
     return BETTER if change.estimate * figure.better > 0 else WORSE
+
+
+def _same_unrelated(a: Data, b: Data) -> bool:
+    """Whether the unrelated prompts of both are the same, and as many images of each."""
+    one, other = (results.get(UNRELATED) or {} for results in (a, b))
+    return all(one.get(key) == other.get(key) for key in ("prompts", "images_per_prompt"))
 
 
 def _prompts(results: Data) -> list[Any]:

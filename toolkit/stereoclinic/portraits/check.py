@@ -21,13 +21,10 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import sample
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.bias import parity_gap, shares_from_reads, unsure_rate
+from stereoclinic.evaluation.gap_intervals import gap_interval
 from stereoclinic.evaluation.oracles import allocation_prompts, balanced_oracle
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.evaluation.statistics import (
-    bootstrap_interval,
-    noise_floor,
-    share_statistic,
-)
+from stereoclinic.evaluation.statistics import noise_floor
 from stereoclinic.files import write_text
 from stereoclinic.portraits.card import card
 from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share
@@ -37,7 +34,6 @@ from stereoclinic.prompts import group_prompts, occupation_prompts, with_seeds
 from stereoclinic.sns.allocate import allotted_group, uniform
 
 log = logging.getLogger("stereoclinic.portraits")
-GAP = share_statistic(parity_gap)
 FIRST_SEED = 500_000  # seen by nothing else: not by masks, not by benches
 
 
@@ -121,8 +117,9 @@ class Checker:
             found.append(
                 share(f"group prompts obeyed, {axis.name}, guidance {guidance:g}", reads.argmax(1) == wanted, asked)
             )
-            gap = bootstrap_interval(self.by_occupation(reads), GAP)
-            before = float(GAP(self.by_occupation(neutral[guidance])))
+            gap = gap_interval(self.by_occupation(reads), parity_gap)
+            untreated = shares_from_reads(self.by_occupation(neutral[guidance]), hard=True)
+            before = parity_gap(untreated).mean().item()
             found.append(
                 Line(
                     f"parity gap, allocation oracle, {axis.name}, guidance {guidance:g}",
@@ -138,7 +135,7 @@ class Checker:
         guidance = self.guidances[-1]
         half = self.rows[: len(self.rows) // self.images * max(2, self.images // 2)]
         reads = self.draw(None, guidance, oracle=axis, rows=half)[axis.name]
-        gap = bootstrap_interval(self.by_occupation(reads), GAP)
+        gap = gap_interval(self.by_occupation(reads), parity_gap)
         unsure = f"(unsure reads {unsure_rate(reads).item():.3f})"
         name = f"parity gap, balanced oracle, {axis.name}, guidance {guidance:g}"
         return Line(name, *numbers(gap, len(half)), unsure)

@@ -82,14 +82,14 @@ class ClipReader:
                 f"{KNOWN['race'].accuracy:.1%} right on FairFace); give another --reader, or --allow-race to read it"
                 " all the same"
             )
-        kind = open_part(AutoConfig, model, self.name).model_type
+        kind = open_part(AutoConfig, model, f"reader {self.name!r}").model_type
         if kind != "clip":
             raise InputError(
                 f"reader {self.name!r}: the model is a {kind}, no CLIP; a classifier is opened by hf:{model}"
             )
-        self.model = open_model(CLIPModel, model, self.name).to(device)
-        self.tokenizer = open_part(AutoTokenizer, model, self.name)
-        self.processor = open_pictures(model, self.name)
+        self.model = open_model(CLIPModel, model, f"reader {self.name!r}").to(device)
+        self.tokenizer = open_part(AutoTokenizer, model, f"reader {self.name!r}")
+        self.processor = open_pictures(model, f"reader {self.name!r}")
         self.axes = {axis.name: axis for axis in axes if allow_race or not axis.about_race}
         self.classes = {name: axis.groups for name, axis in self.axes.items()}
         self.by_person = any("{person}" in text for axis in self.axes.values() for own in phrases(axis) for text in own)

@@ -1,7 +1,7 @@
 """Several readers as one: the mean of what they read, and whether they agree.
 
-Two readers that err on different pictures check each other. Their agreement is given beside the probabilities, one
-entry an axis: `agreement_key(axis)` -> (n,) with 1 where all of them name the same group, 0 elsewhere.
+Two readers that err on different pictures check each other. What each of them read is given beside the mean, one entry
+an axis: `by_reader_key(axis)` -> (n, readers, K), in the order of `EnsembleReader.readers`.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers.base import KnownError, can_read, group_columns, head_of, known_errors, limits
 
 
-def agreement_key(axis: str) -> str:
-    """Under which `EnsembleReader.read` gives the agreement on an axis."""
-    return f"{axis} agreement"
+def by_reader_key(axis: str) -> str:
+    """Under which `EnsembleReader.read` gives what each reader read of an axis."""
+    return f"{axis} by reader"
 
 
 class EnsembleReader:
@@ -60,17 +60,16 @@ class EnsembleReader:
         return tuple(each for reader in self.readers for each in known_errors(reader))
 
     def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """(n, 3, H, W) in [0, 1] -> probabilities (n, K) for each axis, and the agreement (n,) on it."""
+        """(n, 3, H, W) in [0, 1] -> (n, K) for each axis, and (n, readers, K) by each of them."""
         seen = [
             reader.read(images, persons) if getattr(reader, "by_person", False) else reader.read(images)
             for reader in self.readers
         ]
         found: dict[str, Tensor] = {}
         for axis in self.axes:
-            each = torch.stack([_groups(reader, axis, own) for reader, own in zip(self.readers, seen, strict=True)])
-            top = each.argmax(2)  # (readers, n)
-            found[axis.name] = each.mean(0)
-            found[agreement_key(axis.name)] = (top == top[0]).all(0).float()
+            each = [_groups(reader, axis, own) for reader, own in zip(self.readers, seen, strict=True)]
+            found[by_reader_key(axis.name)] = by_reader = torch.stack(each, 1)
+            found[axis.name] = by_reader.mean(1)
         for head, reader in self._alone.items():
             found[head] = seen[self.readers.index(reader)][head]
         return found

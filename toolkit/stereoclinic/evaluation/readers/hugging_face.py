@@ -36,7 +36,7 @@ class HuggingFaceReader:
         from transformers import AutoConfig, AutoModelForImageClassification
 
         self.name = f"hf:{model}"
-        config = open_part(AutoConfig, model, self.name)
+        config = open_part(AutoConfig, model, f"reader {self.name!r}")
         if config.problem_type == "multi_label_classification":
             raise InputError(
                 f"reader {self.name!r} gives several labels a picture; one that names a single class is needed"
@@ -52,8 +52,8 @@ class HuggingFaceReader:
             )
         self.columns = {name: found for name, found in columns.items() if found is not None}
         self.classes = {axis.name: (*axis.groups, REST) for axis in axes if axis.name in self.columns}
-        self.model = open_model(AutoModelForImageClassification, model, self.name).to(device)
-        self.processor = open_pictures(model, self.name)
+        self.model = open_model(AutoModelForImageClassification, model, f"reader {self.name!r}").to(device)
+        self.processor = open_pictures(model, f"reader {self.name!r}")
 
     @property
     def limits(self) -> tuple[str, ...]:

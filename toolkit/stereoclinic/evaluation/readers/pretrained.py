@@ -29,7 +29,7 @@ def open_model(kind: Any, model: str, spec: str) -> Any:
     Args:
         kind: Such as `transformers.CLIPModel`.
         model: A hub id or a folder.
-        spec: What the user gave, for messages.
+        spec: What it is for, as messages begin: "reader 'clip'".
 
     Raises:
         InputError: Nothing can be opened under this name, or weights are missing.
@@ -44,7 +44,7 @@ def open_model(kind: Any, model: str, spec: str) -> Any:
         )
     if missing := sorted([*info["missing_keys"], *info.get("mismatched_keys", ())], key=str):
         raise InputError(
-            f"reader {spec!r}: {model} lacks weights that a {kind.__name__} needs ({len(missing)}, such as"
+            f"{spec}: {model} lacks weights that a {kind.__name__} needs ({len(missing)}, such as"
             f" {missing[0]}); give a model that was trained for this"
         )
     return found.eval().requires_grad_(False)
@@ -88,7 +88,7 @@ def _told(model: str, spec: str) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         what = "the folder" if Path(model).is_dir() else f"no folder here, and https://huggingface.co/{model}"
-        raise InputError(f"reader {spec!r}: {what} cannot be opened{offline}: {reason}") from error
+        raise InputError(f"{spec}: {what} cannot be opened{offline}: {reason}") from error
 
 
 @contextmanager
