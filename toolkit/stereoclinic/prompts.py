@@ -6,7 +6,7 @@ of a doctor" and the group prompt "a photo of a female doctor". Sets are `datase
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
 from stereoclinic.occupations import PORTRAITS, WINOBIAS, WINOBIAS_TRAIN
+from stereoclinic.reading import parquet_rows
 
 COLUMNS = ("label", "pattern", "article", "person")
 PLAIN, SUCCESSFUL = "a photo of a {group} {occupation}", "a photo of a successful {group} {occupation}"
@@ -28,6 +29,9 @@ BUILT_IN = {
     "winobias-train": WINOBIAS_TRAIN,
 }
 TEMPLATES = dict.fromkeys(BUILT_IN, PLAIN) | {"winobias-successful": SUCCESSFUL}
+
+#: Characters of a prompt; text encoders read some three hundred.
+LONGEST = 5000
 
 _FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -50,6 +54,8 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
             if not isinstance(prompt, str) or not isinstance(occupation, str | None):
                 wrong = prompt if not isinstance(prompt, str) else occupation
                 raise InputError(f"{source}: prompt {number} has {wrong!r} where text is expected")
+            if len(prompt) > LONGEST or len(occupation or "") > LONGEST:
+                raise InputError(f"{source}: prompt {number} has more than {LONGEST} characters; give one prompt a row")
             if prompt.strip():
                 rows.append(_row(prompt.strip(), (occupation or "").strip()))
             if len(rows) == limit:  # the rest of a data set on the hub need not be fetched
@@ -93,7 +99,11 @@ def _open(source: str | Path) -> Iterator[dict]:
             raise InputError(f"{path}: the file is empty")
     try:
         if is_file:
-            table = load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
+            table: Iterable[dict]
+            if path.suffix == ".parquet":
+                table = parquet_rows(path)
+            else:
+                table = load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
             table = table.rename_column("text", "prompt") if path.suffix == ".txt" else table
         else:
             table = load_dataset(str(source), split="train", streaming=True)

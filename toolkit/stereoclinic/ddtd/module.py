@@ -132,7 +132,7 @@ class DDTD(L.LightningModule):
         if done != len(self.samples):
             raise Incomplete(f"{done} of {len(self.samples)} samples were measured; run again")
         _check_dropped(self.dropped, done, self.first_fault)
-        before = self.kept.sums() if self.global_rank == 0 else {}
+        before = self.kept.sums(self.sums.shapes) if self.global_rank == 0 else {}
         self.total = {name: value.cpu() + before.get(name, 0) for name, value in self.sums.compute().items()}
 
 
@@ -213,7 +213,7 @@ def locate(
             return None
         total, dropped = module.total, module.dropped
     else:
-        total, dropped = kept.sums(), kept.dropped
+        total, dropped = kept.sums(module.sums.shapes), kept.dropped
         _check_dropped(dropped, len(samples))
     metadata = {
         **about,

@@ -5,6 +5,7 @@ the number of prompts: rows are kept per label (an occupation) and timestep bin,
 small that they are kept per measured timestep as well: the lean curve.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
 
-from stereoclinic.ddtd.neurons import Site
+from stereoclinic.ddtd.neurons import Site, check_sites
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
 
@@ -41,6 +42,24 @@ STATES = (
 )
 
 
+def shapes_of(labels: int, bins: int, groups: int, neurons: int, steps: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every state: P labels, T bins, K groups, N neurons, M measured steps."""
+    return {
+        "count": (labels, bins),
+        "lean_sum": (labels, bins, groups),
+        "lean_sq": (labels, bins, groups),
+        "value_sum": (labels, bins, groups),
+        "relevance_sum": (labels, bins, groups, neurons),
+        "stereotype_sum": (labels, bins, neurons),
+        "stereotype_sq": (bins, neurons),
+        "collateral": (labels, bins, SKETCHES, neurons),
+        "root_sum": (groups, bins, neurons),
+        "curve_count": (labels, steps),
+        "curve_sum": (labels, steps, groups),
+        "curve_sq": (labels, steps, groups),
+    }
+
+
 class RelevanceSums(Metric):
     """Sums of leans, relevance, collateral and group activations.
 
@@ -56,21 +75,8 @@ class RelevanceSums(Metric):
 
     def __init__(self, labels: int, bins: int, groups: int, neurons: int, steps: int) -> None:
         super().__init__()
-        shapes = {
-            "count": (labels, bins),
-            "lean_sum": (labels, bins, groups),
-            "lean_sq": (labels, bins, groups),
-            "value_sum": (labels, bins, groups),
-            "relevance_sum": (labels, bins, groups, neurons),
-            "stereotype_sum": (labels, bins, neurons),
-            "stereotype_sq": (bins, neurons),
-            "collateral": (labels, bins, SKETCHES, neurons),
-            "root_sum": (groups, bins, neurons),
-            "curve_count": (labels, steps),
-            "curve_sum": (labels, steps, groups),
-            "curve_sq": (labels, steps, groups),
-        }
-        for name, shape in shapes.items():
+        self.shapes = shapes_of(labels, bins, groups, neurons, steps)
+        for name, shape in self.shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, seeds: Tensor, bin_: int, step: int, measured: "Measured") -> None:
@@ -155,29 +161,29 @@ class Relevance:
     curve_sq: Tensor = _NONE
 
     def __post_init__(self) -> None:
-        steps = len(self.timesteps)
-        curve = torch.zeros(len(self.labels), steps, len(self.groups), dtype=torch.float64)
-        for name, default in (
-            ("value_sum", self.lean_sum),
-            ("curve_count", curve[..., 0]),
-            ("curve_sum", curve),
-            ("curve_sq", curve),
-        ):
-            if getattr(self, name) is _NONE:
-                object.__setattr__(self, name, default)
+        check_sites(self.sites, "relevance")
+        for name, texts in (("labels", self.labels), ("groups", self.groups)):
+            if not texts or not all(isinstance(text, str) for text in texts):
+                raise InputError(f"relevance: {name} {texts!r:.80}; expected names")
+        if self.bin_edges.ndim != 1 or len(self.bin_edges) < 2 or self.timesteps.ndim != 1:
+            raise InputError("relevance: bin_edges and timesteps must be rows of numbers; locate again")
+        shapes = self._shapes()
+        if self.value_sum is _NONE:
+            object.__setattr__(self, "value_sum", self.lean_sum)
         for name in STATES:
-            if not torch.isfinite(getattr(self, name)).all():
+            value = getattr(self, name)
+            if value is _NONE and math.prod(shapes[name]) == 0:
+                value = torch.zeros(shapes[name], dtype=torch.float64)
+                object.__setattr__(self, name, value)
+            if (found := tuple(value.shape)) != shapes[name]:
+                raise InputError(f"relevance: {name} of shape {found}, expected {shapes[name]}; locate again")
+            if not torch.isfinite(value).all():
                 raise InputError(f"relevance: {name} is not finite; was the model run in too low a precision?")
-        neurons = sum(site.width for site in self.sites)
-        labels, bins = len(self.labels), len(self.bin_edges) - 1
-        for name, expected in (
-            ("relevance_sum", (labels, bins, len(self.groups), neurons)),
-            ("stereotype_sum", (labels, bins, neurons)),
-            ("value_sum", (labels, bins, len(self.groups))),
-            ("curve_sum", (labels, steps, len(self.groups))),
-        ):
-            if (found := tuple(getattr(self, name).shape)) != expected:
-                raise InputError(f"relevance: {name} of shape {found}, expected {expected}; locate again")
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """What every sum must be like; a file may claim anything."""
+        labels, bins, groups = len(self.labels), len(self.bin_edges) - 1, len(self.groups)
+        return shapes_of(labels, bins, groups, sum(site.width for site in self.sites), len(self.timesteps))
 
     @property
     def prompts(self) -> list[str]:
@@ -248,10 +254,10 @@ class Relevance:
         """
         tensors, head = load_tensors(path, KIND, VERSION)
         try:
-            sites = [Site(str(name), str(kind), int(width)) for name, kind, width in head.pop("sites")]
+            sites = [Site(*row) for row in head.pop("sites")]
             groups, labels = tuple(head.pop("groups")), list(head.pop("labels"))
             sums = {name: tensors[name].double() for name in STATES}
-            edges, timesteps = tensors["bin_edges"], tensors["timesteps"]
+            edges, timesteps = tensors["bin_edges"].double(), tensors["timesteps"].double()
             return cls(sites, groups, labels, edges, **sums, metadata=head, timesteps=timesteps)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a complete relevance file ({error})") from error

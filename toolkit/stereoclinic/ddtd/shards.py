@@ -8,6 +8,7 @@ file is written whole or not at all, between batches; what is lost is what a ran
 
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,18 @@ class Kept:
     dropped: int = 0
     files: tuple[Path, ...] = ()
 
-    def sums(self) -> dict[str, Tensor]:
-        """Name -> float64 sum over files; none without a file."""
+    def sums(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Name -> float64 sum over files; none without a file.
+
+        Raises:
+            InputError: A file's sums are of another shape.
+        """
         total: dict[str, Tensor] = {}
         for path in self.files:
             tensors, _ = load_tensors(path, KIND, VERSION)
             for name in STATES:
+                if tuple(tensors[name].shape) != shapes[name] or tensors[name].dtype != torch.float64:
+                    raise InputError(f"{path}: {name} is not of this run; remove {path.parent} and run again")
                 total[name] = total[name] + tensors[name] if name in total else tensors[name]
         return total
 
@@ -67,8 +74,14 @@ class Shards:
             if missing := [name for name in (*STATES, "done") if name not in tensors]:
                 raise InputError(f"{path} lacks {missing[0]}; remove {self.folder} and run again")
             self._check(path, about.get("configuration"))
-            done += tensors["done"].tolist()
-            dropped += int(about["dropped"])
+            numbers, lost = tensors["done"], about.get("dropped")
+            last = self.configuration.get("samples", 2**63)  # a run says how many there are
+            whole = numbers.ndim == 1 and numbers.dtype == torch.int64
+            whole = whole and all(0 <= number < last for number in numbers.tolist())
+            if not whole or not isinstance(lost, int) or not 0 <= lost <= len(numbers):
+                raise InputError(f"{path} counts samples that there are not; remove {self.folder} and run again")
+            done += numbers.tolist()
+            dropped += lost
         if len(set(done)) < len(done):
             raise InputError(f"{self.folder} holds a sample twice; remove it and run again")
         return Kept(done, dropped, files)
