@@ -43,3 +43,11 @@ def typecheck(session: nox.Session) -> None:
     """Check types."""
     session.install("-c", "constraints.txt", "-e", ".[typecheck]")
     session.run("mypy")
+
+
+@nox.session(venv_backend="virtualenv")
+def fuzz(session: nox.Session) -> None:
+    """Fuzz what reads masks and relevance, guided by coverage; arguments after -- go to libFuzzer."""
+    session.install("-c", "constraints.txt", "-e", ".[test]", "atheris>=3")
+    arguments = session.posargs or ["-runs=100000"]
+    session.run("python", "tests/fuzz/fuzz_tensors.py", *arguments, env={**ENVIRONMENT, "PYTHONPATH": "."})
