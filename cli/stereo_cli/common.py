@@ -1,5 +1,6 @@
 """What the commands share: options, consoles, exit codes, the configuration file."""
 
+import errno
 import functools
 import json
 import logging
@@ -7,18 +8,40 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec, Protocol
 
 import typer
 from rich.console import Console
 
+from stereo_cli import ranks
+
 P = ParamSpec("P")
 
 FAILED, BAD_INPUT, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
+#: What a disk says that is full, over its quota, or not to be written to.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 #: Bytes of a --config, and lists in it: the time of the YAML parser grows with the square of nested ones.
 MOST_CONFIG, MOST_LISTS = 2**16, 200
+
+
+_claims = ExitStack()  # of the running command
+
+
+def claim(place: Path) -> None:
+    """Be the one run that writes somewhere until the command ends, however it ends; ranks of one job count as one.
+
+    Args:
+        place: What is written: a file in a folder that is there, or a folder, which is made.
+
+    Raises:
+        InputError: Another run writes there, or the folder cannot be made.
+    """
+    if is_rank_zero():
+        from stereoclinic.files import sole_writer
+
+        _claims.enter_context(sole_writer(place))
 
 
 def is_rank_zero() -> bool:
@@ -61,8 +84,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         _be_quiet()
         from stereoclinic.errors import Incomplete, InputError, UncoveredOperation
 
+        ranks.watch(is_rank_zero(), INCOMPLETE)
         try:
-            command(*args, **kwargs)
+            with _claims:
+                command(*args, **kwargs)
         except (InputError, UncoveredOperation) as error:
             fail(str(error), BAD_INPUT)
         except Incomplete as error:
@@ -71,8 +96,17 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except typer.Exit:
             raise
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            fail(
+                f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room, or give another folder",
+                BAD_INPUT,
+            )
         except Exception as error:
             # Lightning's name for options that do not go together; importing it here would cost every command seconds.
+            if (line := ranks.lost()) is not None:  # what the other ranks were waiting for went with it
+                fail(line, INCOMPLETE)
             if type(error).__name__ != "MisconfigurationException":
                 raise
             fail(str(error), BAD_INPUT)

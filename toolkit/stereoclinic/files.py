@@ -241,6 +241,44 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """While in the context, no other process is in it for the same file; one that is killed leaves it.
+
+    The folder is made if it is not there. Where the file system knows no locks, nothing is held.
+
+    Raises:
+        InputError: Another process writes that file, or the folder cannot be written to.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks here
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = lock.open("ab")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.close()
+                raise InputError(f"another run is writing {path}; wait for it, or give another --out") from error
+            except OSError:
+                break
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                break
+            file.close()  # of a run that ended meanwhile, and took its name away
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that is writable") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is still held
+        file.close()
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file name")

@@ -6,8 +6,9 @@ of a doctor" and the group prompt "a photo of a female doctor". Sets are `datase
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
@@ -99,7 +100,7 @@ def _open(source: str | Path) -> Iterator[dict]:
             raise InputError(f"{path}: the file is empty")
     try:
         if is_file:
-            table: Iterable[dict]
+            table: Any  # of rows
             if path.suffix == ".parquet":
                 table = parquet_rows(path)
             else:
