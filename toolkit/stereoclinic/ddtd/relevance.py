@@ -161,29 +161,28 @@ class Relevance:
     curve_sq: Tensor = _NONE
 
     def __post_init__(self) -> None:
-        check_sites(self.sites, "relevance")
-        for name, texts in (("labels", self.labels), ("groups", self.groups)):
-            if not texts or not all(isinstance(text, str) for text in texts):
-                raise InputError(f"relevance: {name} {texts!r:.80}; expected names")
-        if self.bin_edges.ndim != 1 or len(self.bin_edges) < 2 or self.timesteps.ndim != 1:
-            raise InputError("relevance: bin_edges and timesteps must be rows of numbers; locate again")
         shapes = self._shapes()
         if self.value_sum is _NONE:
             object.__setattr__(self, "value_sum", self.lean_sum)
         for name in STATES:
-            value = getattr(self, name)
-            if value is _NONE and math.prod(shapes[name]) == 0:
-                value = torch.zeros(shapes[name], dtype=torch.float64)
-                object.__setattr__(self, name, value)
-            if (found := tuple(value.shape)) != shapes[name]:
-                raise InputError(f"relevance: {name} of shape {found}, expected {shapes[name]}; locate again")
-            if not torch.isfinite(value).all():
+            if getattr(self, name) is _NONE and math.prod(shapes[name]) == 0:
+                object.__setattr__(self, name, torch.zeros(shapes[name], dtype=torch.float64))
+            if not torch.isfinite(getattr(self, name)).all():
                 raise InputError(f"relevance: {name} is not finite; was the model run in too low a precision?")
+        self._check(("relevance_sum", "stereotype_sum", "value_sum", "curve_sum"), shapes)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """What every sum must be like; a file may claim anything."""
         labels, bins, groups = len(self.labels), len(self.bin_edges) - 1, len(self.groups)
-        return shapes_of(labels, bins, groups, sum(site.width for site in self.sites), len(self.timesteps))
+        neurons = sum(site.width for site in self.sites)
+        shapes = shapes_of(labels, bins, groups, neurons, len(self.timesteps))
+        if self.collateral.ndim == 4 and self.collateral.shape[2] > 0:  # a file may have more sketches, or fewer
+            shapes["collateral"] = (labels, bins, self.collateral.shape[2], neurons)
+        return shapes
+
+    def _check(self, names: Sequence[str], shapes: dict[str, tuple[int, ...]]) -> None:
+        for name in names:
+            if (found := tuple(getattr(self, name).shape)) != shapes[name]:
+                raise InputError(f"relevance: {name} of shape {found}, expected {shapes[name]}; locate again")
 
     @property
     def prompts(self) -> list[str]:
@@ -258,7 +257,15 @@ class Relevance:
             groups, labels = tuple(head.pop("groups")), list(head.pop("labels"))
             sums = {name: tensors[name].double() for name in STATES}
             edges, timesteps = tensors["bin_edges"].double(), tensors["timesteps"].double()
-            return cls(sites, groups, labels, edges, **sums, metadata=head, timesteps=timesteps)
+            check_sites(sites, "relevance")
+            for name, texts in (("labels", labels), ("groups", groups)):
+                if not texts or not all(isinstance(text, str) for text in texts):
+                    raise InputError(f"{name} {texts!r:.80}; expected names")
+            if edges.ndim != 1 or len(edges) < 2 or timesteps.ndim != 1:
+                raise InputError("bin_edges and timesteps must be rows of numbers")
+            found = cls(sites, groups, labels, edges, **sums, metadata=head, timesteps=timesteps)
+            found._check(STATES, found._shapes())
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a complete relevance file ({error})") from error
 
