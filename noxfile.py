@@ -144,3 +144,11 @@ def wheel(session: nox.Session) -> None:
     with session.chdir(folder):
         for command in (["--help"], ["locate", "--dry-run"], ["bench", "--dry-run"]):  # the last two open the weights
             session.run("stereo", *command, env={**ENVIRONMENT, "PYTHONPATH": ""})
+
+
+@nox.session(venv_backend="virtualenv")
+def fuzz(session: nox.Session) -> None:
+    """Fuzz what reads masks and relevance, guided by coverage; arguments after -- go to libFuzzer."""
+    session.install("-c", "constraints.txt", "-e", ".[test]", "atheris>=3")
+    arguments = session.posargs or ["-runs=100000"]
+    session.run("python", "tests/fuzz/fuzz_tensors.py", *arguments, env={**ENVIRONMENT, "PYTHONPATH": "."})

@@ -78,7 +78,7 @@ def test_a_file_may_list_further_words_and_exceptions(tmp_path: Path):
         ('name = "x"\ngroups = ["a", "b"]', "words missing"),
         ('groups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "name missing"),
         ('name = "x"\ngroups = 2\n[words]\na = "a"', "groups missing or of another form"),
-        ('name = "x"\ngroups = [["a"], "b"]\n[words]\na = "a"\nb = "b"', "no word for"),
+        ('name = "x"\ngroups = [["a"], "b"]\n[words]\na = "a"\nb = "b"', "expected names"),
         (ALSO.format('c = ["d"]'), "no group 'c', named in \\[also\\]; it has a, b"),
         (ALSO.format('b = "d"'), "b in \\[also\\] is no list of words"),
         (ALSO.format('b = ["d", 3]'), "\\[also\\] b holds something that is no word"),

@@ -271,6 +271,7 @@ def bench(
         )
         return
 
+    common.claim(out / "results.json")
     common.hush_lightning()
     kept = parts or out / "parts"
     experiments: list[Experiment] = []

@@ -1,5 +1,6 @@
 """What the commands share: options, consoles, exit codes, the configuration file."""
 
+import errno
 import functools
 import json
 import logging
@@ -8,16 +9,40 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec, Protocol
 
 import typer
 from rich.console import Console
 
+from stereo_cli import ranks
+
 P = ParamSpec("P")
 
 FAILED, BAD_INPUT, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
+#: What a disk says that is full, over its quota, or not to be written to.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+#: Bytes of a --config, and lists in it: the time of the YAML parser grows with the square of nested ones.
+MOST_CONFIG, MOST_LISTS = 2**16, 200
+
+
+_claims = ExitStack()  # of the running command
+
+
+def claim(place: Path) -> None:
+    """Be the one run that writes somewhere until the command ends, however it ends; ranks of one job count as one.
+
+    Args:
+        place: What is written: a file in a folder that is there, or a folder, which is made.
+
+    Raises:
+        InputError: Another run writes there, or the folder cannot be made.
+    """
+    if is_rank_zero():
+        from stereoclinic.files import sole_writer
+
+        _claims.enter_context(sole_writer(place))
 
 
 def is_rank_zero() -> bool:
@@ -40,7 +65,12 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """A line on stderr about something that stops nothing; from every rank, for each speaks of its own samples."""
-    print(f"stereo: {' '.join(text.split())}", file=sys.stderr)
+    print(f"stereo: {_line(text)}", file=sys.stderr)
+
+
+def _line(text: str) -> str:
+    """Text in one line, without what a terminal would obey or could not show."""
+    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
 
 
 def stderr() -> Console:
@@ -55,8 +85,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         _be_quiet()
         from stereoclinic.errors import Incomplete, InputError, UncoveredOperation
 
+        ranks.watch(is_rank_zero(), INCOMPLETE)
         try:
-            command(*args, **kwargs)
+            with _claims:
+                command(*args, **kwargs)
         except (InputError, UncoveredOperation) as error:
             fail(str(error), BAD_INPUT)
         except Incomplete as error:
@@ -65,8 +97,17 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except typer.Exit:
             raise
+        except OSError as error:
+            if error.errno not in _DISK:
+                raise
+            fail(
+                f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room, or give another folder",
+                BAD_INPUT,
+            )
         except Exception as error:
             # Lightning's name for options that do not go together; importing it here would cost every command seconds.
+            if (line := ranks.lost()) is not None:  # what the other ranks were waiting for went with it
+                fail(line, INCOMPLETE)
             if type(error).__name__ != "MisconfigurationException":
                 raise
             fail(str(error), BAD_INPUT)
@@ -79,7 +120,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 def fail(message: str, code: int) -> NoReturn:
     """One line on stderr, and out."""
     # plain print: rich would wrap the line and read brackets in a user's file name as markup
-    print(f"stereo: {' '.join(message.split())}", file=sys.stderr)
+    print(f"stereo: {_line(message)}", file=sys.stderr)
     raise typer.Exit(code)
 
 
@@ -139,10 +180,22 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         return None
     import yaml
 
+    from stereoclinic.errors import InputError
+    from stereoclinic.reading import check_plain, read_text
+
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        fail(f"--config {path}: {error}", BAD_INPUT)
+        text = read_text(path, "--config", MOST_CONFIG)
+        if text.count("[") + text.count("{") > MOST_LISTS:
+            fail(f"--config {path}: more than {MOST_LISTS} lists, which no options are", BAD_INPUT)
+        # A name for a part can stand for any number of copies of it.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            fail(f"--config {path}: an alias (*NAME), which options have no need of; write the value itself", BAD_INPUT)
+        given = yaml.safe_load(text) or {}
+        check_plain(given)
+    except InputError as error:
+        fail(str(error), BAD_INPUT)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        fail(f"--config {path}: {str(error)[:300]}", BAD_INPUT)
     if not isinstance(given, dict):
         fail(f"--config {path}: expected a mapping of options to values", BAD_INPUT)
     known: dict[str, Any] = {}
@@ -156,6 +209,12 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
             there = ", ".join(sorted(flag.replace("_", "-") for flag in known))
             fail(f"--config {path}: no option {key}; there are {there}", BAD_INPUT)
         repeats = known[name].multiple or known[name].nargs == -1
+        values = value if repeats and isinstance(value, list) else [value]
+        if not all(isinstance(each, str | int | float | None) for each in values):
+            fail(
+                f"--config {path}: {key}: expected {'values' if repeats else 'one value'}, not {type(value).__name__}",
+                BAD_INPUT,
+            )
         options[known[name].name] = [value] if repeats and not isinstance(value, list) else value
     ctx.default_map = {**(ctx.default_map or {}), **options}
     return path

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -144,6 +144,8 @@ def locate(
         raise InputError(f"--until {until:g}: nothing is left to damp; timesteps run from {edges[0]:g} down to 0")
     stored = file.with_name(f"{file.stem}.relevance.safetensors")
     shards = file.with_name(f"{file.stem}.shards")
+    if not dry_run:
+        common.claim(file)
     if shards.exists() and not resume:
         raise InputError(
             f"{shards} holds what a run measured that was cut off; go on with it by --resume, or remove it to start"
@@ -212,8 +214,11 @@ def _says_what_is_kept(shards: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if shards.is_dir():
+        if any(shards.glob("*.safetensors")):
             common.warn(f"{shards} keeps what was measured; the same command with --resume goes on with it")
+        else:
+            with suppress(OSError):  # the disk was full before the first of it was written
+                shards.rmdir()
         raise
 
 

@@ -224,6 +224,22 @@ def test_a_config_with_a_wrong_value_exits_2(stereo, tmp_path: Path, content: st
     assert "Traceback" not in result.stderr
 
 
+def test_a_config_whose_names_stand_for_copies(stereo, tmp_path: Path):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [
+        f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]"
+        for a, b in zip("abcdefghi", "bcdefghij", strict=True)
+    ]
+    (tmp_path / "c.yaml").write_text("\n".join([*lines, "model: *j"]))
+    for content in (None, "- " * 20_000, "[" * 20_000, "limit: " + "9" * 60_000, "#" * 70_000):
+        if content is not None:
+            (tmp_path / "c.yaml").write_text(content)
+        result = stereo("locate", "--config", tmp_path / "c.yaml")
+        assert result.exit_code == 2 and result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("stereo: --config") and len(line) < 600
+
+
 def test_an_unknown_model_without_a_network(tmp_path: Path):
     run = subprocess.run(
         [sys.executable, "-m", "stereo_cli", "locate", "--model", "nobody/nothing"],

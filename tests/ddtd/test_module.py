@@ -112,6 +112,22 @@ def test_a_strategy_that_would_lose_the_result_is_refused(denoiser: Denoiser) ->
         locate(denoiser, AXIS, samples, Settings(steps=1, bins=1), accelerator="cpu", devices=2, strategy="ddp_spawn")
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_a_launcher_that_started_more_than_was_asked_for_is_refused(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "2")
+    samples = with_seeds(load_prompts("portraits", 2), 0, 1)
+    with pytest.raises(InputError, match="2 processes were started, and each would do all"):
+        locate(denoiser, AXIS, samples, Settings(steps=1, bins=1), **CPU)
+
+
+def test_what_lightning_refuses_is_a_line(denoiser: Denoiser) -> None:
+    samples = with_seeds(load_prompts("portraits", 2), 0, 1)
+    with pytest.raises(InputError, match=r"devices: .*unknown"):
+        locate(denoiser, AXIS, samples, Settings(steps=1, bins=1), accelerator="cpu", devices=1, strategy="unknown")
+
+
 @pytest.fixture
 def breaking(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every batch, the first sample's values are NaN from the second measured step on."""

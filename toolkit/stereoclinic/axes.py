@@ -1,11 +1,11 @@
 """Bias axes as data: a name, two or more groups, the words that ask for each group, and how readers tell them apart."""
 
 import re
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stereoclinic.errors import InputError
+from stereoclinic.reading import read_toml
 
 _FOLDER = Path(__file__).with_name("axes")
 
@@ -100,16 +100,15 @@ def load_axis(name: str | Path) -> Axis:
         if str(name) not in known_axes():
             raise InputError(f"unknown axis {str(name)!r}; there are {', '.join(known_axes())}, or give a .toml file")
         path = _FOLDER / f"{name}.toml"
-    try:
-        data = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"axis file {path}: {error}") from error
+    data = read_toml(path, "axis file")
     form: dict[str, type] = {"name": str, "groups": list, "words": dict, "reader": dict, "also": dict, "unless": list}
     form |= {"race": bool} if "race" in data else {}
     data = {"reader": {}, "also": {}, "unless": [], **data}
     if wrong := [key for key, kind in form.items() if not isinstance(data.get(key), kind)]:
         raise InputError(f"axis file {path}: {', '.join(wrong)} missing or of another form than in axes/gender.toml")
-    groups, words, reader = [str(group) for group in data["groups"]], data["words"], data["reader"]
+    groups, words, reader = data["groups"], data["words"], data["reader"]
+    if odd := [group for group in groups if not isinstance(group, str) or not group.strip()]:
+        raise InputError(f'axis file {path}: group {odd[0]!r}; expected names, such as ["female", "male"]')
     missing = [group for group in groups if not isinstance(words.get(group), str)]
     if missing:
         raise InputError(f"axis file {path}: no word for {', '.join(missing)} in [words]")

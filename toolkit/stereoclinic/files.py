@@ -1,7 +1,7 @@
 """Tensors with plain metadata, as `.pt` or `.safetensors` by the file's ending.
 
-Both hold named tensors and one JSON text, {"kind", "version", "metadata"}, under the name "stereoclinic". A
-`.pt` file is read with `weights_only=True`, so that no file, whoever made it, can run code.
+Both hold named tensors and one JSON text, {"kind", "version", "metadata"}, under the name "stereoclinic". Whoever made
+a file, reading it runs no code (see archives.py), and takes memory in proportion to its size and no more.
 """
 
 import json
@@ -19,10 +19,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stereoclinic.archives import NotPlain, Unsafe, read_archive
 from stereoclinic.errors import InputError
+from stereoclinic.reading import MOST, check_plain
 
 ENDINGS = (".pt", ".safetensors")
+DTYPES = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+    | {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+)
 _HEAD = "stereoclinic"
+_MOST_TENSORS = 1000  # relevance has fourteen
 
 
 def save_tensors(
@@ -34,7 +41,7 @@ def save_tensors(
         path: Ends in .pt or .safetensors.
         kind: What the file holds, such as "mask"; asked for again on loading.
         version: Of this kind's format.
-        tensors: Name -> dense tensor of any shape, dtype and device.
+        tensors: Name -> dense tensor of any shape and device, of one of `DTYPES`.
         metadata: Plain data that JSON can hold.
 
     Raises:
@@ -72,20 +79,10 @@ def load_tensors(path: str | Path, kind: str, *versions: int) -> tuple[dict[str,
             version.
     """
     path = Path(path)
-    if path.is_dir():
-        _refuse(path, kind, "is a folder; give the file itself")
-    ending = _ending(path, kind)
+    tensors, parsed = _read(path, kind, kind)
     try:
-        if path.stat().st_size == 0:
-            _refuse(path, kind, "is empty (0 bytes); make it again")
-        path.open("rb").close()
-    except OSError as error:
-        raise InputError(f"{kind} file {path} cannot be read ({error.strerror}); check the path") from error
-    head, tensors = _read_pt(path, kind) if ending == ".pt" else _read_safetensors(path, kind)
-    try:
-        parsed = json.loads(head)
         found, its_version, metadata = parsed["kind"], parsed["version"], parsed["metadata"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (TypeError, KeyError):
         _refuse(path, kind, f"was not written by stereoclinic; expected a {kind} file")
     if found != kind:
         _refuse(path, kind, f"is a {_short(found)} file; expected a {kind} file")
@@ -99,40 +96,71 @@ def load_tensors(path: str | Path, kind: str, *versions: int) -> tuple[dict[str,
     return tensors, metadata
 
 
-def _read_pt(path: Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
+def _read(path: Path, kind: str, expected: str) -> tuple[dict[str, Tensor], Any]:
+    """A file's tensors, and its JSON."""
+    if path.is_dir():
+        _refuse(path, kind, "is a folder; give the file itself")
+    ending = _ending(path, kind)
+    try:
+        size = path.stat().st_size
+        if path.is_file():
+            path.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{kind} file {path} cannot be read ({error.strerror}); check the path") from error
+    if not path.is_file():
+        _refuse(path, kind, "is no regular file; give the file itself")
+    if size == 0:
+        _refuse(path, kind, "is empty (0 bytes); make it again")
+    head, tensors = (_read_pt if ending == ".pt" else _read_safetensors)(path, kind)
+    for name, tensor in tensors.items():
+        if type(tensor) is not Tensor or tensor.dtype not in DTYPES:
+            _refuse(path, kind, f"holds {_short(name)}, which is no plain tensor; make it again")
+    try:
+        if len(head) > MOST:
+            raise ValueError
+        parsed = json.loads(head)
+        check_plain(parsed)
+    except (ValueError, TypeError, RecursionError):
+        _refuse(path, kind, f"was not written by stereoclinic; expected a {expected} file")
+    return tensors, parsed
+
+
+def _read_pt(path: Path, kind: str) -> tuple[Any, dict[str, Any]]:
     unsafe = "holds objects other than plain tensors, and loading it could run code; do not trust where it came from"
     with path.open("rb") as file:
         if file.read(1) == b"\x80":  # a bare pickle; torch.save writes an archive
             _refuse(path, kind, unsafe)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_archive(path)
+    except Unsafe as error:
+        raise InputError(f"{kind} file {path} {unsafe}") from error
+    except NotPlain as error:
+        raise InputError(f"{kind} file {path} holds {error}, which is no plain tensor; make it again") from error
     except Exception as error:  # a damaged archive fails in as many ways as there are bytes
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            reason = unsafe
-        else:
-            reason = "is truncated, or no .pt file at all; copy or make it again"
-        raise InputError(f"{kind} file {path} {reason}") from error
-    if not isinstance(content, dict) or _HEAD not in content:
+        raise InputError(
+            f"{kind} file {path} is truncated, or no .pt file at all ({_short(error)}); copy or make it again"
+        ) from error
+    if type(content) is not dict or _HEAD not in content:
         _refuse(path, kind, f"was not written by stereoclinic; expected a {kind} file")
-    head = content.pop(_HEAD)
-    for name, tensor in content.items():
-        # Ours are dense and contiguous; a tensor expanded from one number could ask for any amount of memory.
-        plain = type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type == "cpu"
-        if not isinstance(name, str) or not plain or not tensor.is_contiguous():
-            _refuse(path, kind, f"holds {_short(name)}, which is no plain tensor; make it again")
-    return head, {name: tensor.detach() for name, tensor in content.items()}
+    return content.pop(_HEAD), content
 
 
-def _read_safetensors(path: Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
+def _read_safetensors(path: Path, kind: str) -> tuple[Any, dict[str, Any]]:
     try:
+        with path.open("rb") as raw:
+            claimed = int.from_bytes(raw.read(8), "little")
+        if claimed > MOST:
+            raise ValueError(f"a header of {claimed:,} bytes")
         with safetensors.safe_open(path, framework="pt") as file:
             head = (file.metadata() or {}).get(_HEAD)
-            # Clones, so that nothing points into the file once it is closed, or replaced.
             names = file.keys()
+            if len(names) > _MOST_TENSORS:
+                raise ValueError(f"{len(names)} tensors")
+            # Clones, so that nothing points into the file once it is closed, or replaced.
             tensors = {name: file.get_tensor(name).clone() for name in names}
     except Exception as error:  # as above
         raise InputError(
-            f"{kind} file {path} is truncated, or no .safetensors file at all; copy or make it again"
+            f"{kind} file {path} is truncated, or no .safetensors file at all ({_short(error)}); copy or make it again"
         ) from error
     return head, tensors
 
@@ -145,7 +173,8 @@ def _ending(path: Path, kind: str) -> str:
 
 
 def _short(value: object) -> str:
-    return str(value)[:40].replace("\n", " ")
+    text = value if isinstance(value, str) else str(value) or type(value).__name__
+    return "".join(each if each.isprintable() else " " for each in text[:60])
 
 
 def _refuse(path: Path, kind: str, reason: str) -> NoReturn:
@@ -159,15 +188,10 @@ def kind_of(path: str | Path) -> str:
         InputError: As `load_tensors`.
     """
     path = Path(path)
-    if path.is_dir():
-        _refuse(path, "tensor", "is a folder; give the file itself")
-    ending = _ending(path, "tensor")
-    if not path.is_file():
-        _refuse(path, "tensor", "cannot be read (no such file); check the path")
-    head, _ = _read_pt(path, "tensor") if ending == ".pt" else _read_safetensors(path, "tensor")
+    _, parsed = _read(path, "tensor", "mask or relevance")
     try:
-        return str(json.loads(head)["kind"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+        return str(parsed["kind"])
+    except (TypeError, KeyError):
         _refuse(path, "tensor", "was not written by stereoclinic; expected a mask or relevance file")
 
 
@@ -215,6 +239,44 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """While in the context, no other process is in it for the same file; one that is killed leaves it.
+
+    The folder is made if it is not there. Where the file system knows no locks, nothing is held.
+
+    Raises:
+        InputError: Another process writes that file, or the folder cannot be written to.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks here
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = lock.open("ab")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.close()
+                raise InputError(f"another run is writing {path}; wait for it, or give another --out") from error
+            except OSError:
+                break
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                break
+            file.close()  # of a run that ended meanwhile, and took its name away
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that is writable") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is still held
+        file.close()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

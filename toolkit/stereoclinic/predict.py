@@ -3,6 +3,7 @@
 `ddtd.module` measures relevance through it, `evaluation.drawing` draws pictures.
 """
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,17 +42,27 @@ def predict(
         The trainer, which knows whether this is rank zero.
 
     Raises:
-        InputError: Fewer items than ranks, or a strategy whose processes would keep the results to themselves.
+        InputError: Fewer items than ranks, a strategy whose processes would keep the results to themselves, or a
+            launcher (torchrun, srun) that started another number of processes than was asked for.
         KeyboardInterrupt: As pressed.
     """
-    runner = L.Trainer(
-        inference_mode=False,  # relevance needs gradients; the default would forbid them
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **trainer,
-    )
+    try:
+        runner = L.Trainer(
+            inference_mode=False,  # relevance needs gradients; the default would forbid them
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **trainer,
+        )
+    except (ValueError, RuntimeError) as error:  # what a launcher started and what was asked for do not go together
+        raise InputError(f"devices: {error}") from error
+    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    if started > 1 and runner.world_size == 1:
+        raise InputError(
+            f"{started} processes were started, and each would do all the work; say so by --devices (those of one"
+            " machine) and --num-nodes"
+        )
     if getattr(runner.strategy.launcher, "_start_method", None):
         raise InputError(f"strategy {trainer.get('strategy')!r} keeps its results in processes of its own; use 'ddp'")
     if not isinstance(items, IterableDataset) and len(items) < runner.world_size:

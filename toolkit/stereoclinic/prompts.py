@@ -7,17 +7,18 @@ of a doctor" and the group prompt "a photo of a female doctor". Sets are `datase
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, load_dataset
 from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
 from stereoclinic.occupations import PORTRAITS, WINOBIAS, WINOBIAS_TRAIN
+from stereoclinic.reading import parquet_parts
 from stereoclinic.scenes import SCENES
 
 COLUMNS = ("label", "pattern", "article", "person")
@@ -34,6 +35,9 @@ TEMPLATES = dict.fromkeys(BUILT_IN, PLAIN) | {"winobias-successful": SUCCESSFUL}
 
 #: Name -> prompts without a person, for `load_plain_prompts`.
 BUILT_IN_PLAIN = {"scenes": SCENES}
+
+#: Characters of a prompt; text encoders read some three hundred.
+LONGEST = 5000
 
 _FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -72,7 +76,7 @@ def _loaded(source: str | Path, limit: int | None, parse: Callable[[str, str], d
     # The same prompt twice would be the same noise and picture twice, counted as if it were more evidence.
     rows: dict[str, dict] = {}
     # The rest of a data set on the hub need not be fetched.
-    for row in islice(read_prompts(source, lambda table: enumerate(table, start=1), parse, sets), limit):
+    for row in islice(read_prompts(source, _in_turn, parse, sets), limit):
         rows.setdefault(write(row), {name: row[name] for name in COLUMNS})
     if not rows:
         raise InputError(f"{source}: no prompts in it")
@@ -97,9 +101,13 @@ def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)
     )
 
 
+def _in_turn(parts: Sequence[Iterable[dict]]) -> Iterator[tuple[int, dict]]:
+    return enumerate(chain.from_iterable(parts), start=1)
+
+
 def read_prompts(
     source: str | Path,
-    numbered: Callable[[IterableDataset], Iterable[tuple[int, dict]]],
+    numbered: Callable[[Sequence[Iterable[dict]]], Iterable[tuple[int, dict]]],
     parse: Callable[[str, str], dict] | None = None,
     sets: str = ", ".join(BUILT_IN),
 ) -> Iterator[dict]:
@@ -107,7 +115,8 @@ def read_prompts(
 
     Args:
         source: As in `load_prompts`, but for the built-in sets.
-        numbered: Picks entries of the table, and numbers them; a row has its entry's number as `number`.
+        numbered: Given the table's parts (files, row groups of Parquet), picks entries and numbers them; a row has its
+            entry's number as `number`.
         parse: Makes a row of a prompt and its occupation; by default it finds the person.
         sets: Names of the built-in sets, for errors.
 
@@ -127,17 +136,24 @@ def read_prompts(
             raise InputError(f"{path}: the file is empty")
     try:
         if is_file:
-            table = load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
-            table = table.rename_column("text", "prompt") if path.suffix == ".txt" else table
+            parts: Sequence[Iterable[dict]]
+            if path.suffix == ".parquet":
+                parts = parquet_parts(path)
+            else:
+                table = load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
+                parts = [table.rename_column("text", "prompt") if path.suffix == ".txt" else table]
         else:
-            table = load_dataset(str(source), split="train", streaming=True)
-        for number, entry in numbered(table):
+            table = load_dataset(str(source), split="train", streaming=True).reshard()
+            parts = [table.shard(table.num_shards, part) for part in range(table.num_shards)]
+        for number, entry in numbered(parts):
             if "prompt" not in entry:
                 raise InputError(f"{source}: no column `prompt`; it has {', '.join(map(str, entry))}")
             prompt, occupation = entry["prompt"], entry.get("occupation")
             if not isinstance(prompt, str) or not isinstance(occupation, str | None):
                 wrong = prompt if not isinstance(prompt, str) else occupation
                 raise InputError(f"{source}: prompt {number} has {wrong!r} where text is expected")
+            if len(prompt) > LONGEST or len(occupation or "") > LONGEST:
+                raise InputError(f"{source}: prompt {number} has more than {LONGEST} characters; give one prompt a row")
             if prompt.strip():
                 yield {**(parse or _row)(prompt.strip(), (occupation or "").strip()), "number": number}
     except InputError:

@@ -8,14 +8,13 @@ An entry's number is its place in the table, whoever reads it, so that a run can
 number of ranks.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch.distributed
-from datasets import IterableDataset
-from torch.utils.data import IterableDataset as TorchIterable
+from torch.utils.data import IterableDataset
 
 from stereoclinic.errors import InputError
 from stereoclinic.prompts import BUILT_IN, read_prompts, with_seed
@@ -23,7 +22,7 @@ from stereoclinic.prompts import BUILT_IN, read_prompts, with_seed
 MOST_ROWS = 1 << 40  # entries in one part, at most; numbers of entries are part * MOST_ROWS + place in it
 
 
-class Stream(TorchIterable):
+class Stream(IterableDataset):
     """Samples of a prompt set: each prompt with every seed. Iterating gives those of this rank.
 
     Prompts that occur twice are measured twice: to find them, all would have to be kept.
@@ -66,14 +65,12 @@ class Stream(TorchIterable):
                     self.given += 1
                     yield with_seed(row, seed, number)
 
-    def _own(self, table: IterableDataset) -> Iterator[tuple[int, dict]]:
+    def _own(self, parts: Sequence[Iterable[dict]]) -> Iterator[tuple[int, dict]]:
         rank, ranks = _place()
-        table = table.reshard()
-        parts = table.num_shards
-        whole = self.limit is None and parts >= ranks  # parts for themselves: what is of others is not even read
+        whole = self.limit is None and len(parts) >= ranks  # parts for themselves: what is of others is not even read
         entries = count()
-        for part in range(rank if whole else 0, parts, ranks if whole else 1):
-            for place, entry in enumerate(table.shard(parts, part)):
+        for part in range(rank, len(parts), ranks) if whole else range(len(parts)):
+            for place, entry in enumerate(parts[part]):
                 number = next(entries)
                 if number == self.limit:
                     return

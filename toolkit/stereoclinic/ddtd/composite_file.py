@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from stereoclinic.ddtd import rules
 from stereoclinic.ddtd.composites import ATTENTION, COMPOSITES, LAYER_RULES, Choice, Composite
 from stereoclinic.ddtd.rules import Rule
 from stereoclinic.errors import InputError
+from stereoclinic.reading import read_toml
 
 _LAYER_KINDS = ("convolution", "linear")
 #: Kinds whose one rule may be replaced by the operation's own gradient, and what the rule is called.
@@ -30,10 +30,7 @@ def read_composite(path: Path) -> Composite:
     Raises:
         InputError: the file cannot be read or does not have the form shown in ``composites.py``.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"composite file {path}: {error}") from error
+    data = read_toml(path, "composite file")
     try:
         return _build(data, f"composite file {path}")
     except InputError as error:

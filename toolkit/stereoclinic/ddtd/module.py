@@ -156,7 +156,7 @@ class DDTD(L.LightningModule):
         _check_dropped(self.dropped, self.done, self.first_fault)
         if isinstance(self.samples, Stream):
             self._agree()
-        earlier = self.kept.sums(self.labels) if self.global_rank == 0 else {}
+        earlier = self.kept.sums(self.labels, self.sums.shapes) if self.global_rank == 0 else {}
         self.total = {name: value.cpu() + earlier.get(name, 0) for name, value in self.sums.compute().items()}
 
     def _agree(self) -> None:
@@ -243,7 +243,7 @@ def locate(
             return None
         total, done, dropped = module.total, module.done, module.dropped
     else:
-        total, done, dropped = kept.sums(module.labels), len(kept.done), kept.dropped
+        total, done, dropped = kept.sums(module.labels, module.sums.shapes), len(kept.done), kept.dropped
         _check_dropped(dropped, done)
     if not done:
         raise InputError(f"{about['prompts']}: no prompts in it")

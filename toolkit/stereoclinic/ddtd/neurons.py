@@ -29,6 +29,21 @@ class Site:
     width: int
 
 
+def check_sites(sites: Sequence[Site], where: str) -> None:
+    """Refuse sites that no layer can be, as a file may name them.
+
+    Raises:
+        InputError: A name is no text, a kind is not known, or a width is none.
+    """
+    for site in sites:
+        plain = isinstance(site.name, str) and isinstance(site.width, int) and not isinstance(site.width, bool)
+        if not plain or site.kind not in SITE_KINDS or site.width < 1:
+            raise InputError(
+                f"{where}: site {site.name!r} of kind {site.kind!r} and width {site.width!r}; expected a module path,"
+                f" one of {', '.join(SITE_KINDS)}, and a width of 1 or more"
+            )
+
+
 def find_sites(model: nn.Module, kinds: Sequence[str] = ("ff", "attention", "conv")) -> list[Site]:
     """The sites of a model, in module order.
 

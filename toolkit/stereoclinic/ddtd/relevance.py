@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
 
-from stereoclinic.ddtd.neurons import Site
+from stereoclinic.ddtd.neurons import Site, check_sites
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
 
@@ -45,6 +45,24 @@ STATES = (
 BY_LABEL = tuple(name for name in STATES if name not in ("stereotype_sq", "root_sum"))
 
 
+def shapes_of(labels: int, bins: int, groups: int, neurons: int, steps: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every state: P labels, T bins, K groups, N neurons, M measured steps."""
+    return {
+        "count": (labels, bins),
+        "lean_sum": (labels, bins, groups),
+        "lean_sq": (labels, bins, groups),
+        "value_sum": (labels, bins, groups),
+        "relevance_sum": (labels, bins, groups, neurons),
+        "stereotype_sum": (labels, bins, neurons),
+        "stereotype_sq": (bins, neurons),
+        "collateral": (labels, bins, SKETCHES, neurons),
+        "root_sum": (groups, bins, neurons),
+        "curve_count": (labels, steps),
+        "curve_sum": (labels, steps, groups),
+        "curve_sq": (labels, steps, groups),
+    }
+
+
 class RelevanceSums(Metric):
     """Sums of leans, relevance, collateral and group activations.
 
@@ -63,23 +81,9 @@ class RelevanceSums(Metric):
 
     def __init__(self, labels: int, bins: int, groups: int, neurons: int, steps: int) -> None:
         super().__init__()
-        shapes = {
-            "count": (labels, bins),
-            "lean_sum": (labels, bins, groups),
-            "lean_sq": (labels, bins, groups),
-            "value_sum": (labels, bins, groups),
-            "relevance_sum": (labels, bins, groups, neurons),
-            "stereotype_sum": (labels, bins, neurons),
-            "stereotype_sq": (bins, neurons),
-            "collateral": (labels, bins, SKETCHES, neurons),
-            "root_sum": (groups, bins, neurons),
-            "curve_count": (labels, steps),
-            "curve_sum": (labels, steps, groups),
-            "curve_sq": (labels, steps, groups),
-        }
-        self.shapes = shapes
+        self.shapes = shapes_of(labels, bins, groups, neurons, steps)
         self._check_room(labels)
-        for name, shape in shapes.items():
+        for name, shape in self.shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, seeds: Tensor, bin_: int, step: int, measured: "Measured") -> None:
@@ -191,29 +195,28 @@ class Relevance:
     curve_sq: Tensor = _NONE
 
     def __post_init__(self) -> None:
-        steps = len(self.timesteps)
-        curve = torch.zeros(len(self.labels), steps, len(self.groups), dtype=torch.float64)
-        for name, default in (
-            ("value_sum", self.lean_sum),
-            ("curve_count", curve[..., 0]),
-            ("curve_sum", curve),
-            ("curve_sq", curve),
-        ):
-            if getattr(self, name) is _NONE:
-                object.__setattr__(self, name, default)
+        shapes = self._shapes()
+        if self.value_sum is _NONE:
+            object.__setattr__(self, "value_sum", self.lean_sum)
         for name in STATES:
+            if getattr(self, name) is _NONE and math.prod(shapes[name]) == 0:
+                object.__setattr__(self, name, torch.zeros(shapes[name], dtype=torch.float64))
             if not torch.isfinite(getattr(self, name)).all():
                 raise InputError(f"relevance: {name} is not finite; was the model run in too low a precision?")
+        self._check(("relevance_sum", "stereotype_sum", "value_sum", "curve_sum"), shapes)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        labels, bins, groups = len(self.labels), len(self.bin_edges) - 1, len(self.groups)
         neurons = sum(site.width for site in self.sites)
-        labels, bins = len(self.labels), len(self.bin_edges) - 1
-        for name, expected in (
-            ("relevance_sum", (labels, bins, len(self.groups), neurons)),
-            ("stereotype_sum", (labels, bins, neurons)),
-            ("value_sum", (labels, bins, len(self.groups))),
-            ("curve_sum", (labels, steps, len(self.groups))),
-        ):
-            if (found := tuple(getattr(self, name).shape)) != expected:
-                raise InputError(f"relevance: {name} of shape {found}, expected {expected}; locate again")
+        shapes = shapes_of(labels, bins, groups, neurons, len(self.timesteps))
+        if self.collateral.ndim == 4 and self.collateral.shape[2] > 0:  # a file may have more sketches, or fewer
+            shapes["collateral"] = (labels, bins, self.collateral.shape[2], neurons)
+        return shapes
+
+    def _check(self, names: Sequence[str], shapes: dict[str, tuple[int, ...]]) -> None:
+        for name in names:
+            if (found := tuple(getattr(self, name).shape)) != shapes[name]:
+                raise InputError(f"relevance: {name} of shape {found}, expected {shapes[name]}; locate again")
 
     @property
     def prompts(self) -> list[str]:
@@ -284,11 +287,19 @@ class Relevance:
         """
         tensors, head = load_tensors(path, KIND, VERSION)
         try:
-            sites = [Site(str(name), str(kind), int(width)) for name, kind, width in head.pop("sites")]
+            sites = [Site(*row) for row in head.pop("sites")]
             groups, labels = tuple(head.pop("groups")), list(head.pop("labels"))
             sums = {name: tensors[name].double() for name in STATES}
-            edges, timesteps = tensors["bin_edges"], tensors["timesteps"]
-            return cls(sites, groups, labels, edges, **sums, metadata=head, timesteps=timesteps)
+            edges, timesteps = tensors["bin_edges"].double(), tensors["timesteps"].double()
+            check_sites(sites, "relevance")
+            for name, texts in (("labels", labels), ("groups", groups)):
+                if not texts or not all(isinstance(text, str) for text in texts):
+                    raise InputError(f"{name} {texts!r:.80}; expected names")
+            if edges.ndim != 1 or len(edges) < 2 or timesteps.ndim != 1:
+                raise InputError("bin_edges and timesteps must be rows of numbers")
+            found = cls(sites, groups, labels, edges, **sums, metadata=head, timesteps=timesteps)
+            found._check(STATES, found._shapes())
+            return found
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: not a complete relevance file ({error})") from error
 

@@ -8,7 +8,7 @@ file is written whole or not at all, between batches; what is lost is what a ran
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,26 @@ class Kept:
     dropped: int = 0
     files: tuple[Path, ...] = ()
 
-    def sums(self, labels: list[str]) -> dict[str, Tensor]:
-        """Name -> float64 sum over files, with a row for each of the labels; none without a file."""
+    def sums(self, labels: list[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """Name -> float64 sum over files, with a row for each of the labels; none without a file.
+
+        Args:
+            labels: Those of the files among them.
+            shapes: Of the run's own sums, whatever their number of labels.
+
+        Raises:
+            InputError: A file's sums are of another shape.
+        """
         total: dict[str, Tensor] = {}
         for path in self.files:
             tensors, about = load_tensors(path, KIND, VERSION)
             places = [labels.index(label) for label in about["labels"]]
             for name in STATES:
-                value = placed(tensors[name], places, len(labels)) if name in BY_LABEL else tensors[name]
+                by_label = name in BY_LABEL
+                expected = (len(places), *shapes[name][1:]) if by_label else shapes[name]
+                if tuple(tensors[name].shape) != expected or tensors[name].dtype != torch.float64:
+                    raise InputError(f"{path}: {name} is not of this run; remove {path.parent} and run again")
+                value = placed(tensors[name], places, len(labels)) if by_label else tensors[name]
                 total[name] = total[name] + value if name in total else value
         return total
 
@@ -72,9 +84,17 @@ class Shards:
             if missing := [name for name in (*STATES, "done") if name not in tensors]:
                 raise InputError(f"{path} lacks {missing[0]}; remove {self.folder} and run again")
             self._check(path, about.get("configuration"))
-            done += tensors["done"].tolist()
-            labels |= dict.fromkeys(about["labels"])
-            dropped += int(about["dropped"])
+            numbers, lost, met = tensors["done"], about.get("dropped"), about.get("labels")
+            last = self.configuration.get("samples", 2**63)  # a run says how many there are
+            whole = numbers.ndim == 1 and numbers.dtype == torch.int64
+            whole = whole and all(0 <= number < last for number in numbers.tolist())
+            if not whole or not isinstance(lost, int) or not 0 <= lost <= len(numbers):
+                raise InputError(f"{path} counts samples that there are not; remove {self.folder} and run again")
+            if not isinstance(met, list) or not all(isinstance(label, str) for label in met):
+                raise InputError(f"{path} has labels that are no text; remove {self.folder} and run again")
+            done += numbers.tolist()
+            labels |= dict.fromkeys(met)
+            dropped += lost
         if len(set(done)) < len(done):
             raise InputError(f"{self.folder} holds a sample twice; remove it and run again")
         return Kept(done, list(labels), dropped, files)

@@ -9,7 +9,6 @@ A family says how prompts are encoded into one tensor and what the UNet is given
 least that takes.
 """
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from stereoclinic.denoisers import schedulers
 from stereoclinic.errors import InputError
 from stereoclinic.prompts import generator, noise
+from stereoclinic.reading import read_json
 
 #: Bytes of encoded prompts that are kept: a data set of many prompts must not fill the memory.
 CACHE = 2**28
@@ -109,9 +109,13 @@ class Denoiser(ABC):
         path = self.folder / "stereoclinic.json" if self.folder else None
         if path is None or not path.is_file():
             return self.own_defaults
+        data = read_json(path, "model's defaults")
         try:
-            return Defaults(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            found = Defaults(**data)
+            if not (isinstance(found.steps, int) and found.steps >= 1 and float(found.guidance) >= 0):
+                raise ValueError(f"steps {found.steps!r} and guidance {found.guidance!r}")
+            return found
+        except (TypeError, ValueError) as error:
             raise InputError(f'{path}: expected {{"steps": 50, "guidance": 7.5}}: {error}') from error
 
     @property

@@ -4,7 +4,6 @@ All loading is diffusers' own. What it would do for a model that cannot be treat
 said before anything large is read or fetched; no code that comes with a model is run.
 """
 
-import json
 import os
 import pickle
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 
 from stereoclinic.denoisers.families import FAMILIES, check_family
 from stereoclinic.errors import InputError
+from stereoclinic.reading import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -210,10 +210,7 @@ def _read_index(folder: Path, model: str) -> dict[str, Any]:
     path = folder / INDEX
     if not path.is_file():
         raise InputError(f"model {model}: no {INDEX} in {folder}; a diffusers pipeline folder has one")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"model {model}: {path} cannot be read: {_first_line(error)}") from error
+    index = read_json(path, f"model {model}:")
     if not isinstance(index, dict) or "_class_name" not in index:
         raise InputError(f"model {model}: {path} names no _class_name, which every diffusers pipeline has")
     return index

@@ -16,6 +16,7 @@ Bianchi et al., Easily Accessible Text-to-Image Generation Amplifies Demographic
 """
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from stereoclinic.evaluation.gap_intervals import gap_interval
 from stereoclinic.evaluation.noise import noise_of
 from stereoclinic.evaluation.resampling import or_seeded, percentiles
 from stereoclinic.evaluation.statistics import Interval
+from stereoclinic.reading import read_text
 
 COLUMNS = ("label", "group", "share")
 Reference = Mapping[str, Mapping[str, float]]
@@ -54,7 +56,7 @@ def load_reference(path: str | Path) -> dict[str, dict[str, float]]:
         InputError: It cannot be read, a column is missing, or a row is no share or is there twice.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+        with io.StringIO(read_text(path, "reference"), newline="") as file:
             rows = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
             if missing:
@@ -65,7 +67,7 @@ def load_reference(path: str | Path) -> dict[str, dict[str, float]]:
                 if not label or not group or group in table.get(label, {}):
                     raise InputError(f"reference {path}, line {line}: a label or group is missing or there twice")
                 table.setdefault(label, {})[group] = _share(text, f"reference {path}, line {line}")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"reference {path} cannot be read: {error}") from error
     return table
 

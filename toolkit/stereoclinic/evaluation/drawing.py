@@ -4,6 +4,7 @@ A part is a batch of one arm. What was drawn lies under the digest of everything
 cut off goes on where it was, several devices fill one folder, and another run of the same model finds what is there.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -91,16 +92,31 @@ class Store:
             Incomplete: Something is missing.
             InputError: A file is damaged.
         """
-        images, allotted, seconds = [], [], 0.0
+        images: list[Tensor] = []
+        allotted: list[Tensor | None] = []
+        seconds = 0.0
         for part in parts:
             if part not in self:
                 raise Incomplete(f"pictures of {part.mitigation.name!r} are missing in {self.folder}; run again")
             tensors, about = load_tensors(self._file(part), KIND, VERSION)
+            pictures, groups, took = tensors.get("images"), tensors.get("allotted"), about.get("seconds")
+            if not _are_of(part, pictures, groups, images) or not isinstance(took, float) or not 0 <= took < math.inf:
+                raise InputError(f"{self._file(part)} holds other pictures than it should; remove it and run again")
             images.append(tensors["images"])
-            allotted.append(tensors.get("allotted"))
-            seconds += float(about["seconds"])
+            allotted.append(groups)
+            seconds += took
         known = [each for each in allotted if each is not None]
         return Pictures(torch.cat(images), torch.cat(known) if known else None, seconds)
+
+
+def _are_of(part: Part, pictures: Tensor | None, groups: Tensor | None, others: list[Tensor]) -> bool:
+    """Whether what a file holds can be a part's pictures, beside those of the parts before it."""
+    count = len(part.rows)
+    if pictures is None or pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[:2] != (count, 3):
+        return False
+    if groups is not None and (groups.shape != (count,) or groups.dtype != torch.int64):
+        return False
+    return pictures.numel() > 0 and (not others or pictures.shape[1:] == others[0].shape[1:])
 
 
 class Drawing(L.LightningModule):

@@ -8,7 +8,6 @@ Masks for a protocol are made on `calibration` prompts, which share no occupatio
 """
 
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from stereoclinic.evaluation.bias import GAPS, top_group
 from stereoclinic.evaluation.statistics import NoiseFloor, noise_floor
 from stereoclinic.occupations import WINOBIAS, WINOBIAS_TRAIN
 from stereoclinic.prompts import PLAIN, occupation_prompts
+from stereoclinic.reading import read_toml
 
 _FOLDER = Path(__file__).with_name("protocols")
 
@@ -180,10 +180,7 @@ def load_protocol(name: str | Path) -> PublishedProtocol:
             known = ", ".join(known_protocols())
             raise InputError(f"unknown protocol {str(name)!r}; there are {known}, or give a .toml file")
         path = _FOLDER / f"{name}.toml"
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"protocol file {path}: {error}") from error
+    data = read_toml(path, "protocol file")
     form: dict[str, tuple[type, ...]] = {
         "title": (str,), "source": (list,), "axis": (str,), "occupations": (list, str), "templates": (list,),
         "images": (int,), "seeds": (str,), "reader": (str,), "formula": (str,), "over": (str,), "model": (str,),
@@ -197,6 +194,11 @@ def load_protocol(name: str | Path) -> PublishedProtocol:
         raise InputError(
             f"protocol file {path}: {', '.join(wrong)} missing, unknown, or of another form than in time.toml"
         )
+    lists = {key: value for key, value in data.items() if isinstance(value, list)}
+    lists |= {f"words.{group}": phrases for group, phrases in data.get("words", {}).items()}
+    for key, value in lists.items():
+        if not isinstance(value, list) or not all(isinstance(each, str) and each.strip() for each in value):
+            raise InputError(f"protocol file {path}: {key} is no list of words or phrases")
     data = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
     for key in ("occupations", "held_out"):
         if isinstance(data.get(key), str):

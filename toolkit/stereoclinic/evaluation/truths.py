@@ -4,6 +4,8 @@ Both come from files of the user's own, and give each arm of an experiment furth
 """
 
 import csv
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,7 @@ from stereoclinic.evaluation.amplification import Reference, amplification, load
 from stereoclinic.evaluation.arms import Experiment
 from stereoclinic.evaluation.reader_error import corrected_intervals
 from stereoclinic.portraits.world import World
+from stereoclinic.reading import read_text
 
 PLANTED = "planted"
 CONFUSION_COLUMNS = ("group", "read", "count")
@@ -48,19 +51,19 @@ def load_confusion(path: str | Path, groups: Sequence[str]) -> Tensor:
     """
     counts = torch.zeros(len(groups), len(groups), dtype=torch.float64)
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+        with io.StringIO(read_text(path, "confusion"), newline="") as file:
             rows = csv.DictReader(file)
             if missing := [name for name in CONFUSION_COLUMNS if name not in (rows.fieldnames or ())]:
                 expected = ", ".join(CONFUSION_COLUMNS)
                 raise InputError(f"confusion {path}: no column {', '.join(missing)}; expected {expected}")
             for line, row in enumerate(rows, start=2):
                 group, read, text = ((row[name] or "").strip() for name in CONFUSION_COLUMNS)
-                if group not in groups or read not in groups or not text.isdigit():
+                if group not in groups or read not in groups or not re.fullmatch("[0-9]{1,15}", text):
                     raise InputError(
                         f"confusion {path}, line {line}: expected two of {', '.join(groups)} and a whole number"
                     )
                 counts[groups.index(group), groups.index(read)] += int(text)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise InputError(f"confusion {path} cannot be read: {error}") from error
     if lacking := [group for group, total in zip(groups, counts.sum(1).tolist(), strict=True) if total == 0]:
         raise InputError(f"confusion {path}: no picture of {', '.join(lacking)}")

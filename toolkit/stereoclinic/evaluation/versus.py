@@ -4,15 +4,16 @@ What is told is told from the reported intervals, by `apart.difference`. A figur
 and neither does one that depends on the number of images, where the two runs drew different numbers.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.apart import difference, told_apart
 from stereoclinic.evaluation.arms import SCHEMA
 from stereoclinic.evaluation.figures import FLOOR, HEAD, UNRELATED, Value, figure_of, in_order, values_of
+from stereoclinic.reading import read_json
 
 BETTER, WORSE, DIFFERS, SAME, NOT_TOLD = "better", "worse", "differs", "the same", "not told apart"
 NO_INTERVAL, OTHER_SIZE = "no interval", "other number of images"
@@ -28,24 +29,48 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise InputError(f"results {path} cannot be read: {error}") from error
+    data = read_json(path, "results")
     found = data.get("experiments") if isinstance(data, dict) else None
     if not isinstance(found, list) or not found or "schema" not in data:
         raise InputError(f"{path} holds no experiments; expected a results.json of stereo bench")
-    if data["schema"] != SCHEMA:
-        raise InputError(f"{path} has schema {data['schema']}; this stereoclinic reads {SCHEMA}: bench again")
+    if data["schema"] != SCHEMA or isinstance(data["schema"], bool):
+        raise InputError(f"{path} has schema {data['schema']!r:.40}; this stereoclinic reads {SCHEMA}: bench again")
     try:
+        if not isinstance(data.get("provenance", {}), dict | None):
+            raise TypeError("provenance is no table")
         for results in found:
-            for key in ("axis", "groups", "guidance", "images_per_prompt", "seeds"):
-                results[key]
+            _check(results)
             for name in results["arms"]:
                 values_of(results, name)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not whole: {error!r}; bench again") from error
     return data
+
+
+#: What `stereo compare` reads of an experiment, beside the figures of its arms.
+_FORM: dict[str, type | UnionType] = {
+    "axis": str, "groups": list, "guidance": int | float, "images_per_prompt": int, "seeds": list, "arms": dict,
+}  # fmt: skip
+_OPTIONAL: dict[str, type | UnionType] = {"group_prompts": dict | None, "masks": list | None, "labels": list | None}
+
+
+def _check(results: Any) -> None:
+    """Refuse an experiment of another form, with the error that reading it would end in."""
+    for key, form in _FORM.items():
+        if not isinstance(results[key], form) or isinstance(results[key], bool):
+            raise TypeError(f"{key} is of another form")
+    for key, form in _OPTIONAL.items():
+        if not isinstance(results.get(key), form):
+            raise TypeError(f"{key} is of another form")
+    arms = [*results["arms"].values(), *(results.get("group_prompts") or {}).values()]
+    if not results["arms"] or not all(isinstance(arm, dict | None) for arm in arms):
+        raise TypeError("arms are of another form")
+    for arm in filter(None, arms):
+        rows = arm.get("prompts") or []
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise TypeError("prompts are of another form")
+    if not all(isinstance(name, str) for name in results.get("masks") or []):
+        raise TypeError("masks are of another form")
 
 
 def compare_results(a: Data, b: Data) -> dict[str, Any]:

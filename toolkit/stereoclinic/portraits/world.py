@@ -8,7 +8,6 @@ fitting: scale a table that has the odds ratios until it has the margins, which 
 
 import hashlib
 import itertools
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from stereoclinic.errors import InputError
 from stereoclinic.portraits.drawing import draw
 from stereoclinic.portraits.places import BACKGROUNDS
 from stereoclinic.portraits.wear import DRESSES, HATS, PROPS
+from stereoclinic.reading import read_toml
 
 AXES = {"gender": ("female", "male"), "skin": ("dark", "light"), "age": ("old", "young")}
 WORDS = {
@@ -70,16 +70,17 @@ class World:
             InputError: The file is missing, is no TOML, or names a drawing element that does not exist.
         """
         path = Path(path or DEFAULT_WORLD)
-        try:
-            data = tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"world file {path}: {error}") from error
+        data = read_toml(path, "world file")
         try:
             odds = data.get("association", {})
             occupations = tuple(_occupation(entry, odds) for entry in data["occupation"])
             return cls(data["name"], int(data["seed"]), tuple(data["templates"]), occupations)
         except KeyError as error:
             raise InputError(f"world file {path}: {error} is missing; see {DEFAULT_WORLD} for the form") from error
+        except InputError:
+            raise
+        except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            raise InputError(f"world file {path}: {error}; see {DEFAULT_WORLD} for the form") from error
 
     @cached_property
     def digest(self) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.neurons import SITE_KINDS, Site
+from stereoclinic.ddtd.neurons import Site, check_sites
 from stereoclinic.errors import InputError
 from stereoclinic.files import ENDINGS, load_tensors, save_tensors
 
@@ -73,6 +73,10 @@ class NeuronMask:
             raise InputError(f"mask: branch {self.branch!r} is not known; choose from {', '.join(BRANCHES)}")
         if not isinstance(self.metadata, dict):
             raise InputError(f"mask: metadata is a {type(self.metadata).__name__}; expected a dict")
+        selection = self.metadata.get("selection") or {}
+        bins = (selection.get("bins") or []) if isinstance(selection, dict) else None
+        if not isinstance(bins, list) or not all(isinstance(each, dict) for each in bins):
+            raise InputError("mask: its metadata does not say how it was selected in the form of `stereo locate`")
         edges = _finite("bin_edges", self.bin_edges).double()
         if edges.ndim != 1 or len(edges) < 2 or not (edges[:-1] > edges[1:]).all():
             raise InputError("mask: bin_edges must be two or more timesteps that descend, such as [1000, 500, 0]")
@@ -123,7 +127,8 @@ class NeuronMask:
         """The ranges of seeds, [first, last], that a mask was planned and dosed on, also those it is composed of."""
         made = [self.metadata, *self.origins]
         made += [each["dose"] for each in made if isinstance(each.get("dose"), dict)]
-        return [each["seeds"] for each in made if isinstance(each.get("seeds"), list) and len(each["seeds"]) == 2]
+        ranges = [each["seeds"] for each in made if isinstance(each.get("seeds"), list) and len(each["seeds"]) == 2]
+        return [seeds for seeds in ranges if all(isinstance(seed, int) for seed in seeds)]
 
     def group(self, name: str) -> Self:
         """The plain mask that images allotted to a group get.
@@ -353,14 +358,7 @@ def bins_in(bin_edges: Tensor, window: Window | None) -> Tensor:
 def _check_sites(sites: list[Site]) -> None:
     if not sites:
         raise InputError("mask: no sites; a mask needs at least one layer")
-    for site in sites:
-        plain = isinstance(site.name, str) and isinstance(site.width, int) and not isinstance(site.width, bool)
-        if not plain or site.kind not in SITE_KINDS or site.width < 1:
-            raise InputError(
-                f"mask: site {site.name!r} of kind {site.kind!r} and width {site.width!r}; expected a "
-                "module path, one of "
-                f"{', '.join(SITE_KINDS)}, and a width of 1 or more"
-            )
+    check_sites(sites, "mask")
     if len({site.name for site in sites}) < len(sites):
         raise InputError("mask: a site is named twice; each layer may appear once")
 

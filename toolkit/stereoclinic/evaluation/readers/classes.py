@@ -1,12 +1,11 @@
 """Which classes of an image classifier show which group of an axis; several may show one, such as bins of age."""
 
-import json
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
+from stereoclinic.reading import read_json, read_toml
 
 Pairs = list[tuple[str, str]]  # class, group
 
@@ -34,11 +33,7 @@ def parse_classes(given: Iterable[str]) -> Pairs:
 
 
 def _from_file(path: Path) -> Pairs:
-    try:
-        content = path.read_text(encoding="utf-8")
-        table = tomllib.loads(content) if path.suffix == ".toml" else json.loads(content)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--reader-classes {path}: cannot be read: {str(error).splitlines()[0]}") from error
+    table = (read_toml if path.suffix == ".toml" else read_json)(path, "--reader-classes")
     if not isinstance(table, dict) or not all(isinstance(labels, list) for labels in table.values()):
         raise InputError(f"--reader-classes {path}: expected a list of classes for each group, group = [classes]")
     return [(str(label), str(group)) for group, labels in table.items() for label in labels]

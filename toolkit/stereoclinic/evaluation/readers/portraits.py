@@ -14,6 +14,7 @@ from torch.nn import functional
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers.base import group_columns
+from stereoclinic.reading import read_json
 
 SIZE = 64  # of the pictures that PortraitsNet was trained on
 
@@ -56,13 +57,13 @@ class PortraitsNet(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path) -> "PortraitsNet":
         try:
-            classes = json.loads((folder / "config.json").read_text())["classes"]
+            classes = read_json(folder / "config.json", "reader's configuration")["classes"]
             weights = load_file(folder / "model.safetensors")
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            occupations = tuple(classes.pop("occupation"))
+            net = cls(occupations, {name: tuple(groups) for name, groups in classes.items()})
+            net.load_state_dict(weights)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise InputError(f"no portraits reader in {folder}: {error}") from error
-        occupations = tuple(classes.pop("occupation"))
-        net = cls(occupations, {name: tuple(groups) for name, groups in classes.items()})
-        net.load_state_dict(weights)
         return net.eval().requires_grad_(False)
 
 

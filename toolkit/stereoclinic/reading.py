@@ -1,0 +1,158 @@
+"""Text, TOML and JSON that strangers made, read whole or refused.
+
+Sizes are bounded before anything is parsed, so that memory is bounded by the size of the file. What comes out is plain
+data that every later step can hash, print and write again: no deeper than `DEEPEST`, whole numbers of 64 bits, text
+without control characters, which a terminal would obey.
+"""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from stereoclinic.errors import InputError
+
+#: Bytes of a text file, or of the JSON in a file of tensors. Tables of results are the largest there are.
+MOST = 16 * 2**20
+#: The same of TOML, and dots in a line of it: time and memory of its parser grow with the square of a dotted key, 20 GB
+#: for a key of 256 KiB.
+MOST_TOML, MOST_DOTS = 2**18, 100
+DEEPEST = 50
+#: Bytes that a byte of a Parquet file may stand for.
+MOST_PACKED = 100
+
+_ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def read_text(path: str | Path, what: str, most: int = MOST) -> str:
+    """A file's text.
+
+    Args:
+        path: Where it is.
+        what: It is called, in errors: "axis file".
+        most: Bytes it may have.
+
+    Raises:
+        InputError: It cannot be read, is no UTF-8, or is larger.
+    """
+    try:
+        with Path(path).open("rb") as file:  # a pipe has no size: it is read to where it would be too long
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise InputError(f"{what} {path}: larger than {most:,} bytes, which no such file has any need of")
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{what} {path} cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} {path} cannot be read: it is no text in UTF-8") from error
+
+
+def read_toml(path: str | Path, what: str) -> dict[str, Any]:
+    """A TOML file's table.
+
+    Raises:
+        InputError: As `read_text`, or it is no TOML.
+    """
+    text = read_text(path, what, MOST_TOML)
+    try:
+        if max(line.count(".") for line in text.split("\n")) > MOST_DOTS:
+            raise ValueError(f"a line has more than {MOST_DOTS} dots")
+        data = tomllib.loads(text)
+        check_plain(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} {path}: {_reason(error)}") from error
+    return data
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """A JSON file's content; NaN and infinity, which JSON has not, are refused.
+
+    Raises:
+        InputError: As `read_text`, or it is no JSON.
+    """
+    text = read_text(path, what)
+    try:
+        data = json.loads(text, parse_constant=_no_number)
+        check_plain(data, finite=True)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} {path} cannot be read: {_reason(error)}") from error
+    return data
+
+
+def parquet_parts(path: Path) -> list[Iterator[dict[str, Any]]]:
+    """The rows of a Parquet file, row group by row group; each is read, row by row, when it is iterated.
+
+    Its columns are packed: a value that is there a million times is written once. Values are kept so while they are
+    read, and a file that says of itself that it unpacks to a multiple that no text packs to is refused.
+
+    Raises:
+        InputError: It is such a file.
+        Exception: It is damaged, or no such file; pyarrow has many errors.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        texts = [each.name for each in file.schema_arrow if pyarrow.types.is_string(each.type)]
+    with parquet.ParquetFile(path, read_dictionary=texts) as file:
+        size, about = path.stat().st_size, file.metadata
+        unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+        if unpacked > MOST_PACKED * size + MOST or about.num_rows > MOST_PACKED * size:
+            raise InputError(f"{path}: {size:,} bytes that unpack to {unpacked:,}, in {about.num_rows:,} rows")
+    return [_row_group(path, texts, number) for number in range(about.num_row_groups)]
+
+
+def _row_group(path: Path, texts: list[str], number: int) -> Iterator[dict[str, Any]]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path, read_dictionary=texts) as file:
+        for batch in file.iter_batches(batch_size=256, row_groups=[number]):
+            yield from batch.to_pylist()
+
+
+def check_plain(data: Any, finite: bool = False) -> None:
+    """Refuse what would trip a later step.
+
+    Args:
+        data: As a parser returned it.
+        finite: Refuse numbers without end as well; `1e999` is one.
+
+    Raises:
+        ValueError: It is nested too deep, or holds a number or text that is none of the plain ones.
+    """
+    waiting = [data]
+    for _ in range(DEEPEST):
+        below: list[Any] = []
+        for each in waiting:
+            if isinstance(each, dict):
+                below += each.keys()
+                below += each.values()
+            elif isinstance(each, list):
+                below += each
+            elif isinstance(each, str):
+                if found := _ODD.search(each):
+                    raise ValueError(f"text holds the control character {found[0]!r}")
+            elif isinstance(each, int):
+                if not -(2**63) <= each < 2**64:
+                    raise ValueError("a number does not fit into 64 bits")
+            elif finite and isinstance(each, float) and not math.isfinite(each):
+                raise ValueError("a number is not finite")
+        if not below:
+            return
+        waiting = below
+    raise ValueError(f"nested deeper than {DEEPEST}")
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return f"nested deeper than {DEEPEST}"
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
