@@ -75,17 +75,19 @@ def test_other_precisions_find_the_same_and_leave_the_model_as_it_was(precision:
     assert single.encode(["a photo of a doctor"]).dtype == torch.float32
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_leaves_the_keyboard_alive(
-    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:
     def interrupt(self, batch, batch_idx):
-        raise KeyboardInterrupt
+        signal.raise_signal(how)
+        raise AssertionError("it went on")
 
     monkeypatch.setattr(module.DDTD, "predict_step", interrupt)
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
         locate(denoiser, AXIS, with_seeds(load_prompts("portraits", 1), 0, 1), Settings(steps=1, bins=1), **CPU)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_missing_samples_are_not_a_result(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:

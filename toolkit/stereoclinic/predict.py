@@ -5,8 +5,10 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -53,6 +55,7 @@ def predict(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            callbacks=[_Terminable()],
             **trainer,
         )
     except (ValueError, RuntimeError) as error:  # what a launcher started and what was asked for do not go together
@@ -71,6 +74,18 @@ def predict(
         loader: DataLoader = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
         runner.predict(module, loader, return_predictions=False)
     return runner
+
+
+class _Terminable(L.Callback):
+    """`kill`, and a scheduler's, ends a run as Ctrl-C does; Lightning takes note of it and goes on to the end."""
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)  # Lightning puts back what was there before it
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 #: What Lightning casts the weights to, in place.
