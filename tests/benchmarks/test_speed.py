@@ -126,12 +126,12 @@ def test_relevance_of_the_three_inputs_conserves(speed) -> None:
 
 def test_sampling_is_the_trajectory_that_locate_walks(speed, monkeypatch) -> None:
     locate = speed["locate"]
-    rows = list(with_seeds(load_prompts("portraits", 2), 0, 1))
+    rows = with_seeds(load_prompts("portraits", 2), 0, 1)
     denoiser = locate.RandomText("tiny", "cpu", torch.float64)
     visited: list[torch.Tensor] = []
     step = denoiser.step
     monkeypatch.setattr(denoiser, "step", lambda *args: visited.append(step(*args)) or visited[-1])
-    found = locate.walk_against_sampling(denoiser, rows, Settings(steps=3, guidance=3.0, every=2, bins=1), 1, "cpu")
+    found = locate.walk_against_sampling(denoiser, rows, 2, Settings(steps=3, guidance=3.0, every=2, bins=1), 1, "cpu")
     assert all(math.isfinite(value) for value in found["time"].values())
     walks = torch.stack(visited).unflatten(0, (-1, 3))  # both, twice: one pair warms up
     assert len(walks) == 4
