@@ -105,7 +105,7 @@ def test_bad_input(located, file, stereo, tmp_path: Path):
     for arguments, says in (
         ((located, file), f"{located} is a mask and {file} is relevance; give two masks, or two relevance files"),
         ((file, located), f"{file} is relevance and {located} is a mask"),
-        ((located, tmp_path / "none.pt"), "no such file"),
+        ((located, tmp_path / "none.pt"), "No such file"),
         ((located, tmp_path / "w.pt"), "is a weights file; expected a mask or relevance"),
         ((located, tmp_path / "cut.pt"), "truncated"),
         ((located, tmp_path), "is a folder"),
