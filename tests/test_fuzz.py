@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.shards import KIND as SHARD
+from stereoclinic.ddtd.shards import VERSION as SHARD_VERSION
 from stereoclinic.denoisers.sampling import sample  # noqa: F401  (imported here, so that no example pays for it)
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.drawing import KIND as DRAWN
@@ -153,14 +154,14 @@ def test_shards_that_hold_something_else(tmp_path: Path, data: st.DataObject):
     path = tmp_path / "shards" / "a-0.safetensors"
     path.parent.mkdir(exist_ok=True)
     tensors = {**states(), "done": torch.tensor([0, 2])}
-    head: dict[str, Any] = {"configuration": CONFIGURATION, "dropped": 1}
-    save_tensors(path, SHARD, 1, tensors, head)
+    head: dict[str, Any] = {"configuration": CONFIGURATION, "labels": ["a", "b"], "dropped": 1}
+    save_tensors(path, SHARD, SHARD_VERSION, tensors, head)
     read_shard(path)
     if data.draw(st.booleans()):
         head = data.draw(swapped(head).filter(lambda each: isinstance(each, dict)))
     else:
         tensors = data.draw(reshaped(tensors))
-    save_tensors(path, SHARD, 1, tensors, head)
+    save_tensors(path, SHARD, SHARD_VERSION, tensors, head)
     holds(read_shard, path)
 
 

@@ -113,10 +113,10 @@ def test_a_clock_that_is_set_back_or_ahead(tmp_path: Path, monkeypatch):
     sums = {name: torch.ones(2, dtype=torch.float64) for name in STATES}
     due, waiting = (Shards(tmp_path, {"samples": 2}, interval=seconds) for seconds in (0.0, 1000.0))
     monkeypatch.setattr(time, "time", lambda: 1e11)
-    waiting.write(0, sums, [1], 0)
+    waiting.write(0, sums, [1], ["a", "b"], 0)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(time, "time", lambda: -1e9)
-    due.write(0, sums, [0], 0)
+    due.write(0, sums, [0], ["a", "b"], 0)
     (file,) = tmp_path.iterdir()
     os.utime(file, (4e9, 4e9))  # in the year 2096
     assert waiting.kept().done == [0]

@@ -214,7 +214,7 @@ def refusal(result) -> str:
         (("file", "--until", 2000), "nothing is left to damp; timesteps run from 1000 down to 0"),
         (("file", "--from", 100), "from 100 until 600: nothing is left"),
         (("file", "--select", "top-k", "--top", 0), "k = 0"),
-        (("nothing.pt",), "no such file"),
+        (("nothing.pt",), "No such file"),
     ],
 )
 def test_what_does_not_fit_is_refused(stereo, located, file, tmp_path: Path, arguments, says):

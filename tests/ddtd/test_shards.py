@@ -123,6 +123,17 @@ def test_nothing_is_written_before_it_is_time_but_the_last_of_it(tmp_path: Path)
         assert value.tolist() == expected, name
 
 
+def test_labels_of_another_run_are_refused(tmp_path: Path):
+    sums = {name: torch.ones(2, dtype=torch.float64) for name in STATES}
+    shards = Shards(tmp_path, {"a": 1}, interval=0)
+    shards.write(0, sums, [0], ["a", "b"], 0)
+    with pytest.raises(InputError, match="label 'b' is not of this run"):
+        shards.kept().sums(["a"], dict.fromkeys(STATES, (2,)))
+    shards.write(0, sums, [0], ["a", "a"], 0, last=True)
+    with pytest.raises(InputError, match="labels that are none"):
+        shards.kept()
+
+
 def test_damaged_and_doubled_shards_are_refused(tmp_path: Path):
     sums = {name: torch.ones(2, dtype=torch.float64) for name in STATES}
     one, two = (Shards(tmp_path, {"a": 1}, interval=0) for _ in range(2))

@@ -76,7 +76,7 @@ def read_relevance(path: Path) -> None:
 
 def read_shard(path: Path) -> None:
     kept = Shards(path.parent, CONFIGURATION).kept()
-    kept.sums(shapes_of(2, 2, 2, 7, 3))
+    kept.sums(["a", "b"], shapes_of(2, 2, 2, 7, 3))
 
 
 def read_results(path: Path) -> None:

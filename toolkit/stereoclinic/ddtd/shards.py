@@ -45,6 +45,8 @@ class Kept:
         total: dict[str, Tensor] = {}
         for path in self.files:
             tensors, about = load_tensors(path, KIND, VERSION)
+            if strange := [label for label in about["labels"] if label not in labels]:
+                raise InputError(f"{path}: label {strange[0]!r} is not of this run; remove {path.parent} and run again")
             places = [labels.index(label) for label in about["labels"]]
             for name in STATES:
                 by_label = name in BY_LABEL
@@ -90,8 +92,8 @@ class Shards:
             whole = whole and all(0 <= number < last for number in numbers.tolist())
             if not whole or not isinstance(lost, int) or not 0 <= lost <= len(numbers):
                 raise InputError(f"{path} counts samples that there are not; remove {self.folder} and run again")
-            if not isinstance(met, list) or not all(isinstance(label, str) for label in met):
-                raise InputError(f"{path} has labels that are no text; remove {self.folder} and run again")
+            if not isinstance(met, list) or {type(label) for label in met} != {str} or len(set(met)) < len(met):
+                raise InputError(f"{path} has labels that are none; remove {self.folder} and run again")
             done += numbers.tolist()
             labels |= dict.fromkeys(met)
             dropped += lost
