@@ -17,8 +17,8 @@ from stereoclinic.errors import InputError
 
 #: Bytes of a text file, or of the JSON in a file of tensors. Tables of results are the largest there are.
 MOST = 16 * 2**20
-#: The same of TOML, and dots in a line of it: time and memory of its parser grow with the square of a dotted key, 20 GB
-#: for a key of 256 KiB.
+#: The same of TOML, and dots in a line of it: time and memory of its parser grow with the square of a dotted key: 95 s
+#: for one of 64 KiB.
 MOST_TOML, MOST_DOTS = 2**18, 100
 DEEPEST = 50
 #: Bytes that a byte of a Parquet file may stand for.
