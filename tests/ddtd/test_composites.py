@@ -232,7 +232,10 @@ def test_the_description_says_which_rules_they_are(tmp_path) -> None:
         ('name = "m"\n[rules]\nlinear = "gamma"', "gamma None: expected a number"),
         ('name = "m"\n[rules]\nlinear = { rule = "epsilon", epsilon = true }', "rules.linear: epsilon True: expected"),
         ('name = "m"\n[rules]\nlinear = { rule = "epsilon", epsilon = inf }', "rules.linear: epsilon inf: expected"),
-        (f'name = "m"\n[rules]\nlinear = {{ rule = "gamma", gamma = 1{"0" * 400} }}', "rules.linear: gamma 1000"),
+        (
+            f'name = "m"\n[rules]\nlinear = {{ rule = "gamma", gamma = 1{"0" * 400} }}',
+            "a number does not fit into 64 bits",
+        ),
         ('name = "m"\n[rules]\nlinear = 3', "rules.linear = 3: expected the name of a rule"),
         ('name = "m"\n[rules]\nsilu = "z_plus"', "rules.silu: rule 'z_plus': expected one of gate, native"),
         ('name = "m"\nrules = 1', r"expected a table, \[rules\]"),
@@ -259,7 +262,7 @@ def test_a_file_that_is_not_there_and_a_pattern_that_fits_nothing(unet: UNet2DCo
     with pytest.raises(InputError, match=r"none\.toml"):
         get_composite(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes('name = "\xe9"'.encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin\.toml: 'utf-8'"):
+    with pytest.raises(InputError, match=r"latin\.toml cannot be read: it is no text in UTF-8"):
         get_composite(tmp_path / "latin.toml")
     assert get_composite(Path("epsilon-cp")) is COMPOSITES["epsilon-cp"]
     path = written(tmp_path, 'name = "m"\n[[layers]]\npattern = "encoder.*"\nrule = "z_plus"')

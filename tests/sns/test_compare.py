@@ -198,8 +198,13 @@ def test_sites_are_counted_as_asked():
 
 
 def test_what_differs_is_listed_and_forecasts_are_not():
-    one = {"axis": "gender", "selection": {"mu": 1.0, "bins": [1]}, "versions": {"torch": "2"}, "seeds": [0, 3]}
-    other = {"axis": "gender", "selection": {"mu": 4.0, "bins": [2]}, "seeds": [0, 3]}
+    one = {
+        "axis": "gender",
+        "selection": {"mu": 1.0, "bins": [{"lean": 1}]},
+        "versions": {"torch": "2"},
+        "seeds": [0, 3],
+    }
+    other = {"axis": "gender", "selection": {"mu": 4.0, "bins": [{"lean": 2}]}, "seeds": [0, 3]}
     found = compare(made(1, metadata=one), made(1, metadata=other, branch="conditional"))
     assert found["made"] == [
         {"name": "branch", "a": "both", "b": "conditional"},
