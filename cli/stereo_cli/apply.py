@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stereo_cli import common
+from stereo_cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from stereoclinic.axes import Axis
@@ -135,7 +136,7 @@ def apply(
         ]
         for arm in (Mitigation("untreated"), treated)
     }
-    with common.threads_for(device, ranks), common.progress_bar(2 * len(rows), "drawing", quiet) as advance:
+    with common.threads_for(device, ranks), progress_bar(2 * len(rows), "drawing", quiet) as advance:
         first = draw(
             denoiser, [part for each in parts.values() for part in each], kept,
             lambda arm, count: advance(count * ranks, arm), common.warn,

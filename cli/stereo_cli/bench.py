@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from stereo_cli import common, judging
+from stereo_cli.progress import progress_bar
 
 
 @common.guarded
@@ -275,7 +276,7 @@ def bench(
     common.hush_lightning()
     kept = parts or out / "parts"
     experiments: list[Experiment] = []
-    with common.threads_for(device, ranks), common.progress_bar(total, f"judging {chosen.name}", quiet) as advance:
+    with common.threads_for(device, ranks), progress_bar(total, f"judging {chosen.name}", quiet) as advance:
         for setup in protocols:
 
             def draw(arm: str, count: int, at: str = f"guidance {setup.guidance:g}") -> None:

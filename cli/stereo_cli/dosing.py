@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stereo_cli import common
+from stereo_cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -86,7 +87,7 @@ def give_dose(
         reader = PortraitsReader(common.reader_folder(model, "give --confirm 0 to dose by leans alone"))
         group_columns(reader, axis)
     samples = with_seeds(rows, how.first, how.seeds)
-    with common.progress_bar(7, "dosing", quiet) as advance:
+    with progress_bar(7, "dosing", quiet) as advance:
         found = find_dose(
             denoiser, axis, samples, mask, how.bound, how.steps, how.guidance, batch_size=how.batch_size, force=force,
             progress=lambda strength, left: advance(1, f"strength {strength:.2f} leaves {left:.2f}"),
@@ -97,7 +98,7 @@ def give_dose(
         common.hush_lightning()
         further = how.first + how.seeds
         protocol = Protocol(axis, rows, images, 0, further, how.steps, how.guidance, how.batch_size)
-        with common.progress_bar(2 * images * len(rows), "confirming", quiet) as advance:
+        with progress_bar(2 * images * len(rows), "confirming", quiet) as advance:
             seen = confirm(
                 denoiser, reader, protocol, made, lambda arm, count: advance(count, arm), common.warn, force,
                 accelerator=device, devices=1,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stereo_cli import common
+from stereo_cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
@@ -139,7 +140,7 @@ def _draw_images(
     denoiser = open_denoiser(name, common.device_of(accelerator), dtype, variant)
     check_fits(relevance, denoiser.unet, force)
     measured = len(denoiser.timesteps(settings.steps)[:: settings.every])
-    with common.progress_bar(len(rows) * measured, "drawing", quiet) as advance:
+    with progress_bar(len(rows) * measured, "drawing", quiet) as advance:
         found = responses.respond(
             denoiser, relevance, neurons, rows, settings, batch_size, warn=common.warn, progress=advance
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stereo_cli import common
+from stereo_cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,7 +164,7 @@ def locate(
 
     common.hush_lightning()
     ranks = devices * num_nodes
-    bar = common.progress_bar(total and total * measured, f"locating {chosen.name}", quiet)
+    bar = progress_bar(total and total * measured, f"locating {chosen.name}", quiet)
     with _says_what_is_kept(shards), common.threads_for(device, ranks), bar as advance:
         relevance = run(
             denoiser,

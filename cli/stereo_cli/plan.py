@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from stereo_cli import common, dosing
+from stereo_cli.progress import progress_bar
 
 
 @common.guarded
@@ -154,7 +155,7 @@ def plan(
             f" seeds) at guidance {scale:g}, and write {file}"
         )
         return
-    with common.progress_bar(passes, f"planning {chosen.name}", quiet) as advance:
+    with progress_bar(passes, f"planning {chosen.name}", quiet) as advance:
         mask = plan_stepwise(denoiser, chosen, samples, settings, allocate, others, candidates, advance)
     found = None
     if dose is not None:

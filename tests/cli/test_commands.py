@@ -10,6 +10,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from stereo_cli import common, tables
+from stereo_cli.progress import progress_bar
 from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.evaluation.report import ImageFolder
@@ -234,7 +235,7 @@ def test_other_ranks_are_silent(monkeypatch, capsys, name: str):
 
 
 def test_progress_stops_at_its_total(capsys):
-    with common.progress_bar(10, "locating", quiet=False) as advance:
+    with progress_bar(10, "locating", quiet=False) as advance:
         advance(8)
         advance(8)
     last = capsys.readouterr().err.splitlines()[-1]
@@ -242,7 +243,7 @@ def test_progress_stops_at_its_total(capsys):
 
 
 def test_progress_of_a_stream_counts_without_a_total(capsys):
-    with common.progress_bar(None, "locating", quiet=False) as advance:
+    with progress_bar(None, "locating", quiet=False) as advance:
         for _ in range(9):
             advance(1)
     lines = capsys.readouterr().err.splitlines()
