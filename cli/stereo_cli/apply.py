@@ -126,6 +126,7 @@ def apply(
         )
         return
 
+    common.claim(out / "side_by_side.png")
     common.hush_lightning()
     kept = Store(out / "parts")
     digest = model_digest(denoiser)

@@ -114,14 +114,25 @@ def test_a_strategy_that_would_lose_the_result_is_refused(denoiser: Denoiser) ->
         locate(denoiser, AXIS, samples, Settings(steps=1, bins=1), accelerator="cpu", devices=2, strategy="ddp_spawn")
 
 
-@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+@pytest.mark.parametrize(
+    "set_by_launcher", [{"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, {"SLURM_STEP_NUM_TASKS": "2"}]
+)
 def test_a_launcher_that_started_more_than_was_asked_for_is_refused(
-    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, variable: str
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, set_by_launcher: dict[str, str]
 ) -> None:
-    monkeypatch.setenv(variable, "2")
+    for name, value in set_by_launcher.items():
+        monkeypatch.setenv(name, value)
     samples = with_seeds(load_prompts("portraits", 2), 0, 1)
     with pytest.raises(InputError, match="2 processes were started, and each would do all"):
         locate(denoiser, AXIS, samples, Settings(steps=1, bins=1), **CPU)
+
+
+def test_what_an_earlier_run_on_several_devices_left_behind_refuses_nothing(
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    samples = with_seeds(load_prompts("portraits", 2), 0, 1)
+    assert locate(denoiser, AXIS, samples, Settings(steps=1, bins=1), **CPU) is not None
 
 
 def test_what_lightning_refuses_is_a_line(denoiser: Denoiser) -> None:

@@ -60,7 +60,9 @@ def predict(
         )
     except (ValueError, RuntimeError) as error:  # what a launcher started and what was asked for do not go together
         raise InputError(f"devices: {error}") from error
-    started = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    # Lightning's own launcher sets WORLD_SIZE too, and leaves it behind for whatever this process does next.
+    launched = "WORLD_SIZE" if torch.distributed.is_torchelastic_launched() else "SLURM_STEP_NUM_TASKS"
+    started = int(os.environ.get(launched) or 1)
     if started > 1 and runner.world_size == 1:
         raise InputError(
             f"{started} processes were started, and each would do all the work; say so by --devices (those of one"
