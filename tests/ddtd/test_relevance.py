@@ -155,3 +155,14 @@ def test_what_is_not_finite_or_does_not_fit_is_refused() -> None:
         relevance(relevance_sum=torch.zeros(P, T, K, N + 1))
     with pytest.raises(InputError, match="stereotype_sum of shape"):
         relevance(stereotype_sum=torch.zeros(T, N))
+
+
+def test_a_device_with_less_memory_than_the_machine_refuses_what_would_not_fit_there(monkeypatch: pytest.MonkeyPatch):
+    """`meta` stands for a GPU, of which there need be none."""
+    sums = RelevanceSums(labels=3, bins=2, groups=2, neurons=5, steps=4)
+    monkeypatch.setattr(
+        "stereoclinic.ddtd.relevance.memory_of", lambda device: 1000 if device.type == "meta" else 2**40
+    )
+    with pytest.raises(InputError, match=r"3 labels of .* MiB each do not fit"):
+        sums.to("meta")
+    assert sums.count.device.type == "cpu"

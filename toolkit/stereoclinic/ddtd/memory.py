@@ -1,5 +1,6 @@
-"""When memory runs out: fewer samples at a time, and on with what is left."""
+"""How much memory there is, and when it runs out: fewer samples at a time, and on with what is left."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,6 +13,13 @@ T = TypeVar("T")
 
 # What torch says where it has no class for it: the CPU's allocator, MPS, and cuBLAS' and cuDNN's own workspaces.
 _SAYS = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a device has; the machine's, where it has none of its own."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

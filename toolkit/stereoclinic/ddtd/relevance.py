@@ -6,7 +6,6 @@ small that they are kept per measured timestep as well: the lean curve.
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
 
+from stereoclinic.ddtd.memory import memory_of
 from stereoclinic.ddtd.neurons import Site, check_sites
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
@@ -82,7 +82,7 @@ class RelevanceSums(Metric):
     def __init__(self, labels: int, bins: int, groups: int, neurons: int, steps: int) -> None:
         super().__init__()
         self.shapes = shapes_of(labels, bins, groups, neurons, steps)
-        self._check_room(labels)
+        self._check_room(labels, torch.device("cpu"))
         for name, shape in self.shapes.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -126,15 +126,14 @@ class RelevanceSums(Metric):
         Raises:
             InputError: As when it is made.
         """
-        self._check_room(labels)
+        self._check_room(labels, self.count.device)
         for name in BY_LABEL:
             setattr(self, name, placed(getattr(self, name), places, labels))
 
-    def _check_room(self, labels: int) -> None:
-        """Refuse before the machine grinds: a row of a large model is 25 MB, and each prompt may be a label."""
+    def _check_room(self, labels: int, device: torch.device) -> None:
+        """Refuse before the device grinds: a row of a large model is 25 MB, and each prompt may be a label."""
         each = 8 * sum(math.prod(self.shapes[name][1:]) for name in BY_LABEL)
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if labels * each > there / 2:
+        if labels * each > memory_of(device) / 2:
             raise InputError(
                 f"{labels} labels of {each / 2**20:.1f} MiB each do not fit in memory: results are kept by label; give"
                 " the prompts a column `occupation` with fewer values, or a --limit"
@@ -145,6 +144,7 @@ class RelevanceSums(Metric):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
         """Follow the module to a device, never to a dtype: sums stay float64 whatever the precision of the run."""
+        self._check_room(len(self.count), fn(self.count[:0]).device)
         return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
 
 
