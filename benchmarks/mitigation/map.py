@@ -84,7 +84,7 @@ def grid(relevance: Relevance, only: list[str]) -> dict[str, NeuronMask]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("relevance", type=Path, nargs="+", help="masks of several are named by their files")
-    parser.add_argument("--mask", type=Path, action="append", default=[], help="further masks; repeatable")
+    parser.add_argument("--mask", type=Path, nargs="+", action="extend", default=[], help="further masks; repeatable")
     parser.add_argument("--model", default="portraits")
     parser.add_argument("--axis", default="gender")
     parser.add_argument("--images", type=int, default=8, help="images a prompt")

@@ -1,0 +1,79 @@
+"""Plans of `stereo plan` against one another, one thing changed at a time: what its defaults are chosen by.
+
+    python benchmarks/mitigation/plans.py gender.relevance.safetensors --folder plans
+    python benchmarks/mitigation/map.py gender.relevance.safetensors --mask plans/*.pt --only nothing
+
+The first plans each on calibration seeds and keeps it as a file, minutes each; what lies there is not planned again.
+The second draws them all on other seeds, which are not those that `stereo bench` judges on. `other seeds` and `half
+the prompts` say what a plan owes to the samples that it was made on; the latter is drawn for all prompts.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from stereoclinic.axes import known_axes, load_axis
+from stereoclinic.ddtd.relevance import Relevance
+from stereoclinic.denoisers import open_denoiser
+from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.sns.select import most_relevant
+from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
+
+AMONG = 0.1  # of the neurons, as in the README
+
+#: Name -> what is changed: of `Stepwise`, or of what it is planned on.
+VARIATIONS: dict[str, dict] = {
+    "default": {},
+    "price 0.03": {"mu": 0.03},
+    "price 0.3": {"mu": 0.3},
+    "price 1": {"mu": 1.0},
+    "toward the group's mean": {"root": "group"},
+    "t >= 600": {"until": 600.0},
+    "t >= 200": {"until": 200.0},
+    "planned once": {"replans": 1},
+    "all neurons": {"among": 1.0},
+    "other seeds": {"seed": 50},
+    "half the prompts": {"every": 2},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("relevance", type=Path)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--seeds", type=int, default=2, help="seeds a prompt; stereo plan takes 4")
+    parser.add_argument("--only", action="append", choices=tuple(VARIATIONS), help="repeatable; default: all")
+    parser.add_argument("--folder", type=Path, default=Path("plans"))
+    options = parser.parse_args()
+
+    located = Relevance.load(options.relevance)
+    denoiser, axis = open_denoiser(str(located.metadata["model"])), load_axis(str(located.metadata["axis"]))
+    others = [load_axis(name) for name in known_axes() if name != axis.name]
+    prompts = load_prompts("portraits")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.only or VARIATIONS:
+        file = options.folder / f"{name}.pt"
+        if file.exists():
+            continue
+        changed = dict(VARIATIONS[name])
+        measured = prompts.select(range(0, len(prompts), changed.pop("every", 1)))
+        samples = with_seeds(measured, changed.pop("seed", 0), options.seeds)
+        among = changed.pop("among", AMONG)
+        settings = replace(Stepwise(guidance=options.guidance, steps=denoiser.defaults.steps), **changed)
+        treated = sum(float(each) >= settings.until for each in denoiser.timesteps(settings.steps))
+        candidates = most_relevant(located, among, (float(located.bin_edges[0]), settings.until)) if among < 1 else None
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task(name, total=treated * len(samples) * len(axis))
+
+            def advance(count: int, task=task, progress=progress) -> None:
+                progress.update(task, advance=count)
+
+            mask = plan_stepwise(denoiser, axis, samples, settings, True, others, candidates, advance)
+        mask.save(file)
+
+
+if __name__ == "__main__":
+    main()
