@@ -9,7 +9,8 @@ than true ones. As in ``gap_intervals``, candidates for the true shares of both 
 where "goes with" means that the candidates show a difference as large (as small) in (1 - confidence) / 2 of the draws.
 Where noise adds the same on both sides, these are the ends of the usual interval, however the two sides share it; at
 parity, where a side can go no further down, they still hold. The sides are drawn apart, and their differences brought
-to the variance that resampling the same seeds on both sides has. Either end is a difference of two gaps of shares, so
+to the variance that resampling the same seeds on both sides has. A gap below the median of a fair model counts as that
+median, as there. Either end is a difference of two gaps of shares, so
 none lies beyond what two gaps can differ by.
 """
 
@@ -86,11 +87,14 @@ def gap_changes(
 
 def _least(before: Noise, after: Noise, gap: Gap, tied: float, confidence: float) -> float:
     """The smallest change that goes with what was seen: `after` at its low end, `before` as far out as can be."""
-    seen = gap_of(after, gap) - max(gap_of(before, gap), fair_median(before, gap))
+    fair = fair_median(after, gap)
+    seen = max(gap_of(after, gap), fair) - max(gap_of(before, gap), fair_median(before, gap))
     if not math.isfinite(seen):
         return seen
     last = low_end(after, gap, confidence)
-    drawn = shown(after, gap, last)  # (R,)
+    # Only on this side do draws count as their median at least, as what was seen does: on the other, all that is near
+    # parity would look alike, and the search end too soon.
+    drawn = shown(after, gap, last).clamp_min(fair)  # (R,)
 
     def not_as_large(centre: Tensor) -> float:
         change = drawn - shown(before, gap, centre)
