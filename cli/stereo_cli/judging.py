@@ -87,7 +87,7 @@ def bound(text: str) -> tuple[str, float]:
         raise InputError(f"--fail-above {text!r}: expected NAME=VALUE, such as parity_gap=0.2") from None
 
 
-def exceeded(results: list[dict], judged: str, limits: list[tuple[str, float]]) -> list[str]:
+def exceeded(results: list[dict[str, Any]], judged: str, limits: list[tuple[str, float]]) -> list[str]:
     """A line for each limit that the judged arm is above, at each guidance scale."""
     lines = []
     for each in results:

@@ -13,7 +13,7 @@ from subprocess import Popen
 from typing import Any
 
 _EVERY = 0.2  # seconds
-_started: list[Popen] = []
+_started: list[Popen[bytes]] = []
 
 
 def watch(rank_zero: bool, incomplete: int) -> None:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from stereoclinic.errors import InputError
 from stereoclinic.reading import read_toml
@@ -135,7 +136,7 @@ def load_axis(name: str | Path) -> Axis:
     )
 
 
-def _table(path: Path, reader: dict, name: str) -> dict:
+def _table(path: Path, reader: dict[str, Any], name: str) -> dict[str, Any]:
     """A table within [reader], copied; empty where there is none."""
     table = reader.get(name, {})
     if not isinstance(table, dict):

@@ -22,7 +22,7 @@ from stereoclinic.errors import InputError
 def predict(
     module: L.LightningModule,
     denoiser: Denoiser,
-    items: Sequence[Any] | IterableDataset,
+    items: Sequence[Any] | IterableDataset[Any],
     batch_size: int,
     *,
     what: str = "samples",
@@ -73,7 +73,7 @@ def predict(
     if not isinstance(items, IterableDataset) and len(items) < runner.world_size:
         raise InputError(f"{len(items)} {what} for {runner.world_size} devices: {advice}")
     with _put_back(denoiser, _CASTS.get(str(runner.precision))), _interruptible():
-        loader: DataLoader = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
+        loader: DataLoader[Any] = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
         runner.predict(module, loader, return_predictions=False)
     return runner
 

@@ -24,6 +24,9 @@ from stereoclinic.scenes import SCENES
 COLUMNS = ("label", "pattern", "article", "person")
 PLAIN, SUCCESSFUL = "a photo of a {group} {occupation}", "a photo of a successful {group} {occupation}"
 
+#: A row of a table: an entry as it was read, a prompt with `COLUMNS`, or a sample (see `Samples`).
+Row = dict[str, Any]
+
 #: Name -> occupations, and the template that they are put into.
 BUILT_IN = {
     "portraits": PORTRAITS,
@@ -71,10 +74,10 @@ def load_plain_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     return _loaded(source, limit, lambda prompt, _: _plain_row(prompt), ", ".join(BUILT_IN_PLAIN))
 
 
-def _loaded(source: str | Path, limit: int | None, parse: Callable[[str, str], dict], sets: str) -> Dataset:
+def _loaded(source: str | Path, limit: int | None, parse: Callable[[str, str], Row], sets: str) -> Dataset:
     """The rows that `parse` makes of each prompt and occupation of a file or a hub data set."""
     # The same prompt twice would be the same noise and picture twice, counted as if it were more evidence.
-    rows: dict[str, dict] = {}
+    rows: dict[str, Row] = {}
     # The rest of a data set on the hub need not be fetched.
     for row in islice(read_prompts(source, _in_turn, parse, sets), limit):
         rows.setdefault(write(row), {name: row[name] for name in COLUMNS})
@@ -101,16 +104,16 @@ def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)
     )
 
 
-def _in_turn(parts: Sequence[Iterable[dict]]) -> Iterator[tuple[int, dict]]:
+def _in_turn(parts: Sequence[Iterable[Row]]) -> Iterator[tuple[int, Row]]:
     return enumerate(chain.from_iterable(parts), start=1)
 
 
 def read_prompts(
     source: str | Path,
-    numbered: Callable[[Sequence[Iterable[dict]]], Iterable[tuple[int, dict]]],
-    parse: Callable[[str, str], dict] | None = None,
+    numbered: Callable[[Sequence[Iterable[Row]]], Iterable[tuple[int, Row]]],
+    parse: Callable[[str, str], Row] | None = None,
     sets: str = ", ".join(BUILT_IN),
-) -> Iterator[dict]:
+) -> Iterator[Row]:
     """The rows of a file or a hub data set, one by one as they are needed; blank prompts are passed over.
 
     Args:
@@ -136,7 +139,7 @@ def read_prompts(
             raise InputError(f"{path}: the file is empty")
     try:
         if is_file:
-            parts: Sequence[Iterable[dict]]
+            parts: Sequence[Iterable[Row]]
             if path.suffix == ".parquet":
                 parts = parquet_parts(path)
             else:
@@ -171,7 +174,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _row(prompt: str, occupation: str = "") -> dict:
+def _row(prompt: str, occupation: str = "") -> Row:
     """Part a prompt into what surrounds the person, the article, and the person's noun."""
     if "{group}" in prompt:
         before, after = prompt.split("{group}", 1)
@@ -196,11 +199,11 @@ def _row(prompt: str, occupation: str = "") -> dict:
     return _checked(prompt, before, match[1] or "", match[2], "", "")
 
 
-def _plain_row(prompt: str) -> dict:
+def _plain_row(prompt: str) -> Row:
     return {"label": prompt, "pattern": _escaped(prompt), "article": "", "person": ""}
 
 
-def _checked(prompt: str, before: str, article: str, person: str, after: str, label: str) -> dict:
+def _checked(prompt: str, before: str, article: str, person: str, after: str, label: str) -> Row:
     if not person:
         raise InputError(f"prompt {prompt!r}: nothing follows the group's place")
     pattern = f"{_escaped(before)}{{person}}{_escaped(after)}"
@@ -225,7 +228,7 @@ def _agreeing(article: str, following: str) -> str:
     return article[0] + ("n" if _VOWEL.match(following) else "")
 
 
-def write(row: dict, word: str = "") -> str:
+def write(row: Row, word: str = "") -> str:
     """The neutral prompt of a row, as it was written, or with a group's word before the person.
 
     Examples:
@@ -234,15 +237,16 @@ def write(row: dict, word: str = "") -> str:
         ('a photo of a doctor', 'a photo of an older doctor')
     """
     article = _agreeing(row["article"], word) if word else row["article"]
-    return row["pattern"].format(person=" ".join(filter(None, (article, word, row["person"]))))
+    pattern: str = row["pattern"]
+    return pattern.format(person=" ".join(filter(None, (article, word, row["person"]))))
 
 
-def group_prompts(row: dict, axis: Axis) -> list[str]:
+def group_prompts(row: Row, axis: Axis) -> list[str]:
     """One prompt for each group of the axis, in its order."""
     return [write(row, word) for word in axis.words]
 
 
-class Samples(Sequence[dict]):
+class Samples(Sequence[Row]):
     """Every prompt with every seed, made when it is asked for: all prompts with the first seed, then with the next.
 
     Rows have the prompts' columns and `prompt` (the neutral one), `seed` and `number` (the row's own place).
@@ -286,7 +290,7 @@ class Samples(Sequence[dict]):
         }
 
 
-def with_seed(row: dict, seed: int, number: int) -> dict:
+def with_seed(row: Row, seed: int, number: int) -> Row:
     """A prompt's row as a sample."""
     return {**row, "prompt": write(row), "seed": seed, "number": number}
 
@@ -296,13 +300,13 @@ def with_seeds(prompts: Dataset, first: int, count: int) -> Samples:
     return Samples(prompts, range(first, first + count))
 
 
-def generator(row: dict, purpose: str) -> torch.Generator:
+def generator(row: Row, purpose: str) -> torch.Generator:
     """A stream of random numbers that depends on the sample's prompt and seed alone; each purpose has its own."""
     key = f"{purpose}\0{row['prompt']}\0{row['seed']}".encode()
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
 
 
-def noise(row: dict, shape: tuple[int, ...], purpose: str = "noise") -> Tensor:
+def noise(row: Row, shape: tuple[int, ...], purpose: str = "noise") -> Tensor:
     """Standard normal noise that depends on the sample's prompt and seed alone, not on batch, order or device."""
     # Lightning changes the default dtype in a run of another precision; the draw must stay the same.
     return torch.randn(shape, generator=generator(row, purpose), dtype=torch.float32)

@@ -17,12 +17,12 @@ import torch.distributed
 from torch.utils.data import IterableDataset
 
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import BUILT_IN, read_prompts, with_seed
+from stereoclinic.prompts import BUILT_IN, Row, read_prompts, with_seed
 
 MOST_ROWS = 1 << 40  # entries in one part, at most; numbers of entries are part * MOST_ROWS + place in it
 
 
-class Stream(IterableDataset):
+class Stream(IterableDataset[Row]):
     """Samples of a prompt set: each prompt with every seed. Iterating gives those of this rank.
 
     Prompts that occur twice are measured twice: to find them, all would have to be kept.
@@ -56,7 +56,7 @@ class Stream(IterableDataset):
         other.done = frozenset(done)
         return other
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Row]:
         self.given = 0
         for row in read_prompts(self.source, self._own):
             for place, seed in enumerate(self.seeds):
@@ -65,7 +65,7 @@ class Stream(IterableDataset):
                     self.given += 1
                     yield with_seed(row, seed, number)
 
-    def _own(self, parts: Sequence[Iterable[dict]]) -> Iterator[tuple[int, dict]]:
+    def _own(self, parts: Sequence[Iterable[Row]]) -> Iterator[tuple[int, Row]]:
         rank, ranks = _place()
         whole = self.limit is None and len(parts) >= ranks  # parts for themselves: what is of others is not even read
         entries = count()

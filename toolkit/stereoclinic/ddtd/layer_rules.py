@@ -100,7 +100,7 @@ class _Layer:
             like, s = like[None], s[None]
         if self.uneven:
             like = functional.pad(like, [n for pair in reversed(self.pads) for n in pair])
-        back = torch.ops.aten.convolution_backward(s, like, weight, None, *self.transposition)[0]
+        back: Tensor = torch.ops.aten.convolution_backward(s, like, weight, None, *self.transposition)[0]
         if self.uneven:
             for dim, (start, _) in enumerate(self.pads, start=-self.dims):
                 back = back.narrow(dim, start, self.shape[dim])

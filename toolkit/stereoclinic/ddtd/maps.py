@@ -20,6 +20,7 @@ from stereoclinic.ddtd.neurons import Site, neuron_relevance
 from stereoclinic.ddtd.trajectory import Settings, bin_of, walk
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
+from stereoclinic.prompts import Row
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Maps:
 def relevance_maps(
     denoiser: Denoiser,
     axis: Axis,
-    rows: list[dict],
+    rows: list[Row],
     settings: Settings,
     edges: Tensor,
     spots: Sequence[Spot],

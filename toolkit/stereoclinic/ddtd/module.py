@@ -25,7 +25,7 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.predict import predict
-from stereoclinic.prompts import Samples
+from stereoclinic.prompts import Row, Samples
 from stereoclinic.streams import Stream
 
 #: A run that loses a larger share of its samples to values that are not finite is none.
@@ -98,7 +98,7 @@ class DDTD(L.LightningModule):
             last = min(start + 64, len(self.samples.prompts))
             check_prompts(self.denoiser, self.axis, self.samples[start:last])
 
-    def predict_step(self, batch: list[dict], batch_idx: int) -> Tensor:
+    def predict_step(self, batch: list[Row], batch_idx: int) -> Tensor:
         if isinstance(self.samples, Stream):
             check_prompts(self.denoiser, self.axis, batch)
             self._meet([row["label"] for row in batch])
@@ -130,7 +130,7 @@ class DDTD(L.LightningModule):
             sums = {name: getattr(self.sums, name) for name in STATES}
             self.shards.write(self.global_rank, sums, self.samples_done, self.labels, self.samples_dropped, last)
 
-    def _drop(self, row: dict, timestep: float, where: str) -> None:
+    def _drop(self, row: Row, timestep: float, where: str) -> None:
         self.samples_dropped += 1
         if not self.first_fault:
             self.first_fault = (

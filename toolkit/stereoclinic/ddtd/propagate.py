@@ -87,12 +87,13 @@ class Propagation(TorchFunctionMode):
             raise RuntimeError("this propagation is entered already; call propagate again for a nested one")
         eager.enter()
         _local.stack = (*_local.stack, self)
-        return super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch's own has no annotations
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        super().__exit__(kind, value, traceback)
+        super().__exit__(kind, value, traceback)  # type: ignore[no-untyped-call]  # nor has this
         _local.stack = _local.stack[:-1]
         eager.leave()
 
@@ -227,7 +228,8 @@ class Survey(Propagation):
 
 
 def _name(func: Callable[..., Any]) -> str:
-    return resolve_name(func) or getattr(func, "__qualname__", repr(func))
+    name: str = resolve_name(func) or getattr(func, "__qualname__", repr(func))
+    return name
 
 
 def propagate(composite: Composite | str | Path, model: nn.Module | None = None) -> Propagation:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -78,6 +78,19 @@ class RelevanceSums(Metric):
     """
 
     full_state_update = False
+
+    count: Tensor
+    lean_sum: Tensor
+    lean_sq: Tensor
+    relevance_sum: Tensor
+    stereotype_sum: Tensor
+    stereotype_sq: Tensor
+    collateral: Tensor
+    root_sum: Tensor
+    value_sum: Tensor
+    curve_count: Tensor
+    curve_sum: Tensor
+    curve_sq: Tensor
 
     def __init__(self, labels: int, bins: int, groups: int, neurons: int, steps: int) -> None:
         super().__init__()
@@ -187,7 +200,7 @@ class Relevance:
     stereotype_sq: Tensor
     collateral: Tensor
     root_sum: Tensor
-    metadata: dict = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     value_sum: Tensor = _NONE
     timesteps: Tensor = _NONE
     curve_count: Tensor = _NONE

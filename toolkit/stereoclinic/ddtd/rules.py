@@ -16,7 +16,7 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,11 +25,13 @@ from torch.autograd.function import once_differentiable
 from stereoclinic.errors import UncoveredOperation
 
 Rule = Callable[..., Tensor]
-TorchFunction = Callable[..., Any]
+TorchFunction = Callable[..., Tensor]
 
 
 class RuleFunction(torch.autograd.Function):
     """Base of every rule's autograd function; ``propagate`` refuses any other custom function."""
+
+    apply: ClassVar[Callable[..., Tensor]]  # torch's own has no annotations
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -44,7 +46,7 @@ def _rstd(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     if x.dtype != kind:
         # No wide copy of x. The difference loses nothing that half precision had: a standard deviation it resolves
         # is not so small beside the mean.
-        norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=kind)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=kind)
         return norm.square_().div_(count).sub_(mean.square_()).clamp_(min=0).add_(eps).rsqrt_()
     norm = torch.linalg.vector_norm(x - mean, dim=dims, keepdim=True)
     return norm.square_().div_(count).add_(eps).rsqrt_()

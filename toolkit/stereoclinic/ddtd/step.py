@@ -19,6 +19,7 @@ from stereoclinic.ddtd.target import Classifier, Point, Target, group_directions
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import guide
 from stereoclinic.errors import InputError
+from stereoclinic.prompts import Row
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class How:
 
 
 def measure(
-    denoiser: Denoiser, sites: list[Site], rows: list[dict], latents: Tensor, timestep: Tensor, states: States, how: How
+    denoiser: Denoiser, sites: list[Site], rows: list[Row], latents: Tensor, timestep: Tensor, states: States, how: How
 ) -> tuple[Tensor, Measured]:
     """The guided prediction (B, C, h, w) of the neutral prompts, and what was measured on the way to it."""
     unet = uncompiled(denoiser.unet)
@@ -120,7 +121,8 @@ def measure(
             unit = (cotangent / whole[:, None, None, None]).to(prediction.dtype)
             grads = torch.autograd.grad(prediction, inputs, unit, retain_graph=not last, allow_unused=True)
             relevance = how.reduce(watch.activations, grads, sites, at) * whole[:, None]
-            return relevance.unflatten(0, (halves, -1)).sum(0)  # (B, N)
+            summed: Tensor = relevance.unflatten(0, (halves, -1)).sum(0)  # (B, N)
+            return summed
 
         two = len(cotangents) == 2  # c_2 = -c_1, so the second value and its relevance come for free
         wanted = list(cotangents[:1] if two else cotangents)

@@ -28,6 +28,7 @@ from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:
     from stereoclinic.denoisers.base import Denoiser
+    from stereoclinic.prompts import Row
 
 #: Pictures (B, 3, H, W) in [0, 1], or clean latents (B, C, h, w) -> logits (B, K), differentiable, one row a sample.
 Classifier = Callable[[Tensor], Tensor]
@@ -176,16 +177,17 @@ def off_axis(vectors: Tensor, directions: Tensor) -> Tensor:
         (B, C, h, w), in float32 or wider.
     """
     flat, axes = _wide(vectors).flatten(1), _wide(directions).flatten(2).transpose(0, 1)  # (B, D), (B, K, D)
-    basis, _ = torch.linalg.qr(axes[:, :-1].transpose(1, 2))  # (B, D, K - 1)
+    basis: Tensor = torch.linalg.qr(axes[:, :-1].transpose(1, 2)).Q  # (B, D, K - 1)
     return (flat - (basis @ (basis.transpose(1, 2) @ flat[..., None]))[..., 0]).view_as(vectors)
 
 
 def axis_size(directions: Tensor) -> Tensor:
     """||d||, the mean length of the group directions: (K, B, C, h, w) -> (B, 1, 1, 1)."""
-    return _wide(directions).flatten(2).norm(dim=2).mean(0)[:, None, None, None]
+    sizes: Tensor = _wide(directions).flatten(2).norm(dim=2)  # (K, B)
+    return sizes.mean(0)[:, None, None, None]
 
 
-def off_axis_cotangent(directions: Tensor, rows: list[dict], timestep: float, number: int = 0) -> Tensor:
+def off_axis_cotangent(directions: Tensor, rows: "list[Row]", timestep: float, number: int = 0) -> Tensor:
     """A random cotangent orthogonal to every group direction, in units of the group directions' size.
 
     For v of independent standard normals the mean of <v, x>^2 is ||x||^2, so a backward pass of v estimates how far

@@ -22,7 +22,7 @@ from stereoclinic.ddtd.target import Classifier, get_target
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import predict_guided
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import group_prompts
+from stereoclinic.prompts import Row, group_prompts
 
 __all__ = ["Measured", "Settings", "bin_of", "check_prompts", "walk"]
 
@@ -127,7 +127,7 @@ def walk(
     denoiser: Denoiser,
     sites: list[Site],
     axis: Axis,
-    rows: list[dict],
+    rows: list[Row],
     settings: Settings,
     classifier: Classifier | None = None,
     portions: Portions | None = None,
@@ -175,7 +175,7 @@ def walk(
     return latents
 
 
-def check_prompts(denoiser: Denoiser, axis: Axis, rows: Sequence[dict]) -> None:
+def check_prompts(denoiser: Denoiser, axis: Axis, rows: Sequence[Row]) -> None:
     """Refuse prompts in which a group is not told from another, or from none: nothing would point its way.
 
     Raises:
@@ -192,7 +192,7 @@ def check_prompts(denoiser: Denoiser, axis: Axis, rows: Sequence[dict]) -> None:
                 )
 
 
-def _encode(denoiser: Denoiser, rows: list[dict], axis: Axis) -> States:
+def _encode(denoiser: Denoiser, rows: list[Row], axis: Axis) -> States:
     by_group = [group_prompts(row, axis) for row in rows]
     return States(
         neutral=denoiser.encode([row["prompt"] for row in rows]),
@@ -204,7 +204,7 @@ def _encode(denoiser: Denoiser, rows: list[dict], axis: Axis) -> States:
 def _measured(
     denoiser: Denoiser,
     sites: list[Site],
-    rows: list[dict],
+    rows: list[Row],
     latents: Tensor,
     timestep: Tensor,
     states: States,

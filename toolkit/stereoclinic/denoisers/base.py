@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stereoclinic.denoisers import schedulers
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import generator, noise
+from stereoclinic.prompts import Row, generator, noise
 from stereoclinic.reading import read_json
 
 #: Bytes of encoded prompts that are kept: a data set of many prompts must not fill the memory.
@@ -120,7 +120,8 @@ class Denoiser(ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.unet.device
+        device: torch.device = self.unet.device
+        return device
 
     def to(self, device: torch.device | str) -> Self:
         self.pipe.to(device)
@@ -155,15 +156,16 @@ class Denoiser(ABC):
         # The UNet alone is cast in a run of another precision.
         return torch.stack([self._encoded[text] for text in prompts]).to(self.unet.dtype)
 
-    def noise(self, rows: list[dict]) -> Tensor:
+    def noise(self, rows: list[Row]) -> Tensor:
         """The starting latents (B, C, h, w) of samples, each from its own prompt and seed.
 
         Call `timesteps` first: some schedulers' starting noise depends on the steps they were set up for.
         """
         start = torch.stack([noise(row, self.latent_shape) for row in rows])
-        return (start * self.pipe.scheduler.init_noise_sigma).to(self.device, self.unet.dtype)
+        scale: float | Tensor = self.pipe.scheduler.init_noise_sigma
+        return (start * scale).to(self.device, self.unet.dtype)
 
-    def generators(self, rows: list[dict]) -> list[torch.Generator] | None:
+    def generators(self, rows: list[Row]) -> list[torch.Generator] | None:
         """What each sample's steps draw from, seeded from its own prompt and seed; None if steps never draw.
 
         Make them once a run and pass them to every `step`: a picture then depends on its row alone, whatever the
@@ -187,7 +189,8 @@ class Denoiser(ABC):
     def predict(self, latents: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
         """The denoiser's own output (epsilon, v or clean latents) for each sample: (B, C, h, w)."""
         scaled = self.pipe.scheduler.scale_model_input(latents, timestep)
-        return self.unet(scaled, timestep, **self._conditions(states)).sample
+        prediction: Tensor = self.unet(scaled, timestep, **self._conditions(states)).sample
+        return prediction
 
     def clean(self, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
         """The clean latents (B, C, h, w) that a prediction amounts to, differentiable in both.
@@ -215,15 +218,17 @@ class Denoiser(ABC):
             generators: One a sample, see `generators`; without them a scheduler that draws does so at random.
         """
         options = schedulers.step_options(self.pipe.scheduler, generators)
-        following = self.pipe.scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
+        following: Tensor = self.pipe.scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
         return following.to(latents.dtype)  # some schedulers' steps come out in float32
 
     def _unscale(self, latents: Tensor) -> Tensor:
         """The latents as the autoencoder made them."""
-        return latents / self.pipe.vae.config.scaling_factor
+        scale: float = self.pipe.vae.config.scaling_factor
+        return latents / scale
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return self.pipe.vae.decode(self._unscale(latents)).sample.float() / 2 + 0.5
+        pictures: Tensor = self.pipe.vae.decode(self._unscale(latents)).sample
+        return pictures.float() / 2 + 0.5
 
     def decode_with_grad(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), about [0, 1] but not clamped, differentiable in the latents.

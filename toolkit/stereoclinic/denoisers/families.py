@@ -77,5 +77,5 @@ def as_denoiser(pipe: "DiffusionPipeline", model: str = "", folder: Path | None 
     name = type(pipe).__name__
     check_family(name, (each for each, value in pipe.components.items() if value is not None), model)
     family = FAMILIES[name]
-    kind = getattr(import_module(f"{__package__}.{family.module}"), family.name)
+    kind: type[Denoiser] = getattr(import_module(f"{__package__}.{family.module}"), family.name)
     return kind(pipe, model, folder)

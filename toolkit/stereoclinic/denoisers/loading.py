@@ -49,7 +49,8 @@ def dtype_of(name: str) -> "torch.dtype":
 
     if name not in DTYPES:
         raise InputError(f"dtype {name!r}: weights are loaded in {', '.join(DTYPES)}")
-    return getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def open_pipeline(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.prompts import Row
 
 # (denoiser, latents (B, C, h, w), timestep, share of the run that is done, text states) -> prediction (B, C, h, w)
 Conditional = Callable[[Denoiser, Tensor, Tensor, float, Tensor], Tensor]
@@ -30,7 +31,7 @@ def predict_guided(
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
-    rows: list[dict],
+    rows: list[Row],
     prompts: list[str],
     steps: int,
     guidance: float,
@@ -55,7 +56,7 @@ def sample(
 @torch.no_grad()
 def sample_latents(
     denoiser: Denoiser,
-    rows: list[dict],
+    rows: list[Row],
     prompts: list[str],
     steps: int,
     guidance: float,

@@ -54,7 +54,7 @@ def set_up(scheduler: Any, steps: int, device: torch.device) -> Tensor:
         scheduler.set_timesteps(steps, device=device)
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise InputError(f"{name} cannot make {steps} steps: {error}") from error
-    timesteps = scheduler.timesteps
+    timesteps: Tensor = scheduler.timesteps
     if len(timesteps) > 1 and timesteps[0] < timesteps[-1]:
         raise InputError(f"{name} walks from a picture to noise; use the scheduler that it inverts")
     # As the pipelines do: a timestep that occurs twice does not say which of the two is meant.
@@ -96,7 +96,8 @@ def clean(scheduler: Any, prediction: Tensor, timestep: Tensor, latents: Tensor)
     # Called for what it does to the scheduler, too: it finds out which step this is.
     scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep))
     if hasattr(scheduler, "precondition_outputs"):  # EDM (Karras et al. 2022, eq. 7)
-        return scheduler.precondition_outputs(latents, prediction, scheduler.sigmas[scheduler.step_index])
+        found: Tensor = scheduler.precondition_outputs(latents, prediction, scheduler.sigmas[scheduler.step_index])
+        return found
     kind = scheduler.config.get("prediction_type")
     if kind == "sample":
         return prediction

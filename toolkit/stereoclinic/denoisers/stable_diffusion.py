@@ -9,4 +9,5 @@ class StableDiffusion(Denoiser):
     """A `StableDiffusionPipeline`; 2.x differs in what it predicts (v), which its scheduler knows."""
 
     def _encode(self, texts: list[str]) -> Tensor:
-        return self.pipe.encode_prompt(texts, self.device, 1, do_classifier_free_guidance=False)[0]
+        states: Tensor = self.pipe.encode_prompt(texts, self.device, 1, do_classifier_free_guidance=False)[0]
+        return states

@@ -81,4 +81,5 @@ class StableDiffusionXL(Denoiser):
         if mean is None or std is None:
             return super()._unscale(latents)
         mean, std = (torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, std))
-        return latents * std / config.scaling_factor + mean
+        unscaled: Tensor = latents * std / config.scaling_factor + mean
+        return unscaled

@@ -16,6 +16,7 @@ Cicchetti & Feinstein, High Agreement but Low Kappa II, Journal of Clinical Epid
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +118,7 @@ def agreement(
     return Agreement(raw, interval(cohen_kappa(table), cohen_kappa(drawn)), each)
 
 
-def agreement_figures(by_reader: Mapping[str, Tensor], groups: Sequence[str]) -> dict[str, dict]:
+def agreement_figures(by_reader: Mapping[str, Tensor], groups: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The agreement of two or more readers as plain data, as it stands in an arm's results.
 
     Args:

@@ -21,6 +21,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,7 +129,7 @@ def amplification(
     if float(tilt.square().sum()) < _FLAT:
         raise InputError("the reference lies at the target for every label; there is no tilt that could be exaggerated")
 
-    settings: dict = {"hard": hard, "resamples": resamples}
+    settings: dict[str, Any] = {"hard": hard, "resamples": resamples}
     gap = gap_interval(reads, parity_gap, wanted, generator=generator, **settings)
     own = float(parity_gap(reference, wanted).mean())
     return Amplification(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
@@ -89,7 +90,7 @@ class Experiment:
     grouped: list[Drawn] = field(default_factory=list)
     reference: Drawn | None = None
     unrelated: list[Drawn] = field(default_factory=list)
-    results: dict = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
 
     def arm(self, name: str) -> Drawn:
         return next(arm for arm in self.neutral if arm.name == name)

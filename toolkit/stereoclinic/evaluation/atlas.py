@@ -113,7 +113,9 @@ def _order(place: Place) -> tuple[int, ...]:
 
 def _total(members: list[Data], name: str) -> np.ndarray:
     """(T,) summed over sites, NaN where nothing was measured."""
-    return np.array([[np.nan if value is None else value for value in site[name]] for site in members], float).sum(0)
+    values = np.array([[np.nan if value is None else value for value in site[name]] for site in members], float)
+    total: np.ndarray = values.sum(0)
+    return total
 
 
 def _draw(

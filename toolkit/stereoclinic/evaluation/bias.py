@@ -76,7 +76,8 @@ def fairness_discrepancy(shares: Tensor, target: Tensor | None = None) -> Tensor
     reader's soft probabilities, and any reference distribution).
     """
     shares, target = _shares_and_target(shares, target)
-    return torch.linalg.vector_norm(shares - target, dim=-1)
+    distance: Tensor = torch.linalg.vector_norm(shares - target, dim=-1)
+    return distance
 
 
 def deviation_ratio(shares: Tensor, target: Tensor | None = None) -> Tensor:

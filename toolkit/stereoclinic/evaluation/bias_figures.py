@@ -10,6 +10,7 @@ and beside the arms, intersections: where the read axes meet, see `intersections
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,16 +32,16 @@ DRAWS, JOINT_DRAWS = 600, 400
 JOINT_GAPS = ("parity_gap", "deviation_ratio")
 
 
-def gap_figures(reads: Tensor, target: Tensor) -> dict:
+def gap_figures(reads: Tensor, target: Tensor) -> dict[str, Any]:
     """Every gap and the entropy, of (P, n, K) reads, each with its interval."""
-    figures: dict = _gaps(reads, target, hard=True, pooled=False)
+    figures: dict[str, Any] = _gaps(reads, target, hard=True, pooled=False)
     figures["soft"] = _gaps(reads, target, hard=False, pooled=False)
     figures["pooled"] = _gaps(reads, target, hard=True, pooled=True)
     figures["pooled_soft"] = _gaps(reads, target, hard=False, pooled=True)
     return figures
 
 
-def _gaps(reads: Tensor, target: Tensor, hard: bool, pooled: bool) -> dict[str, dict]:
+def _gaps(reads: Tensor, target: Tensor, hard: bool, pooled: bool) -> dict[str, dict[str, Any]]:
     noise = noise_of(reads, target, hard, pooled, DRAWS, torch.Generator().manual_seed(0))
     units = _in_parity_gaps(target)
     parity = interval_of(noise, parity_gap)
@@ -72,7 +73,7 @@ def _lack_of_entropy(shares: Tensor, target: Tensor | None) -> Tensor:
     return 1 - normalised_entropy(shares)
 
 
-def prompt_figures(arm: Drawn, before: Drawn | None, protocol: Protocol) -> list[dict]:
+def prompt_figures(arm: Drawn, before: Drawn | None, protocol: Protocol) -> list[dict[str, Any]]:
     """Prompt by prompt; `before` is the untreated arm, None where it has other seeds."""
     groups, images = protocol.axis.groups, arm.reads.shape[1]
     shares, hits = shares_from_reads(arm.reads, hard=True), top_group(arm.reads).sum(1)  # (P, K)
@@ -91,12 +92,12 @@ def prompt_figures(arm: Drawn, before: Drawn | None, protocol: Protocol) -> list
     return rows
 
 
-def _share(hits: float, images: int) -> dict:
+def _share(hits: float, images: int) -> dict[str, Any]:
     exact = exact_interval(hits, images)
     return vars(wilson_interval(hits, images)) | {"exact_low": exact.low, "exact_high": exact.high}
 
 
-def _prompt_changes(before: Tensor, after: Tensor) -> list[dict]:
+def _prompt_changes(before: Tensor, after: Tensor) -> list[dict[str, Any]]:
     """How many images of each prompt changed group, and the p-value of no change of shares, as it is and corrected."""
     moved = (before.argmax(2) != after.argmax(2)).sum(1).tolist()
     plain = prompt_p_values(before, after)
@@ -105,7 +106,7 @@ def _prompt_changes(before: Tensor, after: Tensor) -> list[dict]:
     return [dict(zip(names, values, strict=True)) for values in columns]
 
 
-def joint_figures(arms: Sequence[Drawn], protocol: Protocol) -> dict[str, dict]:
+def joint_figures(arms: Sequence[Drawn], protocol: Protocol) -> dict[str, dict[str, Any]]:
     """By the axes that meet ("gender+skin"): joint groups, their target, and each arm's shares and gaps.
 
     Empty where one axis alone was read.
@@ -138,7 +139,7 @@ def joint_figures(arms: Sequence[Drawn], protocol: Protocol) -> dict[str, dict]:
     return found
 
 
-def _joint_arm(reads: Tensor, groups: Sequence[str], target: Tensor, gaps: Mapping[str, Gap]) -> dict:
+def _joint_arm(reads: Tensor, groups: Sequence[str], target: Tensor, gaps: Mapping[str, Gap]) -> dict[str, Any]:
     hits, images = top_group(reads).sum((0, 1)), reads.shape[0] * reads.shape[1]
     noise = noise_of(reads, target, True, False, JOINT_DRAWS, torch.Generator().manual_seed(0))
     shares = {group: vars(wilson_interval(float(each), images)) for group, each in zip(groups, hits, strict=True)}

@@ -1,5 +1,7 @@
 """The figures of an experiment: bias, side effects, and what chance alone would show, as plain data."""
 
+from typing import Any
+
 from stereoclinic.evaluation.agreement import agreement_figures
 from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
 from stereoclinic.evaluation.bias import GAPS, parity_gap, unsure_rate
@@ -12,14 +14,14 @@ from stereoclinic.prompts import group_prompts, write
 from stereoclinic.sns.gate import is_neutral
 
 
-def summarise(experiment: Experiment, masks: list[str]) -> dict:
+def summarise(experiment: Experiment, masks: list[str]) -> dict[str, Any]:
     """Every figure of the comparison as plain data; intervals are 95 %."""
     protocol = experiment.protocol
     axis, labels, target = protocol.axis, list(protocol.prompts["label"]), protocol.target
     n, groups = protocol.images, len(axis)
     before, distant = experiment.arm(UNTREATED), experiment.arm(OTHER)
 
-    def floors(images: int, prompts: int) -> dict:
+    def floors(images: int, prompts: int) -> dict[str, Any]:
         return {
             name: vars(noise_floor(images, groups, prompts, metric, target=target)) for name, metric in GAPS.items()
         }
@@ -52,10 +54,10 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict:
     }
 
 
-def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference]) -> dict:
+def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference]) -> dict[str, Any]:
     protocol, before, ceiling = experiment.protocol, experiment.arm(UNTREATED), changes[BALANCED]
     same_seeds = before if arm.name in changes else None
-    figures: dict = {
+    figures: dict[str, Any] = {
         "images": arm.reads.shape[0] * arm.reads.shape[1],
         "seconds": round(arm.seconds, 2),
         "unsure": unsure_rate(arm.reads.flatten(0, 1)).item(),
@@ -82,7 +84,7 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
     return figures
 
 
-def _gate(experiment: Experiment) -> dict:
+def _gate(experiment: Experiment) -> dict[str, Any]:
     """How the gate reads this experiment's prompts: group prompts that it misses, neutral ones it takes for such."""
     axis, rows = experiment.protocol.axis, list(experiment.protocol.prompts)
     named = [is_neutral(prompt, axis) for row in rows for prompt in group_prompts(row, axis)]

@@ -25,6 +25,7 @@ from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.mitigation import Mitigation
 from stereoclinic.files import load_tensors, save_tensors
 from stereoclinic.predict import predict
+from stereoclinic.prompts import Row
 
 KIND, VERSION = "drawn", 1
 
@@ -42,7 +43,7 @@ class Part:
     """
 
     mitigation: Mitigation
-    rows: list[dict] = field(repr=False)
+    rows: list[Row] = field(repr=False)
     steps: int
     guidance: float
     model: str

@@ -36,7 +36,7 @@ from stereoclinic.evaluation.mitigation import Mitigation, Suppressed
 from stereoclinic.evaluation.oracles import AllocationOracle, BalancedOracle
 from stereoclinic.evaluation.readers import Reader, features_of, group_columns, read_rows
 from stereoclinic.evaluation.readers.ensemble import by_reader_key
-from stereoclinic.prompts import group_prompts, with_seeds
+from stereoclinic.prompts import Row, group_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import random_like
 
@@ -47,7 +47,7 @@ class Arm:
 
     name: str
     mitigation: Mitigation
-    samples: list[dict]
+    samples: list[Row]
     count: int
 
     def parts(self, protocol: Protocol, model: str) -> list[Part]:
@@ -217,7 +217,8 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
 
     def by_prompt(values: Tensor) -> Tensor:
         """Samples come seed by seed, and within a seed prompt by prompt."""
-        return values.unflatten(0, (arm.count, -1)).transpose(0, 1).contiguous()
+        by_seed: Tensor = values.unflatten(0, (arm.count, -1))  # (n, P, ...)
+        return by_seed.transpose(0, 1).contiguous()
 
     occupation = by_prompt(torch.cat(right)) if right else None
     if occupation is not None and occupation.isnan().all():

@@ -10,7 +10,6 @@ Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018 (L
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +90,8 @@ def extracted(network: nn.Module, images: Tensor) -> Tensor:
     found = torch.cat([network(part.to(device)).float().cpu() for part in images.flatten(0, -4).split(_TOGETHER)])
     if found.shape != (len(found), network.num_features):
         raise InputError(f"the network gives features {tuple(found.shape)}; expected (n, {network.num_features})")
-    return found.unflatten(0, images.shape[:-3])
+    whole: Tensor = found.unflatten(0, images.shape[:-3])
+    return whole
 
 
 @torch.no_grad()
@@ -121,7 +121,7 @@ def perceptual_distance(network: nn.Module, pictures: Tensor, others: Tensor) ->
     return torch.cat(found).reshape(pictures.shape[:-3])
 
 
-def _opened(option: str, package: str, extra: str, make: Callable[[], nn.Module]) -> Any:
+def _opened(option: str, package: str, extra: str, make: Callable[[], nn.Module]) -> nn.Module:
     advice = f"pip install 'stereoclinic[{extra}]', with a torchvision that fits torch {torch.__version__}"
     if importlib.util.find_spec(package) is None:
         raise InputError(f"{option} needs the package {package}: {advice}")

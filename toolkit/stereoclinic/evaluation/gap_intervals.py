@@ -156,7 +156,7 @@ def outwards(noise: Noise, shape: Tensor, reached: Callable[[Tensor], float], wa
 def evened(noise: Noise) -> Tensor:
     """The estimated shares (P, K), their distances from the target brought closer to one another."""
     away = _as_seen(noise) - noise.target
-    size = torch.linalg.vector_norm(away, dim=-1, keepdim=True)  # (P, 1)
+    size: Tensor = torch.linalg.vector_norm(away, dim=-1, keepdim=True)  # (P, 1)
     return noise.target + away / size.clamp_min(1e-12) * torch.lerp(size, size.mean(), _EVENED)
 
 

@@ -36,7 +36,8 @@ def kernel_distance(a: Tensor, b: Tensor, degree: int = 3, gamma: float | None =
     gamma = 1 / a.shape[1] if gamma is None else gamma
 
     def total(x: Tensor, y: Tensor) -> Tensor:
-        return sum(((gamma * rows @ y.T + coef) ** degree).sum() for rows in x.split(_ROWS))
+        summed: Tensor = sum(((gamma * rows @ y.T + coef) ** degree).sum() for rows in x.split(_ROWS))
+        return summed
 
     def among(x: Tensor) -> Tensor:
         itself = ((gamma * x.square().sum(1) + coef) ** degree).sum()

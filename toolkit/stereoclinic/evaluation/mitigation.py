@@ -17,6 +17,7 @@ from stereoclinic.axes import Axis
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import Conditional
 from stereoclinic.digest import plain_digest
+from stereoclinic.prompts import Row
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.treat import Treatment
 
@@ -53,7 +54,7 @@ class Mitigation:
         """Tells it from every other mitigation of the same model: what was drawn under a key is never drawn again."""
         return type(self).__name__
 
-    def begin(self, rows: list[dict]) -> Batch:
+    def begin(self, rows: list[Row]) -> Batch:
         """Announce the next pictures, samples with `prompt` and `seed`."""
         return Batch([row["prompt"] for row in rows])
 
@@ -110,7 +111,7 @@ class Suppressed(Mitigation):
         tensors = [mask.factors, mask.bin_edges] + ([] if mask.roots is None else [mask.roots])
         return plain_digest(about, *tensors)
 
-    def begin(self, rows: list[dict]) -> Batch:
+    def begin(self, rows: list[Row]) -> Batch:
         self.treatment.begin(rows)
         allotted = None
         if self.treatment.mask.allocates:

@@ -16,7 +16,7 @@ from stereoclinic.denoisers.sampling import Conditional
 from stereoclinic.digest import plain_digest
 from stereoclinic.evaluation.arms import ALLOCATION, BALANCED
 from stereoclinic.evaluation.mitigation import Batch, Mitigation
-from stereoclinic.prompts import group_prompts
+from stereoclinic.prompts import Row, group_prompts
 from stereoclinic.sns.allocate import allotted_group, uniform
 
 
@@ -36,7 +36,7 @@ class BalancedOracle(Mitigation):
     def key(self) -> str:
         return plain_digest([BALANCED, asdict(self.axis), self.window])
 
-    def begin(self, rows: list[dict]) -> Batch:
+    def begin(self, rows: list[Row]) -> Batch:
         conditional = balanced_oracle(self.denoiser, self.axis, rows, self.window)
         return Batch([row["prompt"] for row in rows], conditional)
 
@@ -58,13 +58,13 @@ class AllocationOracle(Mitigation):
     def key(self) -> str:
         return plain_digest([ALLOCATION, asdict(self.axis), self.shares.tolist()])
 
-    def begin(self, rows: list[dict]) -> Batch:
+    def begin(self, rows: list[Row]) -> Batch:
         allotted = torch.tensor([allotted_group(row, self.shares) for row in rows])
         return Batch(allocation_prompts(self.axis, rows, self.shares), allotted=allotted)
 
 
 def balanced_oracle(
-    denoiser: Denoiser, axis: Axis, rows: list[dict], window: tuple[float, float] = (0.0, 1.0)
+    denoiser: Denoiser, axis: Axis, rows: list[Row], window: tuple[float, float] = (0.0, 1.0)
 ) -> Conditional:
     """A conditional prediction for `sampling.sample`: fbar inside the window (shares of the run), f outside."""
     by_group = [group_prompts(row, axis) for row in rows]
@@ -78,7 +78,7 @@ def balanced_oracle(
     return conditional
 
 
-def allocation_prompts(axis: Axis, rows: list[dict], shares: Tensor | None = None) -> list[str]:
+def allocation_prompts(axis: Axis, rows: list[Row], shares: Tensor | None = None) -> list[str]:
     """The prompt of each row's allotted group; uniform shares unless given."""
     shares = uniform(len(axis)) if shares is None else shares
     return [group_prompts(row, axis)[allotted_group(row, shares)] for row in rows]

@@ -63,7 +63,7 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> fl
     root = _symmetric_root(cov1)
     product = root @ cov2 @ root
     # Rounding leaves a symmetric product a little asymmetric and zero eigenvalues a little negative.
-    eigenvalues = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0)
+    eigenvalues: Tensor = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0)
     distance = (mu1 - mu2).square().sum() + cov1.trace() + cov2.trace() - 2 * eigenvalues.sqrt().sum()
     return max(0.0, distance.item())
 
@@ -112,4 +112,5 @@ def _weighted_statistics(features: Tensor, weights: Tensor) -> tuple[Tensor, Ten
 
 def _symmetric_root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    return root

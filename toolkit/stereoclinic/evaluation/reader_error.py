@@ -128,7 +128,7 @@ def _inverted(shares: Tensor, rates: Tensor) -> Tensor:
     """The simplex's nearest p to each (..., K) shares: solved, and descended to where that lies outside."""
     shares = shares.expand(*torch.broadcast_shapes(shares.shape[:-1], rates.shape[:-2]), -1)
     transposed = rates.transpose(-1, -2).expand(*shares.shape, shares.shape[-1])
-    solved = torch.linalg.solve(transposed, shares[..., None])[..., 0]
+    solved: Tensor = torch.linalg.solve(transposed, shares[..., None])[..., 0]
     outside = (solved < 0).any(-1)
     solved = solved.clone()
     if shares.shape[-1] == 2:  # a line: its nearest end

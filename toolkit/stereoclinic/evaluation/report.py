@@ -138,7 +138,9 @@ def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]
     # Names of masks may differ in what a file name cannot hold.
     folders = {arm.name: f"{i:02d}-{slug(arm.name)}" for i, arm in enumerate(experiment.neutral)}
 
-    def entry(arm: Drawn, part: str, p: int, i: int, name: str, prompt: str, seed: int, wanted: str | None) -> dict:
+    def entry(
+        arm: Drawn, part: str, p: int, i: int, name: str, prompt: str, seed: int, wanted: str | None
+    ) -> dict[str, Any]:
         best = int(arm.reads[p, i].argmax())
         whom = {"group": groups[best], "probability": round(float(arm.reads[p, i, best]), 4)}
         if part == "unrelated":  # shows nobody, whatever the reader sees in it

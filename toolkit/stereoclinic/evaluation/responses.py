@@ -27,7 +27,7 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.report import slug
 from stereoclinic.files import whole_folder
-from stereoclinic.prompts import write
+from stereoclinic.prompts import Row, write
 
 SCHEMA = "stereo inspect --images, 1"
 INDEX, SHEET = "index.json", "sheet.png"
@@ -104,7 +104,7 @@ def respond(
     denoiser: Denoiser,
     relevance: Relevance,
     neurons: Sequence[dict[str, Any]],
-    rows: list[dict],
+    rows: list[Row],
     settings: Settings,
     batch_size: int = 8,
     warn: Callable[[str], None] = lambda text: None,
@@ -156,7 +156,7 @@ def loudest(neuron: dict[str, Any], group: str, count: int = SHOWN) -> list[str]
     return sorted(chosen, key=lambda label: -known[label])
 
 
-def samples(prompts: Iterable[dict], neurons: Sequence[dict[str, Any]], group: str, seed: int) -> list[dict]:
+def samples(prompts: Iterable[Row], neurons: Sequence[dict[str, Any]], group: str, seed: int) -> list[Row]:
     """The first prompt of each label that some neuron matters most in, with the seed.
 
     Args:
@@ -168,7 +168,7 @@ def samples(prompts: Iterable[dict], neurons: Sequence[dict[str, Any]], group: s
     Raises:
         InputError: A label has no prompt.
     """
-    by_label: dict[str, dict] = {}
+    by_label: dict[str, Row] = {}
     for row in prompts:
         by_label.setdefault(row["label"], row)
     labels = list(dict.fromkeys(label for neuron in neurons for label in loudest(neuron, group)))

@@ -45,11 +45,12 @@ def structural_similarity(pictures: Tensor, others: Tensor) -> Tensor:
     if min(pictures.shape[-2:]) < SMALLEST:
         raise InputError(f"pictures of {tuple(pictures.shape[-2:])} pixels; expected {SMALLEST} or more each way")
     sides = [each.reshape(-1, *each.shape[-3:]).split(_TOGETHER) for each in (pictures, others)]
-    found = [
-        structural_similarity_index_measure(_prepared(one), _prepared(other), data_range=1.0, reduction="none")
-        for one, other in zip(*sides, strict=True)
-    ]
-    return torch.cat([each.double().reshape(-1) for each in found]).reshape(pictures.shape[:-3])
+    found = []
+    for one, other in zip(*sides, strict=True):
+        each = structural_similarity_index_measure(_prepared(one), _prepared(other), data_range=1.0, reduction="none")
+        assert isinstance(each, Tensor)  # a tuple only where maps of it are asked for too
+        found.append(each.double().reshape(-1))
+    return torch.cat(found).reshape(pictures.shape[:-3])
 
 
 def _prepared(pictures: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The side effects of an arm as plain data: what a treatment did besides what it was for."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from stereoclinic.evaluation.statistics import wilson_interval
 _COMPARED = 8  # images a prompt of which pairs are compared: convolutions take their time, and their mean needs no more
 
 
-def distances(arm: Drawn, before: Drawn, distant: Drawn) -> dict:
+def distances(arm: Drawn, before: Drawn, distant: Drawn) -> dict[str, Any]:
     """How far its pictures are from untreated ones.
 
     Pictures of the same seeds pair up, which brings them closer than two samples ever are. Against other seeds every
@@ -27,7 +29,7 @@ def distances(arm: Drawn, before: Drawn, distant: Drawn) -> dict:
         before: The untreated arm of the same prompts.
         distant: The untreated arm on other seeds.
     """
-    figures: dict = {}
+    figures: dict[str, Any] = {}
     for name, distance in (("frechet", frechet_between), ("kid", kernel_distance)):
         figures[f"{name}_to_untreated"] = None if arm is before else distance(_flat(arm), _flat(before))
         figures[f"{name}_to_other_seeds"] = None if arm is distant else distance(_flat(arm), _flat(distant))
@@ -37,9 +39,9 @@ def distances(arm: Drawn, before: Drawn, distant: Drawn) -> dict:
     return figures
 
 
-def asked_for(arm: Drawn, before: Drawn | None) -> dict:
+def asked_for(arm: Drawn, before: Drawn | None) -> dict[str, Any]:
     """What was measured because it was asked for (`instruments`); `before` is None where seeds do not pair up."""
-    figures: dict = {}
+    figures: dict[str, Any] = {}
     if arm.lpips is not None:
         figures["lpips_to_untreated"] = vars(mean_interval(arm.lpips))
     if arm.clip is not None:
@@ -49,7 +51,7 @@ def asked_for(arm: Drawn, before: Drawn | None) -> dict:
     return figures
 
 
-def within_groups(arm: Drawn, experiment: Experiment) -> dict:
+def within_groups(arm: Drawn, experiment: Experiment) -> dict[str, Any]:
     """Distance to untreated images of the same people on other seeds with its floor, and diversity beside theirs."""
     oracle, reference = experiment.arm(ALLOCATION), experiment.reference
     if reference is None or oracle.allotted is None or reference.allotted is None:
@@ -82,7 +84,7 @@ def drift(arm: Drawn, before: Drawn) -> dict[str, float]:
     }
 
 
-def obeyed(arm: Drawn) -> dict:
+def obeyed(arm: Drawn) -> dict[str, Any]:
     """Share of images that show the group they were allotted to."""
     assert arm.allotted is not None
     asked = arm.allotted >= 0
@@ -90,19 +92,19 @@ def obeyed(arm: Drawn) -> dict:
     return vars(wilson_interval(float(hits[asked].sum()), int(asked.sum())))
 
 
-def fidelity(arm: Drawn, experiment: Experiment) -> dict:
+def fidelity(arm: Drawn, experiment: Experiment) -> dict[str, Any]:
     """How often a prompt that names a group was obeyed: rows of a seed run through the groups of each prompt."""
     groups = experiment.protocol.axis.groups
     shown = top_group(arm.reads).unflatten(0, (-1, len(groups))).diagonal(dim1=1, dim2=3)  # (P, m, K)
     total = {"all": (shown.sum(), shown.numel())}
     total |= {group: (shown[..., k].sum(), shown[..., k].numel()) for k, group in enumerate(groups)}
-    figures: dict = {name: vars(wilson_interval(float(hits), count)) for name, (hits, count) in total.items()}
+    figures: dict[str, Any] = {name: vars(wilson_interval(float(hits), count)) for name, (hits, count) in total.items()}
     if arm.right is not None:
         figures["occupation_right"] = rate(arm.right)
     return figures
 
 
-def rate(right: Tensor) -> dict:
+def rate(right: Tensor) -> dict[str, Any]:
     """Share of pictures that were read right, of those whose occupation the reader knows."""
     return vars(wilson_interval(float(right.nansum()), int(right.isfinite().sum())))
 

@@ -4,6 +4,8 @@ Every figure stands beside what other seeds of the untreated model show. Of pict
 two seeds are; of sets of pictures, how far apart two samples are.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from stereoclinic.prompts import write
 from stereoclinic.sns.gate import is_neutral
 
 
-def unrelated_figures(experiment: Experiment) -> dict:
+def unrelated_figures(experiment: Experiment) -> dict[str, Any]:
     """Figures of the unrelated prompts as plain data: `prompts`, how they were drawn, and by arm what became of them.
 
     `left_alone` counts the prompts that the gate leaves alone, for they name a group; they cannot change.
@@ -31,7 +33,7 @@ def unrelated_figures(experiment: Experiment) -> dict:
     }
 
 
-def _arm(arm: Drawn, before: Drawn, distant: Drawn) -> dict:
+def _arm(arm: Drawn, before: Drawn, distant: Drawn) -> dict[str, Any]:
     figures = distances(arm, before, distant)
     if arm is not before:
         figures["feature_distance_to_untreated"] = vars(mean_interval(feature_distance(arm, before)))
@@ -40,4 +42,5 @@ def _arm(arm: Drawn, before: Drawn, distant: Drawn) -> dict:
 
 def feature_distance(arm: Drawn, before: Drawn) -> Tensor:
     """Euclidean distance of the features of each picture to those of the other arm's in its place: (P, n)."""
-    return torch.linalg.vector_norm(arm.features.double() - before.features.double(), dim=-1)
+    distance: Tensor = torch.linalg.vector_norm(arm.features.double() - before.features.double(), dim=-1)
+    return distance

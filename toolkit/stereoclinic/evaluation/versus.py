@@ -29,8 +29,9 @@ def load_results(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     path = path / "results.json" if path.is_dir() else path
-    data = read_json(path, "results")
-    found = data.get("experiments") if isinstance(data, dict) else None
+    read = read_json(path, "results")
+    data: dict[str, Any] = read if isinstance(read, dict) else {}
+    found = data.get("experiments")
     if not isinstance(found, list) or not found or "schema" not in data:
         raise InputError(f"{path} holds no experiments; expected a results.json of stereo bench")
     if data["schema"] != SCHEMA or isinstance(data["schema"], bool):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from stereoclinic.portraits.figures import Line
 
@@ -44,7 +45,7 @@ Share of the first group of each axis. The lean is the mean over the first third
 """
 
 
-def card(lines: Sequence[Line], shares: Sequence[dict], **about: object) -> str:
+def card(lines: Sequence[Line], shares: Sequence[dict[str, Any]], **about: object) -> str:
     """Markdown of the card.
 
     Args:
@@ -68,7 +69,7 @@ def card(lines: Sequence[Line], shares: Sequence[dict], **about: object) -> str:
     return _ABOUT.format(figures=figures, shares=rows, columns=columns, rules=rules, **about)
 
 
-def _interval(line: dict) -> str:
+def _interval(line: dict[str, Any]) -> str:
     return "" if line["low"] is None else f"{line['low']:.3f} to {line['high']:.3f}"
 
 

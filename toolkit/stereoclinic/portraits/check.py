@@ -10,6 +10,7 @@ import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from stereoclinic.portraits.card import card
 from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import AXES, World
-from stereoclinic.prompts import group_prompts, occupation_prompts, with_seeds
+from stereoclinic.prompts import Row, group_prompts, occupation_prompts, with_seeds
 from stereoclinic.sns.allocate import allotted_group, uniform
 
 log = logging.getLogger("stereoclinic.portraits")
@@ -57,7 +58,7 @@ class Checker:
         self.guidances = (1.0, denoiser.defaults.guidance)
         self.floor = noise_floor(images, 2, len(world.names), parity_gap).upper
 
-    def lines(self) -> tuple[list[Line], list[dict]]:
+    def lines(self) -> tuple[list[Line], list[dict[str, Any]]]:
         """Every figure, and the table of planted beside generated shares."""
         found, table = self.reader_lines(), []
         neutral = {guidance: self.draw(None, guidance) for guidance in self.guidances}
@@ -79,7 +80,7 @@ class Checker:
             at_least(f"reader right on held-out drawings, {head}", value, n, 0.99) for head, value in accuracy.items()
         ]
 
-    def neutral_lines(self, axis: Axis, reads: dict[float, Tensor]) -> tuple[list[Line], list[dict]]:
+    def neutral_lines(self, axis: Axis, reads: dict[float, Tensor]) -> tuple[list[Line], list[dict[str, Any]]]:
         """Unsure reads, generated against planted shares, and the lean's correlation with the planted tilt."""
         found = [
             at_most(f"unsure reads, {axis.name}, guidance {guidance:g}", unsure_rate(each).item(), self.n, 0.05)
@@ -141,7 +142,7 @@ class Checker:
         return Line(name, *numbers(gap, len(half)), unsure)
 
     def draw(
-        self, prompts: list[str] | None, guidance: float, oracle: Axis | None = None, rows: list[dict] | None = None
+        self, prompts: list[str] | None, guidance: float, oracle: Axis | None = None, rows: list[Row] | None = None
     ) -> dict[str, Tensor]:
         """Reads of one image a row: (n, classes) for each head. Neutral prompts and all rows unless given."""
         rows, reads = rows or self.rows, []
@@ -155,7 +156,8 @@ class Checker:
 
     def by_occupation(self, reads: Tensor) -> Tensor:
         """(n, K) in seed-major order -> (P, images, K)."""
-        return reads.unflatten(0, (-1, len(self.world.names))).transpose(0, 1)
+        by_seed: Tensor = reads.unflatten(0, (-1, len(self.world.names)))  # (images, P, K)
+        return by_seed.transpose(0, 1)
 
     @torch.no_grad()
     def early_lean(self, axis: Axis) -> Tensor:

@@ -6,11 +6,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stereoclinic.errors import InputError
 
@@ -34,10 +35,10 @@ class Stage:
         self.batch = max(1, BATCH[name] // fabric.world_size)
         self.steps = math.ceil(samples / (self.batch * fabric.world_size))
 
-    def saved(self) -> dict | None:
+    def saved(self) -> dict[str, Any] | None:
         if not self.path.exists():
             return None
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         if state["world"] != self.digest:
             raise InputError(f"{self.path} was trained on another world; choose another --run folder")
         return state
@@ -51,7 +52,7 @@ class Stage:
     def fit(
         self,
         loss: nn.Module,
-        batches: Callable[[np.random.Generator, int], tuple],
+        batches: Callable[[np.random.Generator, int], tuple[Tensor, ...]],
         average: nn.Module | None = None,
         look: Callable[[], None] | None = None,
         every_s: float = 120.0,

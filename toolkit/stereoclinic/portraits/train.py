@@ -43,7 +43,8 @@ class _AutoencoderLoss(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         posterior = self.vae.encode(pictures).latent_dist
         decoded = self.vae.decode(posterior.sample()).sample.float()
-        return F.l1_loss(decoded, pictures) + F.mse_loss(decoded, pictures) + 1e-6 * posterior.kl().mean()
+        divergence: Tensor = posterior.kl()
+        return F.l1_loss(decoded, pictures) + F.mse_loss(decoded, pictures) + 1e-6 * divergence.mean()
 
 
 def train_autoencoder(stage: Stage, world: World, start: Path | None = None) -> AutoencoderKL:
@@ -190,7 +191,8 @@ def cached_latents(stage: Stage, world: World, vae: AutoencoderKL, share: int) -
         temporary = path.with_suffix(".tmp")
         torch.save(encode_cells(world, vae, rank * share, share).cpu(), temporary)
         os.replace(temporary, path)
-    return torch.load(path, weights_only=True)
+    latents: Tensor = torch.load(path, weights_only=True)
+    return latents
 
 
 class _ReaderLoss(nn.Module):

@@ -8,10 +8,12 @@ fitting: scale a table that has the odds ratios until it has the margins, which 
 
 import hashlib
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 
@@ -129,8 +131,8 @@ class World:
         return list(itertools.product(self.names, people))
 
 
-def _occupation(entry: dict, odds: dict[str, float]) -> Occupation:
-    def element(kind: str, names: dict) -> tuple[str, list[str]] | None:
+def _occupation(entry: dict[str, Any], odds: dict[str, float]) -> Occupation:
+    def element(kind: str, names: Collection[str]) -> tuple[str, list[str]] | None:
         if kind not in entry:
             return None
         given = entry[kind]

@@ -3,17 +3,21 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
 
+if TYPE_CHECKING:
+    from stereoclinic.prompts import Row
+
 _GOLDEN = 0.6180339887498949
 JOINT = "+"  # between the groups of several axes: "female+old"
 
 
-def allotted_group(row: dict, shares: Tensor) -> int:
+def allotted_group(row: "Row", shares: Tensor) -> int:
     """The group of one image.
 
     A prompt's seeds walk along an additive (golden ratio) sequence with a start of the prompt's own, so any run of

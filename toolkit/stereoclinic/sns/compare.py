@@ -190,7 +190,8 @@ def _flat(table: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 def _ranks(x: Tensor) -> Tensor:
     _, inverse, counts = torch.unique(x, return_inverse=True, return_counts=True)
-    return (counts.cumsum(0).double() - (counts - 1) / 2)[inverse]
+    ranks: Tensor = counts.cumsum(0).double() - (counts - 1) / 2
+    return ranks[inverse]
 
 
 def _log_choose(n: int, k: Tensor) -> Tensor:

@@ -306,7 +306,7 @@ class Suppression:
                 self._hook(name, parent, leaf)
 
     # Never traced: a bin is chosen by the timestep's value, and would be compiled anew for each.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own has no annotations
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._step = None
         if self._paused:

@@ -29,7 +29,7 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import guide
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import Samples, group_prompts
+from stereoclinic.prompts import Row, Samples, group_prompts
 from stereoclinic.sns.damped import Damped
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import bounded_least_squares
@@ -205,7 +205,7 @@ class _Walk:
         self,
         denoiser: Denoiser,
         axis: Axis,
-        rows: list[dict],
+        rows: list[Row],
         settings: Stepwise,
         sites: list[Site],
         stay: Sequence[Axis],
@@ -366,7 +366,7 @@ class _Walk:
         return torch.cat(rows).cpu(), torch.cat(wanted).cpu(), torch.cat(kinds)
 
 
-def _encode(denoiser: Denoiser, rows: list[dict], axis: Axis) -> Tensor:
+def _encode(denoiser: Denoiser, rows: list[Row], axis: Axis) -> Tensor:
     """(K, B, L, D)."""
     texts = [group_prompts(row, axis) for row in rows]
     return torch.stack([denoiser.encode([each[k] for each in texts]) for k in range(len(axis))])

@@ -7,13 +7,16 @@ with Treatment(denoiser.pipe, mask, axes=[axis]) as treatment:
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from stereoclinic.axes import Axis
 from stereoclinic.sns.allocate import allotted_group, shares_of
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.gate import is_neutral
 from stereoclinic.sns.mask import NeuronMask
+
+if TYPE_CHECKING:
+    from stereoclinic.prompts import Row
 
 
 class Treatment:
@@ -46,7 +49,7 @@ class Treatment:
         self.shares = shares_of(mask.groups, shares) if mask.allocates else None
         self.suppression = suppress(target, mask, strength, guided, force)
 
-    def allotment(self, rows: Sequence[dict], prompts: Sequence[str] | None = None) -> list[str | bool | None]:
+    def allotment(self, rows: "Sequence[Row]", prompts: Sequence[str] | None = None) -> list[str | bool | None]:
         """What each image gets: its group, True for a plain mask, or None where the gate leaves it alone.
 
         Args:
@@ -61,7 +64,7 @@ class Treatment:
         groups = self.mask.groups
         return [groups[allotted_group(row, shares)] if own else None for row, own in zip(rows, treated, strict=True)]
 
-    def begin(self, rows: Sequence[dict], prompts: Sequence[str] | None = None) -> None:
+    def begin(self, rows: "Sequence[Row]", prompts: Sequence[str] | None = None) -> None:
         """Announce the images of the next batch, see `allotment`."""
         self.suppression.allot(self.allotment(rows, prompts))
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from stereoclinic.evaluation.baselines.base import Baseline
     from stereoclinic.evaluation.baselines.calibration import Calibration
     from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
+    from stereoclinic.prompts import Row
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,15 @@ def baseline_class(name: str) -> "type[Baseline] | type[PromptAllocation]":
     """The class of a comparator; raises InputError as `check_names`."""
     check_names([name])
     entry = BASELINES[name]
-    return getattr(import_module(f"{__package__}.{entry.module}"), entry.name)
+    found: type[Baseline] | type[PromptAllocation] = getattr(import_module(f"{__package__}.{entry.module}"), entry.name)
+    return found
 
 
 def fit_baselines(
     names: Sequence[str],
     denoiser: "Denoiser",
     axis: "Axis",
-    samples: Sequence[dict],
+    samples: "Sequence[Row]",
     calibration: "Calibration",
     progress: Callable[[str, int], None] | None = None,
 ) -> "list[Baseline | PromptAllocation]":
@@ -92,7 +94,7 @@ def fit_baselines(
     return [baseline_class(name).fit(denoiser, axis, samples, calibration, progress) for name in names]
 
 
-def calibration_samples(prompts: "Dataset", first: int, count: int, judged: range) -> list[dict]:
+def calibration_samples(prompts: "Dataset", first: int, count: int, judged: range) -> "list[Row]":
     """Every prompt with seeds first, first + 1, ...
 
     Args:

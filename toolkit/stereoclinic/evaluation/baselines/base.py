@@ -22,6 +22,7 @@ from stereoclinic.digest import plain_digest
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.calibration import Calibration, Cost, Progress, Run
 from stereoclinic.evaluation.mitigation import Batch, Mitigation
+from stereoclinic.prompts import Row
 from stereoclinic.sns.allocate import allotted_group
 from stereoclinic.sns.damp import check_open
 
@@ -57,7 +58,7 @@ class Baseline(Mitigation):
         cls,
         denoiser: Denoiser,
         axis: Axis,
-        samples: Sequence[dict],
+        samples: Sequence[Row],
         calibration: Calibration,
         progress: Progress | None = None,
         settings: Any = None,
@@ -113,7 +114,7 @@ class Baseline(Mitigation):
     def key(self) -> str:
         return plain_digest([type(self).__name__, self.about()], *self.tensors())
 
-    def begin(self, rows: list[dict]) -> Batch:
+    def begin(self, rows: list[Row]) -> Batch:
         self._groups = torch.tensor([allotted_group(row, self.target) for row in rows])
         return Batch([row["prompt"] for row in rows], allotted=self._groups.clone())
 
@@ -170,7 +171,8 @@ def nearest(timesteps: Tensor, t: float) -> int:
 
 def unit(x: Tensor) -> Tensor:
     """(..., C) brought to length 1; zero stays zero."""
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    length: Tensor = x.norm(dim=-1, keepdim=True)
+    return x / length.clamp_min(1e-12)
 
 
 def attention_blocks(denoiser: Denoiser, kind: str, who: str) -> dict[str, nn.Module]:

@@ -13,7 +13,7 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import sample_latents
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers import Reader, group_columns, read_rows
-from stereoclinic.prompts import group_prompts
+from stereoclinic.prompts import Row, group_prompts
 from stereoclinic.sns.allocate import shares_of
 
 Progress = Callable[[str, int], None]
@@ -71,7 +71,7 @@ class Run:
         name: str,
         denoiser: Denoiser,
         axis: Axis,
-        rows: Sequence[dict],
+        rows: Sequence[Row],
         calibration: Calibration,
         progress: Progress | None = None,
     ) -> None:

@@ -28,7 +28,7 @@ from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.base import Baseline, check_strength
 from stereoclinic.evaluation.baselines.calibration import Run
 from stereoclinic.evaluation.mitigation import Batch
-from stereoclinic.prompts import write
+from stereoclinic.prompts import Row, write
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class ConceptPrune(Baseline):
         self._pruned.clear()
         return {name: modules[name] for name in self.masks}
 
-    def begin(self, rows: list[dict]) -> Batch:
+    def begin(self, rows: list[Row]) -> Batch:
         self._groups = torch.tensor([self.over.get(write(row), -1) for row in rows])
         return Batch([row["prompt"] for row in rows])
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from stereoclinic.evaluation.baselines.base import Baseline, attention_blocks, check_strength, unit
 from stereoclinic.evaluation.baselines.calibration import Run
 from stereoclinic.evaluation.mitigation import Batch
+from stereoclinic.prompts import Row
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class EquiSteer(Baseline):
     def modules(self) -> dict[str, nn.Module]:
         return {name: self.denoiser.unet.get_submodule(name) for name in self.directions}
 
-    def begin(self, rows: list[dict]) -> Batch:
+    def begin(self, rows: list[Row]) -> Batch:
         self._open = None if self.gate else torch.ones(len(rows), dtype=torch.bool)
         return super().begin(rows)
 
@@ -129,7 +130,8 @@ class EquiSteer(Baseline):
 def basis(s: Tensor) -> Tensor:
     """An orthonormal basis of what directions (K, C) span: (K, C), rows of zeros where they span less."""
     _, size, rows = torch.linalg.svd(s.double(), full_matrices=False)
-    return (rows * (size > 1e-6 * size.max().clamp_min(1e-12))[:, None]).to(s.dtype)
+    spanned: Tensor = rows * (size > 1e-6 * size.max().clamp_min(1e-12))[:, None]
+    return spanned.to(s.dtype)
 
 
 def cleared(o: Tensor, rows: Tensor) -> Tensor:

@@ -122,4 +122,5 @@ def learned(run: Run, clean: Tensor, settings: DirectionSettings) -> Tensor:
 
 def _predict(run: Run, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
     """The UNet's output (B, C, h, w) at latents of unit variance, without the scheduler's own scaling."""
-    return run.denoiser.unet(x, t, **run.denoiser._conditions(states)).sample
+    prediction: Tensor = run.denoiser.unet(x, t, **run.denoiser._conditions(states)).sample
+    return prediction

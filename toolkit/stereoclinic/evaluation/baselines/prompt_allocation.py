@@ -19,6 +19,7 @@ from stereoclinic.digest import plain_digest
 from stereoclinic.evaluation.baselines.calibration import Calibration, Cost, Progress
 from stereoclinic.evaluation.mitigation import Batch
 from stereoclinic.evaluation.oracles import AllocationOracle
+from stereoclinic.prompts import Row
 from stereoclinic.sns.allocate import shares_of
 from stereoclinic.sns.gate import is_neutral
 
@@ -44,7 +45,7 @@ class PromptAllocation(AllocationOracle):
         cls,
         denoiser: Denoiser,
         axis: Axis,
-        samples: Sequence[dict],
+        samples: Sequence[Row],
         calibration: Calibration,
         progress: Progress | None = None,
         settings: Any = None,
@@ -55,7 +56,7 @@ class PromptAllocation(AllocationOracle):
     def key(self) -> str:
         return plain_digest([super().key(), "gated"])
 
-    def begin(self, rows: list[dict]) -> Batch:
+    def begin(self, rows: list[Row]) -> Batch:
         written = super().begin(rows)
         assert written.allotted is not None
         own = torch.tensor([is_neutral(row["prompt"], self.axis) for row in rows])

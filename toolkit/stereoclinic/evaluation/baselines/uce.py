@@ -27,6 +27,7 @@ from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.base import Baseline, attention_blocks, check_strength
 from stereoclinic.evaluation.baselines.calibration import Run
 from stereoclinic.evaluation.mitigation import Batch
+from stereoclinic.prompts import Row
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class UnifiedConceptEditing(Baseline):
     def tensors(self) -> list[Tensor]:
         return list(self.edited.values())
 
-    def begin(self, rows: list[dict]) -> Batch:
+    def begin(self, rows: list[Row]) -> Batch:
         return Batch([row["prompt"] for row in rows])
 
     def __enter__(self) -> Self:
@@ -130,7 +131,8 @@ def closed_form(w: Tensor, c: Tensor, v: Tensor, p: Tensor, lamb: float, preserv
         (O, D).
     """
     kept = preserve * p.T @ p + lamb * torch.eye(w.shape[1]).to(w)  # (D, D), symmetric
-    return torch.linalg.solve(c.T @ c + kept, (v.T @ c + w @ kept).T).T
+    solved: Tensor = torch.linalg.solve(c.T @ c + kept, (v.T @ c + w @ kept).T)
+    return solved.T
 
 
 def target_values(w: Tensor, c: Tensor, a: Tensor, alpha: Tensor) -> Tensor:
@@ -138,12 +140,14 @@ def target_values(w: Tensor, c: Tensor, a: Tensor, alpha: Tensor) -> Tensor:
     u = a @ w.T
     u = u / u.norm(dim=(1, 2), keepdim=True)
     values = c @ w.T
-    return values + values.norm() * (alpha[:, None, None] * u).sum(0)
+    target: Tensor = values + values.norm() * (alpha[:, None, None] * u).sum(0)
+    return target
 
 
 def _states(denoiser: Denoiser, texts: list[str]) -> Tensor:
     """(n, L, D) as cross-attention reads them."""
-    return denoiser._conditions(denoiser.encode(texts))["encoder_hidden_states"]
+    states: Tensor = denoiser._conditions(denoiser.encode(texts))["encoder_hidden_states"]
+    return states
 
 
 def _concepts(denoiser: Denoiser, prompts: list[str], groups: list[list[str]]) -> tuple[list[Tensor], list[Tensor]]:

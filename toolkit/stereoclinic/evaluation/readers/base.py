@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
+
+if TYPE_CHECKING:
+    from stereoclinic.prompts import Row
 
 
 class Reader(Protocol):
@@ -86,7 +89,7 @@ def can_read(reader: Reader, axis: Axis) -> bool:
     return True
 
 
-def read_rows(reader: Any, images: Tensor, rows: Sequence[dict]) -> dict[str, Tensor]:
+def read_rows(reader: Any, images: Tensor, rows: "Sequence[Row]") -> dict[str, Tensor]:
     """`read`, with the person that each picture is of for a reader that asks in words ("a female doctor").
 
     Args:
@@ -94,9 +97,9 @@ def read_rows(reader: Any, images: Tensor, rows: Sequence[dict]) -> dict[str, Te
         images: (n, 3, H, W) in [0, 1].
         rows: n prompts, with the column `label`.
     """
-    if getattr(reader, "by_person", False):
-        return reader.read(images, [row["label"] for row in rows])
-    return reader.read(images)
+    persons = ([row["label"] for row in rows],) if getattr(reader, "by_person", False) else ()
+    seen: dict[str, Tensor] = reader.read(images, *persons)
+    return seen
 
 
 def features_of(reader: Any, images: Tensor) -> Tensor | None:

@@ -134,7 +134,8 @@ class ClipReader:
     def features(self, images: Tensor) -> Tensor:
         """(n, 3, H, W) in [0, 1] -> (n, D) projected image embeddings, not normalised."""
         values = pixels(self.processor, images).to(self.model.device)
-        return self.model.get_image_features(pixel_values=values).pooler_output.float().cpu()
+        embedded: Tensor = self.model.get_image_features(pixel_values=values).pooler_output
+        return embedded.float().cpu()
 
     def _groups(self, axis: Axis, person: str) -> Tensor:
         """(K, D) normalised: one embedding for each group."""
@@ -145,4 +146,5 @@ class ClipReader:
 
     def _embed(self, lines: list[str]) -> Tensor:
         tokens = self.tokenizer(lines, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
-        return self.model.get_text_features(**tokens).pooler_output.float().cpu()
+        embedded: Tensor = self.model.get_text_features(**tokens).pooler_output
+        return embedded.float().cpu()

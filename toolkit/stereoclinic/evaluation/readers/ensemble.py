@@ -82,7 +82,8 @@ class EnsembleReader:
         """
         for reader in self.readers:
             if callable(getattr(reader, "features", None)):
-                return reader.features(images)
+                found: Tensor = reader.features(images)
+                return found
         raise InputError(f"no reader of {self.name!r} has features; add one that has, such as clip")
 
 

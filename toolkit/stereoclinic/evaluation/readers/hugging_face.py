@@ -83,7 +83,7 @@ class HuggingFaceReader:
     def features(self, images: Tensor) -> Tensor:
         """(n, 3, H, W) in [0, 1] -> (n, F): the last hidden state, averaged over places."""
         values = pixels(self.processor, images).to(self.model.device)
-        last = self.model(pixel_values=values, output_hidden_states=True).hidden_states[-1].float().cpu()
+        last: Tensor = self.model(pixel_values=values, output_hidden_states=True).hidden_states[-1].float().cpu()
         return last.mean(dim=(2, 3)) if last.ndim == 4 else last.mean(dim=1)
 
 

@@ -4,7 +4,6 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
@@ -66,7 +65,7 @@ def open_reader(
     return reader
 
 
-def _open(spec: str, options: _Options) -> Any:
+def _open(spec: str, options: _Options) -> Reader:
     kind, _, rest = spec.partition(":")
     if spec == "portraits":
         if options.own is None:
@@ -95,7 +94,7 @@ def _open(spec: str, options: _Options) -> Any:
     raise InputError(f"unknown reader {spec!r}; there are {', '.join(KINDS)}")
 
 
-def _from_file(path: Path, name: str, allowed: bool) -> Any:
+def _from_file(path: Path, name: str, allowed: bool) -> Reader:
     """An object of a class in the user's own file."""
     if not allowed:
         raise InputError(f"reader '{path}:{name}' is code, which is run only where that is asked for: --allow-code")
@@ -105,7 +104,7 @@ def _from_file(path: Path, name: str, allowed: bool) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        reader = getattr(module, name)()
+        reader: Reader = getattr(module, name)()
     except Exception as error:  # whatever the user's code raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise InputError(f"reader '{path}:{name}' cannot be made: {type(error).__name__}: {reason}") from error

@@ -40,7 +40,8 @@ class PortraitsNet(nn.Module):
 
     def features(self, pictures: Tensor) -> Tensor:
         """(n, 3, 64, 64) in [-1, 1] -> (n, 128): means over the picture, for Frechet distances."""
-        return self.trunk(pictures).mean(dim=(2, 3))
+        seen: Tensor = self.trunk(pictures)
+        return seen.mean(dim=(2, 3))
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         """(n, 3, 64, 64) in [-1, 1] -> logits (n, classes) of each head."""
@@ -92,7 +93,8 @@ class PortraitsReader:
         head, columns = group_columns(self, axis)
 
         def logits(images: Tensor) -> Tensor:
-            return self.net.to(images.device)(_as_trained(images))[head][:, columns]
+            seen: dict[str, Tensor] = self.net.to(images.device)(_as_trained(images))
+            return seen[head][:, columns]
 
         return logits
 

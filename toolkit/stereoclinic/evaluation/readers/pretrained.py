@@ -77,7 +77,8 @@ def pixels(processor: Any, images: Tensor) -> Tensor:
         raise InputError(f"images have shape {tuple(images.shape)}; expected (n, 3, H, W) with values from 0 to 1")
     bytes_ = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     pictures = [Image.fromarray(each) for each in bytes_]
-    return processor(images=pictures, return_tensors="pt")["pixel_values"]
+    values: Tensor = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    return values
 
 
 @contextmanager
