@@ -165,7 +165,7 @@ def test_keys_tell_comparators_apart_and_follow_what_changes_pictures(denoiser, 
         kept, mitigation.strength = mitigation.strength, mitigation.strength + 0.5
         assert mitigation.key() != keys[name]
         mitigation.strength = kept
-        tensor = mitigation.tensors()[-1]
+        tensor = list(mitigation.state()[0].values())[-1]
         before = tensor.clone()
         tensor.copy_(tensor.logical_not() if tensor.dtype == torch.bool else tensor + 1)
         assert mitigation.key() != keys[name]

@@ -41,6 +41,7 @@ class Baseline(Mitigation):
     title: ClassVar[str]  # its name in tables
     source: ClassVar[str]  # paper
     defaults: ClassVar[Any]  # its settings, a frozen dataclass
+    fitted: ClassVar[tuple[str, ...]]  # attributes that `fit` finds, and the constructor's arguments of the same names
     both: ClassVar[bool] = False  # whether it also reaches the unconditional half
 
     def __init__(
@@ -77,6 +78,8 @@ class Baseline(Mitigation):
             InputError: Samples, reader or model do not serve; said in one line.
         """
         check_open(denoiser.pipe)
+        # Forgets encoded texts: their last digits are those of the batch they were in, whoever asked for it before.
+        denoiser.to(denoiser.device)
         run = Run(cls.title, denoiser, axis, samples, calibration, progress)
         began = time.perf_counter()
         made = cls._fit(run, cls.defaults if settings is None else settings)
@@ -103,16 +106,40 @@ class Baseline(Mitigation):
         """
         raise NotImplementedError
 
-    def about(self) -> list[Any]:
-        """Plain data that its pictures depend on, beside `tensors`."""
-        return [self.strength, self.target.tolist()]
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that its pictures depend on: tensors by name, those of a module as "attribute/module", and plain data."""
+        tensors, plain = {"target": self.target}, {"strength": self.strength}
+        if self.timesteps is not None:
+            tensors["timesteps"] = self.timesteps
+        for name in self.fitted:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            elif isinstance(value, dict) and all(isinstance(each, Tensor) for each in value.values()):
+                tensors |= {f"{name}/{module}": each for module, each in value.items()}
+            else:
+                plain[name] = value
+        return tensors, plain
 
-    def tensors(self) -> list[Tensor]:
-        """What its pictures depend on."""
-        return []
+    @classmethod
+    def restored(cls, denoiser: Denoiser, axis: Axis, tensors: dict[str, Tensor], plain: dict[str, Any]) -> Self:
+        """What `state` was taken of.
+
+        Raises:
+            KeyError: Something is missing.
+        """
+        made: dict[str, Any] = {}
+        for name in cls.fitted:
+            by_module = {
+                key.removeprefix(f"{name}/"): each for key, each in tensors.items() if key.startswith(f"{name}/")
+            }
+            made[name] = tensors[name] if name in tensors else plain.get(name, by_module)
+        return cls(denoiser, axis, tensors["target"], plain["strength"], tensors.get("timesteps"), **made)
 
     def key(self) -> str:
-        return plain_digest([type(self).__name__, self.about()], *self.tensors())
+        tensors, plain = self.state()
+        names = sorted(tensors)
+        return plain_digest([type(self).__name__, plain, names], *(tensors[name] for name in names))
 
     def begin(self, rows: list[Row]) -> Batch:
         self._groups = torch.tensor([allotted_group(row, self.target) for row in rows])

@@ -58,6 +58,7 @@ class ConceptPrune(Baseline):
     title, source = "ConceptPrune", "Chavhan et al. 2025, arXiv 2405.19237"
     needs = "group prompts, labels of own images"
     defaults: ClassVar[PruneSettings] = PruneSettings()
+    fitted = ("masks", "over")
     both = True
 
     def __init__(self, *common: Any, masks: dict[str, Tensor], over: dict[str, int]) -> None:
@@ -96,12 +97,6 @@ class ConceptPrune(Baseline):
         masks = {name: torch.stack([mask(name, k) for k in range(len(groups))]) for name in sites}
         over = {prompt: int((p - run.target).argmax()) for prompt, p in shares.items() if (p - run.target).max() > 1e-6}
         return cls(run.denoiser, run.axis, run.target, settings.strength, masks=masks, over=over)
-
-    def about(self) -> list[Any]:
-        return [self.strength, sorted(self.over.items())]
-
-    def tensors(self) -> list[Tensor]:
-        return list(self.masks.values())
 
     def modules(self) -> dict[str, nn.Module]:
         modules = dict(self.denoiser.unet.named_modules())

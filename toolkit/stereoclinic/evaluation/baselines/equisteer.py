@@ -58,6 +58,7 @@ class EquiSteer(Baseline):
     title, source = "EquiSteer", "Gaintseva et al. 2026, arXiv 2607.01147"
     needs = "group prompts"
     defaults: ClassVar[SteerSettings] = SteerSettings()
+    fitted = ("directions", "sizes", "gate", "thresholds", "keep_length")
 
     def __init__(
         self,
@@ -99,13 +100,6 @@ class EquiSteer(Baseline):
         common = (run.denoiser, run.axis, run.target, settings.strength, timesteps)
         kept = settings.keep_length
         return cls(*common, directions=directions, sizes=sizes, gate=gate, thresholds=thresholds, keep_length=kept)
-
-    def about(self) -> list[Any]:
-        return [*super().about(), self.gate, self.keep_length, list(self.directions)]
-
-    def tensors(self) -> list[Tensor]:
-        assert self.timesteps is not None
-        return [self.timesteps, self.thresholds, *self.directions.values(), *self.sizes.values()]
 
     def modules(self) -> dict[str, nn.Module]:
         return {name: self.denoiser.unet.get_submodule(name) for name in self.directions}

@@ -51,6 +51,7 @@ class HSpaceDirection(Baseline):
     title, source = "h-space", "Li et al. 2024, arXiv 2311.17216"
     needs = "group prompts, own images, gradients"
     defaults: ClassVar[DirectionSettings] = DirectionSettings()
+    fitted = ("vectors",)
 
     def __init__(self, *common: Any, vectors: Tensor) -> None:
         super().__init__(*common)
@@ -62,9 +63,6 @@ class HSpaceDirection(Baseline):
             raise InputError(f"h-space: this {type(run.denoiser.unet).__name__} has no mid_block to add a vector at")
         vectors = torch.stack([learned(run, run.draw(run.group(k)), settings) for k in range(len(run.axis))])
         return cls(run.denoiser, run.axis, run.target, settings.strength, vectors=vectors)
-
-    def tensors(self) -> list[Tensor]:
-        return [self.vectors]
 
     def modules(self) -> dict[str, nn.Module]:
         return {"mid_block": self.denoiser.unet.mid_block}

@@ -55,6 +55,7 @@ class ImplicitChoice(Baseline):
     title, source = "ICM", "Zaleska et al. 2026, arXiv 2604.06052"
     needs = "labels of own images"
     defaults: ClassVar[ProbeSettings] = ProbeSettings()
+    fitted = ("theta", "lengths", "start", "keep_length")
 
     def __init__(
         self, *common: Any, theta: dict[str, Tensor], lengths: dict[str, Tensor], start: float, keep_length: bool
@@ -85,13 +86,6 @@ class ImplicitChoice(Baseline):
         common = (run.denoiser, run.axis, run.target, settings.strength, timesteps)
         kept = {"theta": {name: theta[name] for name in best}, "lengths": {name: lengths[name] for name in best}}
         return cls(*common, **kept, start=settings.start, keep_length=settings.keep_length)
-
-    def about(self) -> list[Any]:
-        return [*super().about(), self.start, self.keep_length, list(self.theta)]
-
-    def tensors(self) -> list[Tensor]:
-        assert self.timesteps is not None
-        return [self.timesteps, *self.theta.values(), *self.lengths.values()]
 
     def modules(self) -> dict[str, nn.Module]:
         return {name: self.denoiser.unet.get_submodule(name) for name in self.theta}

@@ -53,6 +53,7 @@ class UnifiedConceptEditing(Baseline):
     title, source = "UCE", "Gandikota et al. 2024, arXiv 2308.14761"
     needs = "group prompts, labels of own images"
     defaults: ClassVar[EditSettings] = EditSettings()
+    fitted = ("edited",)
 
     def __init__(self, *common: Any, edited: dict[str, Tensor]) -> None:
         super().__init__(*common)
@@ -88,12 +89,6 @@ class UnifiedConceptEditing(Baseline):
                 new = closed_form(w, torch.cat(c), torch.cat(v), p, settings.lamb, settings.preserve)
                 made.edited[name] = torch.lerp(w, new, settings.strength).to(weight)
         return made
-
-    def about(self) -> list[Any]:
-        return list(self.edited)
-
-    def tensors(self) -> list[Tensor]:
-        return list(self.edited.values())
 
     def begin(self, rows: list[Row]) -> Batch:
         return Batch([row["prompt"] for row in rows])
