@@ -62,7 +62,8 @@ def bench(
     parts: Annotated[
         Path | None,
         typer.Option(
-            help="Folder that keeps what was drawn. What lies there is not drawn again, by any bench of this model.",
+            help="Folder that keeps what was drawn, and other methods as they were made. What lies there is not drawn"
+            " or made again, by any bench of this model.",
             show_default="OUT/parts, until the results are written",
         ),
     ] = None,
@@ -149,7 +150,7 @@ def bench(
         typer.Option(
             "--baseline",
             help="Another method to judge beside the masks: prompt, conceptprune, uce, h-space, equisteer, icm; may"
-            " repeat. Most are first made on seeds of their own, which takes minutes.",
+            " repeat. Most are first made on seeds of their own, which takes minutes, once, on one device.",
             show_default=False,
         ),
     ] = None,
@@ -198,8 +199,6 @@ def bench(
     from stereoclinic.sns.mask import NeuronMask
 
     check_names(baselines or [])
-    if baselines and devices * num_nodes > 1:
-        raise InputError("--baseline: what each device would make differs in rounding; give --devices 1")
     limits = [judging.bound(text) for text in fail_above or []]
     aimed = common.shares_from(shares)
     if len(aimed) > 1:
@@ -283,7 +282,7 @@ def bench(
                 advance(count * ranks, f"{at}: {arm}")
 
             others_made = judging.made_baselines(
-                baselines or [], denoiser, setup, reads, baseline_seed, baseline_seeds, device, quiet
+                baselines or [], denoiser, setup, reads, baseline_seed, baseline_seeds, device, kept, quiet
             )
             found = run(
                 denoiser, reads, setup, loaded, strength, draw, force, kept, common.warn, others_made, instruments,

@@ -193,24 +193,26 @@ def made_baselines(
     first: int,
     seeds: int,
     device: str,
+    kept: Path,
     quiet: bool,
 ) -> list[Any]:
-    """Other methods, made on seeds that are not judged; one line on stderr for each."""
+    """Other methods, as a folder keeps them, or made on seeds that are not judged; a line on stderr for each made."""
     if not names:
         return []
-    from stereoclinic.evaluation.baselines import calibration_samples, fit_baselines
+    from stereoclinic.evaluation.baselines import calibration_samples
     from stereoclinic.evaluation.baselines.calibration import Calibration
+    from stereoclinic.evaluation.baselines.kept import kept_baselines
 
     judged = range(protocol.seed, protocol.seed + 2 * protocol.images)  # of `other seeds` too
     samples = calibration_samples(protocol.prompts, first, seeds, judged)
     how = Calibration(protocol.steps, protocol.guidance, reader, protocol.shares)
-    denoiser.to(device)
-    made = []
-    for name in names:
+
+    def making(name: str) -> None:
+        denoiser.to(device)
         if not quiet:
             common.stderr().print(f"making baseline {name} on {len(samples)} samples, guidance {protocol.guidance:g}")
-        made += fit_baselines([name], denoiser, protocol.axis, samples, how)
-    return made
+
+    return kept_baselines(names, denoiser, protocol.axis, samples, how, kept, common.is_rank_zero(), making)
 
 
 def follow(published: "PublishedProtocol", given: dict[str, Any]) -> None:

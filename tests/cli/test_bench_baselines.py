@@ -3,8 +3,14 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import pytest
+from tests.cli.test_resume import figures
 from tests.evaluation.test_results_schema import VALID
+from torch import Tensor
+
+from stereoclinic.evaluation.baselines.calibration import Run
 
 SMALL = ("--limit", 2, "--images", 2, "--group-images", 1, "--steps", 2, "--quiet", "--baseline-seeds", 1)
 
@@ -22,6 +28,34 @@ def test_other_methods_stand_beside_the_mask_with_what_they_cost(stereo, model, 
     oracle = found["arms"]["allocation oracle"]
     assert found["arms"][names[0]]["prompts"] == oracle["prompts"]
     assert "Other methods" in result.stdout and names[1] in result.stdout
+
+
+def test_what_was_made_is_not_made_again(stereo, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    parts, made = tmp_path / "parts", []
+    run = Run.draw
+
+    def draw(self: Run, *how: Any) -> Tensor:
+        made.append(self.name)
+        return run(self, *how)
+
+    monkeypatch.setattr(Run, "draw", draw)
+    arguments = ("bench", "--model", model, *SMALL, "--parts", parts, "--baseline", "prompt", "--baseline", "equisteer")
+    for out in ("one", "two"):
+        result = stereo(*arguments, "-o", tmp_path / out)
+        assert result.exit_code == 0, result.stderr
+        assert made == ["EquiSteer"] * 3  # neutral prompts, and those of two groups
+    results = [json.loads((tmp_path / out / "results.json").read_text()) for out in ("one", "two")]
+    assert figures(results[0]) == figures(results[1])
+
+    (file,) = parts.glob("equisteer-*.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    result = stereo(*arguments, "-o", tmp_path / "one")
+    assert result.exit_code == 2 and f"{file} holds something else than was made; remove it" in result.stderr
+    assert stereo(*arguments, "--baseline-seed", 200, "-o", tmp_path / "one").exit_code == 0  # is made from others
+    file.unlink()
+    assert stereo(*arguments, "-o", tmp_path / "one").exit_code == 0
+    assert made == ["EquiSteer"] * 9 and file.exists()
 
 
 def test_unrelated_prompts_are_drawn_untreated_with_the_mask_and_on_other_seeds(stereo, model, located, tmp_path: Path):
@@ -57,7 +91,6 @@ def test_what_baselines_refuse(stereo, model, tmp_path: Path):
         (("--baseline", "nothing"), "choose from prompt"),
         (("--baseline", "uce", "--baseline", "uce"), "given twice"),
         (("--baseline", "prompt", "--seed", 99), "seed 100 is judged"),
-        (("--baseline", "prompt", "--devices", 2), "give --devices 1"),
     ):
         result = stereo(*arguments, *given)
         assert result.exit_code == 2 and says in result.stderr, result.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.cli.test_resume import figures
 
 from stereoclinic.ddtd.relevance import STATES, Relevance
 
@@ -92,6 +93,29 @@ def test_apply_draws_the_same_on_two_devices(model, located, tmp_path: Path):
         assert not (out / "parts").exists()
         drawn.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.png")})
     assert drawn[0] == drawn[1] and len(drawn[0]) == 9  # eight pictures and a sheet
+
+
+def test_bench_judges_other_methods_on_two_devices_as_on_one(model, located, tmp_path: Path):
+    """One that is made, one that is made by what a reader sees, one that is not; at two scales, so made twice.
+
+    Lightning starts the other rank after the first making, torchrun before it.
+    """
+    arguments = (
+        "bench", "--model", model, "--mask", located, "--limit", 2, "--images", 2, "--group-images", 1, "--steps", 2,
+        "--baseline", "prompt", "--baseline", "equisteer", "--baseline", "uce", "--baseline-seeds", 1,
+        "--guidance", 1, "--guidance", 2, "--batch-size", 2, "--accelerator", "cpu",
+    )  # fmt: skip
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    results = []
+    for number, (start, devices) in enumerate((((), 1), ((), 2), (torchrun, 2))):
+        out, parts = tmp_path / f"out {number}", tmp_path / f"parts {number}"
+        more = ("--devices", devices, "--parts", parts, "-o", out)
+        command = [sys.executable, *map(str, (*start, "-m", "stereo_cli", *arguments, *more))]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=900, env=ENVIRONMENT)
+        assert ended.returncode == 0 and ended.stderr.count("making baseline") == 4, ended.stderr  # the first rank's
+        assert len(list(parts.glob("*-*.safetensors"))) == 4
+        results.append(figures(json.loads((out / "results.json").read_text())))
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.fixture

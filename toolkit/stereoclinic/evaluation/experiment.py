@@ -145,7 +145,7 @@ def run(
         parts: Folder that keeps what was drawn: a run that was cut off goes on there, and whatever another run of the
             same model has drawn there is not drawn again. By default a temporary one.
         warn: Told what does not stop the run.
-        baselines: Other methods, made on other seeds; see `baselines.fit_baselines`.
+        baselines: Other methods, made on other seeds and the same on every rank; see `baselines.kept`.
         instruments: What else pictures are measured with.
         **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
 

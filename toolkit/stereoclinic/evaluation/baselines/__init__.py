@@ -14,6 +14,8 @@ One file each, and one row of `BASELINES`:
         with each:
             batch = each.begin(rows)
             sample(denoiser, rows, batch.prompts, steps, guidance)
+
+`kept.kept_baselines` does the same for several ranks, and never twice.
 """
 
 from collections.abc import Callable, Sequence
