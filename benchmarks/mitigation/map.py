@@ -123,7 +123,7 @@ def main() -> None:
         write_text(options.out, json.dumps({"experiments": found}, indent=1))
     collected, _, about = collect([options.out])
     console = Console(width=170)
-    for table in tables(collected, about, 1):
+    for table in tables(collected, about):
         console.print(table)
 
 
