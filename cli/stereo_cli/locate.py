@@ -64,7 +64,9 @@ def locate(
     ] = None,
     steps: common.Steps = None,
     every: Annotated[int, typer.Option(min=1, help="Measure each so-many-th step.")] = 2,
-    bins: Annotated[int, typer.Option(min=1, help="Timestep bins the mask may differ in.")] = 5,
+    bins: Annotated[
+        int, typer.Option(min=1, help="Timestep bins that relevance is kept by; stereo mask --per-bin plans each anew.")
+    ] = 5,
     guidance: Annotated[float, typer.Option(min=0, help="Guidance scale along the trajectory; 1 is none.")] = 1.0,
     select: Annotated[str, typer.Option(help="plan: bounded least squares. top-k: the paper's own form.")] = "plan",
     mu: Annotated[float, typer.Option(min=0, help="plan: the price of moving the prediction off the axis.")] = 1.0,

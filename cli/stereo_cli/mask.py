@@ -83,7 +83,7 @@ def mask(
             "--per-bin/--one-for-all",
             help="relevance: choose anew in each timestep bin, or once for all of them; once for all with --until 0 can"
             " be fused into the weights.",
-            show_default="per bin for plan, once for top-k",
+            show_default="once for all",
         ),
     ] = None,
     since: Annotated[

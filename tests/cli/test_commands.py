@@ -46,6 +46,7 @@ def test_locate_writes_a_mask_and_its_relevance(located):
     plan = mask.metadata["selection"]
     assert (relevance.metadata["composite"], relevance.metadata["root"]) == ("gradient", "plain")
     assert (plan["method"], plan["mu"], plan["overshoot"], plan["window"]) == ("plan", 1.0, 0.0, [1000.0, 600.0])
+    assert (plan["root"], plan["per_bin"]) == ("zero", False)
 
 
 def test_locate_prints_what_it_wrote(model, stereo, located, tmp_path: Path):

@@ -50,16 +50,16 @@ def test_the_defaults_are_those_of_locate():
 
 
 def test_a_plan(relevance):
-    assert equal(choose(relevance, Selection()), treatment_plan(relevance, 1.0, window=(1000.0, 600.0)))
+    assert equal(choose(relevance, Selection()), treatment_plan(relevance, 1.0, window=(1000.0, 600.0), per_bin=False))
     chosen = choose(
         relevance,
         Selection(
-            mu=0.1, overshoot=0.5, at_most=3, since=900, until=0, kinds=("ff",), root="balanced", per_bin=False,
+            mu=0.1, overshoot=0.5, at_most=3, since=900, until=0, kinds=("ff",), root="balanced", per_bin=True,
             branch="conditional",
         ),
     )  # fmt: skip
     by_hand = treatment_plan(
-        relevance, 0.1, overshoot=0.5, at_most=3, window=(900, 0), kinds=("ff",), root="balanced", per_bin=False
+        relevance, 0.1, overshoot=0.5, at_most=3, window=(900, 0), kinds=("ff",), root="balanced", per_bin=True
     )
     assert equal(chosen, replace(by_hand, branch="conditional"))
 

@@ -32,8 +32,7 @@ class Selection:
         kinds: Kinds of site to choose among; None for all.
         root: What neurons are damped toward, see `roots_for`.
         branch: Halves of a guided batch to damp.
-        per_bin: Choose anew in each timestep bin, or once for all; None is the method's own, the first for a plan and
-            the second for top-k.
+        per_bin: Choose anew in each timestep bin, or once for all.
 
     Raises:
         InputError: A name is not known.
@@ -50,7 +49,7 @@ class Selection:
     kinds: tuple[str, ...] | None = None
     root: str = "zero"
     branch: str = "both"
-    per_bin: bool | None = None
+    per_bin: bool = False
 
     def __post_init__(self) -> None:
         if self.select not in METHODS:
@@ -82,14 +81,14 @@ def choose(relevance: "Relevance", selection: Selection) -> NeuronMask:
         )
     window, kinds, root = (high, selection.until), selection.kinds, selection.root
     if selection.select == "plan":
-        per_bin = selection.per_bin is not False
         mask = treatment_plan(
             relevance, selection.mu, overshoot=selection.overshoot, window=window, kinds=kinds, root=root,
-            per_bin=per_bin, at_most=selection.at_most,
+            per_bin=selection.per_bin, at_most=selection.at_most,
         )  # fmt: skip
     else:
-        per_bin = selection.per_bin is True
-        mask = top_k(relevance, selection.k, root=root, kinds=kinds, window=window, per_bin=per_bin, z=selection.z)
+        mask = top_k(
+            relevance, selection.k, root=root, kinds=kinds, window=window, per_bin=selection.per_bin, z=selection.z
+        )
     return replace(mask, branch="both" if selection.branch == "both" else "conditional")
 
 
