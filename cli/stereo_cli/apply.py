@@ -80,7 +80,7 @@ def apply(
 
     --fuse -o DIR writes an ordinary diffusers checkpoint instead, which needs no StereoClinic to be used. A mask can be
     folded in when it damps toward zero, alike at all timesteps, in both halves of guidance, and allots nothing: stereo
-    mask --one-for-all --until 0 makes such a one.
+    mask RELEVANCE --until 0 makes such a one.
     """
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
