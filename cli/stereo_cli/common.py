@@ -242,6 +242,13 @@ Shares = Annotated[
 Devices = Annotated[int, typer.Option(min=1, help="Devices, or processes on a CPU.")]
 NumNodes = Annotated[int, typer.Option(min=1, help="Machines.")]
 Strategy = Annotated[str, typer.Option(help="Lightning's strategy; auto is ddp on more than one device.")]
+SharingStrategy = Annotated[
+    str,
+    typer.Option(
+        help="auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds its share of"
+        " the UNet's weights, and they are put together a block at a time: for a UNet that does not fit one device."
+    ),
+]
 Accelerator = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
 Precision = Annotated[str, typer.Option(help="Lightning's name: 32-true, bf16-mixed, ...")]
 Force = Annotated[bool, typer.Option("--force", help="Accept files made for other weights of the same shapes.")]
