@@ -85,6 +85,13 @@ def test_settings_of_locate(refused, model, arguments: tuple, says: str):
     assert says in refused("locate", "--model", model, *arguments)
 
 
+@pytest.mark.parametrize("command", ["bench", "apply"])
+def test_weights_are_shared_out_for_locating_alone(refused, model, command: str):
+    arguments = ("a photo of a doctor", "--mask", "none.pt") if command == "apply" else ()
+    says = refused(command, *arguments, "--model", model, "--devices", 2, "--strategy", "fsdp")
+    assert "draw with ddp" in says
+
+
 def test_a_folder_in_place_of_a_file(refused, model, tmp_path: Path):
     (tmp_path / "folder.pt").mkdir()
     assert "folder" in refused("locate", "--model", model, "--out", "folder.pt")
