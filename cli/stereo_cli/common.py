@@ -219,6 +219,16 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def _whole_model(strategy: str) -> str:
+    """Refuse before any work what a predict loop that draws would refuse after it."""
+    if strategy.startswith("fsdp"):
+        fail(
+            f"--strategy {strategy}: only locate shares weights out; draw with ddp, and --dtype bfloat16 if need be",
+            BAD_INPUT,
+        )
+    return strategy
+
+
 Model = Annotated[
     str, typer.Option(help="`portraits`, a diffusers folder, a .safetensors or .ckpt checkpoint, or a hub id.")
 ]
@@ -241,7 +251,16 @@ Shares = Annotated[
 ]
 Devices = Annotated[int, typer.Option(min=1, help="Devices, or processes on a CPU.")]
 NumNodes = Annotated[int, typer.Option(min=1, help="Machines.")]
-Strategy = Annotated[str, typer.Option(help="Lightning's strategy; auto is ddp on more than one device.")]
+Strategy = Annotated[
+    str, typer.Option(help="Lightning's strategy; auto is ddp on more than one device.", callback=_whole_model)
+]
+SharingStrategy = Annotated[
+    str,
+    typer.Option(
+        help="auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds its share of"
+        " the UNet's weights, and they are put together a block at a time: for a UNet that does not fit one device."
+    ),
+]
 Accelerator = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
 Precision = Annotated[str, typer.Option(help="Lightning's name: 32-true, bf16-mixed, ...")]
 Force = Annotated[bool, typer.Option("--force", help="Accept files made for other weights of the same shapes.")]

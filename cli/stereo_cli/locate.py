@@ -83,7 +83,7 @@ def locate(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples walked together on one device.")] = 16,
     devices: common.Devices = 1,
     num_nodes: common.NumNodes = 1,
-    strategy: common.Strategy = "auto",
+    strategy: common.SharingStrategy = "auto",
     accelerator: common.Accelerator = "auto",
     precision: common.Precision = "32-true",
     resume: Annotated[
@@ -133,6 +133,7 @@ def locate(
     denoiser = open_denoiser(model, dtype=dtype, variant=variant)
 
     from stereoclinic.ddtd.neurons import find_sites
+    from stereoclinic.ddtd.sharding import SHARDED, check_sharded
     from stereoclinic.ddtd.trajectory import Settings
 
     steps = steps or denoiser.defaults.steps
@@ -145,6 +146,9 @@ def locate(
         number_of(selection.k, len(neurons_of(find_sites(denoiser.unet, settings.kinds), None)))
     if until >= edges[0]:
         raise InputError(f"--until {until:g}: nothing is left to damp; timesteps run from {edges[0]:g} down to 0")
+    ranks = devices * num_nodes
+    if strategy == SHARDED:
+        check_sharded(denoiser.unet, samples, composite, precision, ranks)
     stored = file.with_name(f"{file.stem}.relevance.safetensors")
     shards = file.with_name(f"{file.stem}.shards")
     if not dry_run:
@@ -157,7 +161,7 @@ def locate(
     if dry_run:
         common.say(
             f"would measure {measures} at {measured} of"
-            f" {len(timesteps)} steps on {devices * num_nodes} device(s), and write {stored} and {file}"
+            f" {len(timesteps)} steps on {ranks} device(s), and write {stored} and {file}"
         )
         return
 
@@ -165,7 +169,6 @@ def locate(
     from stereoclinic.ddtd.relevance import Relevance
 
     common.hush_lightning()
-    ranks = devices * num_nodes
     bar = progress_bar(total and total * measured, f"locating {chosen.name}", quiet)
     with _says_what_is_kept(shards), common.threads_for(device, ranks), bar as advance:
         relevance = run(

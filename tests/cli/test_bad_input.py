@@ -67,6 +67,9 @@ def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str,
         (("--composite", "magic"), "magic"),
         (("--root", "sideways"), "expected plain or rooted"),
         (("--precision", "17"), "--precision '17': expected one of 32-true"),
+        (("--strategy", "fsdp", "--every", 1, "--bins", 2), "shares the weights out over devices"),
+        (("--strategy", "fsdp", "--devices", 2, "--every", 1, "--bins", 2, "--composite", "deep-taylor"), "zplus-cp"),
+        (("--strategy", "deepspeed", "--every", 1, "--bins", 2), "strategy 'deepspeed' shares the model's weights out"),
         (("--accelerator", "abacus"), "--accelerator 'abacus': expected one of auto"),
         (("--accelerator", "mps"), "relevance is summed in float64"),
         (("--mask-root", "nurse"), "root 'nurse' is not known; choose zero, balanced, or a group: female, male"),
@@ -80,6 +83,13 @@ def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str,
 )
 def test_settings_of_locate(refused, model, arguments: tuple, says: str):
     assert says in refused("locate", "--model", model, *arguments)
+
+
+@pytest.mark.parametrize("command", ["bench", "apply"])
+def test_weights_are_shared_out_for_locating_alone(refused, model, command: str):
+    arguments = ("a photo of a doctor", "--mask", "none.pt") if command == "apply" else ()
+    says = refused(command, *arguments, "--model", model, "--devices", 2, "--strategy", "fsdp")
+    assert "draw with ddp" in says
 
 
 def test_a_folder_in_place_of_a_file(refused, model, tmp_path: Path):

@@ -56,7 +56,7 @@ def run(arguments: list[str], out: Path) -> str:
     return ended.stderr
 
 
-def check(one: Relevance, two: Relevance) -> None:
+def check(one: Relevance, two: Relevance, within: float = 1e-6) -> None:
     """The same sums; rows of a stream come in another order."""
     order = [one.labels.index(label) for label in two.labels]
     assert sorted(one.labels) == sorted(two.labels) == sorted(NAMES)
@@ -64,10 +64,14 @@ def check(one: Relevance, two: Relevance) -> None:
     for name in STATES:
         a, b = getattr(one, name), getattr(two, name)
         a = a[order] if a.shape[0] == len(NAMES) else a
-        assert torch.allclose(a, b, rtol=0, atol=1e-6 * float(b.abs().max())), name
+        assert torch.allclose(a, b, rtol=0, atol=within * float(b.abs().max())), name
 
 
-@pytest.mark.parametrize(("devices", "more"), [(2, ()), (3, ()), (3, ("--stream",))], ids=["2", "3", "3, a stream"])
+@pytest.mark.parametrize(
+    ("devices", "more"),
+    [(2, ()), (3, ()), (3, ("--stream",)), (2, ("--strategy", "fsdp")), (3, ("--strategy", "fsdp"))],
+    ids=["2", "3", "3, a stream", "2, each with half of the weights", "3, each with a third"],
+)
 def test_several_devices_find_what_one_finds(
     model, prompts, alone: Relevance, devices: int, more: tuple, tmp_path: Path
 ):
@@ -75,7 +79,8 @@ def test_several_devices_find_what_one_finds(
     out = tmp_path / "gender.pt"
     said = run(command(model, prompts, out, "--devices", devices, *more), out)
     assert more or "10 of 10" in said
-    check(alone, found(out))
+    # Shared-out weights lie elsewhere in memory, which changes rounding; leans of a random model magnify that.
+    check(alone, found(out), 1e-4 if "fsdp" in more else 1e-6)
 
 
 def test_apply_draws_the_same_on_two_devices(model, located, tmp_path: Path):

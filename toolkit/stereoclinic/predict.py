@@ -44,10 +44,16 @@ def predict(
         The trainer, which knows whether this is rank zero.
 
     Raises:
-        InputError: Fewer items than ranks, a strategy whose processes would keep the results to themselves, or a
-            launcher (torchrun, srun) that started another number of processes than was asked for.
+        InputError: Fewer items than ranks, a strategy that shares weights out or whose processes would keep the
+            results to themselves, or a launcher (torchrun, srun) that started another number of processes than was
+            asked for.
         KeyboardInterrupt: As pressed.
     """
+    if str(strategy := trainer.get("strategy")).startswith(_SHARING):
+        raise InputError(
+            f"strategy {strategy!r} shares the model's weights out, which is done for measuring relevance alone, by"
+            " 'fsdp'; use 'ddp', and --dtype bfloat16 where the model does not fit"
+        )
     try:
         runner = L.Trainer(
             inference_mode=False,  # relevance needs gradients; the default would forbid them
@@ -69,13 +75,17 @@ def predict(
             " machine) and --num-nodes"
         )
     if getattr(runner.strategy.launcher, "_start_method", None):
-        raise InputError(f"strategy {trainer.get('strategy')!r} keeps its results in processes of its own; use 'ddp'")
+        raise InputError(f"strategy {strategy!r} keeps its results in processes of its own; use 'ddp'")
     if not isinstance(items, IterableDataset) and len(items) < runner.world_size:
         raise InputError(f"{len(items)} {what} for {runner.world_size} devices: {advice}")
     with _put_back(denoiser, _CASTS.get(str(runner.precision))), _interruptible():
         loader: DataLoader[Any] = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
         runner.predict(module, loader, return_predictions=False)
     return runner
+
+
+#: How Lightning's strategies are called that wrap the module in something of their own: nothing here calls it whole.
+_SHARING = ("fsdp", "deepspeed")
 
 
 class _Terminable(L.Callback):
@@ -97,15 +107,16 @@ _CASTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torc
 @contextmanager
 def _put_back(denoiser: Denoiser, cast: torch.dtype | None) -> Iterator[None]:
     """Leave the denoiser where it was and as precise as it was: Lightning casts it, and tears down to the CPU."""
-    device, dtype = denoiser.device, denoiser.unet.dtype
+    unet, device, dtype = denoiser.unet, denoiser.device, denoiser.unet.dtype
     kept = None
     if cast is not None and cast != dtype:
-        kept = {name: value.clone() for name, value in denoiser.unet.state_dict().items()}
+        kept = {name: value.clone() for name, value in unet.state_dict().items()}
     try:
         yield
     finally:
+        denoiser.replace(unet)
         if kept is not None:
-            denoiser.unet.load_state_dict(kept, assign=True)
+            unet.load_state_dict(kept, assign=True)
         denoiser.to(device)
 
 

@@ -36,10 +36,12 @@ class Portions:
     Args:
         most: None for whole batches.
         warn: Told once when a batch did not fit, and how many samples did.
+        parted: Whether a batch that does not fit may be parted.
     """
 
     most: int | None = None
     warn: Callable[[str], None] = lambda text: None
+    parted: bool = True
     _said: bool = False
 
     def each(self, compute: Callable[[slice], T], samples: int) -> list[T]:
@@ -49,7 +51,7 @@ class Portions:
         when it fails.
 
         Raises:
-            InputError: A single sample does not fit.
+            InputError: A single sample does not fit, or a batch that may not be parted.
         """
         found: list[T] = []
         start, asked = 0, min(samples, self.most or samples)
@@ -66,6 +68,11 @@ class Portions:
                 start = stop
                 continue
             # Out of the except block: the error's traceback holds on to every tensor of the failed pass.
+            if not self.parted and stop - start > 1:
+                raise InputError(
+                    f"{stop - start} samples at a time do not fit in memory ({failed}); devices that share a model's"
+                    " weights out cannot go on with fewer each for itself: give a smaller --batch-size"
+                )
             if stop - start == 1:
                 raise InputError(
                     f"a single sample does not fit in memory ({failed}); try --precision bf16-mixed, a device with"

@@ -11,12 +11,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.ddtd.memory import Portions
 from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.ddtd.relevance import STATES, Relevance, RelevanceSums
+from stereoclinic.ddtd.sharding import SHARDED, Evened, check_sharded, sharded
 from stereoclinic.ddtd.shards import Kept, Shards
 from stereoclinic.ddtd.step import uncompiled
 from stereoclinic.ddtd.target import Classifier
@@ -84,6 +86,13 @@ class DDTD(L.LightningModule):
         self.samples_dropped = 0
         self.first_fault = ""
 
+    def configure_model(self) -> None:
+        """Share the weights out over ranks where a strategy wants that; nothing was moved to a device yet."""
+        if self.device_mesh is not None:
+            self.unet = sharded(uncompiled(self.denoiser.unet), self.device_mesh["data_parallel"])
+            self.denoiser.replace(self.unet)
+            self.portions.parted = False  # all ranks gather a block together, and so must make the same passes
+
     def on_predict_start(self) -> None:
         self.denoiser.to(self.device)
         found = torch.tensor([len(self.kept.done)], device=self.device)
@@ -104,7 +113,9 @@ class DDTD(L.LightningModule):
             self._meet([row["label"] for row in batch])
         labels = torch.tensor([self.labels.index(row["label"]) for row in batch], device=self.device)
         seeds = torch.tensor([row["seed"] for row in batch], device=self.device)
-        lost: dict[int, str] = {}  # samples that have had a fault; nothing of them counts from there on
+        real = [row for row in batch if row["number"] is not None]
+        # Samples that have had a fault, of which nothing counts from there on; and those that only keep ranks in step.
+        lost = {i: "" for i, row in enumerate(batch) if row["number"] is None}
         steps = walk(self.denoiser, self.sites, self.axis, batch, self.settings, self.classifier, self.portions)
         for number, step in enumerate(steps):
             for row in step.faults.keys() - lost.keys():
@@ -113,8 +124,8 @@ class DDTD(L.LightningModule):
             bin_ = bin_of(step.timestep, self.edges)
             self.sums.update(labels, seeds, bin_, number, replace(step, faults=lost))
             if self.progress is not None:
-                self.progress(len(batch))
-        self.samples_done.extend(row["number"] for row in batch)
+                self.progress(len(real))
+        self.samples_done.extend(row["number"] for row in real)
         self._keep()
         return torch.tensor(len(batch))
 
@@ -199,20 +210,27 @@ def locate(
         warn: Told, once each, of a batch that did not fit in memory and of a sample that was dropped.
         shards: Folder that keeps what was measured as the run goes. What lies there is not measured again, on however
             many devices; remove the folder once the relevance is saved.
-        **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy, precision.
+        **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy, precision. The strategy
+            "fsdp" is our own, see `ddtd.sharding`; it takes the number of devices.
 
     Returns:
         The relevance on rank zero, None on any other rank.
 
     Raises:
         InputError: Fewer samples than ranks, an empty stream, more labels than fit in memory, a bin that no measured
-            step falls in, prompts or predictions that are the same for all groups, a target without its classifier, or
-            a single sample that does not fit in memory.
+            step falls in, prompts or predictions that are the same for all groups, a target without its classifier,
+            a single sample that does not fit in memory, or what cannot be done with shared-out weights.
         Incomplete: Samples are missing at the end, or more than 1 % of them had values that are not finite.
         KeyboardInterrupt: As pressed.
     """
     how = settings.how(denoiser.unet, classifier)
     unet = uncompiled(denoiser.unet)
+    in_step = 1  # ranks that must make the same passes
+    if trainer.get("strategy") == SHARDED:
+        in_step = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
+        check_sharded(unet, samples, settings.composite, trainer.get("precision"), in_step)
+        # Lightning's own "fsdp" is torch's first one.
+        trainer["strategy"] = ModelParallelStrategy(data_parallel_size=in_step, tensor_parallel_size=1)
     about = {
         "model": denoiser.model,
         "unet_shapes": shapes_digest(unet),
@@ -238,7 +256,8 @@ def locate(
         kept = store.kept()
     module = DDTD(denoiser, axis, settings, samples.without(kept.done), classifier, progress, warn, store, kept)
     if isinstance(module.samples, Stream) or len(module.samples):
-        runner = predict(module, denoiser, module.samples, batch_size, **trainer)
+        items = module.samples if isinstance(module.samples, Stream) else Evened(module.samples, in_step)
+        runner = predict(module, denoiser, items, batch_size, **trainer)
         if not runner.is_global_zero:
             return None
         total, done, dropped = module.total, module.done, module.dropped

@@ -40,6 +40,7 @@ __all__ = ["KINDS", "Propagation", "Survey", "UncoveredOperation", "propagate", 
 
 _INPLACE = frozenset({"mul_", "__imul__", "div_", "__itruediv__"})
 _BY_WEIGHT = frozenset({"linear", "convolution"})
+_FSDP = "torch.distributed.fsdp."  # whose function passes inputs on as they are, to hear of their gradients
 
 
 class _Local(threading.local):
@@ -174,7 +175,8 @@ class Propagation(TorchFunctionMode):
             if type(node) in _harmless:
                 continue
             made_by = getattr(type(node), "_forward_cls", type(node))
-            if isinstance(node, BackwardCFunction) and not issubclass(made_by, RuleFunction):
+            harmless = issubclass(made_by, RuleFunction) or made_by.__module__.startswith(_FSDP)
+            if isinstance(node, BackwardCFunction) and not harmless:
                 self._report(made_by)
             else:
                 _harmless.add(type(node))

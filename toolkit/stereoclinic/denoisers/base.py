@@ -128,6 +128,10 @@ class Denoiser(ABC):
         self._forget()
         return self
 
+    def replace(self, unet: nn.Module) -> None:
+        """Have another UNet, of the same shape, in the pipeline."""
+        self.unet = self.pipe.unet = unet
+
     def _forget(self) -> None:
         """Encoded prompts, and how many bytes they hold."""
         self._encoded: dict[str, Tensor] = {}

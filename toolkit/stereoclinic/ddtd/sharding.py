@@ -1,0 +1,90 @@
+"""A UNet shared out over devices, for one that does not fit a single card: the strategy "fsdp".
+
+    rank 0   [1/N of every weight]  \\
+    rank 1   [1/N of every weight]   > a block is gathered, run, and let go of; again on the way back
+    ...
+
+That is torch's FSDP2. Each rank walks samples of its own, as under "ddp", but all must come by every block together: as
+many samples each, in as many passes. Weights are put together bit for bit, so what is found is what one device finds,
+to rounding: they lie elsewhere in memory, and gradients are added up in another order.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from stereoclinic.ddtd.adapters import find_adapted
+from stereoclinic.ddtd.composites import get_composite
+from stereoclinic.errors import InputError
+from stereoclinic.prompts import Samples
+
+SHARDED = "fsdp"
+#: Autocast is none of them: it keeps its own copy of every weight for the way back, 94 % of the portraits UNet's.
+PRECISIONS = ("32-true", "bf16-true", "16-true")
+
+
+def check_sharded(unet: nn.Module, samples: object, composite: str, precision: str | None, ranks: Any) -> None:
+    """Refuse what shared-out weights cannot do.
+
+    Args:
+        unet: The whole of it.
+        samples: What is to be measured.
+        composite: Its name, or file.
+        precision: Lightning's name; None for its default.
+        ranks: Devices in all.
+
+    Raises:
+        InputError: One device, a stream, autocast, or rules that are told by the weight of a layer.
+    """
+    if not isinstance(ranks, int) or ranks < 2:
+        raise InputError(f"strategy {SHARDED!r} shares the weights out over devices: give their number, 2 or more")
+    if not isinstance(samples, Samples):
+        raise InputError(
+            f"strategy {SHARDED!r}: all devices need as many samples, and a stream does not say how many it has; read"
+            " the prompts without --stream"
+        )
+    if precision not in (None, *PRECISIONS):
+        raise InputError(
+            f"strategy {SHARDED!r}: precision {precision!r} would keep a copy of the weights on every device, or is"
+            f" not known to it; expected one of {', '.join(PRECISIONS)}"
+        )
+    chosen = get_composite(composite)
+    if chosen.layers or (chosen.by_terms and any(find_adapted(unet))):
+        raise InputError(
+            f"strategy {SHARDED!r}: composite {chosen.name!r} tells layers by their weights, which come and go; use one"
+            " without rules for single layers (such as zplus-cp or gradient), and merge adapters first"
+        )
+
+
+def sharded(unet: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """A UNet of the same weights of which this rank holds its share; the one that is given stays whole, where it is.
+
+    Args:
+        unet: A diffusers model, which names the blocks that are run as one (`_no_split_modules`).
+        mesh: Of all ranks. No more than one block at a time is put on the device whole.
+    """
+    own = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in unet.parameters()}
+    twin = copy.deepcopy(unet, own)
+    blocks: Any = twin._no_split_modules
+    for module in reversed(list(twin.modules())):  # blocks before those that they are parts of
+        if module is twin or type(module).__name__ in blocks:
+            fully_shard(module, mesh=mesh)
+    return twin
+
+
+class Evened(Sequence[dict[str, Any]]):
+    """Samples, and after them the first again, with `number` None, until every rank gets as many."""
+
+    def __init__(self, samples: Samples, ranks: int) -> None:
+        self.samples, self.length = samples, -(-len(samples) // ranks) * ranks
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: Any) -> Any:
+        place = range(self.length)[index]
+        return self.samples[place] if place < len(self.samples) else {**self.samples[0], "number": None}
