@@ -4,7 +4,7 @@
     python benchmarks/mitigation/map.py gender.relevance.safetensors --mask plans/*.pt --only nothing
 
 The first plans each on calibration seeds and keeps it as a file, minutes each; what lies there is not planned again.
-The second draws them all on other seeds, which are not those that `stereo bench` judges on. `other seeds` and `half
+The second draws them all on other seeds, which are not those that `stereo bench` judges on. `planned on other seeds` and `half
 the prompts` say what a plan owes to the samples that it was made on; the latter is drawn for all prompts.
 """
 
@@ -35,7 +35,7 @@ VARIATIONS: dict[str, dict] = {
     "t >= 200": {"until": 200.0},
     "planned once": {"replans": 1},
     "all neurons": {"among": 1.0},
-    "other seeds": {"seed": 50},
+    "planned on other seeds": {"seed": 50},
     "half the prompts": {"every": 2},
 }
 
