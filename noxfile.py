@@ -27,6 +27,9 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
 }
 
+#: A process of tests per core; those of a file stay together, for what they share is made once a process.
+SPREAD = ("-n", "auto", "--dist", "loadfile")
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -34,7 +37,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments after -- go to pytest."""
     session.install("-c", "constraints.txt", "-e", ".[test]")
-    session.run("pytest", *session.posargs, env=ENVIRONMENT)
+    session.run("pytest", *SPREAD, *session.posargs, env=ENVIRONMENT)
 
 
 @nox.session(venv_backend="virtualenv")
@@ -93,7 +96,7 @@ def minimums(session: nox.Session) -> None:
     path.write_text("\n".join(lowest) + "\n")
     session.install("-c", str(path), "-e", ".[test]")
     quick = ("tests/test_axes.py", "tests/test_prompts.py", "tests/sns", "tests/evaluation/test_bias.py", "tests/cli")
-    session.run("pytest", *(session.posargs or ("-m", "not slow", *quick)), env=ENVIRONMENT)
+    session.run("pytest", *SPREAD, *(session.posargs or ("-m", "not slow", *quick)), env=ENVIRONMENT)
 
 
 @nox.session(venv_backend="virtualenv")
@@ -101,7 +104,7 @@ def coverage(session: nox.Session) -> None:
     """Say which lines the tests run, those of the commands that they start too; a report, no gate."""
     session.install("-c", "constraints.txt", "-e", ".[test]", "coverage>=7.10")
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs, env=ENVIRONMENT)
+    session.run("coverage", "run", "-m", "pytest", *SPREAD, *session.posargs, env=ENVIRONMENT)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 

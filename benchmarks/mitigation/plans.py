@@ -4,8 +4,8 @@
     python benchmarks/mitigation/map.py gender.relevance.safetensors --mask plans/*.pt --only nothing
 
 The first plans each on calibration seeds and keeps it as a file, minutes each; what lies there is not planned again.
-The second draws them all on other seeds, which are not those that `stereo bench` judges on. `planned on other seeds` and `half
-the prompts` say what a plan owes to the samples that it was made on; the latter is drawn for all prompts.
+The second draws them all on other seeds, which are not those that `stereo bench` judges on. `planned on other seeds`
+and `half the prompts` say what a plan owes to the samples that it was made on; the latter is drawn for all prompts.
 """
 
 import argparse

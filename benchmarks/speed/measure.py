@@ -74,6 +74,15 @@ def ratio(of: list[float], to: list[float]) -> dict[str, float]:
     return median_with_interval(a / b for a, b in zip(of, to, strict=True))
 
 
+def over_processes(ratios: list[float]) -> dict[str, float]:
+    """The median of one ratio a process, and their least and most: of six, they hold the true median at 97 %.
+
+    Where weights and activations lie in memory differs from process to process, and moves a ratio by more than its
+    scatter within one.
+    """
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
 def kept_for_backward(step: Step, model: nn.Module) -> int:
     """Bytes that the graph of a step keeps, each storage once; what merely refers to a weight is not counted."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}

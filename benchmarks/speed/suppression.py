@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,13 @@ from stereoclinic.sns.mask import NeuronMask
 EDGES = torch.tensor([1000.0, 800.0, 600.0, 400.0, 200.0, 0.0])
 GROUPS = ("female", "male")
 KINDS = ("nothing", "every neuron", "1 %", "conditional half", "rooted", "allotted", "fused")
+
+
+def guided(model: str, batch: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
+    """A guided batch is at one timestep."""
+    problem = build(model, batch, device, dtype)
+    problem.timestep = problem.timestep[:1].expand(batch).clone()
+    return problem
 
 
 def mask_of(kind: str, problem: Problem) -> NeuronMask:
@@ -72,8 +80,6 @@ def compare(kind: str, problem: Problem, pairs: int, device: str) -> dict[str, A
     Hooks come on and off between the passes of a pair, outside what is timed.
     """
     mask = None if kind == "nothing" else mask_of(kind, problem)
-    # Steps of one run walk the same few timesteps: a guided batch is at one of them.
-    problem.timestep = problem.timestep[:1].expand(len(problem.latents)).clone()
     step = partial(problem.predict, problem.latents, problem.states)
     times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
@@ -84,14 +90,14 @@ def compare(kind: str, problem: Problem, pairs: int, device: str) -> dict[str, A
                     own = [measure.seconds(step, device) for _ in range(3)]
                 if number >= 2:
                     times[which].append(sorted(own)[1])
-    return {"time": measure.ratio(times[1], times[0]), "plain_seconds": sorted(times[0])[pairs // 2]}
+    return {"ratio": measure.ratio(times[1], times[0])["median"], "plain_seconds": sorted(times[0])[pairs // 2]}
 
 
 def job(options: dict[str, Any]) -> dict[str, Any]:
     """What a process of its own does."""
     torch.set_num_threads(options["threads"])
     dtype = measure.dtype_of(SimpleNamespace(**options))  # type: ignore[arg-type]
-    problem = build(options["model"], options["batch"], options["device"], dtype)
+    problem = guided(options["model"], options["batch"], options["device"], dtype)
     return compare(options["kind"], problem, options["pairs"], options["device"])
 
 
@@ -100,7 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", action="append", choices=tuple(MODELS), help="repeatable; default: portraits")
     parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; default: all")
     parser.add_argument("--batch", type=int, default=16, help="of both halves together")
-    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--processes", type=int, default=6)
     options = parser.parse_args(arguments)
     if options.job:
         measure.answer(job, options.job)
@@ -109,17 +116,23 @@ def main(arguments: list[str] | None = None) -> None:
     for model in options.model or ["portraits"]:
         rows, notes = [], []
         for kind in options.kind or KINDS:
-            found = measure.in_own_process(__file__, "time", options, model=model, kind=kind)
-            collected.append({"model": model, "kind": kind, **found})
-            if "error" in found:
+            found = [
+                measure.in_own_process(__file__, "time", options, model=model, kind=kind)
+                for _ in range(options.processes)
+            ]
+            collected.append({"model": model, "kind": kind, "processes": found})
+            if failed := next((each["error"] for each in found if "error" in each), None):
                 rows.append([kind, "failed"])
-                notes.append(f"{kind}: {found['error']}")
+                notes.append(f"{kind}: {failed}")
             else:
-                rows.append([kind, *measure.as_text(found["time"]), f"{1000 * found['plain_seconds']:.0f}"])
+                time = measure.over_processes([each["ratio"] for each in found])
+                plain = median(each["plain_seconds"] for each in found)
+                rows.append([kind, *measure.as_text(time), f"{1000 * plain:.0f}"])
         measure.show(
             f"{model}: damped step / the same step untouched; batch {options.batch}, {about['dtype']},"
-            f" {about['device']}, {about['threads']} threads, load {about['load']:.1f}",
-            ["mask", "time", "95 %", "plain ms"],
+            f" {about['device']}, {about['threads']} threads, {options.processes} processes of {options.pairs} pairs,"
+            f" load {about['load']:.1f}",
+            ["mask", "time", "least to most", "plain ms"],
             rows,
             notes,
         )

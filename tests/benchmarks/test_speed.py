@@ -16,7 +16,7 @@ from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.prompts import load_prompts, with_seeds
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "speed"
-NAMES = ("measure", "problems", "step", "adapters", "peers", "locate", "breakdown")
+NAMES = ("measure", "problems", "step", "adapters", "peers", "locate", "breakdown", "suppression", "treatments")
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +144,50 @@ def test_growth_asks_for_as_many_different_prompts(speed, tmp_path, own_labels: 
     rows = load_prompts(speed["locate"].many_prompts(30, own_labels, tmp_path))
     assert len({row["prompt"] for row in with_seeds(rows, 0, 1)}) == 30
     assert len(set(rows["label"])) == (30 if own_labels else 12)
+
+
+def test_every_kind_of_mask_acts_while_it_is_timed_and_leaves_no_trace(speed) -> None:
+    suppression = speed["suppression"]
+    problem = suppression.guided("tiny", 4)
+    untouched = problem.predict(problem.latents, problem.states)
+    for kind in suppression.KINDS[1:]:
+        mask = suppression.mask_of(kind, problem)
+        with suppression.treated(kind, mask, problem):
+            assert not torch.equal(problem.predict(problem.latents, problem.states), untouched), kind
+        assert torch.equal(problem.predict(problem.latents, problem.states), untouched), kind
+
+
+def test_figures_are_over_processes(speed, monkeypatch, tmp_path, capsys) -> None:
+    within(monkeypatch, speed, "suppression")
+    file = tmp_path / "times.json"
+    arguments = "--model tiny --kind nothing --kind allotted --batch 4 --pairs 1 --processes 2 --threads 1 --json"
+    speed["suppression"].main([*arguments.split(), str(file)])
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["kind"], len(row["processes"])) for row in rows] == [("nothing", 2), ("allotted", 2)]
+    assert "2 processes of 1 pairs" in capsys.readouterr().out
+    assert speed["measure"].over_processes([3.0, 1.0, 1.5]) == {"median": 1.5, "low": 1.0, "high": 3.0}
+
+
+def test_treatments_act_while_pictures_are_drawn(speed, monkeypatch, tmp_path) -> None:
+    treatments, drawn = speed["treatments"], {}
+    sample_latents = treatments.sample_latents
+
+    def kept(*args, **named):
+        drawn.setdefault(tuple(acting), []).append(sample_latents(*args, **named))
+
+    acting: list[str] = []
+    compare = treatments.compare
+
+    def noted(options, denoiser, rows, treatment) -> float:
+        acting[:] = [treatment.name]
+        return compare(options, denoiser, rows, treatment)
+
+    monkeypatch.setattr(treatments, "sample_latents", kept)
+    monkeypatch.setattr(treatments, "compare", noted)
+    within(monkeypatch, speed, "treatments")
+    file = tmp_path / "times.json"
+    arguments = "--baseline equisteer --batch 2 --steps 2 --pairs 1 --processes 1 --threads 1 --json"
+    treatments.main([*arguments.split(), str(file)])
+    assert list(json.loads(file.read_text())["ratios"]) == ["nothing", "EquiSteer"]
+    for name, alike in (("nothing", True), ("EquiSteer", False)):  # with it and without, in turn
+        assert torch.equal(drawn[(name,)][0], drawn[(name,)][1]) is alike

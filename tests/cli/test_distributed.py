@@ -16,7 +16,13 @@ import pytest
 import torch
 from tests.cli.test_resume import figures
 
+from stereoclinic.axes import load_axis
+from stereoclinic.ddtd.module import locate
 from stereoclinic.ddtd.relevance import STATES, Relevance
+from stereoclinic.ddtd.shards import Shards
+from stereoclinic.ddtd.trajectory import Settings
+from stereoclinic.denoisers import open_denoiser
+from stereoclinic.prompts import load_prompts, with_seeds
 
 pytestmark = pytest.mark.slow
 NAMES = ("doctor", "nurse", "teacher", "chef", "pilot")
@@ -81,6 +87,29 @@ def test_several_devices_find_what_one_finds(
     assert more or "10 of 10" in said
     # Shared-out weights lie elsewhere in memory, which changes rounding; leans of a random model magnify that.
     check(alone, found(out), 1e-4 if "fsdp" in more else 1e-6)
+
+
+def test_a_run_goes_on_where_fewer_samples_are_left_than_devices(model, prompts, alone: Relevance, tmp_path: Path):
+    """Four of five were measured when it was cut off."""
+    out = tmp_path / "gender.pt"
+    denoiser, samples = open_denoiser(str(model)), with_seeds(load_prompts(prompts), 0, 1)
+    done: list[int] = []
+
+    def until_the_fifth(count: int) -> None:
+        done.append(count)
+        if len(done) > 4 * alone.metadata["steps"]:
+            raise KeyboardInterrupt
+
+    settings = Settings(steps=alone.metadata["steps"], bins=2)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        write = Shards.write
+        patch.setattr(Shards, "write", lambda self, *what, last=True: write(self, *what[:5], last=True))
+        locate(
+            denoiser, load_axis("gender"), samples, settings, batch_size=1, progress=until_the_fifth,
+            shards=out.with_suffix(".shards"), accelerator="cpu", devices=1,
+        )  # fmt: skip
+    run(command(model, prompts, out, "--devices", 3, "--resume"), out)
+    check(alone, found(out))
 
 
 def test_apply_draws_the_same_on_two_devices(model, located, tmp_path: Path):

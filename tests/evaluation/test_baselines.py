@@ -25,7 +25,6 @@ from stereoclinic.evaluation.baselines import (
     check_names,
     concept_prune,
     equisteer,
-    fit_baselines,
     h_space,
     icm,
     uce,
@@ -436,13 +435,13 @@ def test_names_seeds_and_samples_that_do_not_serve(denoiser, samples, calibratio
     with pytest.raises(InputError, match="0 calibration seeds"):
         calibration_samples(prompts, 0, 0, range(5))
     with pytest.raises(InputError, match="no calibration samples"):
-        fit_baselines(["equisteer"], denoiser, AXIS, [], calibration)
+        baseline_class("equisteer").fit(denoiser, AXIS, [], calibration)
     with pytest.raises(InputError, match="needs labels of the model's own pictures"):
-        fit_baselines(["icm"], denoiser, AXIS, samples, replace(calibration, reader=None))
+        baseline_class("icm").fit(denoiser, AXIS, samples, replace(calibration, reader=None))
     with pytest.raises(InputError, match=r"of 1 calibration pictures 1 show 'female', and a probe needs 2"):
-        fit_baselines(["icm"], denoiser, AXIS, samples[:1], calibration)
+        baseline_class("icm").fit(denoiser, AXIS, samples[:1], calibration)
     with pytest.raises(InputError, match="shares add up to"):
-        fit_baselines(["prompt"], denoiser, AXIS, samples, replace(calibration, shares={"female": 0.9, "male": 0.3}))
+        baseline_class("prompt").fit(denoiser, AXIS, samples, replace(calibration, shares={"female": 0.9, "male": 0.3}))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from stereoclinic.evaluation.bias import GAPS, deviation_ratio, fairness_discrep
 from stereoclinic.evaluation.resampling import dirichlet
 from stereoclinic.evaluation.statistics import (
     bootstrap_interval,
+    correlation_interval,
     noise_floor,
     paired_difference_interval,
     share_statistic,
@@ -159,6 +160,23 @@ def test_wilson_brackets_the_proportion_within_zero_and_one_and_mirrors(n, data)
     interval, mirror = wilson_interval(successes, n), wilson_interval(n - successes, n)
     assert 0 <= interval.low <= interval.estimate <= interval.high <= 1
     assert interval.low == pytest.approx(1 - mirror.high, abs=1e-12)
+
+
+def test_the_interval_of_a_correlation_agrees_with_scipy():
+    from scipy.stats import pearsonr
+
+    generator = torch.Generator().manual_seed(0)
+    for n in (4, 12, 100):
+        x, noise = torch.randn(2, n, generator=generator, dtype=torch.float64)
+        y = x + 0.5 * noise
+        found, reference = correlation_interval(x, y), pearsonr(x.numpy(), y.numpy())
+        ends = reference.confidence_interval(0.95)
+        assert (found.estimate, found.low, found.high) == pytest.approx((reference.statistic, ends.low, ends.high))
+    line = correlation_interval(x, 3 * x)
+    assert line.estimate == pytest.approx(1) and 0.99 < line.low <= line.high <= 1
+    for x, y in ((torch.arange(3.0), torch.arange(3.0)), (torch.ones(9), torch.arange(9.0))):
+        with pytest.raises(InputError, match="4 or more, of two things that vary"):
+            correlation_interval(x, y)
 
 
 def test_wilson_agrees_with_scipy():

@@ -217,20 +217,20 @@ def locate(
         The relevance on rank zero, None on any other rank.
 
     Raises:
-        InputError: Fewer samples than ranks, an empty stream, more labels than fit in memory, a bin that no measured
-            step falls in, prompts or predictions that are the same for all groups, a target without its classifier,
-            a single sample that does not fit in memory, or what cannot be done with shared-out weights.
+        InputError: Fewer samples than ranks at the start of a run, an empty stream, more labels than fit in memory, a
+            bin that no measured step falls in, prompts or predictions that are the same for all groups, a target
+            without its classifier, a single sample that does not fit in memory, or what cannot be done with shared-out
+            weights.
         Incomplete: Samples are missing at the end, or more than 1 % of them had values that are not finite.
         KeyboardInterrupt: As pressed.
     """
     how = settings.how(denoiser.unet, classifier)
     unet = uncompiled(denoiser.unet)
-    in_step = 1  # ranks that must make the same passes
-    if trainer.get("strategy") == SHARDED:
-        in_step = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
-        check_sharded(unet, samples, settings.composite, trainer.get("precision"), in_step)
+    ranks: Any = trainer.get("devices", 1) * trainer.get("num_nodes", 1)  # no number where Lightning is to choose
+    if together := trainer.get("strategy") == SHARDED:  # ranks must make the same passes
+        check_sharded(unet, samples, settings.composite, trainer.get("precision"), ranks)
         # Lightning's own "fsdp" is torch's first one.
-        trainer["strategy"] = ModelParallelStrategy(data_parallel_size=in_step, tensor_parallel_size=1)
+        trainer["strategy"] = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
     about = {
         "model": denoiser.model,
         "unet_shapes": shapes_digest(unet),
@@ -256,7 +256,9 @@ def locate(
         kept = store.kept()
     module = DDTD(denoiser, axis, settings, samples.without(kept.done), classifier, progress, warn, store, kept)
     if isinstance(module.samples, Stream) or len(module.samples):
-        items = module.samples if isinstance(module.samples, Stream) else Evened(module.samples, in_step)
+        items: Samples | Stream | Evened = module.samples
+        if isinstance(items, Samples) and (together or (kept.done and isinstance(ranks, int) and len(items) < ranks)):
+            items = Evened(items, ranks)  # what is left of a run may be fewer than its ranks, by no one's mistake
         runner = predict(module, denoiser, items, batch_size, **trainer)
         if not runner.is_global_zero:
             return None

@@ -210,6 +210,27 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Inter
     return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
 
+def correlation_interval(x: Tensor, y: Tensor, confidence: float = 0.95) -> Interval:
+    """Pearson's correlation with Fisher's interval: the inverse hyperbolic tangent of r is nearly normal.
+
+    Args:
+        x, y: (n,) pairs, at least 4.
+        confidence: coverage aimed at.
+
+    Raises:
+        InputError: fewer than 4 pairs, or one of the two does not vary.
+
+    Reference: Fisher, On the "Probable Error" of a Coefficient of Correlation Deduced from a Small Sample, 1921.
+    """
+    check_confidence(confidence)
+    r = torch.corrcoef(torch.stack([x, y]).double())[0, 1].item()
+    if len(x) < 4 or math.isnan(r):
+        raise InputError(f"a correlation of {len(x)} pairs; expected 4 or more, of two things that vary")
+    half = NormalDist().inv_cdf((1 + confidence) / 2) / math.sqrt(len(x) - 3)
+    z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, r)))  # finite at 1, which rounding may reach
+    return Interval(r, min(r, math.tanh(z - half)), max(r, math.tanh(z + half)))
+
+
 def noise_floor(
     n: int,
     K: int,

@@ -25,7 +25,7 @@ from stereoclinic.evaluation.bias import parity_gap, shares_from_reads, unsure_r
 from stereoclinic.evaluation.gap_intervals import gap_interval
 from stereoclinic.evaluation.oracles import allocation_prompts, balanced_oracle
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.evaluation.statistics import noise_floor
+from stereoclinic.evaluation.statistics import correlation_interval, noise_floor
 from stereoclinic.files import write_text
 from stereoclinic.portraits.card import card
 from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share
@@ -93,8 +93,9 @@ class Checker:
         away = (shares[1.0] - planted).abs().mean().item()
         found.append(at_most(f"|generated - planted share|, {axis.name}, guidance 1", away, self.n, 0.10))
         leans = self.early_lean(axis)
-        correlation = torch.corrcoef(torch.stack([leans, 2 * planted - 1]))[0, 1].item()
-        found.append(at_least(f"correlation of early lean and planted tilt, {axis.name}", correlation, self.n, 0.95))
+        told = correlation_interval(leans, 2 * planted - 1)
+        name = f"correlation of early lean and planted tilt, {axis.name}"
+        found.append(Line(name, *numbers(told, len(planted)), ">= 0.95", told.estimate >= 0.95))
         rows = [
             {
                 "axis": axis.name,

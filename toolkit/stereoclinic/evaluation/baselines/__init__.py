@@ -10,15 +10,15 @@ One file each, and one row of `BASELINES`:
     icm           self-attention outputs moved along linear probes       Zaleska et al. 2026
 
     samples = calibration_samples(prompts, first=100, count=2, judged=range(5000, 5050))
-    for each in fit_baselines(["uce", "h-space"], denoiser, axis, samples, Calibration(steps=20, guidance=2.0)):
-        with each:
-            batch = each.begin(rows)
-            sample(denoiser, rows, batch.prompts, steps, guidance)
+    made = baseline_class("h-space").fit(denoiser, axis, samples, Calibration(steps=20, guidance=2.0))
+    with made:
+        batch = made.begin(rows)
+        sample(denoiser, rows, batch.prompts, steps, guidance)
 
-`kept.kept_baselines` does the same for several ranks, and never twice.
+`kept.kept_baselines` makes several, for several ranks, and none twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -28,10 +28,7 @@ from stereoclinic.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from stereoclinic.axes import Axis
-    from stereoclinic.denoisers.base import Denoiser
     from stereoclinic.evaluation.baselines.base import Baseline
-    from stereoclinic.evaluation.baselines.calibration import Calibration
     from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
     from stereoclinic.prompts import Row
 
@@ -69,31 +66,6 @@ def baseline_class(name: str) -> "type[Baseline] | type[PromptAllocation]":
     entry = BASELINES[name]
     found: type[Baseline] | type[PromptAllocation] = getattr(import_module(f"{__package__}.{entry.module}"), entry.name)
     return found
-
-
-def fit_baselines(
-    names: Sequence[str],
-    denoiser: "Denoiser",
-    axis: "Axis",
-    samples: "Sequence[Row]",
-    calibration: "Calibration",
-    progress: Callable[[str, int], None] | None = None,
-) -> "list[Baseline | PromptAllocation]":
-    """Make comparators with their default settings, one after the other, on the same samples.
-
-    Args:
-        names: Of `BASELINES`.
-        denoiser: The model, untreated.
-        axis: The bias axis.
-        samples: Rows with `prompt` and `seed`, none of them a judged one: see `calibration_samples`.
-        calibration: How pictures are drawn and read.
-        progress: Called with a comparator's name and a number of calibration pictures that were drawn.
-
-    Raises:
-        InputError: As `check_names` and each one's `fit`.
-    """
-    check_names(names)
-    return [baseline_class(name).fit(denoiser, axis, samples, calibration, progress) for name in names]
 
 
 def calibration_samples(prompts: "Dataset", first: int, count: int, judged: range) -> "list[Row]":

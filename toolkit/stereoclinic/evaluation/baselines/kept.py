@@ -43,20 +43,20 @@ def kept_baselines(
     makes: bool = True,
     making: Callable[[str], None] | None = None,
 ) -> list[Baseline | PromptAllocation]:
-    """As `fit_baselines`, but what lies in a folder is read, and what is made is kept there.
+    """Comparators with their default settings: those that lie in a folder are read, others made and kept there.
 
     Args:
         names: Of `BASELINES`.
         denoiser: The model, untreated.
         axis: The bias axis.
-        samples: As of `fit_baselines`.
+        samples: Rows with `prompt` and `seed`, none of them a judged one: see `calibration_samples`.
         calibration: How pictures are drawn and read.
         folder: The same for every rank; made if it is not there.
         makes: Whether this rank makes what is missing; others wait for it.
         making: Called with the name of each that is made.
 
     Raises:
-        InputError: As `fit_baselines`, the folder cannot be made, or a file is damaged.
+        InputError: As `check_names` and each one's `fit`, the folder cannot be made, or a file is damaged.
         Incomplete: The first rank gave no sign for `PATIENCE` seconds.
     """
     Store(folder)  # makes it
