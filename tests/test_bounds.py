@@ -24,8 +24,8 @@ from pathlib import Path
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.truths import load_confusion
-from stereoclinic.evaluation.versus import load_results
+from stereoclinic.evaluation.results.truths import load_confusion
+from stereoclinic.evaluation.results.versus import load_results
 from stereoclinic.prompts import load_prompts
 from stereoclinic.sns.mask import NeuronMask
 from tests.fuzz.samples import a_mask, a_relevance

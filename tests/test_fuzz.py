@@ -18,10 +18,10 @@ from stereoclinic.ddtd.shards import KIND as SHARD
 from stereoclinic.ddtd.shards import VERSION as SHARD_VERSION
 from stereoclinic.denoisers.sampling import sample  # noqa: F401  (imported here, so that no example pays for it)
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.drawing import KIND as DRAWN
-from stereoclinic.evaluation.drawing import Part, Store
-from stereoclinic.evaluation.mitigation import Mitigation
-from stereoclinic.evaluation.report import slug
+from stereoclinic.evaluation.bench.drawing import KIND as DRAWN
+from stereoclinic.evaluation.bench.drawing import Part, Store
+from stereoclinic.evaluation.bench.mitigation import Mitigation
+from stereoclinic.evaluation.report.report import slug
 from stereoclinic.files import load_tensors, save_tensors
 from stereoclinic.prompts import load_prompts
 

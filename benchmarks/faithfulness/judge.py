@@ -23,8 +23,8 @@ from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.ddtd.target import lean
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import sample
-from stereoclinic.evaluation.bias import parity_gap, shares_from_reads, unsure_rate
-from stereoclinic.evaluation.quality import frechet_between
+from stereoclinic.evaluation.metrics.bias import parity_gap, shares_from_reads, unsure_rate
+from stereoclinic.evaluation.metrics.quality import frechet_between
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask

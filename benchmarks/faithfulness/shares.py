@@ -36,7 +36,7 @@ from stereoclinic.ddtd.neurons import Site, find_sites
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import Conditional, sample
-from stereoclinic.evaluation.bias import shares_from_reads, unsure_rate
+from stereoclinic.evaluation.metrics.bias import shares_from_reads, unsure_rate
 from stereoclinic.evaluation.readers import PortraitsReader, group_columns
 from stereoclinic.files import write_text
 from stereoclinic.prompts import group_prompts, occupation_prompts, with_seeds

@@ -21,7 +21,7 @@ from stereoclinic.axes import known_axes, load_axis
 from stereoclinic.ddtd.target import group_directions, lean
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.evaluation.statistics import wilson_interval
+from stereoclinic.evaluation.intervals.statistics import wilson_interval
 from stereoclinic.prompts import BUILT_IN, group_prompts, load_prompts, occupation_prompts, with_seeds, write
 from stereoclinic.sns.gate import by_lean, is_neutral
 

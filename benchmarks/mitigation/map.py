@@ -22,8 +22,8 @@ from rich.progress import Progress
 from stereoclinic.axes import known_axes, load_axis
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.denoisers import open_denoiser
-from stereoclinic.evaluation.arms import Protocol
-from stereoclinic.evaluation.experiment import arms_of, run
+from stereoclinic.evaluation.bench.arms import Protocol
+from stereoclinic.evaluation.bench.experiment import arms_of, run
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.files import write_text
 from stereoclinic.prompts import occupation_prompts

@@ -26,7 +26,7 @@ from stereoclinic.denoisers.sampling import sample_latents
 from stereoclinic.evaluation.baselines import BASELINES, calibration_samples
 from stereoclinic.evaluation.baselines.calibration import Calibration
 from stereoclinic.evaluation.baselines.kept import kept_baselines
-from stereoclinic.evaluation.mitigation import Batch, Mitigation, Suppressed
+from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.prompts import Row, load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask

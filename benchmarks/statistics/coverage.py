@@ -26,13 +26,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from stereoclinic.evaluation.amplification import amplification
-from stereoclinic.evaluation.bias import Gap, fairness_discrepancy, kl_to_target, parity_gap
-from stereoclinic.evaluation.exact import exact_interval
-from stereoclinic.evaluation.gap_changes import gap_changes
-from stereoclinic.evaluation.gap_intervals import gap_interval
-from stereoclinic.evaluation.reader_error import corrected_intervals
-from stereoclinic.evaluation.statistics import (
+from stereoclinic.evaluation.intervals.exact import exact_interval
+from stereoclinic.evaluation.intervals.gap_changes import gap_changes
+from stereoclinic.evaluation.intervals.gap_intervals import gap_interval
+from stereoclinic.evaluation.intervals.statistics import (
     Interval,
     PairedDifference,
     bootstrap_interval,
@@ -40,6 +37,9 @@ from stereoclinic.evaluation.statistics import (
     share_statistic,
     wilson_interval,
 )
+from stereoclinic.evaluation.metrics.amplification import amplification
+from stereoclinic.evaluation.metrics.bias import Gap, fairness_discrepancy, kl_to_target, parity_gap
+from stereoclinic.evaluation.metrics.reader_error import corrected_intervals
 from stereoclinic.portraits.world import World
 
 PROMPTS, NOMINAL, TOLERANCE = 12, 0.95, 0.015

@@ -84,9 +84,9 @@ def apply(
     """
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation import report
-    from stereoclinic.evaluation.drawing import Part, Store, draw, model_digest
-    from stereoclinic.evaluation.mitigation import Mitigation, Suppressed
+    from stereoclinic.evaluation.bench.drawing import Part, Store, draw, model_digest
+    from stereoclinic.evaluation.bench.mitigation import Mitigation, Suppressed
+    from stereoclinic.evaluation.report import report
     from stereoclinic.files import write_image
     from stereoclinic.sns.compose import compose
     from stereoclinic.sns.fits import check_fits

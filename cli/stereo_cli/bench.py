@@ -187,13 +187,13 @@ def bench(
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.arms import Experiment, Protocol
     from stereoclinic.evaluation.baselines import check_names
-    from stereoclinic.evaluation.experiment import arms_of, run
-    from stereoclinic.evaluation.protocols import load_protocol
+    from stereoclinic.evaluation.bench.arms import Experiment, Protocol
+    from stereoclinic.evaluation.bench.experiment import arms_of, run
+    from stereoclinic.evaluation.bench.protocols import load_protocol
     from stereoclinic.evaluation.readers import can_read
-    from stereoclinic.evaluation.report import check_folder, write_results
-    from stereoclinic.evaluation.scalars import check_tensorboard, log_scalars
+    from stereoclinic.evaluation.report.report import check_folder, write_results
+    from stereoclinic.evaluation.report.scalars import check_tensorboard, log_scalars
     from stereoclinic.prompts import load_plain_prompts, load_prompts
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask

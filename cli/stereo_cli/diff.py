@@ -37,7 +37,7 @@ def diff(
     """
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.anatomy import KINDS, place_of
+    from stereoclinic.evaluation.report.anatomy import KINDS, place_of
     from stereoclinic.files import kind_of
     from stereoclinic.sns.compare import compare
     from stereoclinic.sns.mask import NeuronMask

@@ -71,8 +71,8 @@ def give_dose(
     """The mask at its dose, and what is to be said of it as plain data."""
     from stereoclinic.denoisers import model_folder
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.arms import Protocol
-    from stereoclinic.evaluation.confirm import confirm
+    from stereoclinic.evaluation.bench.arms import Protocol
+    from stereoclinic.evaluation.bench.confirm import confirm
     from stereoclinic.evaluation.readers import PortraitsReader, group_columns
     from stereoclinic.prompts import with_seeds
     from stereoclinic.sns.dose import dosed, find_dose

@@ -59,7 +59,7 @@ def inspect(
     kind = kind_of(file)
     written: list[Path] = []
     if kind == "mask":
-        from stereoclinic.evaluation.summary import mask_summary
+        from stereoclinic.evaluation.report.summary import mask_summary
         from stereoclinic.sns.mask import NeuronMask
 
         if images is not None:
@@ -67,8 +67,8 @@ def inspect(
         found = summary = mask_summary(NeuronMask.load(file))
     elif kind == "relevance":
         from stereoclinic.ddtd.relevance import Relevance
-        from stereoclinic.evaluation.located import relevance_summary
-        from stereoclinic.evaluation.summary import lean_summary
+        from stereoclinic.evaluation.report.located import relevance_summary
+        from stereoclinic.evaluation.report.summary import lean_summary
 
         relevance = Relevance.load(file)
         summary = relevance_summary(relevance, top)
@@ -82,7 +82,7 @@ def inspect(
     else:
         raise InputError(f"{file} is a {kind} file; expected a mask or relevance")
     if picture is not None:
-        from stereoclinic.evaluation.atlas import mask_map, relevance_map
+        from stereoclinic.evaluation.report.atlas import mask_map, relevance_map
 
         figure = (mask_map if kind == "mask" else relevance_map)(summary, file.name)
         write_whole(picture, lambda path: figure.savefig(path, format="png", dpi=150))
@@ -123,7 +123,7 @@ def _draw_images(
     """Draw what the neurons respond to; returns the sheet."""
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation import responses
+    from stereoclinic.evaluation.report import responses
     from stereoclinic.prompts import load_prompts, occupation_prompts
     from stereoclinic.sns.fits import check_fits
 

@@ -15,7 +15,7 @@ WIDEST = 24  # labels of a profile
 
 
 def relevance_tables(summary: Data, top: int) -> list[Group]:
-    """Where the stereotype sits, and the neurons that carry it (`evaluation.located.relevance_summary`).
+    """Where the stereotype sits, and the neurons that carry it (`evaluation.report.located.relevance_summary`).
 
     Args:
         summary: Plain data.

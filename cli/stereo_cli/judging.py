@@ -12,9 +12,9 @@ from stereo_cli import common
 
 if TYPE_CHECKING:
     from stereoclinic.axes import Axis
-    from stereoclinic.evaluation.arms import Experiment, Protocol
-    from stereoclinic.evaluation.instruments import Instruments
-    from stereoclinic.evaluation.protocols import PublishedProtocol
+    from stereoclinic.evaluation.bench.arms import Experiment, Protocol
+    from stereoclinic.evaluation.bench.instruments import Instruments
+    from stereoclinic.evaluation.bench.protocols import PublishedProtocol
     from stereoclinic.evaluation.readers import Reader
     from stereoclinic.sns.mask import NeuronMask
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def named(paths: list[Path]) -> dict[str, Path]:
     """Masks by the name of their arm: the file's stem, or the path where that is taken."""
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED
+    from stereoclinic.evaluation.bench.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED
 
     named: dict[str, Path] = {}
     for path in paths:
@@ -173,9 +173,9 @@ def instruments(clip_score: str | None, features: str, lpips: bool, device: str)
     Raises:
         InputError: One of them cannot be opened, or what it needs is not installed.
     """
-    from stereoclinic.evaluation.alignment import open_clip
-    from stereoclinic.evaluation.extractors import open_features, open_lpips
-    from stereoclinic.evaluation.instruments import Instruments
+    from stereoclinic.evaluation.bench.instruments import Instruments
+    from stereoclinic.evaluation.metrics.alignment import open_clip
+    from stereoclinic.evaluation.metrics.extractors import open_features, open_lpips
 
     return Instruments(
         None if clip_score is None else open_clip(clip_score, device),
@@ -239,7 +239,7 @@ def truths(
         return {}
     from functools import partial
 
-    from stereoclinic.evaluation.truths import amplified, corrected, load_confusion, reference_named
+    from stereoclinic.evaluation.results.truths import amplified, corrected, load_confusion, reference_named
 
     found: dict[str, Any] = {}
     if reference is not None:

@@ -197,7 +197,7 @@ def locate(
     mask.save(file)
 
     from stereo_cli.tables import lean_table, mask_table
-    from stereoclinic.evaluation.summary import lean_summary, mask_summary
+    from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
 
     leans, damping = lean_summary(relevance), mask_summary(mask)
     dropped = relevance.metadata["dropped"]

@@ -161,7 +161,7 @@ def mask(
     `stereo locate` keeps the relevance beside the mask. Chosen again with the same options, the mask is the same.
     """
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.summary import mask_summary
+    from stereoclinic.evaluation.report.summary import mask_summary
     from stereoclinic.files import ENDINGS, kind_of
 
     common.check_target(out, "--out", ENDINGS)

@@ -168,7 +168,7 @@ def plan(
     mask.save(file)
 
     from stereo_cli.tables import mask_table
-    from stereoclinic.evaluation.summary import mask_summary
+    from stereoclinic.evaluation.report.summary import mask_summary
 
     summary = mask_summary(mask)
     if as_json:

@@ -13,9 +13,9 @@ from tests.evaluation.readers.conftest import write_classifier
 from tests.evaluation.test_extractors import Apart, Means
 from tests.evaluation.test_results_schema import VALID
 
-from stereoclinic.evaluation import extractors
-from stereoclinic.evaluation.alignment import clip_scores, open_clip
-from stereoclinic.evaluation.protocols import load_protocol
+from stereoclinic.evaluation.bench.protocols import load_protocol
+from stereoclinic.evaluation.metrics import extractors
+from stereoclinic.evaluation.metrics.alignment import clip_scores, open_clip
 
 OWN = '''
 class Bright:

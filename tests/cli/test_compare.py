@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from stereoclinic.evaluation.verdict import verdicts
-from stereoclinic.evaluation.versus import compare_results, load_results
+from stereoclinic.evaluation.results.verdict import verdicts
+from stereoclinic.evaluation.results.versus import compare_results, load_results
 
 SMALL = ("--limit", 2, "--images", 3, "--group-images", 1, "--steps", 1, "--quiet")
 

@@ -10,7 +10,7 @@ import torch
 
 from stereo_cli.tables import mask_table
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.evaluation.summary import mask_summary
+from stereoclinic.evaluation.report.summary import mask_summary
 from stereoclinic.sns.choose import Selection
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.fuse import fuse

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from stereoclinic.axes import Axis, load_axis
-from stereoclinic.evaluation.arms import (
+from stereoclinic.evaluation.bench.arms import (
     ALLOCATION,
     BALANCED,
     OTHER,
@@ -18,7 +18,7 @@ from stereoclinic.evaluation.arms import (
     Experiment,
     Protocol,
 )
-from stereoclinic.evaluation.comparison import summarise
+from stereoclinic.evaluation.results.comparison import summarise
 
 Make = Callable[..., Experiment]
 

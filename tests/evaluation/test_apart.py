@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.evaluation.apart import difference, told_apart
-from stereoclinic.evaluation.figures import Value
-from stereoclinic.evaluation.statistics import wilson_interval
+from stereoclinic.evaluation.intervals.statistics import wilson_interval
+from stereoclinic.evaluation.results.apart import difference, told_apart
+from stereoclinic.evaluation.results.figures import Value
 
 
 def wilson(hits: int, n: int) -> Value:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from stereoclinic.ddtd.neurons import SITE_KINDS, Site
-from stereoclinic.evaluation.atlas import mask_map, relevance_map
-from stereoclinic.evaluation.summary import mask_summary
+from stereoclinic.evaluation.report.atlas import mask_map, relevance_map
+from stereoclinic.evaluation.report.summary import mask_summary
 from stereoclinic.sns.mask import NeuronMask
 
 

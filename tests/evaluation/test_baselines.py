@@ -31,7 +31,7 @@ from stereoclinic.evaluation.baselines import (
 )
 from stereoclinic.evaluation.baselines.base import halves_of, nearest, unit
 from stereoclinic.evaluation.baselines.calibration import Calibration, Run
-from stereoclinic.evaluation.oracles import AllocationOracle
+from stereoclinic.evaluation.bench.oracles import AllocationOracle
 from stereoclinic.prompts import group_prompts, load_prompts, with_seeds
 
 AXIS = load_axis("gender")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.evaluation.charts import SHAPES, Band, Curve, bar, curves, interval_rows, mark
-from stereoclinic.evaluation.figures import Value
+from stereoclinic.evaluation.report.charts import SHAPES, Band, Curve, bar, curves, interval_rows, mark
+from stereoclinic.evaluation.results.figures import Value
 
 SHARES = st.floats(0, 1)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from stereoclinic.axes import Axis, load_axis
-from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, UNTREATED
-from stereoclinic.evaluation.bias import GAPS, parity_gap, shares_from_reads
-from stereoclinic.evaluation.bias_figures import DRAWS
-from stereoclinic.evaluation.comparison import summarise
-from stereoclinic.evaluation.gap_intervals import gap_intervals
-from stereoclinic.evaluation.intersections import joint_reads
-from stereoclinic.evaluation.multiplicity import benjamini_hochberg, holm
+from stereoclinic.evaluation.bench.arms import ALLOCATION, BALANCED, OTHER, UNTREATED
+from stereoclinic.evaluation.intervals.gap_intervals import gap_intervals
+from stereoclinic.evaluation.intervals.multiplicity import benjamini_hochberg, holm
+from stereoclinic.evaluation.metrics.bias import GAPS, parity_gap, shares_from_reads
+from stereoclinic.evaluation.metrics.intersections import joint_reads
+from stereoclinic.evaluation.results.bias_figures import DRAWS
+from stereoclinic.evaluation.results.comparison import summarise
 
 SETS = (None, "soft", "pooled", "pooled_soft")
 

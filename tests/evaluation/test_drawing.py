@@ -8,9 +8,9 @@ import torch
 from stereoclinic.axes import load_axis
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.errors import Incomplete, InputError
-from stereoclinic.evaluation.drawing import Part, Pictures, Store, draw, model_digest
-from stereoclinic.evaluation.mitigation import Batch, Mitigation
-from stereoclinic.evaluation.oracles import AllocationOracle, BalancedOracle
+from stereoclinic.evaluation.bench.drawing import Part, Pictures, Store, draw, model_digest
+from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation
+from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle
 from stereoclinic.prompts import load_prompts, with_seeds
 
 AXIS = load_axis("gender")

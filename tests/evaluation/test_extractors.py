@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation import extractors
-from stereoclinic.evaluation.arms import OTHER, UNTREATED
-from stereoclinic.evaluation.comparison import summarise
-from stereoclinic.evaluation.extractors import extracted, open_features, open_lpips, perceptual_distance
-from stereoclinic.evaluation.instruments import Instruments, measure
+from stereoclinic.evaluation.bench.arms import OTHER, UNTREATED
+from stereoclinic.evaluation.bench.instruments import Instruments, measure
+from stereoclinic.evaluation.metrics import extractors
+from stereoclinic.evaluation.metrics.extractors import extracted, open_features, open_lpips, perceptual_distance
+from stereoclinic.evaluation.results.comparison import summarise
 
 
 class Means(nn.Module):

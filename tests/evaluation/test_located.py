@@ -9,8 +9,8 @@ import torch
 from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import SKETCHES, Relevance
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.anatomy import place_of
-from stereoclinic.evaluation.located import by_chance, relevance_summary
+from stereoclinic.evaluation.report.anatomy import place_of
+from stereoclinic.evaluation.report.located import by_chance, relevance_summary
 
 SITES = [
     Site("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0", "attention", 300),

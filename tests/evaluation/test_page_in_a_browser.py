@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from stereoclinic.axes import Axis, load_axis
-from stereoclinic.evaluation.comparison import summarise
-from stereoclinic.evaluation.page import build_page
-from stereoclinic.evaluation.thumbnails import grids
+from stereoclinic.evaluation.report.page import build_page
+from stereoclinic.evaluation.report.thumbnails import grids
+from stereoclinic.evaluation.results.comparison import summarise
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = [

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from stereoclinic.axes import load_axis
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.bias import GAPS
-from stereoclinic.evaluation.protocols import OVER, PublishedProtocol, known_protocols, load_protocol
+from stereoclinic.evaluation.bench.protocols import OVER, PublishedProtocol, known_protocols, load_protocol
+from stereoclinic.evaluation.metrics.bias import GAPS
 from stereoclinic.evaluation.readers.clip import texts
 from stereoclinic.occupations import WINOBIAS
 from stereoclinic.prompts import group_prompts, occupation_prompts, write

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.quality import (
+from stereoclinic.evaluation.metrics.quality import (
     feature_statistics,
     frechet_between,
     frechet_distance,

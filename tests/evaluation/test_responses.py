@@ -10,8 +10,8 @@ from PIL import Image
 from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import SKETCHES, Relevance
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation import responses
-from stereoclinic.evaluation.responses import (
+from stereoclinic.evaluation.report import responses
+from stereoclinic.evaluation.report.responses import (
     Response,
     View,
     axis_of,

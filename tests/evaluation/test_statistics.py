@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.bias import GAPS, deviation_ratio, fairness_discrepancy, parity_gap
-from stereoclinic.evaluation.resampling import dirichlet
-from stereoclinic.evaluation.statistics import (
+from stereoclinic.evaluation.intervals.resampling import dirichlet
+from stereoclinic.evaluation.intervals.statistics import (
     bootstrap_interval,
     correlation_interval,
     noise_floor,
@@ -19,6 +18,7 @@ from stereoclinic.evaluation.statistics import (
     share_statistic,
     wilson_interval,
 )
+from stereoclinic.evaluation.metrics.bias import GAPS, deviation_ratio, fairness_discrepancy, parity_gap
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereoclinic.errors import Incomplete, InputError
-from stereoclinic.evaluation.bias import sdtv, shares_from_reads, top_group, unsure_rate
-from stereoclinic.evaluation.quality import frechet_between
-from stereoclinic.evaluation.statistics import wilson_interval
-from stereoclinic.evaluation.tallies import AxisDrift, FrechetFeatures, GroupFidelity, UnsureRate
+from stereoclinic.evaluation.intervals.statistics import wilson_interval
+from stereoclinic.evaluation.metrics.bias import sdtv, shares_from_reads, top_group, unsure_rate
+from stereoclinic.evaluation.metrics.quality import frechet_between
+from stereoclinic.evaluation.metrics.tallies import AxisDrift, FrechetFeatures, GroupFidelity, UnsureRate
 
 SEEDS = st.integers(0, 2**31)
 P, K, D, N = 2, 3, 4, 24

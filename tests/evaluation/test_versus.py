@@ -8,8 +8,8 @@ import pytest
 
 from stereoclinic.axes import load_axis
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.figures import FIGURES, Value, figure_of, values_of
-from stereoclinic.evaluation.versus import (
+from stereoclinic.evaluation.results.figures import FIGURES, Value, figure_of, values_of
+from stereoclinic.evaluation.results.versus import (
     BETTER,
     DIFFERS,
     NO_INTERVAL,

@@ -14,14 +14,14 @@ from stereoclinic.ddtd.composite_file import read_composite
 from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import STATES, Relevance, shapes_of
 from stereoclinic.ddtd.shards import Shards
-from stereoclinic.evaluation.amplification import load_reference
-from stereoclinic.evaluation.arms import SCHEMA
-from stereoclinic.evaluation.located import relevance_summary
-from stereoclinic.evaluation.protocols import load_protocol
+from stereoclinic.evaluation.bench.arms import SCHEMA
+from stereoclinic.evaluation.bench.protocols import load_protocol
+from stereoclinic.evaluation.metrics.amplification import load_reference
 from stereoclinic.evaluation.readers.classes import parse_classes
-from stereoclinic.evaluation.summary import lean_summary, mask_summary
-from stereoclinic.evaluation.truths import load_confusion
-from stereoclinic.evaluation.versus import compare_results, load_results
+from stereoclinic.evaluation.report.located import relevance_summary
+from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
+from stereoclinic.evaluation.results.truths import load_confusion
+from stereoclinic.evaluation.results.versus import compare_results, load_results
 from stereoclinic.portraits.world import DEFAULT_WORLD, World
 from stereoclinic.prompts import load_prompts
 from stereoclinic.sns.mask import NeuronMask
@@ -105,7 +105,7 @@ epsilon = 1e-6
 TEXTS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
     "axis": (".toml", _shipped("axes", "gender.toml"), load_axis),
     "composite": (".toml", _COMPOSITE, read_composite),
-    "protocol": (".toml", _shipped("evaluation/protocols", "time.toml"), load_protocol),
+    "protocol": (".toml", _shipped("evaluation/bench/protocols", "time.toml"), load_protocol),
     "world": (".toml", DEFAULT_WORLD.read_bytes(), World.load),
     "classes": (".toml", b'female = ["Woman", "Girl"]\nmale = ["Man"]\n', lambda path: parse_classes([str(path)])),
     "classes in JSON": (".json", b'{"female": ["Woman"], "male": ["Man"]}', lambda path: parse_classes([str(path)])),

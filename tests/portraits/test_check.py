@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stereoclinic.axes import load_axis
-from stereoclinic.evaluation.bias import parity_gap
-from stereoclinic.evaluation.statistics import bootstrap_interval, share_statistic
+from stereoclinic.evaluation.intervals.statistics import bootstrap_interval, share_statistic
+from stereoclinic.evaluation.metrics.bias import parity_gap
 from stereoclinic.portraits.check import Checker
 from stereoclinic.portraits.world import World
 

@@ -8,7 +8,7 @@ from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.ddtd.trajectory import Settings, walk
 from stereoclinic.denoisers import model_folder, open_denoiser
 from stereoclinic.denoisers.sampling import sample
-from stereoclinic.evaluation.oracles import allocation_prompts
+from stereoclinic.evaluation.bench.oracles import allocation_prompts
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import World

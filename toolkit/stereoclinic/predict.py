@@ -1,6 +1,6 @@
 """Lightning's predict loop as this house runs it: a frozen model, items spread over ranks, nothing kept in memory.
 
-`ddtd.module` measures relevance through it, `evaluation.drawing` draws pictures.
+`ddtd.module` measures relevance through it, `evaluation.bench.drawing` draws pictures.
 """
 
 import os

@@ -21,11 +21,11 @@ from stereoclinic.denoisers import open_denoiser
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import sample
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.bias import parity_gap, shares_from_reads, unsure_rate
-from stereoclinic.evaluation.gap_intervals import gap_interval
-from stereoclinic.evaluation.oracles import allocation_prompts, balanced_oracle
+from stereoclinic.evaluation.bench.oracles import allocation_prompts, balanced_oracle
+from stereoclinic.evaluation.intervals.gap_intervals import gap_interval
+from stereoclinic.evaluation.intervals.statistics import correlation_interval, noise_floor
+from stereoclinic.evaluation.metrics.bias import parity_gap, shares_from_reads, unsure_rate
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.evaluation.statistics import correlation_interval, noise_floor
 from stereoclinic.files import write_text
 from stereoclinic.portraits.card import card
 from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stereoclinic.evaluation.statistics import Interval, wilson_interval
+from stereoclinic.evaluation.intervals.statistics import Interval, wilson_interval
 
 
 @dataclass(frozen=True)

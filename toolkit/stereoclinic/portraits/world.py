@@ -100,7 +100,7 @@ class World:
         return [occupation.name for occupation in self.occupations]
 
     def planted(self, axis: str) -> dict[str, dict[str, float]]:
-        """The planted table of one axis, occupation -> group -> share: a reference for `evaluation.amplification`.
+        """The planted table of one axis, occupation -> group -> share: a reference for `metrics.amplification`.
 
         Raises:
             InputError: No such axis.

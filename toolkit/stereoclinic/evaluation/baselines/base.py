@@ -21,7 +21,7 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.digest import plain_digest
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.calibration import Calibration, Cost, Progress, Run
-from stereoclinic.evaluation.mitigation import Batch, Mitigation
+from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation
 from stereoclinic.prompts import Row
 from stereoclinic.sns.allocate import allotted_group
 from stereoclinic.sns.damp import check_open

@@ -27,7 +27,7 @@ from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.base import Baseline, check_strength
 from stereoclinic.evaluation.baselines.calibration import Run
-from stereoclinic.evaluation.mitigation import Batch
+from stereoclinic.evaluation.bench.mitigation import Batch
 from stereoclinic.prompts import Row, write
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from stereoclinic.evaluation.baselines.base import Baseline, attention_blocks, check_strength, unit
 from stereoclinic.evaluation.baselines.calibration import Run
-from stereoclinic.evaluation.mitigation import Batch
+from stereoclinic.evaluation.bench.mitigation import Batch
 from stereoclinic.prompts import Row
 
 

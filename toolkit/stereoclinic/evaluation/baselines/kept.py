@@ -23,7 +23,7 @@ from stereoclinic.evaluation.baselines import baseline_class
 from stereoclinic.evaluation.baselines.base import Baseline
 from stereoclinic.evaluation.baselines.calibration import Calibration, Cost
 from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
-from stereoclinic.evaluation.drawing import Store, model_digest
+from stereoclinic.evaluation.bench.drawing import Store, model_digest
 from stereoclinic.files import load_tensors, save_tensors
 from stereoclinic.prompts import Row
 

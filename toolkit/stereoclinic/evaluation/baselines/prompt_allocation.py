@@ -17,8 +17,8 @@ from stereoclinic.axes import Axis
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.digest import plain_digest
 from stereoclinic.evaluation.baselines.calibration import Calibration, Cost, Progress
-from stereoclinic.evaluation.mitigation import Batch
-from stereoclinic.evaluation.oracles import AllocationOracle
+from stereoclinic.evaluation.bench.mitigation import Batch
+from stereoclinic.evaluation.bench.oracles import AllocationOracle
 from stereoclinic.prompts import Row
 from stereoclinic.sns.allocate import shares_of
 from stereoclinic.sns.gate import is_neutral

@@ -26,7 +26,7 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.base import Baseline, attention_blocks, check_strength
 from stereoclinic.evaluation.baselines.calibration import Run
-from stereoclinic.evaluation.mitigation import Batch
+from stereoclinic.evaluation.bench.mitigation import Batch
 from stereoclinic.prompts import Row
 
 

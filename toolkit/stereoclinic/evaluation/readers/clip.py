@@ -22,7 +22,7 @@ from stereoclinic.evaluation.readers.base import KnownError
 from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures, pixels
 from stereoclinic.prompts import write
 
-#: What the evaluations in evaluation/protocols read with, so that figures compare.
+#: What the evaluations in evaluation/bench/protocols read with, so that figures compare.
 DEFAULT = "openai/clip-vit-base-patch32"
 TEMPLATES = (
     "a photo of {group}",

@@ -1,0 +1,1 @@
+"""The experiment of `stereo bench`: what is drawn by which arm, and read."""

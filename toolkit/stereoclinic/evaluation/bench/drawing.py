@@ -1,0 +1,225 @@
+"""Drawing as a Lightning predict loop: parts of arms, each drawn once and kept in a file of its own.
+
+A part is a batch of one arm. What was drawn lies under the digest of everything that it depends on, so a run that was
+cut off goes on where it was, several devices fill one folder, and another run of the same model finds what is there.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from stereoclinic.ddtd.memory import Portions
+from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.denoisers.sampling import sample
+from stereoclinic.digest import plain_digest, weights_digest
+from stereoclinic.errors import Incomplete, InputError
+from stereoclinic.evaluation.bench.mitigation import Mitigation
+from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.predict import predict
+from stereoclinic.prompts import Row
+
+KIND, VERSION = "drawn", 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One batch of pictures.
+
+    Args:
+        mitigation: What is done to the model meanwhile.
+        rows: Samples with `prompt` and `seed`; all of them are drawn together.
+        steps: Of the scheduler.
+        guidance: Scale of classifier-free guidance.
+        model: Digest of the model, see `model_digest`.
+    """
+
+    mitigation: Mitigation
+    rows: list[Row] = field(repr=False)
+    steps: int
+    guidance: float
+    model: str
+
+    @cached_property
+    def key(self) -> str:
+        samples = [(row["prompt"], row["seed"]) for row in self.rows]
+        return plain_digest([self.model, self.mitigation.key(), samples, self.steps, self.guidance])[:32]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What was drawn of a part, or of an arm: images (B, 3, H, W) uint8, groups (B,) or None, seconds of sampling."""
+
+    images: Tensor
+    allotted: Tensor | None
+    seconds: float
+
+
+class Store:
+    """A folder of drawn parts; every file is written whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made ({error.strerror}); choose another folder") from error
+
+    def _file(self, part: Part) -> Path:
+        return self.folder / f"{part.key}.safetensors"
+
+    def __contains__(self, part: Part) -> bool:
+        return self._file(part).is_file()
+
+    def keep(self, part: Part, drawn: Pictures) -> None:
+        tensors = {"images": drawn.images}
+        if drawn.allotted is not None:
+            tensors["allotted"] = drawn.allotted
+        about = {"arm": part.mitigation.name, "seconds": drawn.seconds}
+        save_tensors(self._file(part), KIND, VERSION, tensors, about)
+
+    def read(self, parts: Iterable[Part]) -> Pictures:
+        """What was drawn of parts, one after the other.
+
+        Raises:
+            Incomplete: Something is missing.
+            InputError: A file is damaged.
+        """
+        images: list[Tensor] = []
+        allotted: list[Tensor | None] = []
+        seconds = 0.0
+        for part in parts:
+            if part not in self:
+                raise Incomplete(f"pictures of {part.mitigation.name!r} are missing in {self.folder}; run again")
+            tensors, about = load_tensors(self._file(part), KIND, VERSION)
+            pictures, groups, took = tensors.get("images"), tensors.get("allotted"), about.get("seconds")
+            if not _are_of(part, pictures, groups, images) or not isinstance(took, float) or not 0 <= took < math.inf:
+                raise InputError(f"{self._file(part)} holds other pictures than it should; remove it and run again")
+            images.append(tensors["images"])
+            allotted.append(groups)
+            seconds += took
+        known = [each for each in allotted if each is not None]
+        return Pictures(torch.cat(images), torch.cat(known) if known else None, seconds)
+
+
+def _are_of(part: Part, pictures: Tensor | None, groups: Tensor | None, others: list[Tensor]) -> bool:
+    """Whether what a file holds can be a part's pictures, beside those of the parts before it."""
+    count = len(part.rows)
+    if pictures is None or pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[:2] != (count, 3):
+        return False
+    if groups is not None and (groups.shape != (count,) or groups.dtype != torch.int64):
+        return False
+    return pictures.numel() > 0 and (not others or pictures.shape[1:] == others[0].shape[1:])
+
+
+class Drawing(L.LightningModule):
+    """Draws the parts that are not there yet.
+
+    Args:
+        denoiser: The model.
+        parts: All there are, on every rank.
+        store: Where they go.
+        progress: Called with the arm's name and the number of its pictures that are done.
+        warn: Told what does not stop the run.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        parts: Sequence[Part],
+        store: Store,
+        progress: Callable[[str, int], None] | None = None,
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.parts, self.store, self.progress = denoiser, parts, store, progress
+        self.unet = denoiser.unet  # registered, so that Lightning moves it
+        self.portions = Portions(warn=warn)
+
+    def on_predict_start(self) -> None:
+        """Encode every prompt and draw one picture for nothing, so that the first arm does not pay for all of them."""
+        self.denoiser.to(self.device)
+        prompts = list(dict.fromkeys(row["prompt"] for part in self.parts for row in part.rows))
+        for start in range(0, len(prompts), 64):
+            self.denoiser.encode(prompts[start : start + 64])
+        first = self.parts[0]
+        sample(self.denoiser, first.rows[:1], prompts[:1], min(first.steps, 2), first.guidance)
+
+    def predict_step(self, batch: list[int], batch_idx: int) -> Tensor:
+        for part in (self.parts[number] for number in batch):
+            if part not in self.store:
+                self.store.keep(part, self._draw(part))
+            if self.progress is not None:
+                self.progress(part.mitigation.name, len(part.rows))
+        return torch.tensor(len(batch))
+
+    def _draw(self, part: Part) -> Pictures:
+        def draw(portion: slice) -> tuple[Tensor, Tensor | None]:
+            rows = part.rows[portion]
+            how = part.mitigation.begin(rows)
+            drawn = sample(self.denoiser, rows, how.prompts, part.steps, part.guidance, how.conditional)
+            return (drawn.cpu() * 255).round().to(torch.uint8), how.allotted
+
+        with part.mitigation:
+            began = time.perf_counter()
+            drawn = self.portions.each(draw, len(part.rows))
+            seconds = time.perf_counter() - began
+        groups = [allotted for _, allotted in drawn if allotted is not None]
+        return Pictures(torch.cat([images for images, _ in drawn]), torch.cat(groups) if groups else None, seconds)
+
+    def on_predict_end(self) -> None:
+        """Every rank looks for every part: a rank that died must not pass for a finished run."""
+        self.trainer.strategy.barrier()
+        missing = sum(part not in self.store for part in self.parts)
+        if missing:
+            raise Incomplete(
+                f"{missing} of {len(self.parts)} batches were not drawn into {self.store.folder}; run again, with a"
+                " folder that all devices share"
+            )
+
+
+def draw(
+    denoiser: Denoiser,
+    parts: Sequence[Part],
+    store: Store,
+    progress: Callable[[str, int], None] | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+    **trainer: Any,
+) -> bool:
+    """Draw what is not there yet, on as many devices as the trainer is given.
+
+    Args:
+        denoiser: The model.
+        parts: What to draw.
+        store: Where it goes.
+        progress: See `Drawing`.
+        warn: See `Drawing`.
+        **trainer: Given to `lightning.Trainer`.
+
+    Returns:
+        Whether this is rank zero, where the results are to be read.
+
+    Raises:
+        InputError: Fewer parts than devices, or a single picture does not fit in memory.
+        Incomplete: Parts are missing at the end.
+        KeyboardInterrupt: As pressed; what was drawn is kept.
+    """
+    module = Drawing(denoiser, parts, store, progress, warn)
+    advice = "give fewer devices, or a smaller --batch-size"
+    return predict(module, denoiser, range(len(parts)), 1, what="batches", advice=advice, **trainer).is_global_zero
+
+
+def model_digest(denoiser: Denoiser) -> str:
+    """SHA-256 over everything of a pipeline that a picture depends on: its modules' weights, and its scheduler."""
+    modules = {name: part for name, part in denoiser.pipe.components.items() if isinstance(part, nn.Module)}
+    weights = {name: weights_digest(module) for name, module in sorted(modules.items())}
+    scheduler = denoiser.pipe.scheduler
+    return plain_digest([weights, type(scheduler).__name__, dict(scheduler.config)])

@@ -1,0 +1,247 @@
+"""The experiment of `stereo bench`: the same seeds drawn by every arm, and read; `comparison` makes figures of it.
+
+    untreated            the model as it is
+    mask NAME            each mask given; an allocating one allots every image a group by its seed
+    random               a random mask of the first mask's sum of damping
+    baseline NAME        another method, see `baselines`
+    balanced oracle      no lean at all            } ceilings
+    allocation oracle    every group its share     }
+    other seeds          the model as it is, on seeds of its own: the floor of every distance
+    reference            every group its share, on other seeds: what people of each group look like, untreated
+
+Group prompts ("a photo of a female doctor") are drawn untreated and by each mask, without the gate that would leave
+them alone: what the gate misses is treated so. Unrelated prompts ("a photo of a mountain"), where there are any, are
+drawn untreated, by each mask with its gate, and untreated on other seeds.
+"""
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.evaluation.baselines.base import Baseline
+from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
+from stereoclinic.evaluation.bench.arms import OTHER, RANDOM, REFERENCE, UNTREATED, Drawn, Experiment, Protocol
+from stereoclinic.evaluation.bench.drawing import Part, Pictures, Store, draw, model_digest
+from stereoclinic.evaluation.bench.instruments import Instruments, measure
+from stereoclinic.evaluation.bench.mitigation import Mitigation, Suppressed
+from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle
+from stereoclinic.evaluation.readers import Reader, features_of, group_columns, read_rows
+from stereoclinic.evaluation.readers.ensemble import by_reader_key
+from stereoclinic.evaluation.results.comparison import summarise
+from stereoclinic.prompts import Row, group_prompts, with_seeds
+from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.select import random_like
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One mitigation on one set of samples, `count` of each prompt."""
+
+    name: str
+    mitigation: Mitigation
+    samples: list[Row]
+    count: int
+
+    def parts(self, protocol: Protocol, model: str) -> list[Part]:
+        size = protocol.batch_size
+        return [
+            Part(self.mitigation, self.samples[start : start + size], protocol.steps, protocol.guidance, model)
+            for start in range(0, len(self.samples), size)
+        ]
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Everything that an experiment draws."""
+
+    neutral: list[Arm]
+    grouped: list[Arm]
+    reference: Arm
+    unrelated: list[Arm]
+
+    def __iter__(self) -> Iterator[Arm]:
+        return iter([*self.neutral, *self.grouped, self.reference, *self.unrelated])
+
+    @property
+    def images(self) -> int:
+        return sum(len(arm.samples) for arm in self)
+
+
+def arms_of(
+    denoiser: Denoiser,
+    protocol: Protocol,
+    masks: dict[str, NeuronMask],
+    strength: float = 1.0,
+    force: bool = False,
+    baselines: Sequence[Mitigation] = (),
+) -> Arms:
+    """What an experiment draws; arguments as of `run`."""
+    axis, n, m = protocol.axis, protocol.images, protocol.group_images
+    shares = [dict(protocol.shares)] if protocol.shares else []
+
+    def suppressed(name: str, mask: NeuronMask, gate: bool = True) -> Suppressed:
+        gates = [axis] if gate else []
+        return Suppressed(name, denoiser, mask, gates, strength, shares, protocol.guidance > 1, force)
+
+    judged = list(with_seeds(protocol.prompts, protocol.seed, n))
+    other = list(with_seeds(protocol.prompts, protocol.seed + n, n))
+    made = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
+    if masks:
+        made.append(suppressed(RANDOM, random_like(next(iter(masks.values())), seed=protocol.seed)))
+    made += [*baselines, BalancedOracle(denoiser, axis), AllocationOracle(axis, protocol.target)]
+    neutral = [Arm(each.name, each, judged, n) for each in made]
+    neutral.append(Arm(OTHER, Mitigation(OTHER), other, n))
+    grouped = []
+    if m:
+        rows = [
+            {**row, "prompt": prompt, "wanted": group}
+            for row in with_seeds(protocol.prompts, protocol.seed, m)
+            for group, prompt in zip(axis.groups, group_prompts(row, axis), strict=True)
+        ]
+        ungated = [Mitigation(UNTREATED), *(suppressed(name, mask, gate=False) for name, mask in masks.items())]
+        ungated += baselines
+        grouped = [Arm(each.name, each, rows, m) for each in ungated]
+    unrelated = []
+    if protocol.unrelated is not None:
+        m = protocol.unrelated_images
+        same, distant = (list(with_seeds(protocol.unrelated, first, m)) for first in (protocol.seed, protocol.seed + m))
+        used = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
+        unrelated = [*(Arm(each.name, each, same, m) for each in used), Arm(OTHER, Mitigation(OTHER), distant, m)]
+    return Arms(neutral, grouped, Arm(REFERENCE, AllocationOracle(axis, protocol.target), other, n), unrelated)
+
+
+def run(
+    denoiser: Denoiser,
+    reader: Reader,
+    protocol: Protocol,
+    masks: dict[str, NeuronMask],
+    strength: float = 1.0,
+    progress: Callable[[str, int], None] | None = None,
+    force: bool = False,
+    parts: Path | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+    baselines: Sequence[Baseline | PromptAllocation] = (),
+    instruments: Instruments | None = None,
+    **trainer: Any,
+) -> Experiment | None:
+    """Draw every arm and compare.
+
+    Args:
+        denoiser: The model.
+        reader: Reads group and occupation off images.
+        protocol: What is drawn.
+        masks: Name -> mask; none is fine, then only the model and its ceilings are measured.
+        strength: Of every mask.
+        progress: Called with the arm's name and the number of images drawn.
+        force: Apply masks that were made for other weights of the same shapes.
+        parts: Folder that keeps what was drawn: a run that was cut off goes on there, and whatever another run of the
+            same model has drawn there is not drawn again. By default a temporary one.
+        warn: Told what does not stop the run.
+        baselines: Other methods, made on other seeds and the same on every rank; see `baselines.kept`.
+        instruments: What else pictures are measured with.
+        **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
+
+    Returns:
+        The experiment on rank zero, None on any other rank.
+
+    Raises:
+        InputError: The reader does not know the axis, or there are fewer batches than devices.
+        Incomplete: Pictures are missing at the end.
+    """
+    arms = arms_of(denoiser, protocol, masks, strength, force, baselines)
+    found = drawn(denoiser, reader, protocol, list(arms), progress, parts, warn, **trainer)
+    if found is None:
+        return None
+    rest = iter(found)
+    neutral, grouped = ([next(rest) for _ in part] for part in (arms.neutral, arms.grouped))
+    experiment = Experiment(protocol, neutral, grouped, next(rest), list(rest))
+    instruments = instruments or Instruments()
+    measure(experiment, instruments)
+    experiment.results = summarise(experiment, list(masks))
+    experiment.results["features"] = instruments.features_name
+    if baselines:
+        experiment.results["baselines"] = {
+            each.name: {"needs": each.needs, "source": each.source, "strength": each.strength, **vars(each.cost)}
+            for each in baselines
+        }
+    return experiment
+
+
+def drawn(
+    denoiser: Denoiser,
+    reader: Reader,
+    protocol: Protocol,
+    arms: Sequence[Arm],
+    progress: Callable[[str, int], None] | None = None,
+    parts: Path | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+    **trainer: Any,
+) -> list[Drawn] | None:
+    """Draw arms and read their pictures; arguments and errors as of `run`, None on any rank but the first."""
+    group_columns(reader, protocol.axis)  # refused before anything is drawn
+    model = model_digest(denoiser)
+    with tempfile.TemporaryDirectory() as temporary:
+        store = Store(Path(temporary) if parts is None else parts)
+        wanted = [arm.parts(protocol, model) for arm in arms]
+        if not draw(denoiser, [part for each in wanted for part in each], store, progress, warn, **trainer):
+            return None
+        return [_read(reader, protocol, arm, store.read(each)) for arm, each in zip(arms, wanted, strict=True)]
+
+
+def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:
+    """What the reader sees in an arm's pictures, as they are saved: at eight bits a colour."""
+    axes = {each.name: group_columns(reader, each) for each in (protocol.axis, *protocol.others)}
+    reads: dict[str, list[Tensor]] = {name: [] for name in axes}
+    right, features, apart = [], [], []
+    for start in range(0, len(arm.samples), protocol.batch_size):
+        rows = arm.samples[start : start + protocol.batch_size]
+        pictures = drawn.images[start : start + protocol.batch_size].float() / 255
+        seen = read_rows(reader, pictures, rows)
+        for name, (head, order) in axes.items():
+            reads[name].append(seen[head][:, order] / seen[head][:, order].sum(1, keepdim=True))
+        features.append(_features(reader, pictures))
+        if (each := by_reader_key(protocol.axis.name)) in seen:
+            apart.append(seen[each])
+        if "occupation" in seen:
+            known = reader.classes["occupation"]
+            asked = torch.tensor([known.index(row["label"]) if row["label"] in known else -1 for row in rows])
+            right.append(torch.where(asked >= 0, (seen["occupation"].argmax(1) == asked).float(), torch.nan))
+
+    def by_prompt(values: Tensor) -> Tensor:
+        """Samples come seed by seed, and within a seed prompt by prompt."""
+        by_seed: Tensor = values.unflatten(0, (arm.count, -1))  # (n, P, ...)
+        return by_seed.transpose(0, 1).contiguous()
+
+    occupation = by_prompt(torch.cat(right)) if right else None
+    if occupation is not None and occupation.isnan().all():
+        occupation = None
+    return Drawn(
+        arm.name,
+        by_prompt(torch.cat(reads[protocol.axis.name])),
+        occupation,
+        by_prompt(torch.cat(features)),
+        by_prompt(drawn.images),
+        drawn.seconds,
+        {each.name: by_prompt(torch.cat(reads[each.name])) for each in protocol.others},
+        None if drawn.allotted is None else by_prompt(drawn.allotted),
+        _by_reader(reader, by_prompt(torch.cat(apart))) if apart else {},
+    )
+
+
+def _by_reader(ensemble: Any, reads: Tensor) -> dict[str, Tensor]:
+    """(P, n, readers, K) -> name -> (P, n, K)."""
+    return {each.name: reads[:, :, i] for i, each in enumerate(ensemble.readers)}
+
+
+def _features(reader: Reader, pictures: Tensor) -> Tensor:
+    """What distances are taken of: the reader's own features, or of one that has none, 8 x 8 pixels."""
+    found = features_of(reader, pictures)
+    return adaptive_avg_pool2d(pictures, 8).flatten(1) if found is None else found

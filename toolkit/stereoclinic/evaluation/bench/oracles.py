@@ -1,0 +1,84 @@
+"""The two ceilings that any mask is measured beside.
+
+The balanced oracle has no lean at all: within a window of steps its conditional prediction is the mean of the groups'.
+No removal of lean can do better, and what it leaves is the model's own. The allocation oracle draws each image from its
+allotted group's prompt: what a treatment that sets a distribution could reach.
+"""
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+
+from stereoclinic.axes import Axis
+from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.denoisers.sampling import Conditional
+from stereoclinic.digest import plain_digest
+from stereoclinic.evaluation.bench.arms import ALLOCATION, BALANCED
+from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation
+from stereoclinic.prompts import Row, group_prompts
+from stereoclinic.sns.allocate import allotted_group, uniform
+
+
+class BalancedOracle(Mitigation):
+    """The conditional prediction is fbar within a window of the steps, and f outside.
+
+    Args:
+        denoiser: The model.
+        axis: The bias axis.
+        window: As shares of the run, from its start.
+    """
+
+    def __init__(self, denoiser: Denoiser, axis: Axis, window: tuple[float, float] = (0.0, 1.0)) -> None:
+        super().__init__(BALANCED)
+        self.denoiser, self.axis, self.window = denoiser, axis, window
+
+    def key(self) -> str:
+        return plain_digest([BALANCED, asdict(self.axis), self.window])
+
+    def begin(self, rows: list[Row]) -> Batch:
+        conditional = balanced_oracle(self.denoiser, self.axis, rows, self.window)
+        return Batch([row["prompt"] for row in rows], conditional)
+
+
+class AllocationOracle(Mitigation):
+    """Each image is drawn from the prompt of its allotted group.
+
+    Args:
+        axis: The bias axis.
+        shares: (K,) of the groups; uniform by default.
+    """
+
+    needs = "group words in prompts"
+
+    def __init__(self, axis: Axis, shares: Tensor | None = None) -> None:
+        super().__init__(ALLOCATION)
+        self.axis, self.shares = axis, uniform(len(axis)) if shares is None else shares
+
+    def key(self) -> str:
+        return plain_digest([ALLOCATION, asdict(self.axis), self.shares.tolist()])
+
+    def begin(self, rows: list[Row]) -> Batch:
+        allotted = torch.tensor([allotted_group(row, self.shares) for row in rows])
+        return Batch(allocation_prompts(self.axis, rows, self.shares), allotted=allotted)
+
+
+def balanced_oracle(
+    denoiser: Denoiser, axis: Axis, rows: list[Row], window: tuple[float, float] = (0.0, 1.0)
+) -> Conditional:
+    """A conditional prediction for `sampling.sample`: fbar inside the window (shares of the run), f outside."""
+    by_group = [group_prompts(row, axis) for row in rows]
+    groups = [denoiser.encode([each[k] for each in by_group]) for k in range(len(axis))]
+
+    def conditional(model: Denoiser, latents: Tensor, timestep: Tensor, done: float, states: Tensor) -> Tensor:
+        if not window[0] <= done < window[1]:
+            return model.predict(latents, timestep, states)
+        return torch.stack([model.predict(latents, timestep, each) for each in groups]).mean(0)
+
+    return conditional
+
+
+def allocation_prompts(axis: Axis, rows: list[Row], shares: Tensor | None = None) -> list[str]:
+    """The prompt of each row's allotted group; uniform shares unless given."""
+    shares = uniform(len(axis)) if shares is None else shares
+    return [group_prompts(row, axis)[allotted_group(row, shares)] for row in rows]

@@ -1,0 +1,1 @@
+"""How sure a figure is: intervals, tests, and what chance alone would show."""

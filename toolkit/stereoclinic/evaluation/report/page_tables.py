@@ -1,0 +1,111 @@
+"""The report's tables beside its figures: where axes meet, prompts tested one by one, what other methods need.
+
+All of it is left out where results do not hold it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stereoclinic.evaluation.bench.arms import UNTREATED
+from stereoclinic.evaluation.report import charts
+from stereoclinic.evaluation.report.figure_table import Cell, Row, cell_of
+from stereoclinic.evaluation.results.figures import Value, as_value, figure_of
+from stereoclinic.evaluation.results.wording import MISSING, number, p_value, spelt
+from stereoclinic.sns.allocate import JOINT
+
+Data = Mapping[str, Any]
+
+_TIMES = " \N{MULTIPLICATION SIGN}"
+
+
+def prompt_labels(results: Data) -> list[str]:
+    """Labels of the prompts, or the prompts themselves where several share a label."""
+    rows = results["arms"][UNTREATED].get("prompts") or []
+    labels = [row["label"] for row in rows]
+    return labels if len(set(labels)) == len(labels) else [row.get("prompt", row["label"]) for row in rows]
+
+
+def meeting_rows(results: Data, arms: Sequence[str]) -> list[Row]:
+    """The gaps of every intersection of axes: a row a gap, a column an arm, and what a fair model would show."""
+    rows = []
+    for name, meeting in (results.get("intersections") or {}).items():
+        for gap, floor in meeting["noise_floor"].items():
+            figure = figure_of(gap)
+            found = [as_value((meeting["arms"].get(arm) or {}).get(gap)) for arm in arms]
+            chance = Cell(number(floor["mean"], figure.form), (f"below {number(floor['upper'], figure.form)}",))
+            cells = [Cell(MISSING) if each is None else cell_of(each, None, figure.form) for each in found]
+            rows.append(Row(f"{_crossed(name)}: {figure.title}", "", cells, chance))
+    return rows
+
+
+def meeting_charts(results: Data, arms: Sequence[str]) -> list[dict[str, Any]]:
+    """The shares of the joint groups, all prompts together: a chart an intersection, a row a joint group."""
+    found = []
+    for name, meeting in (results.get("intersections") or {}).items():
+        rows = []
+        for group, target in zip(meeting["groups"], meeting["target_shares"], strict=True):
+            values = [as_value(meeting["arms"][arm]["shares"].get(group)) for arm in arms if arm in meeting["arms"]]
+            shown: list[Value] = [value for value in values if value is not None]
+            label = group.replace(JOINT, ", ")
+            rows.append(
+                {"label": label, "chart": charts.interval_rows(shown, target), "texts": list(map(spelt, shown))}
+            )
+        found.append({"title": _crossed(name), "rows": rows})
+    return found
+
+
+def _crossed(name: str) -> str:
+    return name.replace(JOINT, _TIMES + " ")
+
+
+def tested_rows(results: Data, arms: Sequence[str]) -> list[Row]:
+    """Whether each prompt's shares changed: a row a prompt, a column an arm that shares untreated's seeds.
+
+    Args:
+        results: Of one experiment.
+        arms: Those with a column.
+    """
+    rows = []
+    for p, label in enumerate(prompt_labels(results)):
+        changes = [(results["arms"][arm].get("prompts") or [{}] * (p + 1))[p].get("change") for arm in arms]
+        if any(changes):
+            rows.append(Row(label, "", [_tested(each, results) for each in changes], None))
+    return rows
+
+
+def _tested(change: Data | None, results: Data) -> Cell:
+    if change is None:
+        return Cell(MISSING)
+    images = results.get("images_per_prompt")
+    holm, alone, less_strict = (
+        p_value(change[key]).removeprefix("p ").removeprefix("= ")
+        for key in ("p_value_holm", "p_value", "p_value_benjamini_hochberg")
+    )
+    moved = f"{change['moved']} of {images} moved" if images else f"{change['moved']} moved"
+    return Cell(holm, (f"{moved};", f"alone {alone}, BH {less_strict}"))
+
+
+def needs(results: Data) -> list[dict[str, Any]]:
+    """What masks and other methods need and cost: a row each, with its cells by their heading."""
+    if not results.get("baselines"):
+        return []
+    plain = results["arms"][UNTREATED].get("seconds")
+    rows = []
+    for name in [*(results.get("masks") or []), *results["baselines"]]:
+        seconds = results["arms"][name].get("seconds")
+        cost = results["baselines"].get(name) or {}
+        rows.append(
+            {
+                "name": name,
+                "cells": {
+                    "needs": cost.get("needs", "prompts"),
+                    "made in": f"{number(cost['seconds'], '.0f')} s" if "seconds" in cost else MISSING,
+                    "images drawn for it": str(cost.get("images", MISSING)),
+                    "passes forward": str(cost.get("forward", MISSING)),
+                    "passes backward": str(cost.get("backward", MISSING)),
+                    "drawing, per step": f"{number(seconds / plain)}{_TIMES}" if seconds and plain else MISSING,
+                },
+                "source": cost.get("source", ""),
+            }
+        )
+    return rows

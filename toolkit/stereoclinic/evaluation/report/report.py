@@ -1,0 +1,278 @@
+"""What an experiment leaves on disk.
+
+    FOLDER/results.json             every figure and where it came from
+    FOLDER/images/.../*.png         every image, with metadata.jsonl, so that `datasets` reads it as an imagefolder
+    FOLDER/before_after*.png        the same seeds untreated and treated, one sheet a mask
+    FOLDER/report.html              all of it to be read, in one file
+
+Everything is written under a temporary name first; a run that is stopped leaves what was there before.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from stereoclinic.ddtd.relevance import Relevance
+from stereoclinic.errors import InputError
+from stereoclinic.evaluation.bench.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
+from stereoclinic.evaluation.report.page import build_page
+from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
+from stereoclinic.evaluation.report.thumbnails import grids
+from stereoclinic.files import whole_folder, write_image, write_text
+from stereoclinic.prompts import write
+from stereoclinic.sns.mask import NeuronMask
+
+IMAGES, METADATA = "images", "metadata.jsonl"
+
+_TILE = 128  # pixels of a picture on a sheet: the embedded model's 64, twice
+_GAP, _BETWEEN, _MARGIN = 4, 24, 12
+_LABEL, _TITLE = 18, 20
+
+
+def write_results(
+    folder: str | Path,
+    experiments: Sequence[Experiment],
+    provenance: dict[str, Any],
+    masks: Mapping[str, NeuronMask] | None = None,
+    relevance: Relevance | None = None,
+) -> None:
+    """Write figures, images, the before-and-after sheets and the report.
+
+    Args:
+        folder: Made if it is not there; its earlier results are replaced.
+        experiments: One for each guidance scale, say; of one axis.
+        provenance: Plain data: model and digests, masks, versions, settings.
+        masks: Those that were judged; the report shows where their neurons are.
+        relevance: What they were chosen from; the report shows its leans.
+
+    Raises:
+        InputError: It cannot be written there, or holds images that are not ours.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    with ImageFolder(folder) as images:
+        for experiment in experiments:
+            for entry, picture in _pictures(experiment):
+                images.add(entry, picture)
+    for i, experiment in enumerate(experiments):
+        suffix = f"-guidance-{experiment.protocol.guidance:g}" if i else ""
+        for j, name in enumerate(experiment.results["masks"] or [BALANCED]):
+            which = f"-{j}-{slug(name)}" if j else ""
+            write_image(folder / f"before_after{which}{suffix}.png", before_after(experiment, name))
+    data = _plain(
+        {
+            "schema": SCHEMA,
+            "provenance": provenance,
+            "experiments": [experiment.results for experiment in experiments],
+        }
+    )
+    write_text(folder / "results.json", json.dumps(data, indent=2, allow_nan=False))
+    places = {name: mask_summary(mask) for name, mask in (masks or {}).items()}
+    leans = None if relevance is None else lean_summary(relevance)
+    write_text(folder / "report.html", build_page(data, grids(experiments), places, leans))
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse, before any work is done, a folder that results cannot go to.
+
+    Raises:
+        InputError: It is a file, cannot be written, or holds an `images` that these functions did not write.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; results go to a folder")
+    ours = folder / IMAGES
+    if ours.exists() and not (ours / METADATA).is_file():
+        raise InputError(f"{ours} is there already and holds no {METADATA} of an earlier run; choose another folder")
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{folder} cannot be made: {above} is not a folder that can be written to")
+
+
+class ImageFolder:
+    """Writes FOLDER/images with its metadata.jsonl; it takes the place of an earlier one when the context is left.
+
+    Args:
+        folder: Results folder; made if it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.final = folder / IMAGES
+        self._lines: list[str] = []
+        self._whole = ExitStack()
+
+    def __enter__(self) -> "ImageFolder":
+        self.temporary = self._whole.enter_context(whole_folder(self.final))
+        self._whole.push(self._finish)
+        return self
+
+    def add(self, entry: dict[str, Any], picture: Tensor) -> None:
+        """Add one picture (3, H, W) uint8 under `entry["file_name"]`, with the rest of the entry beside it."""
+        path = self.temporary / entry["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_image(picture).save(path, format="PNG")
+        self._lines.append(json.dumps(_plain(entry), allow_nan=False))
+
+    def _finish(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            (self.temporary / METADATA).write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+
+    def __exit__(self, *failure: Any) -> None:
+        self._whole.__exit__(*failure)
+
+
+def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Every picture of an experiment with its line of metadata."""
+    protocol = experiment.protocol
+    groups, rows = protocol.axis.groups, list(protocol.prompts)
+    scale = f"guidance-{protocol.guidance:g}"
+    # Names of masks may differ in what a file name cannot hold.
+    folders = {arm.name: f"{i:02d}-{slug(arm.name)}" for i, arm in enumerate(experiment.neutral)}
+
+    def entry(
+        arm: Drawn, part: str, p: int, i: int, name: str, prompt: str, seed: int, wanted: str | None
+    ) -> dict[str, Any]:
+        best = int(arm.reads[p, i].argmax())
+        whom = {"group": groups[best], "probability": round(float(arm.reads[p, i, best]), 4)}
+        if part == "unrelated":  # shows nobody, whatever the reader sees in it
+            whom = dict.fromkeys(whom)
+        return {
+            "file_name": f"{scale}/{part}/{folders[arm.name]}/{name}-{seed}.png",
+            "arm": arm.name,
+            "guidance": protocol.guidance,
+            "part": part,
+            "label": prompt if part == "unrelated" else rows[p // len(groups) if wanted else p]["label"],
+            "prompt": prompt,
+            "seed": seed,
+            "wanted_group": wanted,
+            **whom,
+        }
+
+    for arm in experiment.neutral:
+        n = arm.images.shape[1]
+        first = protocol.seed + (n if arm.name == OTHER else 0)
+        for p, row in enumerate(rows):
+            for i in range(n):
+                name = f"{p:03d}-{slug(row['label'])}"
+                yield entry(arm, "neutral", p, i, name, write(row), first + i, None), arm.images[p, i]
+    for arm in experiment.grouped:
+        for p, row in enumerate(rows):
+            for k, (group, word) in enumerate(zip(groups, protocol.axis.words, strict=True)):
+                at, prompt = p * len(groups) + k, write(row, word)
+                for i in range(arm.images.shape[1]):
+                    name = f"{p:03d}-{slug(group)}-{slug(row['label'])}"
+                    line = entry(arm, "group", at, i, name, prompt, protocol.seed + i, group)
+                    yield line, arm.images[at, i]
+
+    for arm in experiment.unrelated:
+        n = arm.images.shape[1]
+        first = protocol.seed + (n if arm.name == OTHER else 0)
+        for p, row in enumerate(protocol.unrelated or []):
+            name = f"{p:03d}-{slug(row['label'])}"
+            for i in range(n):
+                yield entry(arm, "unrelated", p, i, name, write(row), first + i, None), arm.images[p, i]
+
+
+def before_after(experiment: Experiment, name: str, seeds: int = 6) -> Image.Image:
+    """The same seeds untreated and by one arm, a row an occupation."""
+    before, after = experiment.arm(UNTREATED), experiment.arm(name)
+    rows = [
+        SheetRow(label, list(before.images[p, :seeds]), list(after.images[p, :seeds]))
+        for p, label in enumerate(experiment.protocol.prompts["label"])
+    ]
+    return side_by_side(rows, ("untreated", f"mask {name}" if name in experiment.results["masks"] else name))
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One labelled row of a sheet: pictures (3, H, W) uint8, in the same order on both sides."""
+
+    label: str
+    left: list[Tensor]
+    right: list[Tensor]
+
+
+def side_by_side(rows: Sequence[SheetRow], titles: tuple[str, str]) -> Image.Image:
+    """A sheet with two halves under their titles and the label left of each row.
+
+    Pictures are shown 128 pixels high: small ones enlarged without smoothing, so that what was drawn is what is seen.
+
+    Args:
+        rows: One or more; every side of every row has as many pictures.
+        titles: Of the left and the right half.
+    """
+    font, title_font = ImageFont.load_default(_LABEL), ImageFont.load_default(_TITLE)
+    columns = len(rows[0].left)
+    tile = _tile_size(rows[0].left[0])
+    half = columns * (tile[0] + _GAP) - _GAP
+    labels = [_wrapped(row.label, font, 260) for row in rows]
+    gutter = math.ceil(max(font.getlength(line) for lines in labels for line in lines)) + _MARGIN
+    top = _MARGIN + _TITLE + 12
+    height = top + len(rows) * (tile[1] + _GAP) - _GAP + _MARGIN
+    sheet = Image.new("RGB", (_MARGIN + gutter + 2 * half + _BETWEEN + _MARGIN, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    starts = (_MARGIN + gutter, _MARGIN + gutter + half + _BETWEEN)
+    for title, x in zip(titles, starts, strict=True):
+        draw.text((x + half / 2, _MARGIN + _TITLE / 2), title, fill="black", font=title_font, anchor="mm")
+    for r, row in enumerate(rows):
+        y = top + r * (tile[1] + _GAP)
+        text = "\n".join(labels[r])
+        draw.multiline_text((_MARGIN, y + tile[1] / 2), text, fill="black", font=font, anchor="lm")
+        for pictures, x in zip((row.left, row.right), starts, strict=True):
+            for i, picture in enumerate(pictures):
+                sheet.paste(_sized(picture, tile), (x + i * (tile[0] + _GAP), y))
+    middle = starts[1] - _BETWEEN // 2
+    draw.line([(middle, top), (middle, height - _MARGIN)], fill="grey", width=1)
+    return sheet
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """(3, H, W) uint8 -> RGB."""
+    return Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def slug(text: str) -> str:
+    """Text as part of a file name, on any system."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "x"
+
+
+def _tile_size(picture: Tensor) -> tuple[int, int]:
+    _, height, width = picture.shape
+    scale = max(1, _TILE // height) if height <= _TILE else _TILE / height
+    return round(width * scale), round(height * scale)
+
+
+def _sized(picture: Tensor, size: tuple[int, int]) -> Image.Image:
+    image = to_image(picture)
+    enlarges = size[1] >= image.height
+    return image.resize(size, Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Lines of at most `width` pixels; a single word that is wider stays whole."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    """The same data with None for what is not finite, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,108 @@
+"""Pictures for the report: the same seeds by several arms, small enough to be embedded."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from stereoclinic.evaluation.bench.arms import BALANCED, UNTREATED, Drawn, Experiment
+from stereoclinic.prompts import write
+
+SEEDS = 4  # a prompt, as long as they fit
+BUDGET = 2_200_000  # characters of all pictures of a report; with them it stays below 3 MB
+_SIDE = 128  # pixels; larger pictures are made smaller
+_SURE = 0.8  # as `bias.unsure_rate` counts
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One picture, and what the reader sees in it."""
+
+    source: str  # a data: address
+    seed: int
+    group: str
+    probability: float
+    unsure: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One prompt: for each arm the same seeds, in the same order."""
+
+    label: str
+    prompt: str
+    rows: list[tuple[str, list[Thumbnail]]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The pictures of one experiment, and how many prompts had no room."""
+
+    cards: list[Card]
+    left_out: int
+
+
+def grids(experiments: Sequence[Experiment], budget: int = BUDGET) -> list[Grid]:
+    """One grid an experiment, of the untreated model and every mask, or the balanced oracle where there is none.
+
+    Where the budget does not hold four seeds a prompt, there are fewer seeds; where it does not hold one, fewer
+    prompts.
+
+    Args:
+        experiments: With their pictures.
+        budget: Characters that the embedded pictures of all of them may take.
+    """
+    most = min(SEEDS, *(experiment.protocol.images for experiment in experiments))
+    for seeds in range(most, 0, -1):
+        made = [_cards(experiment, seeds) for experiment in experiments]
+        if sum(_size(card) for cards in made for card in cards) <= budget:
+            return [Grid(cards, 0) for cards in made]
+    return [_cut(cards, budget // len(experiments)) for cards in made]
+
+
+def _cards(experiment: Experiment, seeds: int) -> list[Card]:
+    arms = [experiment.arm(name) for name in (UNTREATED, *(experiment.results["masks"] or [BALANCED]))]
+    return [
+        Card(row["label"], write(row), [(arm.name, _row(experiment, arm, p, seeds)) for arm in arms])
+        for p, row in enumerate(experiment.protocol.prompts)
+    ]
+
+
+def _row(experiment: Experiment, arm: Drawn, p: int, seeds: int) -> list[Thumbnail]:
+    groups, first = experiment.protocol.axis.groups, experiment.protocol.seed
+    found = []
+    for i in range(seeds):
+        best = int(arm.reads[p, i].argmax())
+        probability = float(arm.reads[p, i, best])
+        found.append(
+            Thumbnail(embedded(arm.images[p, i]), first + i, groups[best], probability, not probability >= _SURE)
+        )
+    return found
+
+
+def embedded(picture: Tensor) -> str:
+    """(3, H, W) uint8 -> a data: address. Small pictures stay as they are, larger ones become small JPEGs."""
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
+    whole = max(image.size) <= _SIDE
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, format="PNG" if whole else "JPEG", optimize=True, **({} if whole else {"quality": 85}))
+    return f"data:image/{'png' if whole else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _size(card: Card) -> int:
+    return sum(len(picture.source) for _, row in card.rows for picture in row)
+
+
+def _cut(cards: list[Card], budget: int) -> Grid:
+    """The first cards that fit."""
+    kept: list[Card] = []
+    for card in cards:
+        budget -= _size(card)
+        if budget < 0:
+            break
+        kept.append(card)
+    return Grid(kept, len(cards) - len(kept))

@@ -1,0 +1,118 @@
+"""The side effects of an arm as plain data: what a treatment did besides what it was for."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stereoclinic.evaluation.bench.arms import ALLOCATION, OTHER, Drawn, Experiment
+from stereoclinic.evaluation.intervals.statistics import wilson_interval
+from stereoclinic.evaluation.metrics.bias import sdtv, shares_from_reads, top_group
+from stereoclinic.evaluation.metrics.diversity import diversity_within
+from stereoclinic.evaluation.metrics.kernel import kernel_distance
+from stereoclinic.evaluation.metrics.per_image import mean_change, mean_interval
+from stereoclinic.evaluation.metrics.quality import frechet_between, frechet_within_groups
+from stereoclinic.evaluation.metrics.same_seed import SMALLEST, structural_similarity
+
+_COMPARED = 8  # images a prompt of which pairs are compared: convolutions take their time, and their mean needs no more
+
+
+def distances(arm: Drawn, before: Drawn, distant: Drawn) -> dict[str, Any]:
+    """How far its pictures are from untreated ones.
+
+    Pictures of the same seeds pair up, which brings them closer than two samples ever are. Against other seeds every
+    arm is a sample of its own, and the untreated one shows the floor. Of the similarity of pairs the floor is what
+    other seeds show.
+
+    Args:
+        arm: Whose pictures.
+        before: The untreated arm of the same prompts.
+        distant: The untreated arm on other seeds.
+    """
+    figures: dict[str, Any] = {}
+    for name, distance in (("frechet", frechet_between), ("kid", kernel_distance)):
+        figures[f"{name}_to_untreated"] = None if arm is before else distance(_flat(arm), _flat(before))
+        figures[f"{name}_to_other_seeds"] = None if arm is distant else distance(_flat(arm), _flat(distant))
+    if arm is not before and min(arm.images.shape[-2:]) >= SMALLEST:
+        pairs = structural_similarity(arm.images[:, :_COMPARED], before.images[:, :_COMPARED])
+        figures["ssim_to_untreated"] = vars(mean_interval(pairs))
+    return figures
+
+
+def asked_for(arm: Drawn, before: Drawn | None) -> dict[str, Any]:
+    """What was measured because it was asked for (`instruments`); `before` is None where seeds do not pair up."""
+    figures: dict[str, Any] = {}
+    if arm.lpips is not None:
+        figures["lpips_to_untreated"] = vars(mean_interval(arm.lpips))
+    if arm.clip is not None:
+        figures["clip_score"] = vars(mean_interval(arm.clip))
+        if before is not None and before.clip is not None:
+            figures["clip_score_change"] = vars(mean_change(before.clip, arm.clip))
+    return figures
+
+
+def within_groups(arm: Drawn, experiment: Experiment) -> dict[str, Any]:
+    """Distance to untreated images of the same people on other seeds with its floor, and diversity beside theirs."""
+    oracle, reference = experiment.arm(ALLOCATION), experiment.reference
+    if reference is None or oracle.allotted is None or reference.allotted is None:
+        return {}
+    groups = len(experiment.protocol.axis)
+    own = _cells(arm.reads.argmax(2), groups)
+    there = _cells(reference.allotted, groups)
+    figures = {}
+    judged, compared = diversity_within(_flat(arm), own, _flat(reference), there)
+    if judged == judged:
+        figures = {"diversity_within_groups": judged, "diversity_within_groups_reference": compared}
+    if arm.name == OTHER:  # it shares its seeds with the reference, which brings them closer than two samples are
+        return figures
+    distance, floor = frechet_within_groups(
+        (_flat(arm), own),
+        (_flat(reference), there),
+        (_flat(oracle), _cells(oracle.allotted, groups)),
+        len(arm.reads) * groups,
+    )
+    if distance == distance:  # there is something to compare with
+        figures |= {"frechet_within_groups": distance, "frechet_within_groups_floor": floor}
+    return figures
+
+
+def drift(arm: Drawn, before: Drawn) -> dict[str, float]:
+    """How far the shares of each other axis moved: mean over prompts of their total variation."""
+    return {
+        axis: float(sdtv(shares_from_reads(reads, hard=True), shares_from_reads(before.others[axis], hard=True)).mean())
+        for axis, reads in arm.others.items()
+    }
+
+
+def obeyed(arm: Drawn) -> dict[str, Any]:
+    """Share of images that show the group they were allotted to."""
+    assert arm.allotted is not None
+    asked = arm.allotted >= 0
+    hits = top_group(arm.reads).gather(2, arm.allotted.clamp_min(0)[..., None])[..., 0]
+    return vars(wilson_interval(float(hits[asked].sum()), int(asked.sum())))
+
+
+def fidelity(arm: Drawn, experiment: Experiment) -> dict[str, Any]:
+    """How often a prompt that names a group was obeyed: rows of a seed run through the groups of each prompt."""
+    groups = experiment.protocol.axis.groups
+    shown = top_group(arm.reads).unflatten(0, (-1, len(groups))).diagonal(dim1=1, dim2=3)  # (P, m, K)
+    total = {"all": (shown.sum(), shown.numel())}
+    total |= {group: (shown[..., k].sum(), shown[..., k].numel()) for k, group in enumerate(groups)}
+    figures: dict[str, Any] = {name: vars(wilson_interval(float(hits), count)) for name, (hits, count) in total.items()}
+    if arm.right is not None:
+        figures["occupation_right"] = rate(arm.right)
+    return figures
+
+
+def rate(right: Tensor) -> dict[str, Any]:
+    """Share of pictures that were read right, of those whose occupation the reader knows."""
+    return vars(wilson_interval(float(right.nansum()), int(right.isfinite().sum())))
+
+
+def _cells(group: Tensor, groups: int) -> Tensor:
+    """(P, n) group of each image -> (P n,) number of its prompt x group."""
+    return (torch.arange(len(group))[:, None] * groups + group).flatten()
+
+
+def _flat(arm: Drawn) -> Tensor:
+    return arm.features.flatten(0, 1)
