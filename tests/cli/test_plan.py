@@ -24,6 +24,10 @@ def planned(model, stereo, tmp_path_factory) -> Path:
     assert result.exit_code == 0, result.stderr
     assert "allotted to (female, male)" in " ".join(result.stdout.split())
     assert f"next: stereo bench --mask {path}" in result.stdout
+    said = re.search(
+        r"on 4 further samples the lean misses its target by ([\d.]+) ±([\d.]+) in the mean", result.stdout
+    )
+    assert said is not None and 0 < float(said[1]) < 10 and float(said[2]) > 0
     return path
 
 
@@ -43,6 +47,10 @@ def test_balance_among_located_neurons_and_a_dose(model, located, stereo, tmp_pa
     result = stereo(*arguments, "-o", tmp_path / "m.pt", "--quiet")
     assert result.exit_code == 0, result.stderr
     whole = NeuronMask.load(tmp_path / "m.pt")
+    held = json.loads(result.stdout)["held_out"]
+    assert held["seeds"] == [2, 3] and held["samples"] == 4  # after those it was planned on
+    planned = [each["lean_after"] for each in whole.metadata["selection"]["bins"]]
+    assert held["planned"] == pytest.approx(sum(planned) / len(planned))
     neurons = whole.factors.shape[-1]
     assert not whole.allocates
     assert 0 < (whole.factors < 1).any(0).sum() <= round(0.5 * neurons)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.ddtd.target import group_directions, lean
@@ -76,7 +77,8 @@ def find_dose(
     tried: dict[float, float] = {}
 
     def left(strength: float) -> float:
-        tried[strength] = lean_left(denoiser, axis, samples, mask, strength, steps, guidance, shares, batch_size, force)
+        each = lean_left(denoiser, axis, samples, mask, strength, steps, guidance, shares, batch_size, force)
+        tried[strength] = each.mean().item()
         if progress is not None:
             progress(strength, tried[strength])
         return tried[strength]
@@ -114,10 +116,10 @@ def lean_left(
     shares: Sequence[Mapping[str, float]] = (),
     batch_size: int = 36,
     force: bool = False,
-) -> float:
-    """Mean |lean - target| over samples, groups and the steps that the mask treats, on the treated trajectory."""
+) -> Tensor:
+    """(samples,) mean |lean - target| over groups and the steps that the mask treats, on the treated trajectory."""
     rows: list[dict[str, Any]] = list(samples)
-    total, count = 0.0, 0
+    total, count = torch.zeros(len(rows)), 0
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         treatment = Treatment(denoiser.pipe, mask, (), strength, shares, guidance > 1, force)
@@ -128,7 +130,8 @@ def lean_left(
         neutral, empty = denoiser.encode([row["prompt"] for row in part]), denoiser.encode([""] * len(part))
         texts = [group_prompts(row, axis) for row in part]
         groups = [denoiser.encode([each[k] for each in texts]) for k in range(len(axis))]
-        last = max(i for i, t in enumerate(timesteps) if _treats(mask, float(t)) or i == 0)
+        treated = [i for i, t in enumerate(timesteps) if _treats(mask, float(t))]
+        last, count = max(treated, default=0), len(treated)
         with treatment:
             treatment.begin(part)
             for i, timestep in enumerate(timesteps[: last + 1]):
@@ -148,11 +151,10 @@ def lean_left(
                     goals = torch.stack([lean(balanced + each, balanced, directions) for each in directions])
                     for b, own in enumerate(allotted):
                         goal = goals[axis.groups.index(own), :, b] if isinstance(own, str) else 0.0
-                        total += (found[:, b] - goal).abs().mean().item()
-                        count += 1
+                        total[start + b] += (found[:, b] - goal).abs().mean().item()
                 if i < last:
                     latents = denoiser.step(guided, timestep, latents, generators)
-    return total / count
+    return total / max(count, 1)
 
 
 def _treats(mask: NeuronMask, timestep: float) -> bool:

@@ -12,6 +12,9 @@ each does. So each step is planned where the steps before it have led, and plann
 by Gauss-Newton: at the current lambda the rows dS/dlambda_j = -sum over positions (a_j - r_j) g_j come from one
 backward pass a cotangent, at the treated point; then one bounded least-squares problem. tau is 0 for a balanced
 prediction; for an image that is allotted to group g it is the lean of f_g, the prediction when g is asked for.
+
+There are more neurons than samples, so a plan can fit its own samples and miss others: what counts is how many leans it
+has seen. So every sample gives its leans' rows, and a row for one of v and e in turn, which the others make up for.
 """
 
 import math
@@ -49,7 +52,8 @@ class Stepwise:
             allotted group (of a plain treatment: each group in turn, averaged) is asked for.
         until: Cleanest timestep that is treated.
         replans: Gauss-Newton steps at each timestep, at most; each goes as far as the objective gets smaller.
-        cotangents: Random off-axis rows of each sample, timestep and replan; each costs a backward pass.
+        cotangents: Rows of each sample, timestep and replan beside its leans', for v and each e in turn; each costs a
+            backward pass. More where samples are too few for all of them.
         shrink: Share of the off-axis rows' Gram matrix that is replaced by its diagonal, see `treatment_plan`.
         kinds: Kinds of site to damp.
         steps: Of the scheduler.
@@ -63,7 +67,7 @@ class Stepwise:
     root: str = "zero"
     until: float = 400.0
     replans: int = 3
-    cotangents: int = 2
+    cotangents: int = 1
     shrink: float = 0.5
     kinds: tuple[str, ...] = tuple(SITE_KINDS)
     steps: int = 20
@@ -179,7 +183,7 @@ def _forecast(edges: list[float], planned: list[list[dict[str, float]]]) -> list
 
 @dataclass(frozen=True)
 class _Step:
-    """What is constant while one step of a batch is planned. Sizes: K groups, B samples, E cotangents."""
+    """What is constant while one step of a batch is planned. Sizes: K groups, B samples."""
 
     own: slice
     latents: Tensor  # (B, C, h, w)
@@ -187,7 +191,8 @@ class _Step:
     balanced: Tensor  # (B, C, h, w)
     directions: Tensor  # (K, B, C, h, w)
     goal: Tensor  # (K, B), tau
-    cotangents: list[Tensor]  # K - 1 of the leans, then random ones, then those of what is to stay; (B, C, h, w) each
+    cotangents: list[Tensor]  # K - 1 of the leans, then E others; (B, C, h, w) each
+    asked: Tensor  # (E, B), which direction each of the others is: 0 a random one, from 1 on those that are to stay
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,8 @@ class _Walk:
         self.neutral = denoiser.encode([row["prompt"] for row in rows])
         self.empty = denoiser.encode([""] * len(rows))
         self.groups, *self.stay = (_encode(denoiser, rows, each) for each in (axis, *stay))
+        # A random direction, the text itself where there is guidance, and those of the other axes.
+        self.directions = 1 + int(settings.guidance > 1) + sum(len(each) - 1 for each in stay)
 
     def parts(self) -> list[slice]:
         size = self.settings.batch_size
@@ -230,11 +237,11 @@ class _Walk:
         timesteps = denoiser.timesteps(settings.steps)
         generators = denoiser.generators(self.rows)
         latents = denoiser.noise(self.rows)
-        for timestep in timesteps:
+        for number, timestep in enumerate(timesteps):
             if float(timestep) < settings.until:
                 break  # what comes after is not treated, and need not be walked
             unconditional = self._unconditional(latents, timestep) if settings.guidance > 1 else None
-            steps, root = self._prepare(latents, timestep, unconditional)
+            steps, root = self._prepare(latents, timestep, unconditional, self._asked(number))
             factor, prediction, line = self._solve(steps, timestep, root)
             with torch.no_grad():
                 guided = guide(prediction, unconditional, settings.guidance)
@@ -251,9 +258,16 @@ class _Walk:
         parts = [self.denoiser.predict(latents[own], timestep, self.empty[own]) for own in self.parts()]
         return torch.cat(parts)
 
+    def _asked(self, number: int) -> Tensor:
+        """Which directions each sample is asked about at a step, (E, samples): all of them as often, dealt out anew."""
+        samples = len(self.rows)
+        each = min(self.directions, max(self.settings.cotangents, -(-self.directions // samples)))
+        dealt = torch.randperm(samples, generator=torch.Generator().manual_seed(number))
+        return (each * dealt + torch.arange(each)[:, None]) % self.directions
+
     @torch.no_grad()
     def _prepare(
-        self, latents: Tensor, timestep: Tensor, unconditional: Tensor | None
+        self, latents: Tensor, timestep: Tensor, unconditional: Tensor | None, asked: Tensor
     ) -> tuple[list[_Step], Tensor | None]:
         """The groups' passes of a step: directions, targets, cotangents, and the mean activations damped toward."""
         settings, predict = self.settings, self.denoiser.predict
@@ -273,18 +287,31 @@ class _Walk:
             goal, now = lean(wanted, balanced, directions), lean(untreated, balanced, directions)
             # A lean's cotangent is its gradient, d_g / ||d_g||^2.
             towards = [each / each.flatten(1).square().sum(1)[:, None, None, None] for each in directions[:-1]]
-            number, rows = settings.cotangents, self.rows[own]
-            random = [off_axis_cotangent(directions, rows, float(timestep), i) for i in range(number)]
-            kept = [] if unconditional is None else [untreated - unconditional[own]]
-            for other in self.stay:
-                _, theirs = group_directions(torch.stack([predict(x, timestep, states[own]) for states in other]))
-                kept += list(theirs[:-1])
-            size = axis_size(directions)
-            kept = [off_axis(each, directions) for each in kept]
-            kept = [each / (each.flatten(1).norm(dim=1)[:, None, None, None] * size) for each in kept]
+            text = None if unconditional is None else untreated - unconditional[own]
+            others = [self._others(each, own, x, timestep, directions, text) for each in asked[:, own]]
             goal = goal + settings.overshoot * (goal - now)
-            steps.append(_Step(own, x, untreated, balanced, directions, goal, [*towards, *random, *kept]))
+            steps.append(_Step(own, x, untreated, balanced, directions, goal, [*towards, *others], asked[:, own]))
         return steps, torch.cat(means).mean(0) if means else None
+
+    def _others(
+        self, asked: Tensor, own: slice, x: Tensor, timestep: Tensor, directions: Tensor, text: Tensor | None
+    ) -> Tensor:
+        """The direction that each sample is asked about, off the axis and in units of ||d||: (B, C, h, w)."""
+        random = off_axis_cotangent(directions, self.rows[own], float(timestep))
+        found, first = torch.zeros_like(x), 1
+        if text is not None:
+            found, first = text, 2
+        for states in self.stay:
+            here = (first <= asked) & (asked < first + len(states) - 1)
+            if here.any():
+                passes = [self.denoiser.predict(x[here], timestep, each[own][here]) for each in states]
+                _, theirs = group_directions(torch.stack(passes))
+                found = found.clone()
+                found[here] = theirs[asked[here] - first, torch.arange(int(here.sum()))]
+            first += len(states) - 1
+        kept = off_axis(found, directions)
+        kept = kept / (kept.flatten(1).norm(dim=1)[:, None, None, None] * axis_size(directions))
+        return torch.where((asked > 0)[:, None, None, None].to(x.device), kept, random)
 
     def _solve(
         self, steps: list[_Step], timestep: Tensor, root: Tensor | None
@@ -309,8 +336,10 @@ class _Walk:
         """The least-squares solution of the problem as it looks from the current damping, (N,)."""
         settings = self.settings
         rows, wanted, kinds = self._linearise(steps, timestep, (1 - damping).float(), root)
-        price = torch.tensor([1.0, settings.mu * (1 - settings.shrink) / settings.cotangents, settings.keep])
-        weight = (price.double() / len(self.rows)).sqrt()[kinds]
+        price = torch.tensor([1.0, settings.mu * (1 - settings.shrink), *[settings.keep] * (self.directions - 1)])
+        number = kinds.bincount(minlength=len(price))
+        number[0] = len(self.rows)  # leans of K - 1 groups add up
+        weight = (price.double() / number).sqrt()[kinds]
         ridge = settings.mu * settings.shrink * rows[kinds == 1].square().mean(0)
         wanted = wanted + rows @ damping
         if self.candidates is not None:
@@ -324,6 +353,7 @@ class _Walk:
         """What a damping does: predictions, and the objective as it is, no part of it estimated."""
         settings, factor, leans = self.settings, (1 - damping).float(), len(self.groups) - 1
         predictions, costs, short, moved = [], [], [], []
+        along, number = torch.zeros(2, self.directions, dtype=torch.float64)
         for step in steps:
             with Damped(self.denoiser.unet, self.sites, factor, root):
                 found = self.denoiser.predict(step.latents, timestep, self.neutral[step.own])
@@ -331,11 +361,15 @@ class _Walk:
             off = found - step.untreated
             left = step.goal - lean(found, step.balanced, step.directions)  # (K, B)
             away = (off_axis(off, step.directions) / axis_size(step.directions)).flatten(1).norm(dim=1)  # (B,)
-            along = [(off * each).flatten(1).sum(1).square() for each in step.cotangents[leans + settings.cotangents :]]
-            costs.append(left[:leans].square().sum(0) + settings.mu * away.square() + settings.keep * sum(along))
+            costs.append(left[:leans].square().sum(0) + settings.mu * away.square())
+            for which, each in zip(step.asked, step.cotangents[leans:], strict=True):
+                moves = (off * each).flatten(1).sum(1).square().double().cpu()
+                along.index_add_(0, which, moves)
+                number.index_add_(0, which, torch.ones_like(moves))
             short.append(left.abs().mean(0))
             moved.append(away)
         cost, miss, away = (torch.cat(each).double().mean().item() for each in (costs, short, moved))
+        cost += settings.keep * (along / number)[1:].sum().item()
         return _Tried(torch.cat(predictions), cost, miss, away)
 
     def _linearise(
@@ -343,9 +377,9 @@ class _Walk:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """At the treated point: rows (M, N) of derivatives by the damping, what is wanted of each, (M,), and its kind.
 
-        Kinds: 0 a lean, 1 a random direction, 2 a direction that is to stay.
+        Kinds: 0 a lean, 1 a random direction, from 2 on those that are to stay.
         """
-        leans, random = len(self.groups) - 1, self.settings.cotangents
+        leans = len(self.groups) - 1
         rows, wanted, kinds = [], [], []
         for step in steps:
             with torch.enable_grad(), Damped(self.denoiser.unet, self.sites, factor, root) as watch:
@@ -362,7 +396,7 @@ class _Walk:
                     wanted.append(short[i].double())
                 else:
                     wanted.append(-((now - step.untreated) * cotangent).flatten(1).sum(1).double())
-                kinds.append(torch.full((len(now),), int(i >= leans) + int(i >= leans + random)))
+                kinds.append(1 + step.asked[i - leans] if i >= leans else torch.zeros(len(now), dtype=torch.long))
         return torch.cat(rows).cpu(), torch.cat(wanted).cpu(), torch.cat(kinds)
 
 
