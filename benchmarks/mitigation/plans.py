@@ -22,8 +22,6 @@ from stereoclinic.prompts import load_prompts, with_seeds
 from stereoclinic.sns.select import most_relevant
 from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
 
-AMONG = 0.1  # of the neurons, as in the README
-
 #: Name -> what is changed: of `Stepwise`, or of what it is planned on.
 VARIATIONS: dict[str, dict] = {
     "default": {},
@@ -34,7 +32,9 @@ VARIATIONS: dict[str, dict] = {
     "t >= 600": {"until": 600.0},
     "t >= 200": {"until": 200.0},
     "planned once": {"replans": 1},
-    "all neurons": {"among": 1.0},
+    "a tenth of the neurons": {"among": 0.1},
+    "a quarter of the samples": {"share": 0.25},
+    "twice the samples": {"share": 2.0},
     "planned on other seeds": {"seed": 50},
     "half the prompts": {"every": 2},
 }
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("relevance", type=Path)
     parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--seeds", type=int, default=2, help="seeds a prompt; stereo plan takes 4")
+    parser.add_argument("--seeds", type=int, default=16, help="seeds a prompt")
     parser.add_argument("--only", action="append", choices=tuple(VARIATIONS), help="repeatable; default: all")
     parser.add_argument("--folder", type=Path, default=Path("plans"))
     options = parser.parse_args()
@@ -60,8 +60,9 @@ def main() -> None:
             continue
         changed = dict(VARIATIONS[name])
         measured = prompts.select(range(0, len(prompts), changed.pop("every", 1)))
-        samples = with_seeds(measured, changed.pop("seed", 0), options.seeds)
-        among = changed.pop("among", AMONG)
+        seeds = max(1, round(options.seeds * changed.pop("share", 1.0)))
+        samples = with_seeds(measured, changed.pop("seed", 0), seeds)
+        among = changed.pop("among", 1.0)
         settings = replace(Stepwise(guidance=options.guidance, steps=denoiser.defaults.steps), **changed)
         treated = sum(float(each) >= settings.until for each in denoiser.timesteps(settings.steps))
         candidates = most_relevant(located, among, (float(located.bin_edges[0]), settings.until)) if among < 1 else None
