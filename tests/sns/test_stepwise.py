@@ -11,6 +11,7 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import sample
 from stereoclinic.errors import InputError
 from stereoclinic.prompts import group_prompts, load_prompts, with_seeds
+from stereoclinic.sns import stepwise
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.damped import Damped
 from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
@@ -174,6 +175,51 @@ def test_a_treated_picture_depends_on_its_own_row_alone(denoiser: Denoiser, samp
 def test_settings_out_of_range(wrong: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
         Stepwise(**wrong)
+
+
+@pytest.mark.parametrize(("number", "cotangents", "each"), [(2, 1, 2), (3, 1, 1), (12, 1, 1), (12, 2, 2), (12, 9, 4)])
+def test_samples_are_asked_about_all_directions_as_often(
+    denoiser: Denoiser, number: int, cotangents: int, each: int
+) -> None:
+    """Of which there are three here, and a random one: more at each sample where samples are few."""
+    rows = list(with_seeds(load_prompts("portraits", number), 0, 1))
+    stay = [Axis(f"other {k}", ("a", "b", "c")[:k], ("x", "y", "z")[:k]) for k in (2, 2)]
+    settings = Stepwise(guidance=2.0, cotangents=cotangents)
+    sites = find_sites(denoiser.unet)
+    walk = stepwise._Walk(denoiser, AXIS, rows, settings, sites, stay, None, None, None)
+    assert walk.directions == 4
+    for step in range(3):
+        asked = walk._asked(step)
+        assert asked.shape == (max(each, -(-4 // number)), number)
+        assert all(len(set(column)) == len(column) for column in asked.T.tolist())
+        often = asked.flatten().bincount(minlength=4)
+        assert often.min() >= 1 and often.max() - often.min() <= 1
+    assert torch.equal(walk._asked(0), walk._asked(1)) == (each == 4)
+
+
+def test_a_direction_that_is_asked_about_is_off_the_axis_and_the_others_make_up_for_the_rest(
+    denoiser: Denoiser,
+) -> None:
+    """Each sample's row of what is to stay is that which it had when it was asked about everything."""
+    rows, age = list(with_seeds(load_prompts("portraits", 3), 0, 1)), load_axis("age")
+    found = {}
+    for cotangents in (1, 9):
+        settings = Stepwise(guidance=2.0, cotangents=cotangents, steps=4)
+        walk = stepwise._Walk(denoiser, AXIS, rows, settings, find_sites(denoiser.unet), [age], None, None, None)
+        timestep, latents = denoiser.timesteps(4)[1], denoiser.noise(rows)
+        asked = walk._asked(1)
+        (step,), _ = walk._prepare(latents, timestep, walk._unconditional(latents, timestep), asked)
+        found[cotangents] = {
+            (which, b): each[b]
+            for who, each in zip(asked.tolist(), step.cotangents[len(AXIS) - 1 :], strict=True)
+            for b, which in enumerate(who)
+        }
+        for each in step.cotangents[len(AXIS) - 1 :]:
+            along = (each[None] * step.directions).flatten(2).sum(2)
+            assert along.abs().max() < 1e-9 * step.directions.flatten(2).norm(dim=2).max()
+    assert len(found[1]) < len(found[9]) == len(rows) * walk.directions
+    for key, each in found[1].items():
+        torch.testing.assert_close(each, found[9][key], rtol=1e-9, atol=1e-12)
 
 
 def test_a_window_without_steps(denoiser: Denoiser, samples: Dataset) -> None:
