@@ -214,7 +214,8 @@ def correlation_interval(x: Tensor, y: Tensor, confidence: float = 0.95) -> Inte
     """Pearson's correlation with Fisher's interval: the inverse hyperbolic tangent of r is nearly normal.
 
     Args:
-        x, y: (n,) pairs, at least 4.
+        x: (n,) one of each pair, at least 4.
+        y: (n,) the other.
         confidence: coverage aimed at.
 
     Raises:
