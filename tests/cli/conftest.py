@@ -62,10 +62,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def stereo() -> Call:
-    """Call the command line within this process; an exception that is not an exit is a failure of the test."""
+    """Call the command line within this process; an exception that is not an exit is a failure of the test.
+
+    As in a pipe: processes of tests that run side by side may be given the width of a terminal.
+    """
 
     def call(*arguments: object) -> Result:
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        result = CliRunner(env={"COLUMNS": None}).invoke(app, [str(argument) for argument in arguments])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result

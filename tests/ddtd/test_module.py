@@ -77,13 +77,16 @@ def test_other_precisions_find_the_same_and_leave_the_model_as_it_was(precision:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_so_and_leaves_the_keyboard_alive(
-    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+    denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, how: signal.Signals
 ) -> None:
     def interrupt(self, batch, batch_idx):
         signal.raise_signal(how)
         raise AssertionError("it went on")
 
     monkeypatch.setattr(module.DDTD, "predict_step", interrupt)
+    # Processes of tests that run side by side, or in the background of a shell, are deaf to Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
         locate(denoiser, AXIS, with_seeds(load_prompts("portraits", 1), 0, 1), Settings(steps=1, bins=1), **CPU)
