@@ -24,6 +24,10 @@ from stereoclinic.evaluation.bench.mitigation import Mitigation
 from stereoclinic.evaluation.report.report import slug
 from stereoclinic.files import load_tensors, save_tensors
 from stereoclinic.prompts import load_prompts
+from stereoclinic.sns.planning import KIND as PLAN
+from stereoclinic.sns.planning import VERSION as PLAN_VERSION
+from stereoclinic.sns.planning import Unfinished
+from stereoclinic.sns.stepwise import Planned
 
 ENDINGS = (".pt", ".safetensors")
 FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -181,6 +185,24 @@ def test_parts_that_hold_something_else(tmp_path: Path, data: st.DataObject):
         tensors = data.draw(reshaped(tensors))
     save_tensors(path, DRAWN, 1, tensors, head)
     holds(lambda _: store.read([part, part]), path)
+
+
+@MANY
+@given(data=st.data())
+def test_unfinished_plans_that_hold_something_else(tmp_path: Path, data: st.DataObject):
+    path = tmp_path / "unfinished.safetensors"
+    tensors = {"factors": torch.ones(2, 3), "roots": torch.zeros(2, 3)}
+    kept = Unfinished(path, {"root": "group", "seeds": [0, 1]}, neurons=3, steps=4)
+    said = dict.fromkeys(("timestep", "before", "after", "off_axis", "damping"), 1.5)
+    kept.keep([Planned(factor, root, said) for factor, root in zip(*tensors.values(), strict=True)])
+    assert len(kept.read()) == 2
+    tensors, head = load_tensors(path, PLAN, PLAN_VERSION)
+    if data.draw(st.booleans()):
+        head = data.draw(swapped(head).filter(lambda each: isinstance(each, dict)))
+    else:
+        tensors = data.draw(reshaped(tensors))
+    save_tensors(path, PLAN, PLAN_VERSION, tensors, head)
+    holds(lambda _: kept.read(), path)
 
 
 @pytest.mark.parametrize("kind", TEXTS)

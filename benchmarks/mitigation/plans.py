@@ -19,8 +19,9 @@ from stereoclinic.axes import known_axes, load_axis
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.sns.planning import plan_stepwise
 from stereoclinic.sns.select import most_relevant
-from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
+from stereoclinic.sns.stepwise import Stepwise
 
 #: Name -> what is changed: of `Stepwise`, or of what it is planned on.
 VARIATIONS: dict[str, dict] = {
@@ -72,7 +73,7 @@ def main() -> None:
             def advance(count: int, task=task, progress=progress) -> None:
                 progress.update(task, advance=count)
 
-            mask = plan_stepwise(denoiser, axis, samples, settings, True, others, candidates, advance)
+            mask = plan_stepwise(denoiser, axis, samples, settings, True, others, candidates, progress=advance)
         mask.save(file)
 
 

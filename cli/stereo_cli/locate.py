@@ -1,15 +1,14 @@
 """`stereo locate`: find the neurons that carry a stereotype."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stereo_cli import common
-from stereo_cli.progress import progress_bar
+from stereo_cli.progress import progress_bar, says_what_is_kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,7 +169,7 @@ def locate(
 
     common.hush_lightning()
     bar = progress_bar(total and total * measured, f"locating {chosen.name}", quiet)
-    with _says_what_is_kept(shards), common.threads_for(device, ranks), bar as advance:
+    with says_what_is_kept(shards), common.threads_for(device, ranks), bar as advance:
         relevance = run(
             denoiser,
             chosen,
@@ -212,20 +211,6 @@ def locate(
     console.print(mask_table(damping))
     common.say(f"wrote {file} and {stored}")
     common.say(f"next: stereo bench --mask {file}")
-
-
-@contextmanager
-def _says_what_is_kept(shards: Path) -> Iterator[None]:
-    """Whatever stops a run, what it measured is not lost: say how to go on."""
-    try:
-        yield
-    except BaseException:
-        if any(shards.glob("*.safetensors")):
-            common.warn(f"{shards} keeps what was measured; the same command with --resume goes on with it")
-        else:
-            with suppress(OSError):  # the disk was full before the first of it was written
-                shards.rmdir()
-        raise
 
 
 def _reader_of(model: str, axis: "Axis") -> "Callable[[Tensor], Tensor]":

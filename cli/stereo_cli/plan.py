@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stereo_cli import common, dosing
-from stereo_cli.progress import progress_bar
+from stereo_cli.progress import progress_bar, says_what_is_kept
 
 if TYPE_CHECKING:
     from stereoclinic.axes import Axis
@@ -101,9 +101,18 @@ def plan(
     ] = 2,
     dose: dosing.Bound = None,
     confirm: dosing.Confirm = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples through the model together.")] = 36,
-    force: common.Force = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples through the model together on one device; fewer where memory runs out.")
+    ] = 36,
+    devices: common.Devices = 1,
+    num_nodes: common.NumNodes = 1,
+    strategy: common.Strategy = "auto",
     accelerator: common.Accelerator = "auto",
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with a plan that was cut off, on however many devices."),
+    ] = False,
+    force: common.Force = False,
     as_json: common.AsJson = False,
     quiet: common.Quiet = False,
     dry_run: common.DryRun = False,
@@ -147,11 +156,15 @@ def plan(
     common.check_target(file, "--out", (".pt", ".safetensors"))
     device = common.device_of(accelerator)
     name = model or str(said.get("model", "portraits"))
-    denoiser = open_denoiser(name, device, dtype, variant)
+    ranks = devices * num_nodes
+    if len(samples) < ranks:
+        raise InputError(f"{len(samples)} samples for {ranks} devices: give more prompts or seeds, or fewer devices")
+    denoiser = open_denoiser(name, dtype=dtype, variant=variant)
 
     from stereoclinic.sns.fits import check_fits
+    from stereoclinic.sns.planning import plan_stepwise
     from stereoclinic.sns.select import most_relevant
-    from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
+    from stereoclinic.sns.stepwise import Stepwise
 
     if located is not None:
         check_fits(located, denoiser.unet, force)
@@ -161,19 +174,36 @@ def plan(
         batch_size=batch_size,
     )  # fmt: skip
     timesteps = denoiser.timesteps(settings.steps)
-    treated = sum(float(each) >= until for each in timesteps)
+    treated = len(settings.treated(timesteps))
     candidates = None
     if located is not None and among < 1:
         candidates = most_relevant(located, among, (float(located.bin_edges[0]), until))
-    passes = treated * len(samples) * (len(chosen) if allocate else 1)
+    unfinished = file.with_name(f"{file.stem}.unfinished.safetensors")
+    if not dry_run:
+        common.claim(file)
+    if unfinished.exists() and not resume:
+        raise InputError(
+            f"{unfinished} holds what was planned by a run that was cut off; go on with it by --resume, or remove it to"
+            " start anew"
+        )
     if dry_run:
         common.say(
             f"would plan {treated} of {len(timesteps)} steps on {len(samples)} samples ({len(rows)} prompts x {seeds}"
-            f" seeds) at guidance {scale:g}, and write {file}"
+            f" seeds) at guidance {scale:g} on {ranks} device(s), and write {file}"
         )
         return
-    with progress_bar(passes, f"planning {chosen.name}", quiet) as advance:
-        mask = plan_stepwise(denoiser, chosen, samples, settings, allocate, others, candidates, advance)
+    common.hush_lightning()
+    passes = treated * len(samples) * (len(chosen) if allocate else 1)
+    bar = progress_bar(passes, f"planning {chosen.name}", quiet)
+    with says_what_is_kept(unfinished), common.threads_for(device, ranks), bar as advance:
+        mask = plan_stepwise(
+            denoiser, chosen, samples, settings, allocate, others, candidates,
+            progress=advance, warn=common.warn, unfinished=unfinished,
+            accelerator=device, devices=devices, num_nodes=num_nodes, strategy=common.strategy_for(strategy, ranks),
+        )  # fmt: skip
+    if mask is None:
+        return  # another rank writes
+    denoiser.to(device)
     found = None
     if dose is not None:
         how = dosing.Dosing(dose, seed + seeds, max(1, seeds // 2), confirm, settings.steps, scale, batch_size)
@@ -181,8 +211,10 @@ def plan(
             mask, found = dosing.give_dose(mask, denoiser, name, chosen, rows, how, device, force, quiet)
         except InputError as error:  # the plan took minutes
             mask.save(file)
+            unfinished.unlink(missing_ok=True)
             raise InputError(f"{error}; {file} holds the mask as it was planned") from error
     mask.save(file)
+    unfinished.unlink(missing_ok=True)
     held = None
     if check and dose is None:
         held = _held_out(mask, denoiser, chosen, with_seeds(rows, seed + seeds, check), settings, force)

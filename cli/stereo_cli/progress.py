@@ -1,11 +1,12 @@
-"""How far a command is: a bar on a terminal, lines elsewhere."""
+"""How far a command is: a bar on a terminal, lines elsewhere; and what is left of it when it is cut off."""
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Protocol
 
-from stereo_cli.common import is_rank_zero, stderr
+from stereo_cli.common import is_rank_zero, stderr, warn
 
 
 class Advance(Protocol):
@@ -81,3 +82,17 @@ def progress_bar(total: int | None, what: str, quiet: bool) -> Iterator[Advance]
             bar.update(task, advance=count, description=description or what)
 
         yield move
+
+
+@contextmanager
+def says_what_is_kept(place: Path) -> Iterator[None]:
+    """Whatever stops a run, what it came to is not lost: say how to go on. It lies in a file or a folder of files."""
+    try:
+        yield
+    except BaseException:
+        if any(place.glob("*.safetensors")) or place.is_file():
+            warn(f"{place} keeps what was done; the same command with --resume goes on with it")
+        else:
+            with suppress(OSError):  # the disk was full before the first of it was written
+                place.rmdir()
+        raise

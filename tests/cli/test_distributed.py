@@ -23,6 +23,7 @@ from stereoclinic.ddtd.shards import Shards
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.sns.mask import NeuronMask
 
 pytestmark = pytest.mark.slow
 NAMES = ("doctor", "nurse", "teacher", "chef", "pilot")
@@ -87,6 +88,30 @@ def test_several_devices_find_what_one_finds(
     assert more or "10 of 10" in said
     # Shared-out weights lie elsewhere in memory, which changes rounding; leans of a random model magnify that.
     check(alone, found(out), 1e-4 if "fsdp" in more else 1e-6)
+
+
+def test_several_devices_plan_what_one_plans(model, prompts, tmp_path: Path):
+    """Five samples, each walked by itself; one problem is solved for all."""
+    arguments = (
+        "plan", "--model", model, "--prompts", prompts, "--seeds", 1, "--steps", 3, "--until", 600, "--mu", 0.01,
+        "--keep", 0.01, "--guidance", 2, "--stay", "age", "--root", "group", "--replans", 1, "--check", 0,
+        "--batch-size", 1, "--accelerator", "cpu",
+    )  # fmt: skip
+    masks = []
+    for number in (1, 3):
+        out = tmp_path / f"{number}.pt"
+        command = [sys.executable, "-m", "stereo_cli", *map(str, arguments), "--devices", str(number), "-o", str(out)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("wrote ") == 1 and "20 of 20" in ended.stderr  # one rank speaks, and for all
+        masks.append(NeuronMask.load(out))
+        assert list(tmp_path.glob("*.unfinished.safetensors")) == []
+    one, two = masks
+    assert (one.factors < 1).any() and one.metadata["samples"] == two.metadata["samples"] == len(NAMES)
+    # Rounding in float32 alone, of texts that are encoded and latents that are stepped in other company.
+    assert torch.allclose(one.factors, two.factors, rtol=0, atol=5e-4)
+    assert one.roots is not None and two.roots is not None
+    assert torch.allclose(one.roots, two.roots, rtol=0, atol=1e-5)
 
 
 def test_a_run_goes_on_where_fewer_samples_are_left_than_devices(model, prompts, alone: Relevance, tmp_path: Path):

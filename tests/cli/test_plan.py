@@ -12,6 +12,7 @@ from PIL import Image
 from stereoclinic.sns.allocate import allotted_group
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.planning import Unfinished
 
 SMALL = ("--limit", 2, "--seeds", 2, "--steps", 3, "--until", 300, "--mu", 0.01, "--keep", 0)
 
@@ -39,6 +40,32 @@ def test_plan_writes_an_allocating_mask(planned: Path):
     assert mask.metadata["seeds"] == [0, 1] and mask.metadata["axis"] == "gender"
     for row in selection["bins"]:
         assert row["lean_after"] < row["lean_before"]
+
+
+def test_a_plan_that_was_cut_off_goes_on_when_it_is_told_to(
+    planned: Path, model, stereo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    arguments = ("plan", "--model", model, *SMALL, "--stay", "age", "--check", 0, "-o", tmp_path / "g.pt", "--quiet")
+    unfinished = tmp_path / "g.unfinished.safetensors"
+    keep = Unfinished.keep
+
+    def interrupted(self: Unfinished, steps: list) -> None:
+        keep(self, steps)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unfinished, "keep", interrupted)
+        result = stereo(*arguments)
+    assert result.exit_code == 130 and f"{unfinished} keeps what was done" in " ".join(result.stderr.split())
+    assert unfinished.is_file() and not (tmp_path / "g.pt").exists()
+    result = stereo(*arguments)
+    assert result.exit_code == 2 and "go on with it by --resume" in " ".join(result.stderr.split())
+    result = stereo(*arguments, "--resume", "--mu", 1)
+    assert result.exit_code == 2 and "mu was 0.01 and is 1.0" in " ".join(result.stderr.split())
+    assert stereo(*arguments, "--resume").exit_code == 0
+    assert not unfinished.exists()
+    assert torch.equal(NeuronMask.load(tmp_path / "g.pt").factors, NeuronMask.load(planned).factors)
 
 
 def test_balance_among_located_neurons_and_a_dose(model, located, stereo, tmp_path: Path):

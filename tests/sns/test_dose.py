@@ -13,7 +13,8 @@ from stereoclinic.prompts import load_prompts, with_seeds
 from stereoclinic.sns import dose
 from stereoclinic.sns.dose import find_dose, lean_left
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
+from stereoclinic.sns.planning import plan_stepwise
+from stereoclinic.sns.stepwise import Stepwise
 
 AXIS = load_axis("gender")
 

@@ -11,10 +11,10 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import sample
 from stereoclinic.errors import InputError
 from stereoclinic.prompts import group_prompts, load_prompts, with_seeds
-from stereoclinic.sns import stepwise
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.damped import Damped
-from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
+from stereoclinic.sns.planning import plan_stepwise
+from stereoclinic.sns.stepwise import Stepwise, Walk
 from stereoclinic.sns.treat import Treatment
 
 AXIS = load_axis("gender")
@@ -186,7 +186,7 @@ def test_samples_are_asked_about_all_directions_as_often(
     stay = [Axis(f"other {k}", ("a", "b", "c")[:k], ("x", "y", "z")[:k]) for k in (2, 2)]
     settings = Stepwise(guidance=2.0, cotangents=cotangents)
     sites = find_sites(denoiser.unet)
-    walk = stepwise._Walk(denoiser, AXIS, rows, settings, sites, stay, None, None, None)
+    walk = Walk(denoiser, AXIS, rows, settings, sites, stay)
     assert walk.directions == 4
     for step in range(3):
         asked = walk._asked(step)
@@ -205,10 +205,10 @@ def test_a_direction_that_is_asked_about_is_off_the_axis_and_the_others_make_up_
     found = {}
     for cotangents in (1, 9):
         settings = Stepwise(guidance=2.0, cotangents=cotangents, steps=4)
-        walk = stepwise._Walk(denoiser, AXIS, rows, settings, find_sites(denoiser.unet), [age], None, None, None)
+        walk = Walk(denoiser, AXIS, rows, settings, find_sites(denoiser.unet), [age])
         timestep, latents = denoiser.timesteps(4)[1], denoiser.noise(rows)
         asked = walk._asked(1)
-        (step,), _ = walk._prepare(latents, timestep, walk._unconditional(latents, timestep), asked)
+        step, _ = walk._prepare(latents, timestep, walk._predict(latents, timestep, walk.empty), asked)
         found[cotangents] = {
             (which, b): each[b]
             for who, each in zip(asked.tolist(), step.cotangents[len(AXIS) - 1 :], strict=True)

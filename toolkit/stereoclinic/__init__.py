@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from stereoclinic.sns.gate import named_groups
     from stereoclinic.sns.mask import NeuronMask
     from stereoclinic.sns.plan import treatment_plan
+    from stereoclinic.sns.planning import plan_stepwise
     from stereoclinic.sns.select import top_k
-    from stereoclinic.sns.stepwise import Stepwise, plan_stepwise
+    from stereoclinic.sns.stepwise import Stepwise
     from stereoclinic.sns.treat import Treatment
 
 _HOMES = {
@@ -69,7 +70,7 @@ _HOMES = {
     "named_groups": "sns.gate",
     "open_denoiser": "denoisers",
     "open_pipeline": "denoisers",
-    "plan_stepwise": "sns.stepwise",
+    "plan_stepwise": "sns.planning",
     "propagate": "ddtd.propagate",
     "save_fused": "sns.fuse",
     "set_masks": "sns.adapter",

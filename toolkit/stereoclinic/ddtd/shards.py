@@ -85,7 +85,7 @@ class Shards:
             tensors, about = load_tensors(path, KIND, VERSION)
             if missing := [name for name in (*STATES, "done") if name not in tensors]:
                 raise InputError(f"{path} lacks {missing[0]}; remove {self.folder} and run again")
-            self._check(path, about.get("configuration"))
+            check_same(self.folder, about.get("configuration"), self.configuration)
             numbers, lost, met = tensors["done"], about.get("dropped"), about.get("labels")
             last = self.configuration.get("samples", 2**63)  # a run says how many there are
             whole = numbers.ndim == 1 and numbers.dtype == torch.int64
@@ -100,16 +100,6 @@ class Shards:
         if len(set(done)) < len(done):
             raise InputError(f"{self.folder} holds a sample twice; remove it and run again")
         return Kept(done, list(labels), dropped, files)
-
-    def _check(self, path: Path, other: Any) -> None:
-        other = other if isinstance(other, dict) else {}
-        names = [name for name in {**self.configuration, **other} if self.configuration.get(name) != other.get(name)]
-        if names:
-            changes = ", ".join(f"{n} was {other.get(n)!r} and is {self.configuration.get(n)!r}" for n in names[:3])
-            raise InputError(
-                f"{self.folder} was measured in another configuration: {changes}; run as then, or remove it to start"
-                " anew"
-            )
 
     def write(
         self,
@@ -146,3 +136,22 @@ class Shards:
         save_tensors(self.folder / f"{self.attempt}-{rank}.safetensors", KIND, VERSION, tensors, about)
         ended = time.monotonic()
         self._next = ended + max(self.interval, 20 * (ended - began))
+
+
+def check_same(place: Path, then: Any, now: dict[str, Any]) -> None:
+    """Refuse to go on with what was made in another configuration.
+
+    Args:
+        place: Where it lies.
+        then: The configuration that it says it was made in.
+        now: The configuration of this run, as it comes out of JSON.
+
+    Raises:
+        InputError: They differ (says in what).
+    """
+    then = then if isinstance(then, dict) else {}
+    if names := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
+        changes = ", ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names[:3])
+        raise InputError(
+            f"{place} was made in another configuration: {changes}; run as then, or remove it to start anew"
+        )

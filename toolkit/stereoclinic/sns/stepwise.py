@@ -18,24 +18,26 @@ has seen. So every sample gives its leans' rows, and a row for one of v and e in
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.ddtd.neurons import SITE_KINDS, Site, find_sites
+from stereoclinic.ddtd.memory import Portions
+from stereoclinic.ddtd.neurons import SITE_KINDS, Site
 from stereoclinic.ddtd.target import axis_size, group_directions, lean, off_axis, off_axis_cotangent
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import guide
-from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import Row, Samples, group_prompts
+from stereoclinic.prompts import Row, group_prompts
 from stereoclinic.sns.damped import Damped
-from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import bounded_least_squares
+
+T = TypeVar("T")
 
 ROOTS = ("zero", "group")
 
@@ -86,112 +88,49 @@ class Stepwise:
         if not 0 <= self.shrink <= 1:
             raise InputError(f"shrink {self.shrink}: expected 0 to 1")
 
+    def treated(self, timesteps: Tensor) -> list[float]:
+        """The timesteps that are planned; those after them are not treated, and need not be walked."""
+        return [float(t) for t in timesteps if float(t) >= self.until]
 
-def plan_stepwise(
-    denoiser: Denoiser,
-    axis: Axis,
-    samples: Samples,
-    settings: Stepwise,
-    allocate: bool = False,
-    stay: Sequence[Axis] = (),
-    candidates: Tensor | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> NeuronMask:
-    """Plan a treatment along the neutral prompts' treated trajectories.
 
-    Args:
-        denoiser: The model.
-        axis: The bias axis.
-        samples: Calibration; results are judged on other seeds.
-        settings: See `Stepwise`.
-        allocate: Plan one damping a group, for images that are allotted to it; otherwise one that balances.
-        stay: Other axes along whose directions the prediction is to stay where it is.
-        candidates: (N,) bool, the neurons that may be damped, such as those that relevance located; None for all.
-        progress: Called with the number of samples that were planned on, once a group and treated step.
+@dataclass
+class Ranks:
+    """What ranks that walk samples of their own tell one another; here, one alone.
 
-    Returns:
-        A mask of the conditional branch with a bin for each treated step; with `allocate` an allocating one. Its
-        `metadata["selection"]["steps"]` says of each what was planned: mean |lean - target| before and after, and the
-        movement off the axis in units of ||d||, all on the samples planned on.
-
-    Raises:
-        InputError: No step is treated, or the candidates are not of this model.
+    Attributes:
+        first: Whether this is the first rank, which solves for all.
     """
-    timesteps = denoiser.timesteps(settings.steps)
-    treated = [float(t) for t in timesteps if float(t) >= settings.until]
-    if not treated:
-        raise InputError(f"until {settings.until:g}: no step lies above it; timesteps run from {float(timesteps[0]):g}")
-    sites = find_sites(denoiser.unet, settings.kinds)
-    neurons = sum(site.width for site in sites)
-    if candidates is not None and candidates.shape != (neurons,):
-        raise InputError(f"candidates of shape {tuple(candidates.shape)}; expected ({neurons},), the model's neurons")
-    planned = [
-        _Walk(denoiser, axis, list(samples), settings, sites, stay, candidates, group, progress).plan()
-        for group in (range(len(axis)) if allocate else [None])
-    ]
-    factors, roots = torch.stack([each[0] for each in planned]), torch.stack([each[1] for each in planned])
-    edges = _edges(treated, denoiser.pipe.scheduler.config.num_train_timesteps, [float(t) for t in timesteps])
-    selection = {
-        "method": "stepwise",
-        **{name: getattr(settings, name) for name in ("mu", "keep", "overshoot", "root", "until", "replans")},
-        **{name: getattr(settings, name) for name in ("cotangents", "shrink", "kinds")},
-        "stay": [each.name for each in stay],
-        "candidates": None if candidates is None else int(candidates.sum()),
-        "steps": [each[2] for each in planned] if allocate else planned[0][2],
-        "bins": _forecast(edges.tolist(), [each[2] for each in planned]),
-    }
-    metadata: dict[str, Any] = {
-        "model": denoiser.model,
-        "unet_shapes": shapes_digest(denoiser.unet),
-        "unet_weights": weights_digest(denoiser.unet),
-        "axis": axis.name,
-        "words": list(axis.words),
-        **samples.about(),
-        "scheduler": type(denoiser.pipe.scheduler).__name__,
-        "steps": settings.steps,
-        "guidance": settings.guidance,
-        "selection": {**selection, "kinds": list(settings.kinds)},
-    }
-    return NeuronMask(
-        sites,
-        edges,
-        factors if allocate else factors[0],
-        None if settings.root == "zero" else roots if allocate else roots[0],
-        "conditional",
-        metadata,
-        axis.groups if allocate else (),
-    )
+
+    first: bool = True
+
+    def gather(self, own: Tensor) -> Tensor:
+        """(own samples, ...) to (all samples, ...), on the CPU, in the order of the samples."""
+        return own.cpu()
+
+    def agree(self, value: T) -> T:
+        """What the first rank has, plain or on the CPU: ranks that decided by their own rounding would part."""
+        return value
 
 
-def _edges(treated: list[float], first: float, timesteps: list[float]) -> Tensor:
-    """Bins half-way between treated steps; the last ends half-way to the first untreated one, so that finer samplers
-    are treated as far as this one."""
-    following = timesteps[len(treated)] if len(timesteps) > len(treated) else 0.0
-    inner = [(high + low) / 2 for high, low in zip(treated, [*treated[1:], following], strict=True)]
-    return torch.tensor([max(first, treated[0] + 1), *inner], dtype=torch.float64)
+@dataclass(frozen=True)
+class Planned:
+    """One step: factors (N,), roots (N,) or None for zero, and what was planned of it on the samples planned on."""
 
-
-def _forecast(edges: list[float], planned: list[list[dict[str, float]]]) -> list[dict[str, float]]:
-    """What was planned in each bin, means over groups, in the form of `treatment_plan`; leans are |lean - target|."""
-    names = {"lean_before": "before", "lean_after": "after", "off_axis": "off_axis"}
-    return [
-        {"from": edges[t], "to": edges[t + 1]}
-        | {name: sum(each[own] for each in steps) / len(steps) for name, own in names.items()}
-        for t, steps in enumerate(zip(*planned, strict=True))
-    ]
+    factor: Tensor
+    root: Tensor | None
+    said: dict[str, float]
 
 
 @dataclass(frozen=True)
 class _Step:
-    """What is constant while one step of a batch is planned. Sizes: K groups, B samples."""
+    """What is constant while one step is planned. Sizes: K groups, B samples of this rank, M cotangents of each."""
 
-    own: slice
     latents: Tensor  # (B, C, h, w)
     untreated: Tensor  # (B, C, h, w), f
     balanced: Tensor  # (B, C, h, w)
     directions: Tensor  # (K, B, C, h, w)
     goal: Tensor  # (K, B), tau
-    cotangents: list[Tensor]  # K - 1 of the leans, then E others; (B, C, h, w) each
+    cotangents: Tensor  # (M, B, C, h, w): K - 1 of the leans, then E others
     asked: Tensor  # (E, B), which direction each of the others is: 0 a random one, from 1 on those that are to stay
 
 
@@ -203,8 +142,21 @@ class _Tried:
     moved: float  # mean movement off the axis, in units of ||d||
 
 
-class _Walk:
-    """One trajectory of all samples, planned on and treated step by step; `group` is the allotted one, or None."""
+class Walk:
+    """One trajectory of all samples, planned on and treated step by step.
+
+    Args:
+        denoiser: The model.
+        axis: The bias axis.
+        rows: Samples of this rank.
+        settings: See `Stepwise`.
+        sites: Where neurons may be damped.
+        stay: Other axes along which nothing is to move.
+        candidates: (N,) bool, the neurons that may be damped; None for all.
+        group: The one that images are allotted to; None for a balanced prediction.
+        ranks: What other ranks there are.
+        portions: How many samples go through the model together.
+    """
 
     def __init__(
         self,
@@ -213,118 +165,127 @@ class _Walk:
         rows: list[Row],
         settings: Stepwise,
         sites: list[Site],
-        stay: Sequence[Axis],
-        candidates: Tensor | None,
-        group: int | None,
-        progress: Callable[[int], None] | None,
+        stay: Sequence[Axis] = (),
+        candidates: Tensor | None = None,
+        group: int | None = None,
+        ranks: Ranks | None = None,
+        portions: Portions | None = None,
     ) -> None:
         self.denoiser, self.rows, self.settings, self.sites = denoiser, rows, settings, sites
-        self.candidates, self.group, self.progress = candidates, group, progress
+        self.candidates, self.group, self.ranks = candidates, group, ranks or Ranks()
+        self.portions = portions or Portions(settings.batch_size)
         self.neutral = denoiser.encode([row["prompt"] for row in rows])
         self.empty = denoiser.encode([""] * len(rows))
         self.groups, *self.stay = (_encode(denoiser, rows, each) for each in (axis, *stay))
         # A random direction, the text itself where there is guidance, and those of the other axes.
         self.directions = 1 + int(settings.guidance > 1) + sum(len(each) - 1 for each in stay)
+        self.samples = len(self.ranks.gather(torch.arange(len(rows))))
 
-    def parts(self) -> list[slice]:
-        size = self.settings.batch_size
-        return [slice(start, start + size) for start in range(0, len(self.rows), size)]
-
-    def plan(self) -> tuple[Tensor, Tensor, list[dict[str, float]]]:
-        """Factors (T, N) and roots (T, N) of the treated steps, and what each was planned to do."""
+    def plan(self, known: Sequence[Planned] = ()) -> Iterator[Planned]:
+        """The treated steps, each as it is planned; those that are known already are only walked, and not given."""
         settings, denoiser = self.settings, self.denoiser
-        factors, roots, said = [], [], []
         timesteps = denoiser.timesteps(settings.steps)
         generators = denoiser.generators(self.rows)
         latents = denoiser.noise(self.rows)
-        for number, timestep in enumerate(timesteps):
-            if float(timestep) < settings.until:
-                break  # what comes after is not treated, and need not be walked
-            unconditional = self._unconditional(latents, timestep) if settings.guidance > 1 else None
-            steps, root = self._prepare(latents, timestep, unconditional, self._asked(number))
-            factor, prediction, line = self._solve(steps, timestep, root)
+        for number, timestep in enumerate(timesteps[: len(settings.treated(timesteps))]):
+            unconditional = self._predict(latents, timestep, self.empty) if settings.guidance > 1 else None
+            if number < len(known):
+                prediction = self._predict(latents, timestep, self.neutral, known[number].factor, known[number].root)
+            else:
+                step, root = self._prepare(latents, timestep, unconditional, self._asked(number))
+                factor, prediction, said = self._solve(step, timestep, root)
+                yield Planned(factor, root, {"timestep": float(timestep), **said})
             with torch.no_grad():
                 guided = guide(prediction, unconditional, settings.guidance)
                 latents = denoiser.step(guided, timestep, latents, generators)
-            factors.append(factor)
-            roots.append(torch.zeros_like(factor) if root is None else root)
-            said.append({"timestep": float(timestep), **line})
-            if self.progress is not None:
-                self.progress(len(self.rows))
-        return torch.stack(factors), torch.stack(roots), said
 
     @torch.no_grad()
-    def _unconditional(self, latents: Tensor, timestep: Tensor) -> Tensor:
-        parts = [self.denoiser.predict(latents[own], timestep, self.empty[own]) for own in self.parts()]
-        return torch.cat(parts)
+    def _predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        states: Tensor,
+        factor: Tensor | None = None,
+        root: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C, h, w), of the model as it is or damped."""
+
+        def predict(own: slice) -> Tensor:
+            return self.denoiser.predict(latents[own], timestep, states[own])
+
+        with nullcontext() if factor is None else Damped(self.denoiser.unet, self.sites, factor, root):
+            return torch.cat(self.portions.each(predict, len(latents)))
+
+    @torch.no_grad()
+    def _means(self, latents: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
+        """(samples of all ranks, N), activations in the mean over positions."""
+
+        def means(own: slice) -> Tensor:
+            with Damped(self.denoiser.unet, self.sites, torch.ones(_width(self.sites))) as watch:
+                self.denoiser.predict(latents[own], timestep, states[own])
+            return watch.means()
+
+        return self.ranks.gather(torch.cat(self.portions.each(means, len(latents))))
 
     def _asked(self, number: int) -> Tensor:
-        """Which directions each sample is asked about at a step, (E, samples): all of them as often, dealt out anew."""
-        samples = len(self.rows)
-        each = min(self.directions, max(self.settings.cotangents, -(-self.directions // samples)))
-        dealt = torch.randperm(samples, generator=torch.Generator().manual_seed(number))
+        """Which directions each sample is asked about at a step, (E, B): all of them as often, dealt out anew."""
+        each = min(self.directions, max(self.settings.cotangents, -(-self.directions // self.samples)))
+        dealt = torch.randperm(self.samples, generator=torch.Generator().manual_seed(number))
+        dealt = dealt[[row["number"] for row in self.rows]]
         return (each * dealt + torch.arange(each)[:, None]) % self.directions
 
     @torch.no_grad()
     def _prepare(
         self, latents: Tensor, timestep: Tensor, unconditional: Tensor | None, asked: Tensor
-    ) -> tuple[list[_Step], Tensor | None]:
+    ) -> tuple[_Step, Tensor | None]:
         """The groups' passes of a step: directions, targets, cotangents, and the mean activations damped toward."""
-        settings, predict = self.settings, self.denoiser.predict
-        steps, means = [], []
-        untouched = torch.ones(sum(site.width for site in self.sites))
-        for own in self.parts():
-            x = latents[own]
-            passes = []
-            for k, states in enumerate(self.groups):
-                with Damped(self.denoiser.unet, self.sites, untouched) as watch:
-                    passes.append(predict(x, timestep, states[own]))
-                if settings.root == "group" and self.group in (k, None):
-                    means.append(watch.means())
-            balanced, directions = group_directions(torch.stack(passes))
-            untreated = predict(x, timestep, self.neutral[own])
-            wanted = balanced if self.group is None else balanced + directions[self.group]
-            goal, now = lean(wanted, balanced, directions), lean(untreated, balanced, directions)
-            # A lean's cotangent is its gradient, d_g / ||d_g||^2.
-            towards = [each / each.flatten(1).square().sum(1)[:, None, None, None] for each in directions[:-1]]
-            text = None if unconditional is None else untreated - unconditional[own]
-            others = [self._others(each, own, x, timestep, directions, text) for each in asked[:, own]]
-            goal = goal + settings.overshoot * (goal - now)
-            steps.append(_Step(own, x, untreated, balanced, directions, goal, [*towards, *others], asked[:, own]))
-        return steps, torch.cat(means).mean(0) if means else None
+        passes = [self._predict(latents, timestep, states) for states in self.groups]
+        balanced, directions = group_directions(torch.stack(passes))
+        untreated = self._predict(latents, timestep, self.neutral)
+        wanted = balanced if self.group is None else balanced + directions[self.group]
+        goal, now = lean(wanted, balanced, directions), lean(untreated, balanced, directions)
+        goal = goal + self.settings.overshoot * (goal - now)
+        # A lean's cotangent is its gradient, d_g / ||d_g||^2.
+        towards = [each / each.flatten(1).square().sum(1)[:, None, None, None] for each in directions[:-1]]
+        text = None if unconditional is None else untreated - unconditional
+        others = [self._others(each, latents, timestep, directions, text) for each in asked]
+        root = None
+        if self.settings.root == "group":
+            shown = self.groups if self.group is None else self.groups[self.group : self.group + 1]
+            root = torch.cat([self._means(latents, timestep, states) for states in shown]).mean(0)
+            root = self.ranks.agree(root)
+        cotangents = torch.stack([*towards, *others])
+        return _Step(latents, untreated, balanced, directions, goal, cotangents, asked), root
 
     def _others(
-        self, asked: Tensor, own: slice, x: Tensor, timestep: Tensor, directions: Tensor, text: Tensor | None
+        self, asked: Tensor, latents: Tensor, timestep: Tensor, directions: Tensor, text: Tensor | None
     ) -> Tensor:
         """The direction that each sample is asked about, off the axis and in units of ||d||: (B, C, h, w)."""
-        random = off_axis_cotangent(directions, self.rows[own], float(timestep))
-        found, first = torch.zeros_like(x), 1
+        random = off_axis_cotangent(directions, self.rows, float(timestep))
+        found, first = torch.zeros_like(latents), 1
         if text is not None:
-            found, first = text, 2
+            found, first = text.clone(), 2
         for states in self.stay:
             here = (first <= asked) & (asked < first + len(states) - 1)
             if here.any():
-                passes = [self.denoiser.predict(x[here], timestep, each[own][here]) for each in states]
+                passes = [self._predict(latents[here], timestep, each[here]) for each in states]
                 _, theirs = group_directions(torch.stack(passes))
-                found = found.clone()
                 found[here] = theirs[asked[here] - first, torch.arange(int(here.sum()))]
             first += len(states) - 1
         kept = off_axis(found, directions)
         kept = kept / (kept.flatten(1).norm(dim=1)[:, None, None, None] * axis_size(directions))
-        return torch.where((asked > 0)[:, None, None, None].to(x.device), kept, random)
+        return torch.where((asked > 0)[:, None, None, None].to(latents.device), kept, random)
 
-    def _solve(
-        self, steps: list[_Step], timestep: Tensor, root: Tensor | None
-    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+    def _solve(self, step: _Step, timestep: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Factors (N,) of one step, the treated prediction (B, C, h, w), and what they do."""
-        damping = torch.zeros(sum(site.width for site in self.sites), dtype=torch.float64)
-        best = before = self._try(steps, timestep, damping, root)
+        damping = torch.zeros(_width(self.sites), dtype=torch.float64)
+        best = before = self._try(step, timestep, damping, root)
         for _ in range(self.settings.replans):
-            wanted = self._step(steps, timestep, damping, root)
+            wanted = self._step(step, timestep, damping, root)
             # The rows hold near the point they were taken at: go there, half-way there, or stay.
             for share in (1.0, 0.5, 0.25):
                 nearer = damping + share * (wanted - damping)
-                if (found := self._try(steps, timestep, nearer, root)).cost < best.cost:
+                if (found := self._try(step, timestep, nearer, root)).cost < best.cost:
                     best, damping = found, nearer
                     break
             else:
@@ -332,72 +293,73 @@ class _Walk:
         line = {"before": before.short, "after": best.short, "off_axis": best.moved, "damping": damping.mean().item()}
         return (1 - damping).float(), best.prediction, line
 
-    def _step(self, steps: list[_Step], timestep: Tensor, damping: Tensor, root: Tensor | None) -> Tensor:
+    def _step(self, step: _Step, timestep: Tensor, damping: Tensor, root: Tensor | None) -> Tensor:
         """The least-squares solution of the problem as it looks from the current damping, (N,)."""
         settings = self.settings
-        rows, wanted, kinds = self._linearise(steps, timestep, (1 - damping).float(), root)
+        rows, wanted, kinds = self._linearise(step, timestep, (1 - damping).float(), root)
+        if not self.ranks.first:
+            return self.ranks.agree(damping)
         price = torch.tensor([1.0, settings.mu * (1 - settings.shrink), *[settings.keep] * (self.directions - 1)])
         number = kinds.bincount(minlength=len(price))
-        number[0] = len(self.rows)  # leans of K - 1 groups add up
+        number[0] = self.samples  # leans of K - 1 groups add up
         weight = (price.double() / number).sqrt()[kinds]
         ridge = settings.mu * settings.shrink * rows[kinds == 1].square().mean(0)
         wanted = wanted + rows @ damping
         if self.candidates is not None:
             rows = rows * self.candidates
-        return bounded_least_squares(
+        solution = bounded_least_squares(
             weight[:, None] * rows, weight * wanted, rows[:0], 1.0, ridge=ridge, iterations=400, tolerance=1e-4
         )
+        return self.ranks.agree(solution)
 
     @torch.no_grad()
-    def _try(self, steps: list[_Step], timestep: Tensor, damping: Tensor, root: Tensor | None) -> "_Tried":
+    def _try(self, step: _Step, timestep: Tensor, damping: Tensor, root: Tensor | None) -> _Tried:
         """What a damping does: predictions, and the objective as it is, no part of it estimated."""
-        settings, factor, leans = self.settings, (1 - damping).float(), len(self.groups) - 1
-        predictions, costs, short, moved = [], [], [], []
-        along, number = torch.zeros(2, self.directions, dtype=torch.float64)
-        for step in steps:
-            with Damped(self.denoiser.unet, self.sites, factor, root):
-                found = self.denoiser.predict(step.latents, timestep, self.neutral[step.own])
-            predictions.append(found)
-            off = found - step.untreated
-            left = step.goal - lean(found, step.balanced, step.directions)  # (K, B)
-            away = (off_axis(off, step.directions) / axis_size(step.directions)).flatten(1).norm(dim=1)  # (B,)
-            costs.append(left[:leans].square().sum(0) + settings.mu * away.square())
-            for which, each in zip(step.asked, step.cotangents[leans:], strict=True):
-                moves = (off * each).flatten(1).sum(1).square().double().cpu()
-                along.index_add_(0, which, moves)
-                number.index_add_(0, which, torch.ones_like(moves))
-            short.append(left.abs().mean(0))
-            moved.append(away)
-        cost, miss, away = (torch.cat(each).double().mean().item() for each in (costs, short, moved))
-        cost += settings.keep * (along / number)[1:].sum().item()
-        return _Tried(torch.cat(predictions), cost, miss, away)
+        settings, leans, gather = self.settings, len(self.groups) - 1, self.ranks.gather
+        found = self._predict(step.latents, timestep, self.neutral, (1 - damping).float(), root)
+        off = found - step.untreated
+        left = gather((step.goal - lean(found, step.balanced, step.directions)).T).double()  # (samples, K)
+        away = gather((off_axis(off, step.directions) / axis_size(step.directions)).flatten(1).norm(dim=1)).double()
+        moves = gather((off * step.cotangents[leans:]).flatten(2).sum(2).T).double().square().flatten()
+        asked = gather(step.asked.T).flatten()
+        along = torch.zeros(self.directions, dtype=torch.float64).index_add(0, asked, moves)
+        along /= asked.bincount(minlength=self.directions)
+        cost = left[:, :leans].square().sum(1).mean() + settings.mu * away.square().mean()
+        cost += settings.keep * along[1:].sum()
+        return _Tried(found, *self.ranks.agree((cost.item(), left.abs().mean().item(), away.mean().item())))
 
     def _linearise(
-        self, steps: list[_Step], timestep: Tensor, factor: Tensor, root: Tensor | None
+        self, step: _Step, timestep: Tensor, factor: Tensor, root: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """At the treated point: rows (M, N) of derivatives by the damping, what is wanted of each, (M,), and its kind.
+        """At the treated point: derivatives by the damping (M samples, N), what is wanted of each row, and its kind.
 
         Kinds: 0 a lean, 1 a random direction, from 2 on those that are to stay.
         """
         leans = len(self.groups) - 1
-        rows, wanted, kinds = [], [], []
-        for step in steps:
+
+        def derivatives(own: slice) -> tuple[Tensor, Tensor]:
             with torch.enable_grad(), Damped(self.denoiser.unet, self.sites, factor, root) as watch:
-                start = step.latents.detach().requires_grad_()
-                prediction = self.denoiser.predict(start, timestep, self.neutral[step.own])
+                start = step.latents[own].detach().requires_grad_()
+                prediction = self.denoiser.predict(start, timestep, self.neutral[own])
                 inputs = [watch.damped[site.name] for site in self.sites]
-            now = prediction.detach()
-            short = step.goal - lean(now, step.balanced, step.directions)  # (K, B)
-            for i, cotangent in enumerate(step.cotangents):
-                last = i == len(step.cotangents) - 1
-                grads = torch.autograd.grad(prediction, inputs, cotangent.to(prediction), retain_graph=not last)
-                rows.append(-watch.relevance(grads).double())
-                if i < leans:
-                    wanted.append(short[i].double())
-                else:
-                    wanted.append(-((now - step.untreated) * cotangent).flatten(1).sum(1).double())
-                kinds.append(1 + step.asked[i - leans] if i >= leans else torch.zeros(len(now), dtype=torch.long))
-        return torch.cat(rows).cpu(), torch.cat(wanted).cpu(), torch.cat(kinds)
+            rows = []
+            for left, cotangent in zip(range(len(step.cotangents))[::-1], step.cotangents[:, own], strict=True):
+                grads = torch.autograd.grad(prediction, inputs, cotangent.to(prediction), retain_graph=left > 0)
+                rows.append(-watch.relevance(grads))
+            return prediction.detach(), torch.stack(rows, 1)
+
+        found = self.portions.each(derivatives, len(self.rows))
+        now, rows = torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])  # (B, M, N)
+        short = step.goal - lean(now, step.balanced, step.directions)  # (K, B)
+        moves = ((now - step.untreated) * step.cotangents[leans:]).flatten(2).sum(2)  # (E, B)
+        wanted = torch.cat([short[:leans], -moves])
+        kinds = torch.cat([torch.zeros(leans, len(now), dtype=torch.long), 1 + step.asked])
+        rows, wanted, kinds = (self.ranks.gather(each).flatten(0, 1) for each in (rows, wanted.T, kinds.T))
+        return rows.double(), wanted.double(), kinds
+
+
+def _width(sites: Sequence[Site]) -> int:
+    return sum(site.width for site in sites)
 
 
 def _encode(denoiser: Denoiser, rows: list[Row], axis: Axis) -> Tensor:

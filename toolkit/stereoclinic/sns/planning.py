@@ -1,0 +1,296 @@
+"""Planning a treatment step by step, as a Lightning predict loop: every rank walks samples of its own, all plan as one.
+
+    rank 0   samples 0, 2, 4, ...   derivatives \\                                    / factors of the step
+    rank 1   samples 1, 3, 5, ...   derivatives  > rank 0 solves one problem of all <  factors of the step
+
+What a step comes to is kept as it is planned, so that a plan that was cut off goes on, on any number of devices.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from stereoclinic.axes import Axis
+from stereoclinic.ddtd.memory import Portions
+from stereoclinic.ddtd.neurons import Site, find_sites
+from stereoclinic.ddtd.shards import check_same
+from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.digest import plain_digest, shapes_digest, weights_digest
+from stereoclinic.errors import Incomplete, InputError
+from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.predict import predict
+from stereoclinic.prompts import Samples
+from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.stepwise import Planned, Ranks, Stepwise, Walk
+
+T = TypeVar("T")
+
+KIND, VERSION = "unfinished plan", 1
+
+
+class Unfinished:
+    """The steps of a plan that is being made, in one file.
+
+    Args:
+        path: Ends in .safetensors; None keeps nothing.
+        configuration: Plain data: everything that a plan depends on, but for how samples were spread over devices.
+        neurons: N.
+        steps: How many there are in all.
+    """
+
+    def __init__(self, path: Path | None, configuration: dict[str, Any], neurons: int, steps: int) -> None:
+        self.path, self.configuration, self.neurons, self.steps = path, configuration, neurons, steps
+
+    def read(self) -> list[Planned]:
+        """What was planned so far, in the order of groups and then steps.
+
+        Raises:
+            InputError: It was planned in another configuration (says what differs), or the file is damaged.
+        """
+        if self.path is None or not self.path.exists():
+            return []
+        tensors, about = load_tensors(self.path, KIND, VERSION)
+        check_same(self.path, about.get("configuration"), self.configuration)
+        said = about.get("steps")
+        steps = said if isinstance(said, list) else []
+        names = ["factors", "roots"] if self.configuration["root"] != "zero" else ["factors"]
+        shape = (len(steps), self.neurons)
+        fits = all(
+            name in tensors and tensors[name].shape == shape and tensors[name].is_floating_point() for name in names
+        )
+        if not fits or not 0 < len(steps) <= self.steps or not all(map(_is_said, steps)):
+            raise InputError(f"{self.path} holds other steps than it should; remove it to start anew")
+        roots = tensors["roots"] if "roots" in names else [None] * len(steps)
+        return [Planned(*each) for each in zip(tensors["factors"], roots, steps, strict=True)]
+
+    def keep(self, planned: Sequence[Planned]) -> None:
+        """Write all of them, whole or not at all.
+
+        Raises:
+            InputError: It cannot be written there.
+        """
+        if self.path is None:
+            return
+        tensors = {"factors": torch.stack([each.factor for each in planned])}
+        if planned[0].root is not None:
+            tensors["roots"] = torch.stack([each.root for each in planned if each.root is not None])
+        about = {"configuration": self.configuration, "steps": [each.said for each in planned]}
+        save_tensors(self.path, KIND, VERSION, tensors, about)
+
+
+def _is_said(line: Any) -> bool:
+    """Whether this can be what was said of a step."""
+    names = ("timestep", "before", "after", "off_axis", "damping")
+    return isinstance(line, dict) and all(isinstance(line.get(name), float) for name in names)
+
+
+class Planning(L.LightningModule):
+    """Plans every group's treatment; a rank is given all of its samples at once.
+
+    Args:
+        denoiser: The model.
+        axis: The bias axis.
+        samples: All of them, on every rank.
+        settings: See `Stepwise`.
+        sites: Where neurons may be damped.
+        groups: One walk each: a group's number, or None for a balanced prediction.
+        stay: Other axes along which nothing is to move.
+        candidates: (N,) bool, or None.
+        unfinished: What was planned before, and where it is kept.
+        progress: Called with the number of samples, all ranks', of each step that is done.
+        warn: Told, once, of samples that did not fit in memory together.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        axis: Axis,
+        samples: Samples,
+        settings: Stepwise,
+        sites: list[Site],
+        groups: Sequence[int | None],
+        stay: Sequence[Axis],
+        candidates: Tensor | None,
+        unfinished: Unfinished,
+        progress: Callable[[int], None] | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        super().__init__()
+        self.denoiser, self.axis, self.samples, self.settings, self.sites = denoiser, axis, samples, settings, sites
+        self.groups, self.stay, self.candidates, self.unfinished = groups, stay, candidates, unfinished
+        self.progress = progress
+        self.unet = denoiser.unet  # registered, so that Lightning moves it
+        self.portions = Portions(settings.batch_size, warn)
+        self.planned = unfinished.read()
+
+    def on_predict_start(self) -> None:
+        self.denoiser.to(self.device)
+
+    def predict_step(self, batch: list[int], batch_idx: int) -> Tensor:
+        rows = [self.samples[number] for number in batch]
+        ranks = _Together(self, batch)
+        self.planned = ranks.agree(self.planned)  # only the first rank's machine is sure to have the file
+        each = self.unfinished.steps // len(self.groups)
+        self._advance(len(self.planned))
+        for place, group in enumerate(self.groups):
+            known = self.planned[place * each : (place + 1) * each]
+            if len(known) == each:
+                continue
+            walk = Walk(
+                self.denoiser, self.axis, rows, self.settings, self.sites, self.stay, self.candidates, group, ranks,
+                self.portions,
+            )  # fmt: skip
+            for step in walk.plan(known):
+                self.planned.append(step)
+                if ranks.first:
+                    self.unfinished.keep(self.planned)
+                self._advance(1)
+        return torch.tensor(len(batch))
+
+    def _advance(self, steps: int) -> None:
+        if self.progress is not None and steps:
+            self.progress(steps * len(self.samples))
+
+
+class _Together(Ranks):
+    """The ranks of a module's trainer, each with samples of these numbers."""
+
+    def __init__(self, module: L.LightningModule, numbers: list[int]) -> None:
+        super().__init__(first=module.global_rank == 0)
+        self._device, self._strategy = module.device, module.trainer.strategy
+        self._alone, self._order = module.trainer.world_size == 1, None
+        self._order = self.gather(torch.tensor(numbers)).argsort()
+
+    def gather(self, own: Tensor) -> Tensor:
+        if self._alone:
+            return own.cpu()
+        every = torch.cat(gather_all_tensors(own.to(self._device).contiguous())).cpu()
+        # In the order of the samples: sums are then those of one rank.
+        return every if self._order is None else every[self._order]
+
+    def agree(self, value: T) -> T:
+        return self._strategy.broadcast(value)
+
+
+def plan_stepwise(
+    denoiser: Denoiser,
+    axis: Axis,
+    samples: Samples,
+    settings: Stepwise,
+    allocate: bool = False,
+    stay: Sequence[Axis] = (),
+    candidates: Tensor | None = None,
+    *,
+    progress: Callable[[int], None] | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+    unfinished: Path | None = None,
+    **trainer: Any,
+) -> NeuronMask | None:
+    """Plan a treatment along the neutral prompts' treated trajectories.
+
+    Args:
+        denoiser: The model; it is left as it came, in weights, precision and place.
+        axis: The bias axis.
+        samples: Calibration; results are judged on other seeds.
+        settings: See `Stepwise`.
+        allocate: Plan one damping a group, for images that are allotted to it; otherwise one that balances.
+        stay: Other axes along whose directions the prediction is to stay where it is.
+        candidates: (N,) bool, the neurons that may be damped, such as those that relevance located; None for all.
+        progress: Called with the number of samples that were planned on, once a group and treated step.
+        warn: Told, once, of samples that did not fit in memory together.
+        unfinished: File (.safetensors) that keeps what was planned as the run goes. Steps that lie there are not
+            planned again, on however many devices; remove it once the mask is saved.
+        **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
+
+    Returns:
+        On rank zero a mask of the conditional branch with a bin for each treated step, with `allocate` an allocating
+        one; None on any other rank. Its `metadata["selection"]["steps"]` says of each what was planned:
+        mean |lean - target| before and after, and the movement off the axis in units of ||d||, all on the samples
+        planned on.
+
+    Raises:
+        InputError: No step is treated, the candidates are not of this model, fewer samples than ranks, a single sample
+            that does not fit in memory, or what is unfinished was planned in another configuration.
+        Incomplete: A rank planned other steps than all of them.
+        KeyboardInterrupt: As pressed.
+    """
+    timesteps = denoiser.timesteps(settings.steps)
+    treated = settings.treated(timesteps)
+    if not treated:
+        raise InputError(f"until {settings.until:g}: no step lies above it; timesteps run from {float(timesteps[0]):g}")
+    sites = find_sites(denoiser.unet, settings.kinds)
+    neurons = sum(site.width for site in sites)
+    if candidates is not None and candidates.shape != (neurons,):
+        raise InputError(f"candidates of shape {tuple(candidates.shape)}; expected ({neurons},), the model's neurons")
+    about = {
+        "model": denoiser.model,
+        "unet_shapes": shapes_digest(denoiser.unet),
+        "unet_weights": weights_digest(denoiser.unet),
+        "axis": axis.name,
+        "words": list(axis.words),
+        **samples.about(),
+        "scheduler": type(denoiser.pipe.scheduler).__name__,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+    }
+    how = {name: value for name, value in asdict(settings).items() if name not in ("steps", "guidance", "batch_size")}
+    how |= {"kinds": list(settings.kinds), "stay": [each.name for each in stay]}
+    groups: list[int | None] = [*range(len(axis))] if allocate else [None]
+    among = None if candidates is None else plain_digest("candidates", candidates)
+    words = [list(each.words) for each in stay]
+    configuration = {**about, **how, "allocate": allocate, "stay_words": words, "candidates": among}
+    kept = Unfinished(unfinished, configuration, neurons, len(groups) * len(treated))
+    module = Planning(denoiser, axis, samples, settings, sites, groups, stay, candidates, kept, progress, warn)
+    runner = predict(module, denoiser, range(len(samples)), len(samples), **trainer)
+    if len(module.planned) != kept.steps:
+        raise Incomplete(f"{len(module.planned)} of {kept.steps} steps were planned; run again")
+    if not runner.is_global_zero:
+        return None
+    by_group = [module.planned[start : start + len(treated)] for start in range(0, kept.steps, len(treated))]
+    factors = torch.stack([torch.stack([step.factor for step in steps]) for steps in by_group])
+    roots = None
+    if settings.root != "zero":
+        roots = torch.stack([torch.stack([step.root for step in steps if step.root is not None]) for steps in by_group])
+    edges = _edges(treated, denoiser.pipe.scheduler.config.num_train_timesteps, [float(t) for t in timesteps])
+    said = [[step.said for step in steps] for steps in by_group]
+    selection = {
+        "method": "stepwise",
+        **how,
+        "candidates": None if candidates is None else int(candidates.sum()),
+        "steps": said if allocate else said[0],
+        "bins": _forecast(edges.tolist(), said),
+    }
+    return NeuronMask(
+        sites,
+        edges,
+        factors if allocate else factors[0],
+        roots if roots is None or allocate else roots[0],
+        "conditional",
+        {**about, "selection": selection},
+        axis.groups if allocate else (),
+    )
+
+
+def _edges(treated: list[float], first: float, timesteps: list[float]) -> Tensor:
+    """Bins half-way between treated steps; the last ends half-way to the first untreated one, so that finer samplers
+    are treated as far as this one."""
+    following = timesteps[len(treated)] if len(timesteps) > len(treated) else 0.0
+    inner = [(high + low) / 2 for high, low in zip(treated, [*treated[1:], following], strict=True)]
+    return torch.tensor([max(first, treated[0] + 1), *inner], dtype=torch.float64)
+
+
+def _forecast(edges: list[float], planned: list[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """What was planned in each bin, means over groups, in the form of `treatment_plan`; leans are |lean - target|."""
+    names = {"lean_before": "before", "lean_after": "after", "off_axis": "off_axis"}
+    return [
+        {"from": edges[t], "to": edges[t + 1]}
+        | {name: sum(each[own] for each in steps) / len(steps) for name, own in names.items()}
+        for t, steps in enumerate(zip(*planned, strict=True))
+    ]
