@@ -4,14 +4,17 @@
     python benchmarks/speed/suppression.py --model sd15 --device cuda --batch 4
 
 A guided batch: half of it unconditional. Every mask damps every neuron in five bins of timesteps, the most that a mask
-can hold; `1 %` damps that share. Both passes run in turn in one process; the figure is the median of the pairs' ratios
-with its bootstrap interval. `nothing` runs the untouched UNet twice: what of a ratio is noise.
+can hold; `1 %` damps that share. Both passes run in turn; *time* is the median of the pairs' ratios in each process,
+over processes. `nothing` runs the untouched UNet twice: what of a ratio is noise. *In hooks* is the share of a treated
+pass that is spent in them, which noise of the whole pass leaves alone; what hooks cost the layers after them, by what
+they drive out of the caches, is in *time* only. On a GPU, where hooks only ask for work, there is no such share.
 """
 
 import json
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -74,6 +77,43 @@ def treated(kind: str, mask: NeuronMask | None, problem: Problem) -> Iterator[No
             yield
 
 
+@contextmanager
+def timed(problem: Problem) -> Iterator[list[float]]:
+    """Yields a list that takes the seconds of every hook before a site or the UNet: all that suppression does.
+
+    Hooks that are there already run between those of the watch.
+    """
+    began, spent = [0.0], []
+
+    def begin(*_: Any) -> None:
+        began[0] = time.perf_counter()
+
+    def end(*_: Any) -> None:
+        spent.append(time.perf_counter() - began[0])
+
+    with ExitStack() as handles:
+        for name in ("", *(site.name for site in find_sites(problem.unet))):
+            module = problem.unet.get_submodule(name)
+            for handle in (
+                module.register_forward_pre_hook(begin, prepend=True),
+                module.register_forward_pre_hook(end),
+            ):
+                handles.callback(handle.remove)
+        yield spent
+
+
+def share_in_hooks(kind: str, mask: NeuronMask | None, problem: Problem, passes: int) -> float:
+    """Median share of a treated pass that is spent in its hooks."""
+    shares = []
+    with torch.inference_mode(), treated(kind, mask, problem), timed(problem) as spent:
+        for number in range(passes + 2):
+            spent.clear()
+            whole = measure.seconds(partial(problem.predict, problem.latents, problem.states))
+            if number >= 2:
+                shares.append(sum(spent) / whole)
+    return median(shares)
+
+
 def compare(kind: str, problem: Problem, pairs: int, device: str) -> dict[str, Any]:
     """Ratio of a treated pass to an untouched one.
 
@@ -90,7 +130,11 @@ def compare(kind: str, problem: Problem, pairs: int, device: str) -> dict[str, A
                     own = [measure.seconds(step, device) for _ in range(3)]
                 if number >= 2:
                     times[which].append(sorted(own)[1])
-    return {"ratio": measure.ratio(times[1], times[0])["median"], "plain_seconds": sorted(times[0])[pairs // 2]}
+    return {
+        "ratio": measure.ratio(times[1], times[0])["median"],
+        "in_hooks": share_in_hooks(kind, mask, problem, 3 * pairs) if device == "cpu" else None,
+        "plain_seconds": sorted(times[0])[pairs // 2],
+    }
 
 
 def job(options: dict[str, Any]) -> dict[str, Any]:
@@ -125,14 +169,16 @@ def main(arguments: list[str] | None = None) -> None:
                 rows.append([kind, "failed"])
                 notes.append(f"{kind}: {failed}")
             else:
-                time = measure.over_processes([each["ratio"] for each in found])
+                ratio = measure.over_processes([each["ratio"] for each in found])
+                inside = [each["in_hooks"] for each in found if each["in_hooks"] is not None]
+                shares = f"{median(inside):.2%} ({min(inside):.2%}-{max(inside):.2%})" if inside else ""
                 plain = median(each["plain_seconds"] for each in found)
-                rows.append([kind, *measure.as_text(time), f"{1000 * plain:.0f}"])
+                rows.append([kind, *measure.as_text(ratio), shares, f"{1000 * plain:.0f}"])
         measure.show(
             f"{model}: damped step / the same step untouched; batch {options.batch}, {about['dtype']},"
             f" {about['device']}, {about['threads']} threads, {options.processes} processes of {options.pairs} pairs,"
             f" load {about['load']:.1f}",
-            ["mask", "time", "least to most", "plain ms"],
+            ["mask", "time", "least to most", "in hooks", "plain ms"],
             rows,
             notes,
         )

@@ -165,6 +165,8 @@ def test_figures_are_over_processes(speed, monkeypatch, tmp_path, capsys) -> Non
     rows = json.loads(file.read_text())["rows"]
     assert [(row["kind"], len(row["processes"])) for row in rows] == [("nothing", 2), ("allotted", 2)]
     assert "2 processes of 1 pairs" in capsys.readouterr().out
+    shares = {row["kind"]: [each["in_hooks"] for each in row["processes"]] for row in rows}
+    assert 0 < max(shares["nothing"]) < min(shares["allotted"]) < 1  # the watch alone, and hooks that do something
     assert speed["measure"].over_processes([3.0, 1.0, 1.5]) == {"median": 1.5, "low": 1.0, "high": 3.0}
 
 
