@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stereo_cli import common
-from stereo_cli.progress import progress_bar, says_what_is_kept
+from stereo_cli.progress import progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,11 +152,7 @@ def locate(
     shards = file.with_name(f"{file.stem}.shards")
     if not dry_run:
         common.claim(file)
-    if shards.exists() and not resume:
-        raise InputError(
-            f"{shards} holds what a run measured that was cut off; go on with it by --resume, or remove it to start"
-            " anew"
-        )
+    refuse_left_over(shards, resume)
     if dry_run:
         common.say(
             f"would measure {measures} at {measured} of"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stereo_cli import common, dosing
-from stereo_cli.progress import progress_bar, says_what_is_kept
+from stereo_cli.progress import progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
     from stereoclinic.axes import Axis
@@ -181,11 +181,7 @@ def plan(
     unfinished = file.with_name(f"{file.stem}.unfinished.safetensors")
     if not dry_run:
         common.claim(file)
-    if unfinished.exists() and not resume:
-        raise InputError(
-            f"{unfinished} holds what was planned by a run that was cut off; go on with it by --resume, or remove it to"
-            " start anew"
-        )
+    refuse_left_over(unfinished, resume)
     if dry_run:
         common.say(
             f"would plan {treated} of {len(timesteps)} steps on {len(samples)} samples ({len(rows)} prompts x {seeds}"

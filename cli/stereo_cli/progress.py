@@ -84,6 +84,21 @@ def progress_bar(total: int | None, what: str, quiet: bool) -> Iterator[Advance]
         yield move
 
 
+def refuse_left_over(place: Path, resume: bool) -> None:
+    """What a run leaves behind that was cut off is gone on with when that is asked for, and never passed over.
+
+    Raises:
+        InputError: There is something, and it was not asked for.
+    """
+    from stereoclinic.errors import InputError
+
+    if place.exists() and not resume:
+        raise InputError(
+            f"{place} holds what was done by a run that was cut off; go on with it by --resume, or remove it to start"
+            " anew"
+        )
+
+
 @contextmanager
 def says_what_is_kept(place: Path) -> Iterator[None]:
     """Whatever stops a run, what it came to is not lost: say how to go on. It lies in a file or a folder of files."""
