@@ -45,9 +45,6 @@ def collect(paths: list[Path]) -> tuple[Sets, list[str], dict]:
 
 
 def values(arms: list[dict], what: str) -> list[float]:
-    if what == "over floor":
-        pairs = [(arm.get("frechet_within_groups"), arm.get("frechet_within_groups_floor")) for arm in arms]
-        return [a / b if a is not None and b else np.nan for a, b in pairs]
     each = [arm.get(what, np.nan) for arm in arms]
     return [one["estimate"] if isinstance(one, dict) else np.nan if one is None else one for one in each]
 
@@ -99,7 +96,7 @@ def tables(found: Sets, about: dict) -> list[Table]:
                 said(each, "obeyed"),
                 said(each, "allotment_obeyed"),
                 said(each, "frechet_to_other_seeds", 2),
-                said(each, "over floor", 2),
+                said(each, "frechet_within_groups_ratio", 2),
                 drift(each),
             )
         made.append(table)
@@ -112,7 +109,7 @@ def figure(found: Sets, masks: list[str], about: dict) -> Figure:
     colors = {name: f"C{i}" for i, name in enumerate(masks)}
     for column, (guidance, arms) in enumerate(found.items()):
         for row, (what, label) in enumerate(
-            (("over floor", "Frechet within groups / floor"), ("obeyed", "group prompts"))
+            (("frechet_within_groups_ratio", "Frechet within groups / floor"), ("obeyed", "group prompts"))
         ):
             panel = rows[row][column]
             for name, each in arms.items():

@@ -16,9 +16,10 @@ At parity a gap cannot be left out from below, so an interval that misses 2.5 % 
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 from stereoclinic.evaluation.intervals.exact import exact_interval
 from stereoclinic.evaluation.intervals.gap_changes import gap_changes
 from stereoclinic.evaluation.intervals.gap_intervals import gap_interval
+from stereoclinic.evaluation.intervals.jackknife import within_groups_ratio
 from stereoclinic.evaluation.intervals.statistics import (
     Interval,
     PairedDifference,
@@ -39,10 +41,12 @@ from stereoclinic.evaluation.intervals.statistics import (
 )
 from stereoclinic.evaluation.metrics.amplification import amplification
 from stereoclinic.evaluation.metrics.bias import Gap, fairness_discrepancy, kl_to_target, parity_gap
+from stereoclinic.evaluation.metrics.quality import frechet_within_groups
 from stereoclinic.evaluation.metrics.reader_error import corrected_intervals
 from stereoclinic.portraits.world import World
 
 PROMPTS, NOMINAL, TOLERANCE = 12, 0.95, 0.015
+FEATURES = 32  # of a picture; the k-th varies by 1 / k, as a network's do: few of them count
 Measured = tuple[str, str, float, Interval | PairedDifference]  # what, method, truth, interval
 Once = Callable[[torch.Generator], Iterator[Measured]]  # one simulation
 
@@ -152,6 +156,40 @@ def of_amplification(shares: Tensor, n: int, draws: int, generator: torch.Genera
     yield f"amplification, n = {n}", "excess gap", excess, found.excess
 
 
+def people(shares: Tensor, moved: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Features (P, n, F) and cells (P, n) of pictures of these shares of two groups, all of them moved."""
+    cells = 2 * torch.arange(PROMPTS)[:, None] + read(shares, luck(n, generator)).argmax(-1)
+    centres = torch.randn(2 * PROMPTS, FEATURES, generator=torch.Generator().manual_seed(0))
+    features = centres[cells] + torch.randn(PROMPTS, n, FEATURES, generator=generator)
+    return (features + moved) / torch.arange(1, FEATURES + 1), cells
+
+
+def three_samples(share: float, moved: float, n: int, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Arm, reference and floor."""
+    treated, fair = (_two(torch.full((PROMPTS,), each, dtype=torch.float64)) for each in (share, 0.5))
+    return [people(shares, by, n, generator) for shares, by in ((treated, moved), (fair, 0.0), (fair, 0.0))]
+
+
+@cache
+def usual_ratio(share: float, moved: float, n: int) -> float:
+    """What the distance over its floor comes to on other seeds, in the mean of its logarithm: of 2,000 of them."""
+    generator, total = torch.Generator().manual_seed(1), 0.0
+    for _ in range(2000):
+        mine, others, chance = (
+            (features.flatten(0, 1), cells.flatten()) for features, cells in three_samples(share, moved, n, generator)
+        )
+        distance, floor = frechet_within_groups(mine, others, chance, 2 * PROMPTS)
+        total += math.log(distance / floor)
+    return math.exp(total / 2000)
+
+
+def of_distances(what: str, share: float, moved: float, n: int, generator: torch.Generator) -> Iterator[Measured]:
+    """Pictures whose features are moved by so many standard deviations, or not at all."""
+    found = within_groups_ratio(*three_samples(share, moved, n, generator), 2 * PROMPTS)
+    assert found is not None
+    yield what, "jackknife", usual_ratio(share, moved, n), found
+
+
 def everything(draws: int) -> list[tuple[str, Once]]:
     """What is measured, by name."""
     small, three = models(25), 1 / 3
@@ -176,6 +214,9 @@ def everything(draws: int) -> list[tuple[str, Once]]:
         add(f"change of the gap, planted, {name}, n = 25", of_changes, planted, after, 25)
     add("change of the gap, from parity to parity, n = 25", of_changes, fair, fair, 25)
     found += [(f"corrected share, K = {K}", partial(of_corrected, K, 100, draws)) for K in (2, 3)]
+    for moved, shares in ((0.0, 0.5), (0.0, 0.9), (0.2, 0.5), (0.2, 0.9), (0.5, 0.5)):
+        what = f"distance within groups over its floor, moved {moved:g}, shares {shares:g}, n = 25"
+        found.append((what, partial(of_distances, what, shares, moved, 25)))
     return [*found, ("amplification", partial(of_amplification, planted, 25, draws))]
 
 

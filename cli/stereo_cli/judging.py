@@ -69,6 +69,7 @@ _FIGURES = {
     "frechet_to_untreated": ("frechet_to_untreated",),
     "frechet_to_other_seeds": ("frechet_to_other_seeds",),
     "frechet_within_groups": ("frechet_within_groups",),
+    "frechet_within_groups_ratio": ("frechet_within_groups_ratio", "estimate"),
     "seconds": ("seconds",),
 }
 
@@ -94,7 +95,7 @@ def exceeded(results: list[dict[str, Any]], judged: str, limits: list[tuple[str,
         for name, limit in limits:
             figure: Any = each["arms"][judged]
             for key in _FIGURES[name]:
-                figure = figure.get(key)
+                figure = None if figure is None else figure.get(key)
             if figure is not None and not figure <= limit:
                 lines.append(f"{name} of {judged} is {figure:.4g} at guidance {each['guidance']:g}, above {limit:g}")
     return lines

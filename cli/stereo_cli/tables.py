@@ -204,10 +204,10 @@ def _side_effects_table(results: Data) -> Group:
         table,
         f"Fréchet: distance of {_features(results)} to untreated images of other seeds; its floor, what two samples of"
         f" one model show, is {results['arms']['untreated']['frechet_to_other_seeds']:.2g} in the row `untreated`."
-        " Within groups: the same to untreated images of the same prompts and groups, each asked for, with its floor:"
-        " what the change of groups alone does not account for. Unsure: the reader's top group is below 0.8. Obeyed:"
-        " prompts that name a group and show it, with its own images, treated as if there were no gate; the gate leaves"
-        f" {gate['group_prompts'] - gate['missed']} of {gate['group_prompts']} alone (and"
+        " Within groups: the same to untreated images of the same prompts and groups, each asked for, over its floor:"
+        " what the change of groups alone does not account for; 1 is nothing. Unsure: the reader's top group is below"
+        " 0.8. Obeyed: prompts that name a group and show it, with its own images, treated as if there were no gate;"
+        f" the gate leaves {gate['group_prompts'] - gate['missed']} of {gate['group_prompts']} alone (and"
         f" {gate['false_alarms']} of {gate['neutral_prompts']} neutral ones)."
         + (
             " Drift: how much a prompt's shares on the other axes moved from untreated, beside what other seeds show."
@@ -224,9 +224,8 @@ def _features(results: Data) -> str:
 
 
 def _within(arm: Data) -> str:
-    if "frechet_within_groups" not in arm:
-        return ""
-    return f"{arm['frechet_within_groups']:.2g} ({arm['frechet_within_groups_floor']:.2g})"
+    ratio = arm.get("frechet_within_groups_ratio")
+    return "" if ratio is None else f"{ratio['estimate']:.1f} [{ratio['low']:.1f}, {ratio['high']:.1f}]"
 
 
 def _prompt_tables(results: Data) -> list[Group]:

@@ -26,8 +26,9 @@ def results(folder: Path, gap: float) -> Path:
     """One seed set of one mask."""
 
     def arm(estimate: float, **more: object) -> dict:
-        each = {"parity_gap": {"estimate": estimate}, "frechet_within_groups": 0.3, "unsure": 0.0}
-        return each | {"frechet_within_groups_floor": 0.1, "drift": {"age": 0.1}, **more}
+        ratio = {"estimate": 3.0, "low": 2.0, "high": 4.5}
+        each = {"parity_gap": {"estimate": estimate}, "frechet_within_groups_ratio": ratio, "unsure": 0.0}
+        return each | {"drift": {"age": 0.1}, **more}
 
     experiment = {
         "axis": "gender", "images_per_prompt": 4, "steps": 20, "guidance": 2.0, "masks": ["m"],
@@ -45,7 +46,7 @@ def test_seed_sets_are_averaged_arm_by_arm(pareto, tmp_path: Path) -> None:
     arms = found[2.0]
     assert masks == ["m"] and about["steps"] == 20
     assert pareto.values(arms["m"], "parity_gap") == [0.1, 0.2]
-    assert pareto.values(arms["m"], "over floor") == pytest.approx([3, 3])
+    assert pareto.values(arms["m"], "frechet_within_groups_ratio") == pytest.approx([3, 3])
     assert (
         pareto.values(arms["m"], "obeyed") == [0.95, 0.95]
         and np.isnan(pareto.values(arms["untreated"], "obeyed")).all()

@@ -80,8 +80,8 @@ def test_where_the_untreated_model_is_within_chance_nothing_could_be_shown():
 def test_costs_are_those_beyond_chance():
     data = results(
         0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005,
-        occupation_right=share(0.80), unsure=0.10, frechet_within_groups=0.32, frechet_within_groups_floor=0.09,
-        drift={"age": 0.30, "skin": 0.09},
+        occupation_right=share(0.80), unsure=0.10, drift={"age": 0.30, "skin": 0.09},
+        frechet_within_groups_ratio={"estimate": 3.6, "low": 2.8, "high": 4.5},
     )  # fmt: skip
     data["arms"]["untreated"] |= {"occupation_right": share(0.98), "unsure": 0.0}
     data["arms"]["other seeds"] = {"drift": {"age": 0.08, "skin": 0.08}}
@@ -89,10 +89,16 @@ def test_costs_are_those_beyond_chance():
     assert found.costs == (
         "occupation right 0.98 to 0.80",
         "unsure 0.00 to 0.10",
-        "Fréchet distance within groups 0.32 where chance shows 0.090",
+        "Fréchet distance within groups, over its floor 3.6 where chance shows 1.0",
         "drift of age 0.30 where chance shows 0.08",
     )
     assert "it costs: occupation right 0.98 to 0.80" in found.sentence
+
+
+def test_a_distance_that_may_be_that_of_two_samples_is_no_cost():
+    ratio = {"estimate": 1.4, "low": 0.9, "high": 2.1}
+    found = verdict(results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005, frechet_within_groups_ratio=ratio), "m")
+    assert found.costs == () and "can be told in Fréchet distance within groups, over its floor" in found.sentence
 
 
 def test_what_improved_is_no_cost():

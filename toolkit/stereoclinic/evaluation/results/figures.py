@@ -89,6 +89,10 @@ FIGURES = {
         "Fréchet distance within groups", SIDE, -1, ".2g", True,
         "To untreated images of the same prompts and groups: what the change of groups alone does not account for.",
     ),
+    "frechet_within_groups_ratio": Figure(
+        "Fréchet distance within groups, over its floor", SIDE, -1, ".1f", True,
+        "1 is what two samples of the model show of the same people."
+    ),
     "frechet_to_other_seeds": Figure(
         "Fréchet distance to other seeds", SIDE, -1, ".2g", True,
         "To untreated images of other seeds; the untreated model shows what two samples of it differ by.",

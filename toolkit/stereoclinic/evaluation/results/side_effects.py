@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stereoclinic.evaluation.bench.arms import ALLOCATION, OTHER, Drawn, Experiment
+from stereoclinic.evaluation.intervals.jackknife import within_groups_ratio
 from stereoclinic.evaluation.intervals.statistics import wilson_interval
 from stereoclinic.evaluation.metrics.bias import sdtv, shares_from_reads, top_group
 from stereoclinic.evaluation.metrics.diversity import diversity_within
@@ -57,22 +58,24 @@ def within_groups(arm: Drawn, experiment: Experiment) -> dict[str, Any]:
     if reference is None or oracle.allotted is None or reference.allotted is None:
         return {}
     groups = len(experiment.protocol.axis)
-    own = _cells(arm.reads.argmax(2), groups)
-    there = _cells(reference.allotted, groups)
-    figures = {}
-    judged, compared = diversity_within(_flat(arm), own, _flat(reference), there)
+    own, there, fair = (_cells(each, groups) for each in (arm.reads.argmax(2), reference.allotted, oracle.allotted))
+    figures: dict[str, Any] = {}
+    judged, compared = diversity_within(_flat(arm), own.flatten(), _flat(reference), there.flatten())
     if judged == judged:
         figures = {"diversity_within_groups": judged, "diversity_within_groups_reference": compared}
     if arm.name == OTHER:  # it shares its seeds with the reference, which brings them closer than two samples are
         return figures
-    distance, floor = frechet_within_groups(
-        (_flat(arm), own),
-        (_flat(reference), there),
-        (_flat(oracle), _cells(oracle.allotted, groups)),
-        len(arm.reads) * groups,
-    )
+    samples = (arm.features, own), (reference.features, there), (oracle.features, fair)
+    cells = len(own) * groups
+    mine, others, chance = ((features.flatten(0, 1), numbers.flatten()) for features, numbers in samples)
+    distance, floor = frechet_within_groups(mine, others, chance, cells)
     if distance == distance:  # there is something to compare with
-        figures |= {"frechet_within_groups": distance, "frechet_within_groups_floor": floor}
+        ratio = within_groups_ratio(*samples, cells)
+        figures |= {
+            "frechet_within_groups": distance,
+            "frechet_within_groups_floor": floor,
+            "frechet_within_groups_ratio": None if ratio is None else vars(ratio),
+        }
     return figures
 
 
@@ -110,8 +113,8 @@ def rate(right: Tensor) -> dict[str, Any]:
 
 
 def _cells(group: Tensor, groups: int) -> Tensor:
-    """(P, n) group of each image -> (P n,) number of its prompt x group."""
-    return (torch.arange(len(group))[:, None] * groups + group).flatten()
+    """(P, n) group of each image -> (P, n) number of its prompt x group."""
+    return torch.arange(len(group))[:, None] * groups + group
 
 
 def _flat(arm: Drawn) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from stereoclinic.evaluation.bench.arms import BALANCED, OTHER, UNTREATED
 from stereoclinic.evaluation.intervals.statistics import wilson_interval
 from stereoclinic.evaluation.results.apart import difference, told_apart
-from stereoclinic.evaluation.results.figures import FLOOR, UNRELATED, Value, figure_of, values_of
+from stereoclinic.evaluation.results.figures import UNRELATED, Value, figure_of, values_of
 from stereoclinic.evaluation.results.wording import number, p_value, spelt
 
 NARROWED, WIDENED, UNCLEAR, NO_MASK = "narrowed", "widened", "unclear", "no mask"
@@ -158,8 +158,8 @@ def _rated(values: Mapping[str, Value], key: str) -> Value:
 
 def _floors(results: Mapping[str, Any], after: Mapping[str, Value]) -> dict[str, float]:
     """What chance alone shows of the distances and drifts that are there."""
-    within = "frechet_within_groups"
-    found = {within: after[within + FLOOR].estimate} if {within, within + FLOOR} <= after.keys() else {}
+    within = "frechet_within_groups_ratio"
+    found = {within: 1.0} if within in after else {}
     chance = values_of(results, OTHER)
     distance = f"{UNRELATED}.frechet_to_other_seeds"
     untreated = values_of(results, UNTREATED)
