@@ -179,7 +179,11 @@ def test_side_effects_have_their_floors(benched):
         for name, arm in arms.items():
             assert ("frechet_within_groups" in arm) == (name != "other seeds")
             if name != "other seeds":
-                assert arm["frechet_within_groups"] >= 0 and arm["frechet_within_groups_floor"] >= 0
+                distance, floor = arm["frechet_within_groups"], arm["frechet_within_groups_floor"]
+                assert distance >= 0 and floor >= 0
+                if (ratio := arm["frechet_within_groups_ratio"]) is not None:
+                    assert ratio["estimate"] == pytest.approx(distance / floor)
+                    assert ratio["low"] <= ratio["estimate"] <= ratio["high"]
             if name != "untreated":
                 assert list(arm["drift"]) == ["age", "skin"] and all(0 <= each <= 1 for each in arm["drift"].values())
         # It shows the reference's people, as many of each: its distance is the floor.

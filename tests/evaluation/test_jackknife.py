@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.intervals.jackknife import jackknife_ratio
+from stereoclinic.evaluation.intervals.jackknife import jackknife_ratio, within_groups_ratio
+from stereoclinic.evaluation.metrics.quality import frechet_within_groups
 
 
 def test_of_two_means_it_is_that_of_the_delta_method():
@@ -43,6 +44,31 @@ def test_more_confidence_is_wider():
     assert wide.low < narrow.low < narrow.estimate == wide.estimate < narrow.high < wide.high
     with pytest.raises(InputError, match="confidence"):
         jackknife_ratio(lambda i: (1.0, 1.0), (24,), 1.5)
+
+
+def test_seeds_are_left_out_of_the_arm_and_its_floor_together():
+    """Which share them; and what is left out of the reference is its own."""
+    drawn = torch.Generator().manual_seed(0)
+    cells = torch.tensor([[0, 1, 0, 1, 0, 1]]) + 2 * torch.arange(4)[:, None]  # two groups of each of four prompts
+    arm, reference, floor = (torch.randn(4, 6, 3, generator=drawn) + cells[..., None] for _ in range(3))
+    found = within_groups_ratio((arm + 0.7, cells), (reference, cells), (floor, cells), 8)
+
+    def flat(features: torch.Tensor, kept: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return features[:, kept].flatten(0, 1), cells[:, kept].flatten()
+
+    every = list(range(6))
+    without = [[i for i in every if i != out] for out in every]
+    logs = [
+        [
+            math.log(a / b)
+            for mine, others in kept
+            for a, b in [frechet_within_groups(flat(arm + 0.7, mine), flat(reference, others), flat(floor, mine), 8)]
+        ]
+        for kept in ([(every, every)], [(few, every) for few in without], [(every, few) for few in without])
+    ]
+    variance = sum(5 * torch.tensor(each, dtype=torch.float64).var(correction=0).item() for each in logs[1:])
+    assert found is not None and math.log(found.estimate) == pytest.approx(logs[0][0])
+    assert math.log(found.high / found.estimate) == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-5)
 
 
 @pytest.mark.parametrize("nothing", [0.0, math.nan])
