@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stereo_cli import common, dosing
-from stereo_cli.progress import progress_bar, refuse_left_over, says_what_is_kept
+from stereo_cli.progress import Advance, progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
     from stereoclinic.axes import Axis
@@ -213,7 +213,9 @@ def plan(
     unfinished.unlink(missing_ok=True)
     held = None
     if check and dose is None:
-        held = _held_out(mask, denoiser, chosen, with_seeds(rows, seed + seeds, check), settings, force)
+        further = with_seeds(rows, seed + seeds, check)
+        with progress_bar(treated * len(further), "checking on further seeds", quiet) as advance:
+            held = _held_out(mask, denoiser, chosen, further, settings, force, advance)
 
     from stereo_cli.tables import mask_table
     from stereoclinic.evaluation.report.summary import mask_summary
@@ -237,14 +239,20 @@ def plan(
 
 
 def _held_out(
-    mask: "NeuronMask", denoiser: "Denoiser", axis: "Axis", samples: "Samples", settings: "Stepwise", force: bool
+    mask: "NeuronMask",
+    denoiser: "Denoiser",
+    axis: "Axis",
+    samples: "Samples",
+    settings: "Stepwise",
+    force: bool,
+    progress: Advance,
 ) -> dict[str, Any]:
     """What a plan leaves of the lean on samples that it was not made on, beside what it says of its own."""
     from stereoclinic.sns.dose import lean_left
 
     left = lean_left(
         denoiser, axis, samples, mask, 1.0, settings.steps, settings.guidance, batch_size=settings.batch_size,
-        force=force,
+        force=force, progress=progress,
     )  # fmt: skip
     bins = mask.metadata["selection"]["bins"]
     error = left.std().item() / len(left) ** 0.5 if len(left) > 1 else None

@@ -51,9 +51,11 @@ def test_the_plan_leaves_what_it_said(denoiser: Denoiser, samples: Dataset, mask
     """Every sample allotted to one group walks the trajectory that was planned for it."""
     for k, group in enumerate(mask.groups):
         shares = [{name: float(name == group) for name in mask.groups}]
-        found = lean_left(denoiser, AXIS, samples, mask, 1.0, 4, 2.0, shares, batch_size=3)
+        ticks: list[int] = []
+        found = lean_left(denoiser, AXIS, samples, mask, 1.0, 4, 2.0, shares, batch_size=3, progress=ticks.append)
         said = mask.metadata["selection"]["steps"][k]
         assert found.mean().item() == pytest.approx(sum(each["after"] for each in said) / len(said), rel=1e-3)
+        assert ticks == [3, 3, 1, 1]  # two treated steps of each batch
 
 
 def test_the_search_ends_at_the_bound(

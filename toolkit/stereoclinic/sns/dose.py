@@ -116,8 +116,12 @@ def lean_left(
     shares: Sequence[Mapping[str, float]] = (),
     batch_size: int = 36,
     force: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """(samples,) mean |lean - target| over groups and the steps that the mask treats, on the treated trajectory."""
+    """(samples,) mean |lean - target| over groups and the steps that the mask treats, on the treated trajectory.
+
+    `progress` is called with the number of samples of each treated step.
+    """
     rows: list[dict[str, Any]] = list(samples)
     total, count = torch.zeros(len(rows)), 0
     for start in range(0, len(rows), batch_size):
@@ -152,6 +156,8 @@ def lean_left(
                     for b, own in enumerate(allotted):
                         goal = goals[axis.groups.index(own), :, b] if isinstance(own, str) else 0.0
                         total[start + b] += (found[:, b] - goal).abs().mean().item()
+                    if progress is not None:
+                        progress(len(part))
                 if i < last:
                     latents = denoiser.step(guided, timestep, latents, generators)
     return total / max(count, 1)
