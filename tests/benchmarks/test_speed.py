@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.prompts import load_prompts, with_seeds
 
@@ -165,9 +166,35 @@ def test_figures_are_over_processes(speed, monkeypatch, tmp_path, capsys) -> Non
     rows = json.loads(file.read_text())["rows"]
     assert [(row["kind"], len(row["processes"])) for row in rows] == [("nothing", 2), ("allotted", 2)]
     assert "2 processes of 1 pairs" in capsys.readouterr().out
-    shares = {row["kind"]: [each["in_hooks"] for each in row["processes"]] for row in rows}
-    assert 0 < max(shares["nothing"]) < min(shares["allotted"]) < 1  # the watch alone, and hooks that do something
+    assert all(0 < each["in_hooks"] < 1 for row in rows for each in row["processes"])
     assert speed["measure"].over_processes([3.0, 1.0, 1.5]) == {"median": 1.5, "low": 1.0, "high": 3.0}
+
+
+def test_what_hooks_take_is_watched_and_nothing_else_is(speed, monkeypatch) -> None:
+    suppression, clock = speed["suppression"], [0.0]
+    monkeypatch.setattr(suppression.time, "perf_counter", lambda: clock[0])
+    problem = suppression.guided("tiny", 4)
+    (site, *_), inner = find_sites(problem.unet), problem.unet.conv_in
+
+    def taking(seconds: float):
+        def hook(*_: object) -> None:
+            clock[0] += seconds
+
+        return hook
+
+    handles = [
+        problem.unet.get_submodule(site.name).register_forward_pre_hook(taking(2.0)),
+        problem.unet.register_forward_pre_hook(taking(3.0)),
+        inner.register_forward_hook(taking(50.0)),  # what the network itself takes
+    ]
+    with suppression.timed(problem) as spent:
+        problem.predict(problem.latents, problem.states)
+    assert sum(spent) == 5.0 and len(spent) == 1 + len(find_sites(problem.unet))
+    for handle in handles:
+        handle.remove()
+    spent.clear()
+    problem.predict(problem.latents, problem.states)
+    assert not spent  # the watch is gone
 
 
 def test_treatments_act_while_pictures_are_drawn(speed, monkeypatch, tmp_path) -> None:

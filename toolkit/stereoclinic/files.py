@@ -291,3 +291,22 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise InputError(f"{path} cannot be written ({reason}); choose a folder that exists and is writable") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_same(place: Path, then: Any, now: dict[str, Any]) -> None:
+    """Refuse to go on with what was made in another configuration.
+
+    Args:
+        place: Where it lies.
+        then: The configuration that it says it was made in.
+        now: The configuration of this run, as it comes out of JSON.
+
+    Raises:
+        InputError: They differ (says in what).
+    """
+    then = then if isinstance(then, dict) else {}
+    if names := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
+        changes = ", ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names[:3])
+        raise InputError(
+            f"{place} was made in another configuration: {changes}; run as then, or remove it to start anew"
+        )

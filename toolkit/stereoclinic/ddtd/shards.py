@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stereoclinic.ddtd.relevance import BY_LABEL, STATES, placed
 from stereoclinic.errors import InputError
-from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.files import check_same, load_tensors, save_tensors
 
 KIND, VERSION = "relevance shard", 2
 
@@ -136,22 +136,3 @@ class Shards:
         save_tensors(self.folder / f"{self.attempt}-{rank}.safetensors", KIND, VERSION, tensors, about)
         ended = time.monotonic()
         self._next = ended + max(self.interval, 20 * (ended - began))
-
-
-def check_same(place: Path, then: Any, now: dict[str, Any]) -> None:
-    """Refuse to go on with what was made in another configuration.
-
-    Args:
-        place: Where it lies.
-        then: The configuration that it says it was made in.
-        now: The configuration of this run, as it comes out of JSON.
-
-    Raises:
-        InputError: They differ (says in what).
-    """
-    then = then if isinstance(then, dict) else {}
-    if names := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
-        changes = ", ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names[:3])
-        raise InputError(
-            f"{place} was made in another configuration: {changes}; run as then, or remove it to start anew"
-        )

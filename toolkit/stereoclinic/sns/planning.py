@@ -20,11 +20,10 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from stereoclinic.axes import Axis
 from stereoclinic.ddtd.memory import Portions
 from stereoclinic.ddtd.neurons import Site, find_sites
-from stereoclinic.ddtd.shards import check_same
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.digest import plain_digest, shapes_digest, weights_digest
 from stereoclinic.errors import Incomplete, InputError
-from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.files import check_same, load_tensors, save_tensors
 from stereoclinic.predict import predict
 from stereoclinic.prompts import Samples
 from stereoclinic.sns.mask import NeuronMask
@@ -203,7 +202,8 @@ def plan_stepwise(
         allocate: Plan one damping a group, for images that are allotted to it; otherwise one that balances.
         stay: Other axes along whose directions the prediction is to stay where it is.
         candidates: (N,) bool, the neurons that may be damped, such as those that relevance located; None for all.
-        progress: Called with the number of samples that were planned on, once a group and treated step.
+        progress: Called with the number of samples that were planned on, once a group and treated step; at first for all
+            that lie in `unfinished`.
         warn: Told, once, of samples that did not fit in memory together.
         unfinished: File (.safetensors) that keeps what was planned as the run goes. Steps that lie there are not
             planned again, on however many devices; remove it once the mask is saved.
