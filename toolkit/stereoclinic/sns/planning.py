@@ -202,8 +202,8 @@ def plan_stepwise(
         allocate: Plan one damping a group, for images that are allotted to it; otherwise one that balances.
         stay: Other axes along whose directions the prediction is to stay where it is.
         candidates: (N,) bool, the neurons that may be damped, such as those that relevance located; None for all.
-        progress: Called with the number of samples that were planned on, once a group and treated step; at first for all
-            that lie in `unfinished`.
+        progress: Called with the number of samples that were planned on, once a group and treated step; at first
+            for all that lie in `unfinished`.
         warn: Told, once, of samples that did not fit in memory together.
         unfinished: File (.safetensors) that keeps what was planned as the run goes. Steps that lie there are not
             planned again, on however many devices; remove it once the mask is saved.
