@@ -116,18 +116,23 @@ def commands() -> str:
 
 
 def command_section(name: str, command: Any) -> str:
-    """A command: what it does, its arguments, and a table of its options."""
+    """A command: what it does, its arguments, and its options, a table for each panel of its help."""
     parts = [f"## stereo {name}", _help_text(command.help or "")]
     arguments = [each for each in command.params if each.param_type_name == "argument"]
     options = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
     names = {each: each.metavar or each.name.upper() for each in arguments}
     parts.append("```text\n" + " ".join([f"stereo {name} [OPTIONS]", *names.values()]) + "\n```")
     parts += [f"`{names[each]}`: {_cell(each.help or '')}" for each in arguments]
-    rows = ["| option | what it does | default |", "| --- | --- | --- |"]
-    for each in options:
-        flags = ", ".join(f"`{flag}`" for flag in (*each.opts, *each.secondary_opts))
-        rows.append(f"| {flags} | {_cell(each.help or '')} | {_cell(_default(each))} |")
-    return "\n\n".join([*parts, "\n".join(rows)])
+    panels = dict.fromkeys([None, *(each.rich_help_panel for each in options)])  # the unnamed one first, as in --help
+    for panel in panels:
+        rows = ["| option | what it does | default |", "| --- | --- | --- |"]
+        for each in options:
+            if each.rich_help_panel == panel:
+                flags = ", ".join(f"`{flag}`" for flag in (*each.opts, *each.secondary_opts))
+                rows.append(f"| {flags} | {_cell(each.help or '')} | {_cell(_default(each))} |")
+        parts += [f"**{panel}**"] if panel else []
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
 
 
 def _default(option: Any) -> str:

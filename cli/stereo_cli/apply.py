@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common
+from stereo_cli import common, options
 from stereo_cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def apply(
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="0 leaves the model as it is, 1 is the mask as made.")
     ] = 1.0,
-    shares: common.Shares = None,
+    shares: options.Shares = None,
     allocate: Annotated[
         bool,
         typer.Option(
@@ -46,17 +46,19 @@ def apply(
             help="Write a diffusers checkpoint with the mask folded into its weights to --out, and draw nothing.",
         ),
     ] = False,
-    model: common.Model = "portraits",
-    dtype: common.Dtype = "float32",
-    variant: common.Variant = None,
+    model: options.Model = "portraits",
+    dtype: options.Dtype = "float32",
+    variant: options.Variant = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Guidance scale.", show_default="the model's own")
     ] = None,
-    steps: common.Steps = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images drawn together on one device.")] = 50,
-    devices: common.Devices = 1,
-    num_nodes: common.NumNodes = 1,
-    strategy: common.Strategy = "auto",
+    steps: options.Steps = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images drawn together on one device.", rich_help_panel=options.DEVICES)
+    ] = 50,
+    devices: options.Devices = 1,
+    num_nodes: options.NumNodes = 1,
+    strategy: options.Strategy = "auto",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -66,12 +68,12 @@ def apply(
             show_default="stereo-apply",
         ),
     ] = None,
-    force: common.Force = False,
-    accelerator: common.Accelerator = "auto",
-    as_json: common.AsJson = False,
-    quiet: common.Quiet = False,
-    dry_run: common.DryRun = False,
-    config: common.Config = None,
+    force: options.Force = False,
+    accelerator: options.Accelerator = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+    config: options.Config = None,
 ) -> None:
     """Draw prompts without and with a mask, from the same seeds, and put them side by side.
 
@@ -97,7 +99,7 @@ def apply(
         raise InputError("a prompt is missing or empty; give a text such as 'a photo of a doctor'")
     loaded = [NeuronMask.load(path) for path in masks]
     mask = loaded[0] if len(loaded) == 1 else compose(loaded, force=force)
-    given = common.shares_from(shares)
+    given = options.shares_from(shares)
     if (given or allocate) and not mask.allocates:
         raise InputError(
             "--shares and --allocate: this mask only balances, it allots no groups; make one that does with"

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from stereo_cli import common, judging
+from stereo_cli import common, judging, options
 from stereo_cli.progress import progress_bar
+
+_DRAWN = "What is drawn"
 
 
 @common.guarded
@@ -18,20 +20,20 @@ def bench(
             "--mask", "-m", help="A mask to judge; may repeat. Without one the model and its ceilings are measured."
         ),
     ] = None,
-    model: common.Model = "portraits",
-    dtype: common.Dtype = "float32",
-    variant: common.Variant = None,
+    model: options.Model = "portraits",
+    dtype: options.Dtype = "float32",
+    variant: options.Variant = None,
     axis: Annotated[
         str | None,
         typer.Option("--axis", help="Axis to judge on.", show_default="the first mask's, or gender"),
     ] = None,
-    prompts: common.Prompts = "portraits",
-    limit: common.Limit = None,
+    prompts: options.Prompts = "portraits",
+    limit: options.Limit = None,
     images: Annotated[
         int | None, typer.Option(min=2, help="Images a neutral prompt.", show_default="25, or the protocol's")
     ] = None,
     group_images: Annotated[
-        int, typer.Option(min=0, help="Images a prompt that names a group; 0 leaves them out.")
+        int, typer.Option(min=0, help="Images a prompt that names a group; 0 leaves them out.", rich_help_panel=_DRAWN)
     ] = 4,
     unrelated: Annotated[
         str | None,
@@ -40,25 +42,35 @@ def bench(
             help="Also draw prompts that have nothing to do with the axis, and say how far they drift: scenes, or a"
             " .txt, .csv, .jsonl or .parquet file.",
             show_default=False,
+            rich_help_panel=_DRAWN,
         ),
     ] = None,
-    unrelated_images: Annotated[int, typer.Option(min=1, help="--unrelated: images a prompt.")] = 4,
+    unrelated_images: Annotated[
+        int, typer.Option(min=1, help="--unrelated: images a prompt.", rich_help_panel=_DRAWN)
+    ] = 4,
     seed: Annotated[
         int, typer.Option(min=0, help="First of the judged seeds; others than the mask was made on.")
     ] = 5000,
-    strength: Annotated[float, typer.Option(min=0, max=1, help="Strength of every mask.")] = 1.0,
-    shares: common.Shares = None,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="Strength of every mask.", rich_help_panel=_DRAWN)
+    ] = 1.0,
+    shares: options.Shares = None,
     guidance: Annotated[
         list[float] | None,
         typer.Option(min=0, help="Guidance scale; may repeat.", show_default="the model's own"),
     ] = None,
-    steps: common.Steps = None,
+    steps: options.Steps = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images drawn together on one device; fewer where memory runs out.")
+        int,
+        typer.Option(
+            min=1,
+            help="Images drawn together on one device; fewer where memory runs out.",
+            rich_help_panel=options.DEVICES,
+        ),
     ] = 50,
-    devices: common.Devices = 1,
-    num_nodes: common.NumNodes = 1,
-    strategy: common.Strategy = "auto",
+    devices: options.Devices = 1,
+    num_nodes: options.NumNodes = 1,
+    strategy: options.Strategy = "auto",
     parts: Annotated[
         Path | None,
         typer.Option(
@@ -72,90 +84,41 @@ def bench(
     ] = Path("stereo-bench"),
     relevance: Annotated[
         Path | None,
-        typer.Option(help="What the mask was chosen from, for the lean curves of report.html.", show_default=False),
+        typer.Option(
+            help="What the mask was chosen from, for the lean curves of report.html.",
+            show_default=False,
+            rich_help_panel=options.OUTPUT,
+        ),
     ] = None,
     tensorboard: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for TensorBoard, every figure as a scalar; needs the extra `tensorboard`.", show_default=False
-        ),
-    ] = None,
-    reader: Annotated[
-        str | None,
-        typer.Option(
-            help="What tells the groups apart: portraits (the reader in the model's folder) or a folder of one, clip,"
-            " clip:MODEL, hf:MODEL (an image classifier), ensemble:A,B, or FILE.py:CLASS of your own.",
-            show_default="portraits, or the protocol's",
-        ),
-    ] = None,
-    reader_classes: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CLASS=GROUP,...",
-            help="hf: which class shows which group, or a .toml or .json file of that; may repeat.",
-            show_default="the axis file's",
-        ),
-    ] = None,
-    allow_race: Annotated[
-        bool, typer.Option("--allow-race", help="Let CLIP read race or skin tone, on which it is often wrong.")
-    ] = False,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Run FILE.py of --reader; it can do whatever you can.")
-    ] = False,
-    clip_score: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Also give the CLIPScore of every arm: clip, or another CLIP model, a hub id or a folder.",
+            help="Folder for TensorBoard, every figure as a scalar; needs the extra `tensorboard`.",
             show_default=False,
+            rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    features: Annotated[
-        str,
-        typer.Option(
-            help="What Fréchet and kernel distances are taken in: reader (its own features) or inception (FID and KID"
-            " as others give them; needs the extra `inception`)."
-        ),
-    ] = "reader",
-    lpips: Annotated[
-        bool,
-        typer.Option("--lpips", help="Also give LPIPS between pictures of the same seed; needs the extra `lpips`."),
-    ] = False,
+    reader: judging.ReaderName = None,
+    reader_classes: judging.ReaderClasses = None,
+    allow_race: judging.AllowRace = False,
+    allow_code: judging.AllowCode = False,
+    clip_score: judging.ClipScore = None,
+    features: judging.Features = "reader",
+    lpips: judging.Lpips = False,
     protocol: Annotated[
         str | None,
         typer.Option(
             help="Follow a published evaluation, its axis, prompts, number of images, reader and figure: time, sdisc,"
             " sdisc-successful, iti-gen, or a .toml file.",
             show_default=False,
+            rich_help_panel=_DRAWN,
         ),
     ] = None,
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            help="What shares should reflect, to say how far they exaggerate it: a CSV of label, group, share (labour"
-            " statistics, say), or planted, the embedded model's own table.",
-            show_default=False,
-        ),
-    ] = None,
-    confusion: Annotated[
-        Path | None,
-        typer.Option(
-            help="How often the reader is wrong, a CSV of group, read, count: pictures whose group is known, as it read"
-            " them. Shares are then also given without its error.",
-            show_default=False,
-        ),
-    ] = None,
-    baselines: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--baseline",
-            help="Another method to judge beside the masks: prompt, conceptprune, uce, h-space, equisteer, icm; may"
-            " repeat. Most are first made on seeds of their own, which takes minutes, once, on one device.",
-            show_default=False,
-        ),
-    ] = None,
-    baseline_seed: Annotated[int, typer.Option(min=0, help="--baseline: first seed to make it on.")] = 100,
-    baseline_seeds: Annotated[int, typer.Option(min=1, help="--baseline: seeds a prompt.")] = 4,
+    reference: judging.Reference = None,
+    confusion: judging.Confusion = None,
+    baselines: judging.Baselines = None,
+    baseline_seed: judging.BaselineSeed = 100,
+    baseline_seeds: judging.BaselineSeeds = 4,
     fail_above: Annotated[
         list[str] | None,
         typer.Option(
@@ -164,12 +127,12 @@ def bench(
             " guidance, such as parity_gap=0.2; may repeat.",
         ),
     ] = None,
-    force: common.Force = False,
-    accelerator: common.Accelerator = "auto",
-    as_json: common.AsJson = False,
-    quiet: common.Quiet = False,
-    dry_run: common.DryRun = False,
-    config: common.Config = None,
+    force: options.Force = False,
+    accelerator: options.Accelerator = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+    config: options.Config = None,
 ) -> None:
     """Draw the same seeds with and without a mask, and compare: bias, side effects, cost.
 
@@ -200,7 +163,7 @@ def bench(
 
     check_names(baselines or [])
     limits = [judging.bound(text) for text in fail_above or []]
-    aimed = common.shares_from(shares)
+    aimed = options.shares_from(shares)
     if len(aimed) > 1:
         raise InputError("--shares: one axis is judged at a time; give shares of its groups alone")
     paths = judging.named(masks or [])

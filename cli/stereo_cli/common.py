@@ -1,4 +1,4 @@
-"""What the commands share: options, consoles, exit codes, the configuration file."""
+"""What the commands share: consoles, errors and exit codes, devices."""
 
 import errno
 import functools
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
@@ -22,8 +22,6 @@ P = ParamSpec("P")
 FAILED, BAD_INPUT, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
 #: What a disk says that is full, over its quota, or not to be written to.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-#: Bytes of a --config, and lists in it: the time of the YAML parser grows with the square of nested ones.
-MOST_CONFIG, MOST_LISTS = 2**16, 200
 
 
 _claims = ExitStack()  # of the running command
@@ -171,130 +169,6 @@ def reader_folder(model: str, advice: str) -> Path:
         where = "of its own, as it is no folder here" if folder is None else f"in {folder / 'reader'}"
         raise InputError(f"model {model!r} has no reader {where}; {advice}")
     return folder / "reader"
-
-
-def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Options from a YAML file become defaults, so that a flag on the command line wins."""
-    if path is None:
-        return None
-    import yaml
-
-    from stereoclinic.errors import InputError
-    from stereoclinic.reading import check_plain, read_text
-
-    try:
-        text = read_text(path, "--config", MOST_CONFIG)
-        if text.count("[") + text.count("{") > MOST_LISTS:
-            fail(f"--config {path}: more than {MOST_LISTS} lists, which no options are", BAD_INPUT)
-        # A name for a part can stand for any number of copies of it.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            fail(f"--config {path}: an alias (*NAME), which options have no need of; write the value itself", BAD_INPUT)
-        given = yaml.safe_load(text) or {}
-        check_plain(given)
-    except InputError as error:
-        fail(str(error), BAD_INPUT)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        fail(f"--config {path}: {str(error)[:300]}", BAD_INPUT)
-    if not isinstance(given, dict):
-        fail(f"--config {path}: expected a mapping of options to values", BAD_INPUT)
-    known: dict[str, Any] = {}
-    for parameter in ctx.command.params:
-        flags = [flag[2:] for flag in parameter.opts if flag.startswith("--")] or [parameter.name]
-        known |= {flag.replace("-", "_"): parameter for flag in flags if flag not in ("config", "help")}
-    options = {}
-    for key, value in given.items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            there = ", ".join(sorted(flag.replace("_", "-") for flag in known))
-            fail(f"--config {path}: no option {key}; there are {there}", BAD_INPUT)
-        repeats = known[name].multiple or known[name].nargs == -1
-        values = value if repeats and isinstance(value, list) else [value]
-        if not all(isinstance(each, str | int | float | None) for each in values):
-            fail(
-                f"--config {path}: {key}: expected {'values' if repeats else 'one value'}, not {type(value).__name__}",
-                BAD_INPUT,
-            )
-        options[known[name].name] = [value] if repeats and not isinstance(value, list) else value
-    ctx.default_map = {**(ctx.default_map or {}), **options}
-    return path
-
-
-def _whole_model(strategy: str) -> str:
-    """Refuse before any work what a predict loop that draws would refuse after it."""
-    if strategy.startswith("fsdp"):
-        fail(
-            f"--strategy {strategy}: only locate shares weights out; draw with ddp, and --dtype bfloat16 if need be",
-            BAD_INPUT,
-        )
-    return strategy
-
-
-Model = Annotated[
-    str, typer.Option(help="`portraits`, a diffusers folder, a .safetensors or .ckpt checkpoint, or a hub id.")
-]
-Dtype = Annotated[str, typer.Option(help="What the model's weights are loaded in: float32, bfloat16, float16.")]
-Variant = Annotated[str | None, typer.Option(help="Of the model's weight files, such as fp16.", show_default=False)]
-AxisName = Annotated[str, typer.Option("--axis", help="Axis of bias: gender, skin, age, or your own TOML file.")]
-Prompts = Annotated[
-    str,
-    typer.Option(help="Neutral prompts: `portraits`, `winobias`, a .txt/.csv/.jsonl/.parquet file, or a hub data set."),
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many prompts only.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Sampler steps.", show_default="the model's own")]
-Shares = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="GROUP=SHARE,...",
-        help="Allocating masks: how many images each group gets, such as female=0.5,male=0.5; once an axis.",
-        show_default="the same for all",
-    ),
-]
-Devices = Annotated[int, typer.Option(min=1, help="Devices, or processes on a CPU.")]
-NumNodes = Annotated[int, typer.Option(min=1, help="Machines.")]
-Strategy = Annotated[
-    str, typer.Option(help="Lightning's strategy; auto is ddp on more than one device.", callback=_whole_model)
-]
-SharingStrategy = Annotated[
-    str,
-    typer.Option(
-        help="auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds its share of"
-        " the UNet's weights, and they are put together a block at a time: for a UNet that does not fit one device."
-    ),
-]
-Accelerator = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")]
-Precision = Annotated[str, typer.Option(help="Lightning's name: 32-true, bf16-mixed, ...")]
-Force = Annotated[bool, typer.Option("--force", help="Accept files made for other weights of the same shapes.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, and stop.")]
-Config = Annotated[
-    Path | None,
-    typer.Option(help="YAML file of options; flags on the command line win.", callback=read_config, is_eager=True),
-]
-
-
-def shares_from(given: list[str] | None) -> list[dict[str, float]]:
-    """What --shares says: one mapping of group to share for each time it is given.
-
-    Raises:
-        InputError: It is not of the form GROUP=SHARE,GROUP=SHARE.
-    """
-    from stereoclinic.errors import InputError
-
-    found = []
-    for text in given or []:
-        shares: dict[str, float] = {}
-        for part in text.split(","):
-            group, _, value = part.partition("=")
-            try:
-                share = float(value)
-            except ValueError:
-                raise InputError(f"--shares {text!r}: expected GROUP=SHARE, such as female=0.5,male=0.5") from None
-            if group.strip() in shares:
-                raise InputError(f"--shares {text!r}: {group.strip()} is given twice")
-            shares[group.strip()] = share
-        found.append(shares)
-    return found
 
 
 def print_json(data: Any) -> None:

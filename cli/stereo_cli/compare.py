@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common
+from stereo_cli import common, options
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -21,7 +21,7 @@ def compare(
         ),
     ],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another.", show_default=False)],
-    as_json: common.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say which figures of two benches differ, by how much, and whether B is better, worse or not told apart.
 

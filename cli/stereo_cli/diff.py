@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common
+from stereo_cli import common, options
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -23,7 +23,7 @@ def diff(
         Path, typer.Argument(metavar="A", help="A mask or relevance file, .pt or .safetensors.", show_default=False)
     ],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same.", show_default=False)],
-    as_json: common.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say what two masks, or two relevance files, have in common, and what differs in how they were made.
 

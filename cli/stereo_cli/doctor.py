@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common
+from stereo_cli import common, options
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.check import Conservation
@@ -20,17 +20,17 @@ BATCH = 16
 
 @common.guarded
 def doctor(
-    model: common.Model = "portraits",
-    dtype: common.Dtype = "float32",
-    variant: common.Variant = None,
+    model: options.Model = "portraits",
+    dtype: options.Dtype = "float32",
+    variant: options.Variant = None,
     composite: Annotated[
         str, typer.Option(help="Relevance rules to check, as `stereo locate` takes them.")
     ] = "epsilon-cp",
     seed: Annotated[int, typer.Option(min=0, help="Of the noise that is looked at.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in the pass.")] = 1,
-    accelerator: common.Accelerator = "auto",
-    as_json: common.AsJson = False,
-    config: common.Config = None,
+    accelerator: options.Accelerator = "auto",
+    as_json: options.AsJson = False,
+    config: options.Config = None,
 ) -> None:
     """Say whether a model can be treated here: its family, neurons, uncovered operations, conservation and memory.
 
@@ -185,16 +185,16 @@ def following(
     outcome: "Conservation", rules: "Composite", composite: str, model: str, dtype: str, variant: str | None
 ) -> str:
     """The command to try next."""
-    options = ["--model", model] + (["--variant", variant] if variant else [])
+    given = ["--model", model] + (["--variant", variant] if variant else [])
     if outcome.uncovered and rules.strict:
-        return shlex.join(["stereo", "doctor", *options, "--composite", "gradient"])
+        return shlex.join(["stereo", "doctor", *given, "--composite", "gradient"])
     if outcome.fault and dtype == "float16":
-        return shlex.join(["stereo", "doctor", *options, "--dtype", "float32"])
+        return shlex.join(["stereo", "doctor", *given, "--dtype", "float32"])
     if outcome.fault or outcome.uncovered:
         return "stereo doctor on another copy of the model: values that are not finite come from its weights"
-    options += ["--dtype", dtype] if dtype != "float32" else []
-    options += ["--composite", composite] if composite != "epsilon-cp" else []
-    return shlex.join(["stereo", "locate", *options])
+    given += ["--dtype", dtype] if dtype != "float32" else []
+    given += ["--composite", composite] if composite != "epsilon-cp" else []
+    return shlex.join(["stereo", "locate", *given])
 
 
 def memory(denoiser: "Denoiser", outcome: "Conservation") -> dict[str, Any]:

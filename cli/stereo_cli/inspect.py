@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common
+from stereo_cli import common, options
 from stereo_cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -29,23 +29,35 @@ def inspect(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="--images: the model.", show_default="the one the file names"),
+        typer.Option(help="--images: the model.", show_default="the one the file names", rich_help_panel=options.MODEL),
     ] = None,
-    dtype: common.Dtype = "float32",
-    variant: common.Variant = None,
+    dtype: options.Dtype = "float32",
+    variant: options.Variant = None,
     prompts: Annotated[
         str | None,
-        typer.Option(help="--images: neutral prompts with the file's labels.", show_default="a photo of a LABEL"),
+        typer.Option(
+            help="--images: neutral prompts with the file's labels.",
+            show_default="a photo of a LABEL",
+            rich_help_panel=options.MODEL,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="--images: of the pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="--images: of the pictures.", rich_help_panel=options.MODEL)] = 0,
     composite: Annotated[
-        str | None, typer.Option(help="--images: relevance rules.", show_default="the file's own")
+        str | None,
+        typer.Option(help="--images: relevance rules.", show_default="the file's own", rich_help_panel=options.MODEL),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="--images: pictures drawn together.")] = 8,
-    force: Annotated[bool, typer.Option("--force", help="--images: accept other weights of the same shapes.")] = False,
-    accelerator: common.Accelerator = "auto",
-    as_json: common.AsJson = False,
-    quiet: common.Quiet = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="--images: pictures drawn together.", rich_help_panel=options.DEVICES)
+    ] = 8,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="--images: accept other weights of the same shapes.", rich_help_panel=options.MODEL
+        ),
+    ] = False,
+    accelerator: options.Accelerator = "auto",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Say what a file holds: how much a mask damps, or where relevance sits and which neurons carry it.
 
@@ -74,10 +86,10 @@ def inspect(
         summary = relevance_summary(relevance, top)
         found = {**summary, "lean": lean_summary(relevance)}
         if images is not None:
-            options: dict[str, Any] = {"model": model, "dtype": dtype, "variant": variant, "composite": composite}
-            options |= {"prompts": prompts, "seed": seed, "batch_size": batch_size, "force": force}
-            options |= {"accelerator": accelerator, "quiet": quiet}
-            found["images"] = str(_draw_images(file, relevance, summary["neurons"], images, **options))
+            settings: dict[str, Any] = {"model": model, "dtype": dtype, "variant": variant, "composite": composite}
+            settings |= {"prompts": prompts, "seed": seed, "batch_size": batch_size, "force": force}
+            settings |= {"accelerator": accelerator, "quiet": quiet}
+            found["images"] = str(_draw_images(file, relevance, summary["neurons"], images, **settings))
             written.append(images)
     else:
         raise InputError(f"{file} is a {kind} file; expected a mask or relevance")

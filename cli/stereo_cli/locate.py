@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stereo_cli import common
+from stereo_cli import common, options
 from stereo_cli.progress import progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
@@ -17,26 +17,30 @@ if TYPE_CHECKING:
     from stereoclinic.prompts import Samples
 
 
+_RELEVANCE, _MASK = "Relevance", "The first mask"
+
+
 @common.guarded
 def locate(
-    model: common.Model = "portraits",
-    dtype: common.Dtype = "float32",
-    variant: common.Variant = None,
-    axis: common.AxisName = "gender",
-    prompts: common.Prompts = "portraits",
+    model: options.Model = "portraits",
+    dtype: options.Dtype = "float32",
+    variant: options.Variant = None,
+    axis: options.AxisName = "gender",
+    prompts: options.Prompts = "portraits",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="The mask, .pt or .safetensors.", show_default="AXIS.pt"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="First of the calibration seeds.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds a prompt.")] = 16,
-    limit: common.Limit = None,
+    limit: options.Limit = None,
     stream: Annotated[
         bool,
         typer.Option(
             "--stream",
             help="Read the prompts as they are needed, each device its own part, in place of all of them at the start:"
             " for a file or hub data set that is too large to hold. Give it a column `occupation`.",
+            rich_help_panel=options.MODEL,
         ),
     ] = False,
     target: Annotated[
@@ -45,13 +49,15 @@ def locate(
             help="What is decomposed. lean: see above. contrast: the same, not divided by how far the groups differ."
             " guidance: the lean that guidance adds, conditional minus unconditional. classifier: what the model's"
             " reader sees in the clean image that a prediction amounts to.",
+            rich_help_panel=_RELEVANCE,
         ),
     ] = "lean",
     composite: Annotated[
         str,
         typer.Option(
             help="Relevance rules: gradient (the most faithful where it was measured), epsilon-cp, epsilon-attnlrp,"
-            " gamma-cp, gamma-attnlrp, zplus-cp, deep-taylor, or your own TOML file."
+            " gamma-cp, gamma-attnlrp, zplus-cp, deep-taylor, or your own TOML file.",
+            rich_help_panel=_RELEVANCE,
         ),
     ] = "gradient",
     root: Annotated[
@@ -59,40 +65,69 @@ def locate(
         typer.Option(
             help="plain: R = a g. rooted: R = (a - mean over the groups) g.",
             show_default="the composite's own",
+            rich_help_panel=_RELEVANCE,
         ),
     ] = None,
-    steps: common.Steps = None,
-    every: Annotated[int, typer.Option(min=1, help="Measure each so-many-th step.")] = 2,
+    steps: options.Steps = None,
+    every: Annotated[int, typer.Option(min=1, help="Measure each so-many-th step.", rich_help_panel=_RELEVANCE)] = 2,
     bins: Annotated[
-        int, typer.Option(min=1, help="Timestep bins that relevance is kept by; stereo mask --per-bin plans each anew.")
+        int,
+        typer.Option(
+            min=1,
+            help="Timestep bins that relevance is kept by; stereo mask --per-bin plans each anew.",
+            rich_help_panel=_RELEVANCE,
+        ),
     ] = 5,
-    guidance: Annotated[float, typer.Option(min=0, help="Guidance scale along the trajectory; 1 is none.")] = 1.0,
-    select: Annotated[str, typer.Option(help="plan: bounded least squares. top-k: the paper's own form.")] = "plan",
-    mu: Annotated[float, typer.Option(min=0, help="plan: the price of moving the prediction off the axis.")] = 1.0,
+    guidance: Annotated[
+        float, typer.Option(min=0, help="Guidance scale along the trajectory; 1 is none.", rich_help_panel=_RELEVANCE)
+    ] = 1.0,
+    select: Annotated[
+        str, typer.Option(help="plan: bounded least squares. top-k: the paper's own form.", rich_help_panel=_MASK)
+    ] = "plan",
+    mu: Annotated[
+        float, typer.Option(min=0, help="plan: the price of moving the prediction off the axis.", rich_help_panel=_MASK)
+    ] = 1.0,
     overshoot: Annotated[
-        float, typer.Option(min=0, help="plan: take away so much more than each lean; later steps restore part of it.")
+        float,
+        typer.Option(
+            min=0,
+            help="plan: take away so much more than each lean; later steps restore part of it.",
+            rich_help_panel=_MASK,
+        ),
     ] = 0.0,
     until: Annotated[
         float,
-        typer.Option(min=0, help="Damp the noisy steps only, down to this timestep; groups are settled early."),
+        typer.Option(
+            min=0,
+            help="Damp the noisy steps only, down to this timestep; groups are settled early.",
+            rich_help_panel=_MASK,
+        ),
     ] = 600.0,
-    branch: Annotated[str, typer.Option(help="Halves of a guided batch to damp: both, or conditional.")] = "both",
-    top: Annotated[float, typer.Option(min=0, help="top-k: how many neurons (a share when below 1).")] = 0.01,
-    mask_root: Annotated[str, typer.Option(help="Damp toward zero, balanced, or a group's mean.")] = "zero",
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples walked together on one device.")] = 16,
-    devices: common.Devices = 1,
-    num_nodes: common.NumNodes = 1,
-    strategy: common.SharingStrategy = "auto",
-    accelerator: common.Accelerator = "auto",
-    precision: common.Precision = "32-true",
+    branch: Annotated[
+        str, typer.Option(help="Halves of a guided batch to damp: both, or conditional.", rich_help_panel=_MASK)
+    ] = "both",
+    top: Annotated[
+        float, typer.Option(min=0, help="top-k: how many neurons (a share when below 1).", rich_help_panel=_MASK)
+    ] = 0.01,
+    mask_root: Annotated[
+        str, typer.Option(help="Damp toward zero, balanced, or a group's mean.", rich_help_panel=_MASK)
+    ] = "zero",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples walked together on one device.", rich_help_panel=options.DEVICES)
+    ] = 16,
+    devices: options.Devices = 1,
+    num_nodes: options.NumNodes = 1,
+    strategy: options.SharingStrategy = "auto",
+    accelerator: options.Accelerator = "auto",
+    precision: options.Precision = "32-true",
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with a run that was cut off, on however many devices."),
     ] = False,
-    as_json: common.AsJson = False,
-    quiet: common.Quiet = False,
-    dry_run: common.DryRun = False,
-    config: common.Config = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+    config: options.Config = None,
 ) -> None:
     """Find the neurons that carry a stereotype; print the forecast, write the relevance and a mask.
 

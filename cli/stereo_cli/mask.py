@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common, dosing
+from stereo_cli import common, dosing, options
 
 if TYPE_CHECKING:
     from stereoclinic.sns.mask import NeuronMask
 
 _OF = {"--mu": "plan", "--overshoot": "plan", "--at-most": "plan", "--top": "top-k", "--z": "top-k"}
+
+
+_CHOOSE = "Choosing from relevance"
 
 
 @common.guarded
@@ -29,6 +32,7 @@ def mask(
             help="relevance: plan, bounded least squares that prices what damping does besides; or top-k, the paper's"
             " own form.",
             show_default="plan",
+            rich_help_panel=_CHOOSE,
         ),
     ] = None,
     mu: Annotated[
@@ -37,6 +41,7 @@ def mask(
             min=0,
             help="plan: the price of moving the prediction off the axis; a higher one damps less.",
             show_default="1.0",
+            rich_help_panel=_CHOOSE,
         ),
     ] = None,
     overshoot: Annotated[
@@ -45,21 +50,27 @@ def mask(
             min=0,
             help="plan: take away so much more than each lean; later steps restore part of it.",
             show_default="0.0",
+            rich_help_panel=_CHOOSE,
         ),
     ] = None,
     at_most: Annotated[
         int | None,
-        typer.Option(min=1, help="plan: damp no more neurons than these.", show_default="no limit"),
+        typer.Option(
+            min=1, help="plan: damp no more neurons than these.", show_default="no limit", rich_help_panel=_CHOOSE
+        ),
     ] = None,
     top: Annotated[
         float | None,
-        typer.Option(min=0, help="top-k: how many neurons (a share when below 1).", show_default="0.01"),
+        typer.Option(
+            min=0, help="top-k: how many neurons (a share when below 1).", show_default="0.01", rich_help_panel=_CHOOSE
+        ),
     ] = None,
     z: Annotated[
         float | None,
         typer.Option(
             help="top-k: rank by the mean less so many standard errors, so that sure neurons come before lucky ones.",
             show_default="2.0",
+            rich_help_panel=_CHOOSE,
         ),
     ] = None,
     root: Annotated[
@@ -67,6 +78,7 @@ def mask(
         typer.Option(
             help="relevance: damp toward zero, balanced, or a group's mean (--mask-root of stereo locate).",
             show_default="zero",
+            rich_help_panel=_CHOOSE,
         ),
     ] = None,
     sites: Annotated[
@@ -75,6 +87,7 @@ def mask(
             metavar="KIND,...",
             help="relevance: kinds of site to choose among, of ff, attention, conv.",
             show_default="all",
+            rich_help_panel=_CHOOSE,
         ),
     ] = None,
     per_bin: Annotated[
@@ -84,6 +97,7 @@ def mask(
             help="relevance: choose anew in each timestep bin, or once for all of them; once for all with --until 0 can"
             " be fused into the weights.",
             show_default="once for all",
+            rich_help_panel=_CHOOSE,
         ),
     ] = None,
     since: Annotated[
@@ -119,34 +133,51 @@ def mask(
     confirm: dosing.Confirm = None,
     model: Annotated[
         str | None,
-        typer.Option(help="--dose: the model to dose on.", show_default="the one it was made for"),
+        typer.Option(
+            help="--dose: the model to dose on.", show_default="the one it was made for", rich_help_panel=options.MODEL
+        ),
     ] = None,
-    dtype: common.Dtype = "float32",
-    variant: common.Variant = None,
+    dtype: options.Dtype = "float32",
+    variant: options.Variant = None,
     axis: Annotated[
-        str | None, typer.Option("--axis", help="--dose: axis of the lean.", show_default="the file's")
+        str | None,
+        typer.Option(
+            "--axis", help="--dose: axis of the lean.", show_default="the file's", rich_help_panel=options.MODEL
+        ),
     ] = None,
-    prompts: common.Prompts = "portraits",
-    limit: common.Limit = None,
+    prompts: options.Prompts = "portraits",
+    limit: options.Limit = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="--dose: first seed.", show_default="after those that the mask was made on"),
+        typer.Option(
+            min=0,
+            help="--dose: first seed.",
+            show_default="after those that the mask was made on",
+            rich_help_panel=options.MODEL,
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="--dose: seeds a prompt.")] = 2,
-    steps: common.Steps = None,
+    seeds: Annotated[int, typer.Option(min=1, help="--dose: seeds a prompt.", rich_help_panel=options.MODEL)] = 2,
+    steps: options.Steps = None,
     guidance: Annotated[
         float | None,
-        typer.Option(min=0, help="--dose: scale that the mask will be used at.", show_default="the model's own"),
+        typer.Option(
+            min=0,
+            help="--dose: scale that the mask will be used at.",
+            show_default="the model's own",
+            rich_help_panel=options.MODEL,
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="--dose: samples through the model together.")] = 36,
-    accelerator: common.Accelerator = "auto",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="--dose: samples through the model together.", rich_help_panel=options.DEVICES)
+    ] = 36,
+    accelerator: options.Accelerator = "auto",
     force: Annotated[
         bool, typer.Option("--force", help="Take masks that were made for other weights of the same shapes.")
     ] = False,
-    as_json: common.AsJson = False,
-    quiet: common.Quiet = False,
-    dry_run: common.DryRun = False,
-    config: common.Config = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+    config: options.Config = None,
 ) -> None:
     """Make a mask anew: choose again, change one, compose several, or find its dose (which alone runs the model).
 

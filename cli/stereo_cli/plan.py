@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common, dosing
+from stereo_cli import common, dosing, options
 from stereo_cli.progress import Advance, progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from stereoclinic.prompts import Samples
     from stereoclinic.sns.mask import NeuronMask
     from stereoclinic.sns.stepwise import Stepwise
+
+
+_PLAN = "The plan"
 
 
 @common.guarded
@@ -47,46 +50,68 @@ def plan(
         typer.Option(
             help="`portraits`, a diffusers folder, a checkpoint, or a hub id.",
             show_default="the file's, or portraits",
+            rich_help_panel=options.MODEL,
         ),
     ] = None,
-    dtype: common.Dtype = "float32",
-    variant: common.Variant = None,
+    dtype: options.Dtype = "float32",
+    variant: options.Variant = None,
     axis: Annotated[
         str | None,
         typer.Option("--axis", help="Axis of bias.", show_default="the file's, or gender"),
     ] = None,
-    prompts: common.Prompts = "portraits",
-    limit: common.Limit = None,
+    prompts: options.Prompts = "portraits",
+    limit: options.Limit = None,
     stay: Annotated[
         list[str] | None,
         typer.Option(
             help="Axes along which nothing is to move; may repeat, none for none.",
             show_default="the others that ship",
+            rich_help_panel=_PLAN,
         ),
     ] = None,
     among: Annotated[
         float,
         typer.Option(
-            min=0, help="Damp only this share of the neurons, those most surely relevant at the treated steps."
+            min=0,
+            help="Damp only this share of the neurons, those most surely relevant at the treated steps.",
+            rich_help_panel=_PLAN,
         ),
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="First of the calibration seeds.")] = 0,
     seeds: Annotated[
         int, typer.Option(min=1, help="Seeds a prompt. What a plan has not seen enough of, it misses on other seeds.")
     ] = 16,
-    mu: Annotated[float, typer.Option(min=0, help="Price of moving the prediction off the axis.")] = 0.1,
+    mu: Annotated[
+        float, typer.Option(min=0, help="Price of moving the prediction off the axis.", rich_help_panel=_PLAN)
+    ] = 0.1,
     keep: Annotated[
-        float, typer.Option(min=0, help="Price of moving it along what is to stay: other axes, the text itself.")
+        float,
+        typer.Option(
+            min=0, help="Price of moving it along what is to stay: other axes, the text itself.", rich_help_panel=_PLAN
+        ),
     ] = 1.0,
-    overshoot: Annotated[float, typer.Option(min=0, help="Aim so much further than the target.")] = 0.0,
+    overshoot: Annotated[
+        float, typer.Option(min=0, help="Aim so much further than the target.", rich_help_panel=_PLAN)
+    ] = 0.0,
     root: Annotated[
-        str, typer.Option(help="Damp toward zero, or toward the mean when the allotted group is asked for: group.")
+        str,
+        typer.Option(
+            help="Damp toward zero, or toward the mean when the allotted group is asked for: group.",
+            rich_help_panel=_PLAN,
+        ),
     ] = "zero",
     until: Annotated[
-        float, typer.Option(min=0, help="Damp the noisy steps only, down to this timestep; groups are settled early.")
+        float,
+        typer.Option(
+            min=0,
+            help="Damp the noisy steps only, down to this timestep; groups are settled early.",
+            rich_help_panel=_PLAN,
+        ),
     ] = 400.0,
-    replans: Annotated[int, typer.Option(min=1, help="How often each step is planned, each time where it led.")] = 3,
-    steps: common.Steps = None,
+    replans: Annotated[
+        int, typer.Option(min=1, help="How often each step is planned, each time where it led.", rich_help_panel=_PLAN)
+    ] = 3,
+    steps: options.Steps = None,
     guidance: Annotated[
         float | None,
         typer.Option(min=0, help="Guidance scale it is planned at.", show_default="the model's own"),
@@ -97,26 +122,32 @@ def plan(
             min=0,
             help="Seeds a prompt, after those planned on, on which it is then seen what the plan leaves; 0 for none."
             " A plan fits its own samples better than others, the more so the fewer they are.",
+            rich_help_panel=_PLAN,
         ),
     ] = 2,
     dose: dosing.Bound = None,
     confirm: dosing.Confirm = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Samples through the model together on one device; fewer where memory runs out.")
+        int,
+        typer.Option(
+            min=1,
+            help="Samples through the model together on one device; fewer where memory runs out.",
+            rich_help_panel=options.DEVICES,
+        ),
     ] = 36,
-    devices: common.Devices = 1,
-    num_nodes: common.NumNodes = 1,
-    strategy: common.Strategy = "auto",
-    accelerator: common.Accelerator = "auto",
+    devices: options.Devices = 1,
+    num_nodes: options.NumNodes = 1,
+    strategy: options.Strategy = "auto",
+    accelerator: options.Accelerator = "auto",
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with a plan that was cut off, on however many devices."),
     ] = False,
-    force: common.Force = False,
-    as_json: common.AsJson = False,
-    quiet: common.Quiet = False,
-    dry_run: common.DryRun = False,
-    config: common.Config = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+    config: options.Config = None,
 ) -> None:
     """Plan a treatment step by step, each step where the treated steps before it have led.
 

@@ -2,8 +2,13 @@
 
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from stereo_cli.main import app
 
 HEAVY = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "datasets", "matplotlib", "safetensors")
 COMMANDS = ("locate", "plan", "mask", "inspect", "diff", "apply", "bench", "compare", "doctor")
@@ -31,6 +36,17 @@ def test_every_command_has_help(command: list[str]):
     assert "Usage" in run.stdout
     assert " ".join(["stereo", *command]) in run.stdout
     assert run.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_begins_with_what_a_first_run_needs(command: str):
+    """No panel is a list too long to read, and those of the machinery come after the unnamed one."""
+    parameters = typer.main.get_command(app).commands[command].params
+    panels = Counter(each.rich_help_panel for each in parameters if each.param_type_name == "option")
+    assert max(panels.values()) <= 12, panels
+    text = CliRunner().invoke(app, [command, "--help"]).stdout
+    places = [text.index(f"─ {panel or 'Options'} ─") for panel in [None, *panels]]
+    assert places[0] == min(places)
 
 
 def test_no_arguments_show_help_and_a_wrong_command_exits_2():
