@@ -12,11 +12,14 @@ What a candidate shows depends on how its gap is spread over prompts: few prompt
 many with small ones, for noise on top of a large gap is as often down as up. The low end is therefore sought with the
 gap in the prompts that have one beyond doubt, the high end with gaps as they were seen, a little evened out, for noise
 has set them apart. A gap below the median of a fair model counts for the high end as that median: who comes closer to
-parity than chance allows for was lucky. An end that would leave out what was seen is moved there.
+parity than chance allows for was lucky, and gaps that as many images could not tell from none are not ruled out by it
+(a power-constrained limit). Such gaps are then held more often than asked for. An end that would leave out what was
+seen is moved there.
 benchmarks/statistics/coverage.py measures the coverage of this and of the percentile interval, and chose the numbers.
 
 References: Carpenter, Test Inversion Bootstrap Confidence Intervals, JRSS B 1999; Andrews, Inconsistency of the
-Bootstrap when a Parameter Is on the Boundary, Econometrica 2000; Lancaster, Significance Tests in Discrete
+Bootstrap when a Parameter Is on the Boundary, Econometrica 2000; Cowan, Cranmer, Gross and Vitells, Power-Constrained
+Limits, arXiv:1105.3166, 2011; Lancaster, Significance Tests in Discrete
 Distributions, JASA 1961 (half of what is equal).
 """
 
