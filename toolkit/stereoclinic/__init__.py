@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         unload_mask,
     )
     from stereoclinic.sns.allocate import shares_of
+    from stereoclinic.sns.choose import Selection, choose
     from stereoclinic.sns.compose import compose
     from stereoclinic.sns.damp import suppress
     from stereoclinic.sns.dose import find_dose
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from stereoclinic.sns.planning import plan_stepwise
     from stereoclinic.sns.select import top_k
     from stereoclinic.sns.stepwise import Stepwise
-    from stereoclinic.sns.treat import Treatment
+    from stereoclinic.sns.treat import Treatment, allotments
 
 _HOMES = {
     "Axis": "axes",
@@ -49,12 +50,15 @@ _HOMES = {
     "InputError": "errors",
     "NeuronMask": "sns.mask",
     "Relevance": "ddtd.relevance",
+    "Selection": "sns.choose",
     "Settings": "ddtd.trajectory",
     "Stepwise": "sns.stepwise",
     "Treatment": "sns.treat",
     "active_masks": "sns.adapter",
     "allot_masks": "sns.adapter",
+    "allotments": "sns.treat",
     "check": "ddtd.check",
+    "choose": "sns.choose",
     "compose": "sns.compose",
     "disable_masks": "sns.adapter",
     "enable_masks": "sns.adapter",
@@ -91,12 +95,15 @@ __all__ = [  # noqa: RUF022 (the order of _HOMES)
     "InputError",
     "NeuronMask",
     "Relevance",
+    "Selection",
     "Settings",
     "Stepwise",
     "Treatment",
     "active_masks",
     "allot_masks",
+    "allotments",
     "check",
+    "choose",
     "compose",
     "disable_masks",
     "enable_masks",

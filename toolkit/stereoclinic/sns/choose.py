@@ -65,12 +65,13 @@ class Selection:
         return int(self.top) if self.top >= 1 and float(self.top).is_integer() else self.top
 
 
-def choose(relevance: "Relevance", selection: Selection) -> NeuronMask:
-    """The mask of a selection.
+def choose(relevance: "Relevance", selection: Selection | None = None) -> NeuronMask:
+    """The mask of a selection; by default that of `stereo locate`.
 
     Raises:
         InputError: The selection does not fit the relevance: a root, a kind, a number or a window.
     """
+    selection = selection or Selection()
     first = float(relevance.bin_edges[0])
     high = first if selection.since is None else selection.since
     if selection.until >= min(first, high):

@@ -1,6 +1,8 @@
 """A treatment: a mask as it is used, with its strength, the shares it allots groups by, and its gate.
 
-with Treatment(denoiser.pipe, mask, axes=[axis]) as treatment:
+allot_masks(pipe, allotments(mask, prompts, seeds, axes=[axis]))     for a pipeline that the mask is loaded into
+
+with Treatment(denoiser.pipe, mask, axes=[axis]) as treatment:       for batch after batch
     treatment.begin(rows, prompts)      what each image of the next batch gets, from its own prompt and seed
     sample(denoiser, rows, prompts, ...)
 """
@@ -9,7 +11,10 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from torch import Tensor
+
 from stereoclinic.axes import Axis
+from stereoclinic.errors import InputError
 from stereoclinic.sns.allocate import allotted_group, shares_of
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.gate import is_neutral
@@ -17,6 +22,34 @@ from stereoclinic.sns.mask import NeuronMask
 
 if TYPE_CHECKING:
     from stereoclinic.prompts import Row
+
+
+def allotments(
+    mask: NeuronMask,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    axes: Sequence[Axis] = (),
+    shares: Sequence[Mapping[str, float]] = (),
+) -> list[str | bool | None]:
+    """What each image gets of a mask, as `allot_masks` takes it.
+
+    Args:
+        mask: An allocating mask allots each image a group, from its prompt and seed alone.
+        prompts: One for each image.
+        seeds: One for each image.
+        axes: Axes whose groups the gate looks for; empty opens the gate.
+        shares: Of the groups, as `shares_of` takes them; uniform by default.
+
+    Returns:
+        For each image its group, True if the mask allots none, or None where the gate leaves it alone.
+
+    Raises:
+        InputError: Not one seed for each prompt, or as `shares_of`.
+    """
+    if len(prompts) != len(seeds):
+        raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds: expected one of each for every image")
+    rows = [{"prompt": prompt, "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True)]
+    return _allotments(mask, shares_of(mask.groups, shares) if mask.allocates else None, rows, prompts, axes)
 
 
 class Treatment:
@@ -57,12 +90,7 @@ class Treatment:
             prompts: What the images are conditioned on; the rows' own prompts by default.
         """
         texts = [row["prompt"] for row in rows] if prompts is None else prompts
-        treated = [all(is_neutral(text, axis) for axis in self.axes) for text in texts]
-        shares = self.shares
-        if shares is None:
-            return [each or None for each in treated]
-        groups = self.mask.groups
-        return [groups[allotted_group(row, shares)] if own else None for row, own in zip(rows, treated, strict=True)]
+        return _allotments(self.mask, self.shares, rows, texts, self.axes)
 
     def begin(self, rows: "Sequence[Row]", prompts: Sequence[str] | None = None) -> None:
         """Announce the images of the next batch, see `allotment`."""
@@ -76,3 +104,14 @@ class Treatment:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.suppression.__exit__(kind, value, traceback)
+
+
+def _allotments(
+    mask: NeuronMask, shares: Tensor | None, rows: "Sequence[Row]", texts: Sequence[str], axes: Sequence[Axis]
+) -> list[str | bool | None]:
+    """The group goes by a row's own prompt and seed, the gate by the text that the image is conditioned on."""
+    treated = [all(is_neutral(text, axis) for axis in axes) for text in texts]
+    if shares is None:
+        return [each or None for each in treated]
+    groups = [mask.groups[allotted_group(row, shares)] for row in rows]
+    return [group if own else None for group, own in zip(groups, treated, strict=True)]
