@@ -1,5 +1,8 @@
 """The dose: leans are measured where the treatment leads, and the search keeps to what it measured."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from datasets import Dataset
@@ -11,7 +14,8 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
 from stereoclinic.prompts import load_prompts, with_seeds
 from stereoclinic.sns import dose
-from stereoclinic.sns.dose import find_dose, lean_left
+from stereoclinic.sns.compose import compose
+from stereoclinic.sns.dose import Dose, dosed, find_dose, lean_left
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.planning import plan_stepwise
 from stereoclinic.sns.stepwise import Stepwise
@@ -58,10 +62,53 @@ def test_the_plan_leaves_what_it_said(denoiser: Denoiser, samples: Dataset, mask
         assert ticks == [3, 3, 1, 1]  # two treated steps of each batch
 
 
+def test_a_batch_that_does_not_fit_in_memory_is_parted(
+    denoiser: Denoiser, samples: Dataset, mask: NeuronMask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lean_left(denoiser, AXIS, samples, mask, 1.0, 4, 2.0)
+    predict = Denoiser.predict
+
+    def fits_two(self: Denoiser, latents: torch.Tensor, *others: Any) -> torch.Tensor:
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return predict(self, latents, *others)
+
+    monkeypatch.setattr(Denoiser, "predict", fits_two)
+    torch.testing.assert_close(lean_left(denoiser, AXIS, samples, mask, 1.0, 4, 2.0), whole)
+
+
+def test_a_mask_of_several_axes_is_measured_on_each(denoiser: Denoiser, samples: Dataset, mask: NeuronMask) -> None:
+    """Old and young are allotted for nothing here: both damp alike."""
+    other = replace(mask, factors=torch.ones_like(mask.factors), groups=("old", "young"))
+    joint = compose([mask, other])
+    shares = [{"female+old": 1.0, "female+young": 0.0, "male+old": 0.0, "male+young": 0.0}]
+    found = lean_left(denoiser, AXIS, samples, joint, 1.0, 4, 2.0, shares)
+    own = lean_left(denoiser, AXIS, samples, mask, 1.0, 4, 2.0, [{"female": 1.0, "male": 0.0}])
+    torch.testing.assert_close(found, own)
+    with pytest.raises(InputError, match="allots old, young, not the groups of axis gender"):
+        lean_left(denoiser, AXIS, samples, other, 1.0, 4, 2.0)
+
+
+def test_a_mask_that_treats_no_step_has_no_dose(denoiser: Denoiser, samples: Dataset, mask: NeuronMask) -> None:
+    with pytest.raises(InputError, match="treats none of the sampler's 2 steps"):
+        find_dose(denoiser, AXIS, samples, mask.windowed((700.0, 650.0)), 0.3, 2, 2.0)
+
+
+def test_every_dose_is_remembered(samples: Dataset, mask: NeuronMask) -> None:
+    """Also of a mask that was dosed before, and of one that is composed of such: none of its seeds may judge it."""
+    once = dosed(mask, Dose(0.5, 0.2, []), 0.3, with_seeds(samples.prompts, 200, 6))
+    twice = dosed(once, Dose(0.8, 0.2, []), 0.3, with_seeds(samples.prompts, 300, 6))
+    torch.testing.assert_close(twice.damping, 0.4 * mask.damping)
+    assert "bins" in mask.metadata["selection"] and "bins" not in once.metadata["selection"]  # its forecast held at 1
+    assert sorted(twice.made_on) == [[0, 1], [200, 205], [300, 305]]
+    both = dosed(compose([mask, mask]), Dose(0.5, 0.2, []), 0.3, with_seeds(samples.prompts, 400, 6))
+    assert [400, 405] in compose([both, twice]).made_on and [200, 205] in compose([both, twice]).made_on
+
+
 def test_the_search_ends_at_the_bound(
     denoiser: Denoiser, samples: Dataset, mask: NeuronMask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dose, "lean_left", lambda *arguments: torch.tensor([1.1, 0.9]) - 0.9 * arguments[4])
+    monkeypatch.setattr(dose, "lean_left", lambda *arguments, **_: torch.tensor([1.1, 0.9]) - 0.9 * arguments[4])
     told: list[tuple[float, float]] = []
     found = find_dose(denoiser, AXIS, samples, mask, 0.46, 4, 2.0, progress=lambda *each: told.append(each))
     assert 0.6 <= found.strength <= 0.65 and found.left == pytest.approx(1 - 0.9 * found.strength)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
+from diffusers import PNDMScheduler
 
 from stereoclinic.axes import Axis, load_axis
 from stereoclinic.ddtd.neurons import find_sites
@@ -13,6 +14,7 @@ from stereoclinic.errors import InputError
 from stereoclinic.prompts import group_prompts, load_prompts, with_seeds
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.damped import Damped
+from stereoclinic.sns.dose import lean_left
 from stereoclinic.sns.planning import plan_stepwise
 from stereoclinic.sns.stepwise import Stepwise, Walk
 from stereoclinic.sns.treat import Treatment
@@ -143,6 +145,35 @@ def test_finer_samplers_are_treated_over_the_same_window(denoiser: Denoiser, sam
     mask = plan_stepwise(denoiser, AXIS, samples, Stepwise(**QUICK))
     assert mask.bin_edges.tolist() == [1000.0, 874.0, 624.0]
     assert [mask.bin_of(t) for t in (999, 900, 800, 700, 624, 600)] == [0, 0, 1, 1, 1, None]
+
+
+def test_a_timestep_that_a_sampler_comes_back_to_has_one_damping(denoiser: Denoiser, samples: Dataset) -> None:
+    """Which is all that a mask can hold, so that the treated trajectory is the planned one."""
+    pipe = denoiser.pipe
+    kept, pipe.scheduler = pipe.scheduler, PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    try:
+        timesteps = [float(t) for t in denoiser.timesteps(4)]
+        treated = [t for t in timesteps if t >= 500]
+        assert len(set(treated)) < len(treated)
+        mask = plan_stepwise(denoiser, AXIS, samples, Stepwise(**QUICK))
+        steps = mask.metadata["selection"]["steps"]
+        left = lean_left(denoiser, AXIS, samples, mask, 1.0, 4, 1.0)
+    finally:
+        pipe.scheduler = kept
+    assert [each["timestep"] for each in steps] == sorted(set(treated), reverse=True)
+    assert [mask.bin_of(t) for t in sorted(set(treated), reverse=True)] == list(range(len(mask.factors)))
+    assert left.mean().item() < sum(each["before"] for each in steps) / len(steps)
+
+
+@pytest.mark.parametrize("overshoot", [0.0, 0.5])
+def test_what_is_said_of_a_plan_is_measured_to_the_target(
+    denoiser: Denoiser, samples: Dataset, overshoot: float
+) -> None:
+    """And not to what is aimed at beyond it."""
+    mask = plan_stepwise(denoiser, AXIS, samples, Stepwise(**QUICK, overshoot=overshoot))
+    steps = mask.metadata["selection"]["steps"]
+    said = sum(each["after"] for each in steps) / len(steps)
+    assert lean_left(denoiser, AXIS, samples, mask, 1.0, 4, 1.0).mean().item() == pytest.approx(said, rel=1e-3)
 
 
 def test_a_treated_picture_depends_on_its_own_row_alone(denoiser: Denoiser, samples: Dataset) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:
+    from stereoclinic.axes import Axis
     from stereoclinic.prompts import Row
 
 _GOLDEN = 0.6180339887498949
@@ -36,6 +37,18 @@ def allotted_group(row: "Row", shares: Tensor) -> int:
     point = (start + row["seed"] * _GOLDEN) % 1.0
     group = int(torch.searchsorted(shares.double().cumsum(0), torch.tensor(point, dtype=torch.float64), right=True))
     return min(group, len(shares) - 1)
+
+
+def on_axis(groups: Sequence[str], axis: "Axis") -> list[int]:
+    """The number that each of a mask's groups has on an axis, -1 for one that is none of it.
+
+    Examples:
+        >>> from stereoclinic.axes import load_axis
+        >>> on_axis(["female+old", "male+young"], load_axis("gender")), on_axis(["old", "young"], load_axis("gender"))
+        ([0, 1], [-1, -1])
+    """
+    names = [[name for name in (group, *group.split(JOINT)) if name in axis.groups] for group in groups]
+    return [axis.index(known[0]) if known else -1 for known in names]
 
 
 def uniform(groups: int) -> Tensor:

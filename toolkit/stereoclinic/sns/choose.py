@@ -56,6 +56,9 @@ class Selection:
             raise InputError(f"select {self.select!r}: expected {' or '.join(METHODS)}")
         if self.branch not in BRANCHES:
             raise InputError(f"branch {self.branch!r}: expected {' or '.join(BRANCHES)}")
+        for name in ("mu", "overshoot"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"{name} {getattr(self, name)}: expected 0 or a positive number")
         if not math.isfinite(self.z):
             raise InputError(f"z {self.z}: expected a number of standard errors, such as 2")
 

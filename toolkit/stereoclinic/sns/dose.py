@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
+from stereoclinic.ddtd.memory import Portions
 from stereoclinic.ddtd.target import group_directions, lean
 from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import guide, predict_guided
+from stereoclinic.denoisers.sampling import guide
 from stereoclinic.errors import InputError
 from stereoclinic.prompts import Samples, group_prompts
+from stereoclinic.sns.allocate import on_axis
+from stereoclinic.sns.choose import adjusted
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.treat import Treatment
 
@@ -70,14 +73,17 @@ def find_dose(
         progress: Told each strength and what it left.
 
     Raises:
-        InputError: The mask does not meet the bound at full strength; says what it leaves.
+        InputError: The mask does not meet the bound at full strength (says what it leaves), or as `lean_left`.
     """
     if not 0 < resolution <= 1 or not bound >= 0:
         raise InputError(f"bound {bound:g}, resolution {resolution:g}: expected a bound of 0 or more, and 0 to 1")
     tried: dict[float, float] = {}
+    portions = Portions(batch_size)
 
     def left(strength: float) -> float:
-        each = lean_left(denoiser, axis, samples, mask, strength, steps, guidance, shares, batch_size, force)
+        each = lean_left(
+            denoiser, axis, samples, mask, strength, steps, guidance, shares, force=force, portions=portions
+        )
         tried[strength] = each.mean().item()
         if progress is not None:
             progress(strength, tried[strength])
@@ -98,10 +104,12 @@ def find_dose(
 
 
 def dosed(mask: NeuronMask, found: Dose, bound: float, samples: Samples) -> NeuronMask:
-    """The mask at the strength that was found; `metadata["dose"]` says how, and on which seeds."""
+    """The mask at the strength that was found; `metadata["dose"]` says how, on which seeds, and of an earlier dose."""
     about = {"bound": bound, "strength": found.strength, "left": found.left, "seeds": samples.about()["seeds"]}
-    factors = 1 - found.strength * (1 - mask.factors)
-    return replace(mask, factors=factors, metadata={**mask.metadata, "dose": about})
+    if earlier := mask.metadata.get("dose"):
+        about["earlier"] = earlier
+    made = adjusted(mask, found.strength)
+    return replace(made, metadata={**made.metadata, "dose": about})
 
 
 @torch.no_grad()
@@ -117,50 +125,64 @@ def lean_left(
     batch_size: int = 36,
     force: bool = False,
     progress: Callable[[int], None] | None = None,
+    portions: Portions | None = None,
 ) -> Tensor:
     """(samples,) mean |lean - target| over groups and the steps that the mask treats, on the treated trajectory.
 
-    `progress` is called with the number of samples of each treated step.
+    `progress` is called with the number of samples of each treated step; `portions` halves a batch that does not fit in
+    memory, and keeps to that.
+
+    Raises:
+        InputError: The mask treats no step of the sampler, or allots groups that are none of the axis's.
     """
     rows: list[dict[str, Any]] = list(samples)
-    total, count = torch.zeros(len(rows)), 0
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
+    timesteps = denoiser.timesteps(steps)
+    treated = [i for i, t in enumerate(timesteps) if _treats(mask, float(t))]
+    numbers = on_axis(mask.groups, axis)
+    if -1 in numbers:
+        raise InputError(
+            f"the mask allots {', '.join(mask.groups)}, not the groups of axis {axis.name} ({', '.join(axis.groups)});"
+            " give the axis that it was made for"
+        )
+    if not treated:
+        raise InputError(f"the mask treats none of the sampler's {steps} steps; give more --steps, or another mask")
+
+    def left(own: slice) -> Tensor:
+        part = rows[own]
         treatment = Treatment(denoiser.pipe, mask, (), strength, shares, guidance > 1, force)
-        allotted = treatment.allotment(part)
-        timesteps = denoiser.timesteps(steps)
-        generators = denoiser.generators(part)
-        latents = denoiser.noise(part)
+        generators, latents = denoiser.generators(part), denoiser.noise(part)
         neutral, empty = denoiser.encode([row["prompt"] for row in part]), denoiser.encode([""] * len(part))
         texts = [group_prompts(row, axis) for row in part]
         groups = [denoiser.encode([each[k] for each in texts]) for k in range(len(axis))]
-        treated = [i for i, t in enumerate(timesteps) if _treats(mask, float(t))]
-        last, count = max(treated, default=0), len(treated)
+        total = torch.zeros(len(part))
         with treatment:
-            treatment.begin(part)
-            for i, timestep in enumerate(timesteps[: last + 1]):
+            allotted = treatment.begin(part)
+            for i, timestep in enumerate(timesteps[: treated[-1] + 1]):
                 treatment.suppression.resume()
                 if guidance > 1:
                     both = denoiser.predict(torch.cat([latents, latents]), timestep, torch.cat([empty, neutral]))
                     unconditional, conditional = both.chunk(2)
                     guided = guide(conditional, unconditional, guidance)
                 else:
-                    guided = conditional = predict_guided(denoiser, latents, timestep, neutral, empty, guidance)
-                if _treats(mask, float(timestep)):
+                    guided = conditional = denoiser.predict(latents, timestep, neutral)
+                if i in treated:
                     treatment.suppression.pause()
                     balanced, directions = group_directions(
                         torch.stack([denoiser.predict(latents, timestep, states) for states in groups])
                     )
                     found = lean(conditional, balanced, directions)  # (K, B)
                     goals = torch.stack([lean(balanced + each, balanced, directions) for each in directions])
-                    for b, own in enumerate(allotted):
-                        goal = goals[axis.groups.index(own), :, b] if isinstance(own, str) else 0.0
-                        total[start + b] += (found[:, b] - goal).abs().mean().item()
+                    for b, name in enumerate(allotted):
+                        goal = goals[numbers[mask.groups.index(name)], :, b] if isinstance(name, str) else 0.0
+                        total[b] += (found[:, b] - goal).abs().mean().item()
                     if progress is not None:
                         progress(len(part))
-                if i < last:
+                if i < treated[-1]:
                     latents = denoiser.step(guided, timestep, latents, generators)
-    return total / max(count, 1)
+        return total / len(treated)
+
+    portions = portions or Portions(batch_size)
+    return torch.cat(portions.each(left, len(rows)))
 
 
 def _treats(mask: NeuronMask, timestep: float) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stereoclinic.errors import InputError
@@ -198,8 +199,8 @@ def save_fused(pipe: Any, folder: str | Path, safe_serialization: bool = True, v
     with whole_folder(folder) as temporary:
         try:
             pipe.save_pretrained(temporary, safe_serialization=safe_serialization, variant=variant)
-        except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise InputError(f"{folder} cannot be written ({reason}); choose another folder") from error
 
 

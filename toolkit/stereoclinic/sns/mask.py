@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -18,9 +18,6 @@ from torch import Tensor
 from stereoclinic.ddtd.neurons import Site, check_sites
 from stereoclinic.errors import InputError
 from stereoclinic.files import ENDINGS, load_tensors, save_tensors
-
-if TYPE_CHECKING:
-    pass
 
 KIND = "mask"
 VERSION = 2
@@ -111,24 +108,23 @@ class NeuronMask:
     @property
     def origins(self) -> list[dict[str, Any]]:
         """The metadata of every mask that this one is composed of; its own alone if it is composed of none."""
-        found, waiting = [], [self.metadata]
-        while waiting:
-            each = waiting.pop(0)
-            selection = each.get("selection")
-            parts = selection.get("of") if isinstance(selection, dict) else None
-            if isinstance(parts, list):
-                waiting += [part for part in parts if isinstance(part, dict)]
-            else:
-                found.append(each)
-        return found
+        return [each for each in self._history() if _parts(each) is None]
 
     @property
     def made_on(self) -> list[list[int]]:
         """The ranges of seeds, [first, last], that a mask was planned and dosed on, also those it is composed of."""
-        made = [self.metadata, *self.origins]
-        made += [each["dose"] for each in made if isinstance(each.get("dose"), dict)]
+        made = self._history()
+        for each in made:  # of every dose, what the mask was dosed to before
+            made += [part for part in (each.get("dose"), each.get("earlier")) if isinstance(part, dict)]
         ranges = [each["seeds"] for each in made if isinstance(each.get("seeds"), list) and len(each["seeds"]) == 2]
         return [seeds for seeds in ranges if all(isinstance(seed, int) for seed in seeds)]
+
+    def _history(self) -> list[dict[str, Any]]:
+        """The metadata of this mask, of those it is composed of, of those these are composed of, and so on."""
+        found = [self.metadata]
+        for each in found:
+            found += [part for part in _parts(each) or [] if isinstance(part, dict)]
+        return found
 
     def group(self, name: str) -> Self:
         """The plain mask that images allotted to a group get.
@@ -361,6 +357,13 @@ def _check_sites(sites: list[Site]) -> None:
     check_sites(sites, "mask")
     if len({site.name for site in sites}) < len(sites):
         raise InputError("mask: a site is named twice; each layer may appear once")
+
+
+def _parts(metadata: dict[str, Any]) -> list[Any] | None:
+    """The metadata of the masks that one is composed of; None for one that is composed of none."""
+    selection = metadata.get("selection")
+    parts = selection.get("of") if isinstance(selection, dict) else None
+    return parts if isinstance(parts, list) else None
 
 
 def _checked_groups(groups: object) -> tuple[str, ...]:

@@ -253,12 +253,14 @@ def plan_stepwise(
         raise Incomplete(f"{len(module.planned)} of {kept.steps} steps were planned; run again")
     if not runner.is_global_zero:
         return None
-    by_group = [module.planned[start : start + len(treated)] for start in range(0, kept.steps, len(treated))]
+    once = list(dict.fromkeys(treated))  # some samplers come back to a timestep
+    places = [treated.index(t) for t in once]
+    by_group = [[module.planned[start + place] for place in places] for start in range(0, kept.steps, len(treated))]
     factors = torch.stack([torch.stack([step.factor for step in steps]) for steps in by_group])
     roots = None
     if settings.root != "zero":
         roots = torch.stack([torch.stack([step.root for step in steps if step.root is not None]) for steps in by_group])
-    edges = _edges(treated, denoiser.pipe.scheduler.config.num_train_timesteps, [float(t) for t in timesteps])
+    edges = _edges(once, denoiser.pipe.scheduler.config.num_train_timesteps, [float(t) for t in timesteps])
     said = [[step.said for step in steps] for steps in by_group]
     selection = {
         "method": "stepwise",
@@ -281,7 +283,7 @@ def plan_stepwise(
 def _edges(treated: list[float], first: float, timesteps: list[float]) -> Tensor:
     """Bins half-way between treated steps; the last ends half-way to the first untreated one, so that finer samplers
     are treated as far as this one."""
-    following = timesteps[len(treated)] if len(timesteps) > len(treated) else 0.0
+    following = max((t for t in timesteps if t < treated[-1]), default=0.0)
     inner = [(high + low) / 2 for high, low in zip(treated, [*treated[1:], following], strict=True)]
     return torch.tensor([max(first, treated[0] + 1), *inner], dtype=torch.float64)
 

@@ -129,7 +129,8 @@ class _Step:
     untreated: Tensor  # (B, C, h, w), f
     balanced: Tensor  # (B, C, h, w)
     directions: Tensor  # (K, B, C, h, w)
-    goal: Tensor  # (K, B), tau
+    target: Tensor  # (K, B), tau
+    goal: Tensor  # (K, B), what is aimed at: tau, or further
     cotangents: Tensor  # (M, B, C, h, w): K - 1 of the leans, then E others
     asked: Tensor  # (E, B), which direction each of the others is: 0 a random one, from 1 on those that are to stay
 
@@ -187,14 +188,19 @@ class Walk:
         timesteps = denoiser.timesteps(settings.steps)
         generators = denoiser.generators(self.rows)
         latents = denoiser.noise(self.rows)
+        planned: dict[float, Planned] = {}  # a mask holds one damping for a timestep, and some samplers come back to it
         for number, timestep in enumerate(timesteps[: len(settings.treated(timesteps))]):
             unconditional = self._predict(latents, timestep, self.empty) if settings.guidance > 1 else None
-            if number < len(known):
-                prediction = self._predict(latents, timestep, self.neutral, known[number].factor, known[number].root)
+            before = known[number] if number < len(known) else planned.get(float(timestep))
+            if before is not None:
+                prediction = self._predict(latents, timestep, self.neutral, before.factor, before.root)
             else:
                 step, root = self._prepare(latents, timestep, unconditional, self._asked(number))
                 factor, prediction, said = self._solve(step, timestep, root)
-                yield Planned(factor, root, {"timestep": float(timestep), **said})
+                before = Planned(factor, root, {"timestep": float(timestep), **said})
+            planned[float(timestep)] = before
+            if number >= len(known):
+                yield before
             with torch.no_grad():
                 guided = guide(prediction, unconditional, settings.guidance)
                 latents = denoiser.step(guided, timestep, latents, generators)
@@ -243,8 +249,8 @@ class Walk:
         balanced, directions = group_directions(torch.stack(passes))
         untreated = self._predict(latents, timestep, self.neutral)
         wanted = balanced if self.group is None else balanced + directions[self.group]
-        goal, now = lean(wanted, balanced, directions), lean(untreated, balanced, directions)
-        goal = goal + self.settings.overshoot * (goal - now)
+        target, now = lean(wanted, balanced, directions), lean(untreated, balanced, directions)
+        goal = target + self.settings.overshoot * (target - now)
         # A lean's cotangent is its gradient, d_g / ||d_g||^2.
         towards = [each / each.flatten(1).square().sum(1)[:, None, None, None] for each in directions[:-1]]
         text = None if unconditional is None else untreated - unconditional
@@ -255,7 +261,7 @@ class Walk:
             root = torch.cat([self._means(latents, timestep, states) for states in shown]).mean(0)
             root = self.ranks.agree(root)
         cotangents = torch.stack([*towards, *others])
-        return _Step(latents, untreated, balanced, directions, goal, cotangents, asked), root
+        return _Step(latents, untreated, balanced, directions, target, goal, cotangents, asked), root
 
     def _others(
         self, asked: Tensor, latents: Tensor, timestep: Tensor, directions: Tensor, text: Tensor | None
@@ -318,7 +324,8 @@ class Walk:
         settings, leans, gather = self.settings, len(self.groups) - 1, self.ranks.gather
         found = self._predict(step.latents, timestep, self.neutral, (1 - damping).float(), root)
         off = found - step.untreated
-        left = gather((step.goal - lean(found, step.balanced, step.directions)).T).double()  # (samples, K)
+        now = lean(found, step.balanced, step.directions)
+        left, short = (gather((each - now).T).double() for each in (step.goal, step.target))  # (samples, K)
         away = gather((off_axis(off, step.directions) / axis_size(step.directions)).flatten(1).norm(dim=1)).double()
         moves = gather((off * step.cotangents[leans:]).flatten(2).sum(2).T).double().square().flatten()
         asked = gather(step.asked.T).flatten()
@@ -326,7 +333,7 @@ class Walk:
         along /= asked.bincount(minlength=self.directions)
         cost = left[:, :leans].square().sum(1).mean() + settings.mu * away.square().mean()
         cost += settings.keep * along[1:].sum()
-        return _Tried(found, *self.ranks.agree((cost.item(), left.abs().mean().item(), away.mean().item())))
+        return _Tried(found, *self.ranks.agree((cost.item(), short.abs().mean().item(), away.mean().item())))
 
     def _linearise(
         self, step: _Step, timestep: Tensor, factor: Tensor, root: Tensor | None

@@ -92,9 +92,11 @@ class Treatment:
         texts = [row["prompt"] for row in rows] if prompts is None else prompts
         return _allotments(self.mask, self.shares, rows, texts, self.axes)
 
-    def begin(self, rows: "Sequence[Row]", prompts: Sequence[str] | None = None) -> None:
-        """Announce the images of the next batch, see `allotment`."""
-        self.suppression.allot(self.allotment(rows, prompts))
+    def begin(self, rows: "Sequence[Row]", prompts: Sequence[str] | None = None) -> list[str | bool | None]:
+        """Announce the images of the next batch; what each gets, see `allotment`."""
+        allotted = self.allotment(rows, prompts)
+        self.suppression.allot(allotted)
+        return allotted
 
     def __enter__(self) -> Self:
         self.suppression.__enter__()
