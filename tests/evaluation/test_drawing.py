@@ -1,17 +1,24 @@
 """Drawing in parts: each is drawn once, whatever was there before, and however the work is cut."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from stereoclinic.axes import load_axis
+from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.errors import Incomplete, InputError
+from stereoclinic.evaluation.bench.arms import Protocol
 from stereoclinic.evaluation.bench.drawing import Part, Pictures, Store, draw, model_digest
-from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation
+from stereoclinic.evaluation.bench.experiment import Arm, arms_of, drawn
+from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
 from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.prompts import _row, load_prompts, with_seeds, write
+from stereoclinic.sns.mask import NeuronMask
 
 AXIS = load_axis("gender")
 
@@ -112,6 +119,13 @@ def test_keys_tell_apart_whatever_changes_a_picture(denoiser, rows):
         key(AllocationOracle(AXIS)),
         key(AllocationOracle(AXIS, torch.tensor([0.3, 0.7], dtype=torch.float64))),
     ]
+    # What is written for a group goes by its place in the prompt, which the neutral prompt does not show.
+    person, nurse = (_row(text) for text in ("a {group} person as a nurse", "a person as a {group} nurse"))
+    moved = [[{**row, "prompt": write(row), "seed": 0}] for row in (person, nurse)]
+    assert moved[0][0]["prompt"] == moved[1][0]["prompt"] and key(those=moved[0]) == key(those=moved[1])
+    others += [
+        key(oracle, those) for oracle in (AllocationOracle(AXIS), BalancedOracle(denoiser, AXIS)) for those in moved
+    ]
     assert len({key(), *others}) == 1 + len(others)
     assert key() == key(Mitigation("of another name"))  # the same pictures
 
@@ -127,12 +141,59 @@ def test_the_models_digest_follows_weights_and_scheduler(denoiser):
     denoiser.pipe.scheduler = type(scheduler).from_config(scheduler.config, beta_schedule="scaled_linear", beta_end=0.1)
     assert model_digest(denoiser) != before
     denoiser.pipe.scheduler = scheduler
+    vae = denoiser.pipe.vae
+    factor = vae.config.scaling_factor
+    vae.register_to_config(scaling_factor=2 * factor)
+    assert model_digest(denoiser) != before
+    vae.register_to_config(scaling_factor=factor)
+    assert model_digest(denoiser) == before
+
+
+def test_times_of_different_devices_are_not_compared(denoiser, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reader = PortraitsReader(denoiser.folder / "reader")
+    protocol = Protocol(AXIS, load_prompts("portraits", 3), 2, 0, 40, 2, 1.0, 6)
+    arms = [Arm(name, Counting(name), rows, 2) for name in ("a", "b")]
+    monkeypatch.setattr(Counting, "key", lambda self: self.name)
+    run = partial(drawn, denoiser, reader, protocol, arms, parts=tmp_path, accelerator="cpu")
+    assert all(each.seconds > 0 for each in run())
+    store, (part,) = Store(tmp_path), arms[0].parts(protocol, model_digest(denoiser))
+    store.keep(part, replace(store.read([part]), device="NVIDIA H100"))
+    said: list[str] = []
+    assert [each.seconds for each in run(warn=said.append)] == [None, None]
+    assert len(said) == 1 and "(NVIDIA H100, cpu)" in said[0]
 
 
 def test_allotted_groups_come_back_in_the_samples_order(denoiser, rows, tmp_path: Path):
     store, oracle = Store(tmp_path), AllocationOracle(AXIS)
     draw(denoiser, cut := parts(denoiser, rows, oracle, size=4), store, accelerator="cpu")
     assert store.read(cut).allotted.tolist() == oracle.begin(rows).allotted.tolist()
+
+
+@pytest.mark.parametrize(
+    ("groups", "judged"),
+    [
+        (("female", "male"), [1, 0, -1]),
+        (("male+old", "female+young"), [0, 1, -1]),
+        (("old", "young"), None),
+    ],
+)
+def test_what_a_mask_allots_is_judged_as_groups_of_the_axis(denoiser, groups: tuple[str, ...], judged: list | None):
+    """A mask of several axes allots pairs, one of another axis nothing that could be judged here."""
+    sites = find_sites(denoiser.unet)
+    factors = torch.ones(2, 1, sum(site.width for site in sites))
+    mask = NeuronMask(sites, torch.tensor([1000.0, 0.0]), factors, groups=groups)
+    arm = Suppressed("both", denoiser, mask)
+    found = arm.judged(torch.tensor([1, 0, -1]), AXIS)
+    assert (None if found is None else found.tolist()) == judged
+    assert arm.judged(None, AXIS) is None
+
+
+def test_two_arms_of_one_name_are_refused(denoiser):
+    sites = find_sites(denoiser.unet)
+    mask = NeuronMask(sites, torch.tensor([1000.0, 0.0]), torch.ones(1, sum(site.width for site in sites)))
+    protocol = Protocol(AXIS, load_prompts("portraits", 1), 2)
+    with pytest.raises(InputError, match="two arms are called 'other method'"):
+        arms_of(denoiser, protocol, {"other method": mask}, force=True, baselines=[Mitigation("other method")])
 
 
 def test_fewer_batches_than_devices_and_folders_that_cannot_be_made(denoiser, rows, tmp_path: Path):

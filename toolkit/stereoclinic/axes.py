@@ -90,6 +90,14 @@ def known_axes() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
+def shipped_axis(name: object, words: object = None) -> Axis | None:
+    """The axis of this name that ships, if its words are these; a user's own may have taken the name."""
+    if not isinstance(name, str) or name not in known_axes():
+        return None
+    axis = load_axis(name)
+    return axis if words is None or words == list(axis.words) else None
+
+
 def load_axis(name: str | Path) -> Axis:
     """Read a built-in axis by its name, or a user's own TOML file.
 

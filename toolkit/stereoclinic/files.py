@@ -4,6 +4,7 @@ Both hold named tensors and one JSON text, {"kind", "version", "metadata"}, unde
 a file, reading it runs no code (see archives.py), and takes memory in proportion to its size and no more.
 """
 
+import io
 import json
 import os
 import secrets
@@ -58,8 +59,9 @@ def save_tensors(
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         if ending == ".pt":
-            with temporary.open("xb") as file:
-                torch.save({_HEAD: head, **plain}, file)
+            content = io.BytesIO()  # what torch raises on a disk that is full says nothing
+            torch.save({_HEAD: head, **plain}, content)
+            temporary.write_bytes(content.getbuffer())
         else:
             temporary.write_bytes(safetensors.torch.save(plain, {_HEAD: head}))
         os.replace(temporary, path)

@@ -73,7 +73,7 @@ class Drawn:
     right: Tensor | None  # (P, n) whether the prompt's own occupation was read; NaN if the reader lacks it (None: all)
     features: Tensor  # (P, n, F)
     images: Tensor  # (P, n, 3, H, W) uint8
-    seconds: float  # of sampling alone
+    seconds: float | None  # of sampling alone; None where arms were drawn on devices of different kinds
     others: dict[str, Tensor] = field(default_factory=dict)  # axis -> (P, n, its groups), as reads
     allotted: Tensor | None = None  # (P, n) group of each image, -1 where it was left alone; None without allocation
     by_reader: dict[str, Tensor] = field(default_factory=dict)  # of several readers: name -> (P, n, K), as reads

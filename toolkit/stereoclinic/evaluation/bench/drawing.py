@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
 from stereoclinic.ddtd.memory import Portions
@@ -50,17 +51,21 @@ class Part:
 
     @cached_property
     def key(self) -> str:
-        samples = [(row["prompt"], row["seed"]) for row in self.rows]
+        samples = [(row["prompt"], row["seed"], *self.mitigation.beside(row)) for row in self.rows]
         return plain_digest([self.model, self.mitigation.key(), samples, self.steps, self.guidance])[:32]
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was drawn of a part, or of an arm: images (B, 3, H, W) uint8, groups (B,) or None, seconds of sampling."""
+    """What was drawn of a part, or of an arm: images (B, 3, H, W) uint8, groups (B,) or None, seconds of sampling.
+
+    `device` names what kind of device drew them, or several; seconds of different ones are not to be compared.
+    """
 
     images: Tensor
     allotted: Tensor | None
-    seconds: float
+    seconds: float | None
+    device: str = ""
 
 
 class Store:
@@ -83,7 +88,7 @@ class Store:
         tensors = {"images": drawn.images}
         if drawn.allotted is not None:
             tensors["allotted"] = drawn.allotted
-        about = {"arm": part.mitigation.name, "seconds": drawn.seconds}
+        about = {"arm": part.mitigation.name, "seconds": drawn.seconds, "device": drawn.device}
         save_tensors(self._file(part), KIND, VERSION, tensors, about)
 
     def read(self, parts: Iterable[Part]) -> Pictures:
@@ -95,7 +100,7 @@ class Store:
         """
         images: list[Tensor] = []
         allotted: list[Tensor | None] = []
-        seconds = 0.0
+        seconds, devices = 0.0, set[str]()
         for part in parts:
             if part not in self:
                 raise Incomplete(f"pictures of {part.mitigation.name!r} are missing in {self.folder}; run again")
@@ -106,8 +111,10 @@ class Store:
             images.append(tensors["images"])
             allotted.append(groups)
             seconds += took
+            devices.add(str(about.get("device", "")))
         known = [each for each in allotted if each is not None]
-        return Pictures(torch.cat(images), torch.cat(known) if known else None, seconds)
+        device = ", ".join(sorted(devices))
+        return Pictures(torch.cat(images), torch.cat(known) if known else None, seconds, device)
 
 
 def _are_of(part: Part, pictures: Tensor | None, groups: Tensor | None, others: list[Tensor]) -> bool:
@@ -173,7 +180,9 @@ class Drawing(L.LightningModule):
             drawn = self.portions.each(draw, len(part.rows))
             seconds = time.perf_counter() - began
         groups = [allotted for _, allotted in drawn if allotted is not None]
-        return Pictures(torch.cat([images for images, _ in drawn]), torch.cat(groups) if groups else None, seconds)
+        device = self.device.type if self.device.type != "cuda" else torch.cuda.get_device_name(self.device)
+        images = torch.cat([images for images, _ in drawn])
+        return Pictures(images, torch.cat(groups) if groups else None, seconds, device)
 
     def on_predict_end(self) -> None:
         """Every rank looks for every part: a rank that died must not pass for a finished run."""
@@ -218,8 +227,14 @@ def draw(
 
 
 def model_digest(denoiser: Denoiser) -> str:
-    """SHA-256 over everything of a pipeline that a picture depends on: its modules' weights, and its scheduler."""
+    """SHA-256 over what a picture depends on: a pipeline's weights, what its parts are set to, and its scheduler."""
     modules = {name: part for name, part in denoiser.pipe.components.items() if isinstance(part, nn.Module)}
     weights = {name: weights_digest(module) for name, module in sorted(modules.items())}
+    # Private entries say where a part came from.
+    settings = {
+        name: {key: value for key, value in module.config.items() if not key.startswith("_")}
+        for name, module in sorted(modules.items())
+        if isinstance(module, ConfigMixin)
+    }
     scheduler = denoiser.pipe.scheduler
-    return plain_digest([weights, type(scheduler).__name__, dict(scheduler.config)])
+    return plain_digest([weights, settings, denoiser.latent_shape, type(scheduler).__name__, dict(scheduler.config)])

@@ -17,7 +17,7 @@ drawn untreated, by each mask with its gate, and untreated on other seeds.
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.base import Baseline
 from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
 from stereoclinic.evaluation.bench.arms import OTHER, RANDOM, REFERENCE, UNTREATED, Drawn, Experiment, Protocol
@@ -97,6 +98,9 @@ def arms_of(
     if masks:
         made.append(suppressed(RANDOM, random_like(next(iter(masks.values())), seed=protocol.seed)))
     made += [*baselines, BalancedOracle(denoiser, axis), AllocationOracle(axis, protocol.target)]
+    names = [each.name for each in made]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two arms are called {twice[0]!r}: give that mask another name")
     neutral = [Arm(each.name, each, judged, n) for each in made]
     neutral.append(Arm(OTHER, Mitigation(OTHER), other, n))
     grouped = []
@@ -193,7 +197,12 @@ def drawn(
         wanted = [arm.parts(protocol, model) for arm in arms]
         if not draw(denoiser, [part for each in wanted for part in each], store, progress, warn, **trainer):
             return None
-        return [_read(reader, protocol, arm, store.read(each)) for arm, each in zip(arms, wanted, strict=True)]
+        found = [store.read(each) for each in wanted]
+        if len(devices := {each.device for each in found}) > 1:
+            kinds = ", ".join(sorted(each or "unknown" for each in devices))
+            warn(f"pictures were drawn on several kinds of device ({kinds}): what drawing took is not compared")
+            found = [replace(each, seconds=None) for each in found]
+        return [_read(reader, protocol, arm, each) for arm, each in zip(arms, found, strict=True)]
 
 
 def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:
@@ -220,6 +229,7 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
         by_seed: Tensor = values.unflatten(0, (arm.count, -1))  # (n, P, ...)
         return by_seed.transpose(0, 1).contiguous()
 
+    allotted = arm.mitigation.judged(drawn.allotted, protocol.axis)
     occupation = by_prompt(torch.cat(right)) if right else None
     if occupation is not None and occupation.isnan().all():
         occupation = None
@@ -231,7 +241,7 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
         by_prompt(drawn.images),
         drawn.seconds,
         {each.name: by_prompt(torch.cat(reads[each.name])) for each in protocol.others},
-        None if drawn.allotted is None else by_prompt(drawn.allotted),
+        None if allotted is None else by_prompt(allotted),
         _by_reader(reader, by_prompt(torch.cat(apart))) if apart else {},
     )
 

@@ -18,6 +18,7 @@ from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import Conditional
 from stereoclinic.digest import plain_digest
 from stereoclinic.prompts import Row
+from stereoclinic.sns.allocate import on_axis
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.treat import Treatment
 
@@ -54,9 +55,17 @@ class Mitigation:
         """Tells it from every other mitigation of the same model: what was drawn under a key is never drawn again."""
         return type(self).__name__
 
+    def beside(self, row: Row) -> list[str]:
+        """Texts that a picture depends on besides its own prompt."""
+        return []
+
     def begin(self, rows: list[Row]) -> Batch:
         """Announce the next pictures, samples with `prompt` and `seed`."""
         return Batch([row["prompt"] for row in rows])
+
+    def judged(self, allotted: Tensor | None, axis: Axis) -> Tensor | None:
+        """What was allotted, as groups of the axis that is judged; None where none of it is of that axis."""
+        return allotted
 
     def __enter__(self) -> Self:
         return self
@@ -112,13 +121,17 @@ class Suppressed(Mitigation):
         return plain_digest(about, *tensors)
 
     def begin(self, rows: list[Row]) -> Batch:
-        self.treatment.begin(rows)
+        named, groups = self.treatment.begin(rows), self.treatment.mask.groups
         allotted = None
-        if self.treatment.mask.allocates:
-            groups = self.treatment.mask.groups
-            named = self.treatment.allotment(rows)
+        if groups:
             allotted = torch.tensor([groups.index(each) if isinstance(each, str) else -1 for each in named])
         return Batch([row["prompt"] for row in rows], allotted=allotted)
+
+    def judged(self, allotted: Tensor | None, axis: Axis) -> Tensor | None:
+        numbers = on_axis(self.treatment.mask.groups, axis)
+        if allotted is None or max(numbers) < 0:
+            return None
+        return torch.tensor([*numbers, -1])[allotted]  # of what was left alone, -1, the last
 
     def __enter__(self) -> Self:
         self.treatment.__enter__()

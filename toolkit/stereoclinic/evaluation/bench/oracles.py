@@ -36,6 +36,9 @@ class BalancedOracle(Mitigation):
     def key(self) -> str:
         return plain_digest([BALANCED, asdict(self.axis), self.window])
 
+    def beside(self, row: Row) -> list[str]:
+        return group_prompts(row, self.axis)
+
     def begin(self, rows: list[Row]) -> Batch:
         conditional = balanced_oracle(self.denoiser, self.axis, rows, self.window)
         return Batch([row["prompt"] for row in rows], conditional)
@@ -57,6 +60,9 @@ class AllocationOracle(Mitigation):
 
     def key(self) -> str:
         return plain_digest([ALLOCATION, asdict(self.axis), self.shares.tolist()])
+
+    def beside(self, row: Row) -> list[str]:
+        return group_prompts(row, self.axis)
 
     def begin(self, rows: list[Row]) -> Batch:
         allotted = torch.tensor([allotted_group(row, self.shares) for row in rows])

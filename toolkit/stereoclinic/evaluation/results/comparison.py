@@ -67,7 +67,7 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
     same_seeds = before if arm.name in changes else None
     figures: dict[str, Any] = {
         "images": arm.reads.shape[0] * arm.reads.shape[1],
-        "seconds": round(arm.seconds, 2),
+        "seconds": None if arm.seconds is None else round(arm.seconds, 2),
         "unsure": unsure_rate(arm.reads.flatten(0, 1)).item(),
         "prompts": prompt_figures(arm, same_seeds, protocol),
         **distances(arm, before, experiment.arm(OTHER)),
