@@ -95,6 +95,8 @@ def apply(
     from stereoclinic.sns.mask import NeuronMask
 
     texts = list(dict.fromkeys(text.strip() for text in prompts or []))
+    if odd := [text for text in texts if text != text.encode(errors="replace").decode()]:
+        raise InputError(f"prompt {odd[0]!r}: not all of it is text; give it in UTF-8")
     if not all(texts) or not (texts or fuse):
         raise InputError("a prompt is missing or empty; give a text such as 'a photo of a doctor'")
     loaded = [NeuronMask.load(path) for path in masks]
@@ -130,7 +132,8 @@ def apply(
 
     common.claim(out / "side_by_side.png")
     common.hush_lightning()
-    kept = Store(out / "parts")
+    unfinished = out / "apply-parts"
+    kept = Store(unfinished)
     digest = model_digest(denoiser)
     parts = {
         arm.name: [
@@ -178,7 +181,7 @@ def apply(
         ("untreated", " + ".join(names) + ("" if strength == 1 else f" at {strength:g}")),
     )
     write_image(out / "side_by_side.png", sheet)
-    shutil.rmtree(out / "parts", ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
     if as_json:
         common.print_json({"out": str(out), "sheet": str(out / "side_by_side.png"), "images": entries})
         return
@@ -187,13 +190,13 @@ def apply(
 
 def _axes_of(mask: "NeuronMask") -> "list[Axis]":
     """The axes that a mask was made for, of those that ship: their words are what the gate looks for."""
-    from stereoclinic.axes import Axis, known_axes, load_axis
+    from stereoclinic.axes import Axis, shipped_axis
 
     found: dict[str, Axis] = {}
     for metadata in mask.origins:
         name, words = metadata.get("axis"), metadata.get("words")
-        if name in known_axes():
-            found[str(name)] = load_axis(str(name))
+        if (shipped := shipped_axis(name, words)) is not None:
+            found[str(name)] = shipped
         elif isinstance(words, list) and len(words) > 1:
             found[str(name)] = Axis(str(name), tuple(map(str, words)), tuple(map(str, words)))
     return list(found.values())

@@ -76,7 +76,7 @@ def bench(
         typer.Option(
             help="Folder that keeps what was drawn, and other methods as they were made. What lies there is not drawn"
             " or made again, by any bench of this model.",
-            show_default="OUT/parts, until the results are written",
+            show_default="OUT/bench-parts, until the results are written",
         ),
     ] = None,
     out: Annotated[
@@ -166,7 +166,7 @@ def bench(
     aimed = options.shares_from(shares)
     if len(aimed) > 1:
         raise InputError("--shares: one axis is judged at a time; give shares of its groups alone")
-    paths = judging.named(masks or [])
+    paths = judging.named(masks or [], baselines or [])
     loaded = {name: NeuronMask.load(path) for name, path in paths.items()}
     published = None
     if protocol is not None:
@@ -177,13 +177,15 @@ def bench(
         reader, steps, guidance = reader or published.reader, steps or published.steps, guidance or [published.guidance]
     else:
         chosen, rows, images = (
-            load_axis(axis or judging.own_axis(loaded) or "gender"),
+            load_axis(axis) if axis else judging.own_axis(loaded) or load_axis("gender"),
             load_prompts(prompts, limit),
             images or 25,
         )
     beyond = None if unrelated is None else load_plain_prompts(unrelated)
     for name, mask in loaded.items():
         judging.check_seeds(name, mask, seed, images)
+    if baselines:
+        judging.baseline_samples(rows, baseline_seed, baseline_seeds, seed, images)
     truths = judging.truths(reference, confusion, chosen)
     check_folder(out)
     located = None if relevance is None else Relevance.load(relevance)
@@ -219,7 +221,8 @@ def bench(
         for scale in dict.fromkeys(guidance or [denoiser.defaults.guidance])
     ]
     for name, mask in loaded.items():
-        if (made_for := mask.metadata.get("axis")) not in (None, chosen.name):
+        made_for = mask.metadata.get("axis")
+        if made_for is not None and chosen.name not in [made_for, *str(made_for).split("+")]:
             common.stderr().print(f"note: mask {name} was made for axis {made_for}, and is judged on {chosen.name}")
     total = sum(arms_of(denoiser, setup, loaded, strength, force).images for setup in protocols)
     total += len(baselines or []) * sum(
@@ -236,7 +239,7 @@ def bench(
 
     common.claim(out / "results.json")
     common.hush_lightning()
-    kept = parts or out / "parts"
+    kept = parts or out / "bench-parts"
     experiments: list[Experiment] = []
     with common.threads_for(device, ranks), progress_bar(total, f"judging {chosen.name}", quiet) as advance:
         for setup in protocols:

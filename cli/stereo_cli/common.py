@@ -2,24 +2,31 @@
 
 import errno
 import functools
+import io
 import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
 
 from stereo_cli import ranks
 
+if TYPE_CHECKING:
+    from stereoclinic.axes import Axis
+    from stereoclinic.sns.mask import NeuronMask
+
 P = ParamSpec("P")
 
-FAILED, BAD_INPUT, INCOMPLETE, INTERRUPTED = 1, 2, 3, 130
+FAILED, BAD_INPUT, INCOMPLETE, FAULT, INTERRUPTED = 1, 2, 3, 70, 130
+_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of what was given for a file and cannot be one
 #: What a disk says that is full, over its quota, or not to be written to.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -95,8 +102,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except typer.Exit:
             raise
         except OSError as error:
+            if error.errno in _NAMES:
+                fail(f"{str(error.filename)[:60]}...: {error.strerror}; give a file, a folder or a name", BAD_INPUT)
             if error.errno not in _DISK:
-                raise
+                _fault()
             fail(
                 f"{error.filename or 'a file'} cannot be written ({error.strerror}); make room, or give another folder",
                 BAD_INPUT,
@@ -106,12 +115,18 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             if (line := ranks.lost()) is not None:  # what the other ranks were waiting for went with it
                 fail(line, INCOMPLETE)
             if type(error).__name__ != "MisconfigurationException":
-                raise
+                _fault()
             fail(str(error), BAD_INPUT)
         except KeyboardInterrupt:
             fail("interrupted", INTERRUPTED)
 
     return run
+
+
+def _fault() -> NoReturn:
+    """An error that nobody thought of, with all there is to say about it; not to be taken for --fail-above."""
+    traceback.print_exc()
+    fail("this is a fault of stereo's own; please report it with the lines above", FAULT)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -127,6 +142,9 @@ def _be_quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal and pipe can show every sign
+            stream.reconfigure(errors="replace")
     warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers|diffusers)\b.*")
 
 
@@ -153,6 +171,26 @@ def threads_for(device: str, ranks: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def own_axis(mask: "NeuronMask") -> "Axis | None":
+    """The axis that a mask was made for; None if it does not say.
+
+    Raises:
+        InputError: It is of several axes, or of one that does not ship.
+    """
+    from stereoclinic.axes import shipped_axis
+    from stereoclinic.errors import InputError
+
+    name, words = mask.metadata.get("axis"), mask.metadata.get("words")
+    if name is None:
+        return None
+    own = list(dict.fromkeys(str(each.get("axis")) for each in mask.origins))
+    if len(own) > 1:
+        raise InputError(f"the mask is of several axes; say which is meant: --axis {' or --axis '.join(own)}")
+    if (axis := shipped_axis(own[0], words)) is None:
+        raise InputError(f"the mask was made for axis {name!r}, which does not ship; give its file: --axis {name}.toml")
+    return axis
 
 
 def reader_folder(model: str, advice: str) -> Path:

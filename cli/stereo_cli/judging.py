@@ -13,11 +13,14 @@ import typer
 from stereo_cli import common
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from stereoclinic.axes import Axis
     from stereoclinic.evaluation.bench.arms import Experiment, Protocol
     from stereoclinic.evaluation.bench.instruments import Instruments
     from stereoclinic.evaluation.bench.protocols import PublishedProtocol
     from stereoclinic.evaluation.readers import Reader
+    from stereoclinic.prompts import Row
     from stereoclinic.sns.mask import NeuronMask
 
 _READ, _OTHERS = "How it is read", "Other methods"
@@ -108,31 +111,30 @@ BaselineSeed = Annotated[
 BaselineSeeds = Annotated[int, typer.Option(min=1, help="--baseline: seeds a prompt.", rich_help_panel=_OTHERS)]
 
 
-def named(paths: list[Path]) -> dict[str, Path]:
+def named(paths: list[Path], baselines: list[str]) -> dict[str, Path]:
     """Masks by the name of their arm: the file's stem, or the path where that is taken."""
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.bench.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED
 
     named: dict[str, Path] = {}
+    taken = {UNTREATED, RANDOM, BALANCED, ALLOCATION, OTHER, *baselines}
     for path in paths:
         name = path.stem
-        if name in named or name in (UNTREATED, RANDOM, BALANCED, ALLOCATION, OTHER):
+        if name in named or name.lower() in taken:
             name = str(path)
-        if name in named:
+        if name in named or path in named.values():
             raise InputError(f"--mask {path} is given twice")
         named[name] = path
     return named
 
 
-def own_axis(masks: "dict[str, NeuronMask]") -> str | None:
-    """The axis that the first mask was made for, if it is one that ships."""
-    from stereoclinic.axes import known_axes
-    from stereoclinic.errors import InputError
+def own_axis(masks: "dict[str, NeuronMask]") -> "Axis | None":
+    """The axis that the first mask was made for; None if it does not say.
 
-    name = next((mask.metadata.get("axis") for mask in masks.values()), None)
-    if name is not None and name not in known_axes():
-        raise InputError(f"the mask was made for axis {name!r}, which does not ship; give its file: --axis {name}.toml")
-    return name
+    Raises:
+        InputError: It is of several axes, or of one that does not ship.
+    """
+    return common.own_axis(next(iter(masks.values()))) if masks else None
 
 
 def check_seeds(name: str, mask: "NeuronMask", first: int, images: int) -> None:
@@ -178,15 +180,18 @@ def bound(text: str) -> tuple[str, float]:
 
 
 def exceeded(results: list[dict[str, Any]], judged: str, limits: list[tuple[str, float]]) -> list[str]:
-    """A line for each limit that the judged arm is above, at each guidance scale."""
+    """A line for each limit that the judged arm is not known to be below, at each guidance scale."""
     lines = []
     for each in results:
         for name, limit in limits:
             figure: Any = each["arms"][judged]
             for key in _FIGURES[name]:
                 figure = None if figure is None else figure.get(key)
-            if figure is not None and not figure <= limit:
-                lines.append(f"{name} of {judged} is {figure:.4g} at guidance {each['guidance']:g}, above {limit:g}")
+            where = f"{name} of {judged} at guidance {each['guidance']:g}"
+            if figure is None:  # what was not measured was not shown to be below
+                lines.append(f"{where} could not be measured")
+            elif not figure <= limit:
+                lines.append(f"{where} is {figure:.4g}, above {limit:g}")
     return lines
 
 
@@ -275,6 +280,17 @@ def instruments(clip_score: str | None, features: str, lpips: bool, device: str)
     )
 
 
+def baseline_samples(prompts: "Dataset", first: int, seeds: int, judged: int, images: int) -> "list[Row]":
+    """What other methods are made on.
+
+    Raises:
+        InputError: A seed is judged too.
+    """
+    from stereoclinic.evaluation.baselines import calibration_samples
+
+    return calibration_samples(prompts, first, seeds, range(judged, judged + 2 * images))  # `other seeds` follow
+
+
 def made_baselines(
     names: list[str],
     denoiser: Any,
@@ -289,12 +305,10 @@ def made_baselines(
     """Other methods, as a folder keeps them, or made on seeds that are not judged; a line on stderr for each made."""
     if not names:
         return []
-    from stereoclinic.evaluation.baselines import calibration_samples
     from stereoclinic.evaluation.baselines.calibration import Calibration
     from stereoclinic.evaluation.baselines.kept import kept_baselines
 
-    judged = range(protocol.seed, protocol.seed + 2 * protocol.images)  # of `other seeds` too
-    samples = calibration_samples(protocol.prompts, first, seeds, judged)
+    samples = baseline_samples(protocol.prompts, first, seeds, protocol.seed, protocol.images)
     how = Calibration(protocol.steps, protocol.guidance, reader, protocol.shares)
 
     def making(name: str) -> None:

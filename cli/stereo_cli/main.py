@@ -20,19 +20,21 @@ app = typer.Typer(
     help="""Find where a stereotype lives inside a text-to-image diffusion model, damp it, and measure what that did.
 
     \b
-    stereo locate                    find the neurons; writes gender.pt and prints the forecast of bias
-    stereo bench --mask gender.pt    draw the same seeds with and without the mask, and compare
-    stereo compare A B               which figures of two benches differ
-    stereo plan --allocate           plan on the treated trajectory, a damping for each group an image is allotted
+    stereo locate                    find the neurons; forecast the bias
+    stereo bench --mask gender.pt    the same seeds with and without, compared
+    stereo plan                      a damping for each group, and seeds allot
+    stereo bench --mask gender-allocated.pt
     stereo inspect gender.pt         what a file holds, by layer and timestep
     stereo mask gender.relevance.safetensors --mu 4 -o gentle.pt
     stereo diff gender.pt gentle.pt  what two masks have in common
     stereo apply "a photo of a doctor" --mask gender.pt
+    stereo compare A B               which figures of two benches differ
     stereo doctor --model MODEL      can this model be treated here
 
     The embedded model `portraits` is used unless --model names a diffusers folder or a hub id.
 
-    Exit codes: 0 done; 1 --fail-above exceeded; 2 usage or bad input; 3 incomplete; 130 interrupted.""",
+    Exit codes: 0 done; 1 --fail-above exceeded; 2 usage or bad input; 3 incomplete; 70 a fault of its own; 130
+    interrupted.""",
 )
 app.command()(locate)
 app.command()(plan)

@@ -244,7 +244,9 @@ def mask(
         from stereoclinic.sns.fits import check_fits
 
         name = model or str(made.metadata.get("model", "portraits"))
-        chosen, rows = load_axis(axis or str(made.metadata.get("axis"))), load_prompts(prompts, limit)
+        chosen, rows = load_axis(axis) if axis else common.own_axis(made), load_prompts(prompts, limit)
+        if chosen is None:
+            raise InputError("--dose: the mask does not say what axis it was made for; give --axis")
         device = common.device_of(accelerator)
         denoiser = open_denoiser(name, device, dtype, variant)
         check_fits(made, denoiser.unet, force)

@@ -205,7 +205,8 @@ def plan(
         batch_size=batch_size,
     )  # fmt: skip
     timesteps = denoiser.timesteps(settings.steps)
-    treated = len(settings.treated(timesteps))
+    if not (treated := len(settings.treated(timesteps))):
+        raise InputError(f"--until {until:g}: no step lies above it; timesteps run from {float(timesteps[0]):g}")
     candidates = None
     if located is not None and among < 1:
         candidates = most_relevant(located, among, (float(located.bin_edges[0]), until))
@@ -232,16 +233,15 @@ def plan(
         return  # another rank writes
     denoiser.to(device)
     found = None
+    mask.save(file)  # it took minutes, whatever becomes of its dose
+    unfinished.unlink(missing_ok=True)
     if dose is not None:
         how = dosing.Dosing(dose, seed + seeds, max(1, seeds // 2), confirm, settings.steps, scale, batch_size)
         try:
             mask, found = dosing.give_dose(mask, denoiser, name, chosen, rows, how, device, force, quiet)
-        except InputError as error:  # the plan took minutes
-            mask.save(file)
-            unfinished.unlink(missing_ok=True)
+        except InputError as error:
             raise InputError(f"{error}; {file} holds the mask as it was planned") from error
-    mask.save(file)
-    unfinished.unlink(missing_ok=True)
+        mask.save(file)
     held = None
     if check and dose is None:
         further = with_seeds(rows, seed + seeds, check)

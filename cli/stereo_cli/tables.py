@@ -109,9 +109,9 @@ def _baselines_table(results: Data) -> Group:
     table = new_table(f"Other methods: guidance {results['guidance']:g}")
     for name in ("", "needs", "made in", "images", "passes", "drawing"):
         table.add_column(name, justify="left" if name in ("", "needs") else "right")
-    plain = results["arms"]["untreated"]["seconds"] or float("nan")
+    plain = results["arms"]["untreated"]["seconds"]
     for name in [*results["masks"], *results["baselines"]]:
-        time = f"{results['arms'][name]['seconds'] / plain:.2f} x"
+        time = f"{results['arms'][name]['seconds'] / plain:.2f} x" if plain else "-"
         if (cost := results["baselines"].get(name)) is None:
             table.add_row(escape(name), "prompts", "", "", "", time)
             continue
@@ -199,7 +199,7 @@ def _side_effects_table(results: Data) -> Group:
             style="bold" if name in results["masks"] else "",
         )
     gate = results["gate"]
-    seconds = ", ".join(f"{name} {arm['seconds']:.1f}" for name, arm in results["arms"].items())
+    seconds = ", ".join(f"{name} {figure(arm['seconds'], 1)}" for name, arm in results["arms"].items())
     return captioned(
         table,
         f"Fréchet: distance of {_features(results)} to untreated images of other seeds; its floor, what two samples of"

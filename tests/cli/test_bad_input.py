@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from stereo_cli.apply import _axes_of
+from stereoclinic.axes import load_axis
 from stereoclinic.errors import UncoveredOperation
+from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
 
 AXIS = 'name = "gender"\ngroups = {}\n[words]\nfemale = "female"\nmale = "male"\n'
@@ -79,6 +82,8 @@ def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str,
         (("--bins", 4, "--dry-run"), "4 bins, but the 1 measured steps fall into 1"),
         (("--out", "mask.txt"), "ending in .pt or .safetensors"),
         (("--out", "nowhere/mask.pt"), "nowhere is no folder that can be written to"),
+        (("--mu", "inf", "--dry-run"), "mu inf: expected 0 or a positive number"),
+        (("--overshoot", "inf", "--dry-run"), "overshoot inf: expected 0 or a positive number"),
     ],
 )
 def test_settings_of_locate(refused, model, arguments: tuple, says: str):
@@ -178,6 +183,7 @@ def test_seeds_that_the_mask_was_made_on(refused, model, located):
         (("--axis", "sex"), "unknown axis"),
         (("--reader", "nowhere"), "unknown reader 'nowhere'; there are portraits"),
         (("--mask", "missing.pt"), "No such file"),
+        (("--baseline", "uce", "--seed", 16, "--baseline-seed", 16, "--dry-run"), "seed 16 is judged"),
     ],
 )
 def test_settings_of_bench(refused, model, arguments: tuple, says: str):
@@ -200,7 +206,54 @@ def test_an_operation_without_a_rule(refused, model, monkeypatch):
 
 
 def test_a_mask_given_twice(refused, model, located):
-    assert "given twice" in refused("bench", "--model", model, *("--mask", located) * 3)
+    assert "given twice" in refused("bench", "--model", model, *("--mask", located) * 2)
+
+
+def test_a_plan_of_no_step(refused, model):
+    assert "no step lies above it" in refused("plan", "--model", model, "--until", 2000, "--dry-run")
+
+
+LONG = "a photo of a doctor in the rain " * 20
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", f"{LONG}.pt"),
+        ("compare", LONG, LONG),
+        ("locate", "--prompts", f"{LONG}.txt", "--dry-run"),
+        ("locate", "--model", LONG, "--dry-run"),
+        ("locate", "-o", f"{LONG}.pt", "--dry-run"),
+        ("bench", "-o", LONG, "--dry-run"),
+    ],
+)
+def test_a_name_that_no_file_can_have(refused, model, arguments: tuple):
+    own = () if "--model" in arguments or arguments[0] in ("inspect", "compare") else ("--model", model)
+    refused(*arguments, *own)
+
+
+def test_a_prompt_that_is_not_all_text(refused, model, located):
+    line = refused("apply", "a photo of a \udce9 doctor", "--model", model, "--mask", located)
+    assert "give it in UTF-8" in line
+
+
+def test_a_mask_of_an_axis_that_only_has_a_shipped_name(refused, model, located, tmp_path: Path):
+    mask = NeuronMask.load(located)
+    own = {**mask.metadata, "words": ["agender", "bigender"]}
+    NeuronMask(mask.sites, mask.bin_edges, mask.factors, metadata=own).save(tmp_path / "own.pt")
+    assert "--axis gender.toml" in refused("bench", "--model", model, "--mask", "own.pt")
+    (gate,) = _axes_of(NeuronMask.load(tmp_path / "own.pt"))
+    assert gate.words == ("agender", "bigender")
+
+
+def test_a_mask_of_several_axes_is_judged_on_one(refused, model, located, tmp_path: Path):
+    mask = NeuronMask.load(located)
+    aged = {**mask.metadata, "axis": "age", "words": list(load_axis("age").words)}
+    other = NeuronMask(mask.sites, mask.bin_edges, mask.factors, metadata=aged)
+    compose([mask, other]).save(tmp_path / "both.pt")
+    for command in ("bench", "--mask"), ("mask", "--dose", 0.3, "-o", "dosed.pt"):
+        line = refused(*command, "both.pt", "--model", model)
+        assert "say which is meant: --axis gender or --axis age" in line
 
 
 def test_an_axis_the_reader_cannot_tell(refused, model, tmp_path: Path):

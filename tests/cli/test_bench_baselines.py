@@ -10,6 +10,7 @@ from tests.cli.test_resume import figures
 from tests.evaluation.test_results_schema import VALID
 from torch import Tensor
 
+from stereo_cli.judging import named
 from stereoclinic.evaluation.baselines.calibration import Run
 
 SMALL = ("--limit", 2, "--images", 2, "--group-images", 1, "--steps", 2, "--quiet", "--baseline-seeds", 1)
@@ -83,6 +84,12 @@ def test_unrelated_prompts_are_drawn_untreated_with_the_mask_and_on_other_seeds(
     assert drawn[0] - drawn[1] == 3 * 2 * 4
     refused = stereo(*arguments, "--unrelated", "nothing")
     assert refused.exit_code == 2 and "no built-in set (scenes)" in refused.stderr
+
+
+def test_a_mask_of_a_methods_name_goes_by_its_path(stereo, model, located, tmp_path: Path):
+    (tmp_path / "UCE.pt").write_bytes(located.read_bytes())
+    assert list(named([tmp_path / "UCE.pt"], ["uce"])) == [str(tmp_path / "UCE.pt")]
+    assert list(named([tmp_path / "UCE.pt"], [])) == ["UCE"]
 
 
 def test_what_baselines_refuse(stereo, model, tmp_path: Path):

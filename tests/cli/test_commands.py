@@ -309,7 +309,10 @@ def test_a_second_run_replaces_the_first(model, stereo, tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 
-@pytest.mark.parametrize(("bound", "code"), [("parity_gap=-1", 1), ("parity-gap=1", 0)])
+@pytest.mark.parametrize(
+    ("bound", "code"),
+    [("parity_gap=-1", 1), ("parity-gap=1", 0), ("frechet_to_untreated=9", 1)],  # without a mask there is no distance
+)
 def test_fail_above(model, stereo, tmp_path: Path, bound: str, code: int):
     result = stereo(
         "bench", "--model", model, "--limit", 1, "--images", 2, "--group-images", 0, "--steps", 1,

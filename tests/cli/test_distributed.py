@@ -149,7 +149,7 @@ def test_apply_draws_the_same_on_two_devices(model, located, tmp_path: Path):
         command = [sys.executable, *map(str, arguments)]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
         assert ended.returncode == 0 and "8 of 8" in ended.stderr, ended.stderr
-        assert not (out / "parts").exists()
+        assert not (out / "bench-parts").exists()
         drawn.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.png")})
     assert drawn[0] == drawn[1] and len(drawn[0]) == 9  # eight pictures and a sheet
 

@@ -19,7 +19,7 @@ from stereoclinic.ddtd.module import DDTD
 from stereoclinic.ddtd.relevance import STATES
 from stereoclinic.ddtd.shards import Shards
 from stereoclinic.errors import InputError
-from stereoclinic.files import sole_writer
+from stereoclinic.files import save_tensors, sole_writer
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--limit", 2, "--seeds", 1, "--every", 1, "--bins", 1, "--quiet", "--accelerator", "cpu")
@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up_while_pictures_are_written(model: Path, stereo, tm
     )  # fmt: skip
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].startswith("stereo: a.png cannot be written (No space left on device)")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["parts"]  # what was drawn is kept
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bench-parts"]  # what was drawn is kept
 
 
 @needs_mounts
@@ -135,7 +135,7 @@ def test_a_second_run_on_the_same_output(model: Path, stereo, tmp_path: Path, co
 
 
 def test_a_run_that_was_killed_leaves_no_lock(tmp_path: Path):
-    code = "import sys, time; from pathlib import Path; from stereoclinic.files import sole_writer\n"
+    code = "import sys, time; from pathlib import Path; from stereoclinic.files import save_tensors, sole_writer\n"
     code += "with sole_writer(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "g.pt")], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"in\n"
@@ -224,10 +224,66 @@ def test_the_table_names_a_test_for_each_fault_and_each_test_has_a_row():
     named = []
     for row in rows:
         tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row)
-        assert tests and re.search(r"\| (0|2|3|130|137) \|", row), row
+        assert tests and re.search(r"\| (0|2|3|70|130|137) \|", row), row
         named += tests
     for file, test in named:
         assert f"def {test}(" in (ROOT / file).read_text(), test
     here = set(re.findall(r"^def (test_\w+)\(", Path(__file__).read_text(), re.MULTILINE))
     itself = "test_the_table_names_a_test_for_each_fault_and_each_test_has_a_row"
     assert here - {test for _, test in named} == {itself}
+
+
+def test_a_fault_of_its_own_is_not_taken_for_a_figure_above_its_limit(stereo, model: Path, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr("stereoclinic.denoisers.open_denoiser", broken)
+    result = stereo("locate", "--model", model, "--dry-run")
+    assert result.exit_code == 70
+    assert "nobody thought of this" in result.stderr and "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("stereo: this is a fault of stereo's own")
+
+
+def test_signs_that_a_pipe_cannot_show(located: Path):
+    """A name of a byte that is no text, and bars, where there is nothing but ASCII."""
+    run = subprocess.run(
+        [sys.executable, "-m", "stereo_cli", "inspect", located],
+        capture_output=True, timeout=120, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert b"feed-forward" in run.stdout and run.stdout.isascii()
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_disk_that_fills_up_under_a_file(name: str, tmp_path: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
+        save_tensors(tmp_path / name, "mask", 1, {"a": torch.zeros(3)}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_that_are_kept_outlive_those_that_are_not(stereo, model: Path, located: Path, tmp_path: Path):
+    """`--parts` in the very folder of the results, which another run writes as well."""
+    (tmp_path / "out" / "parts").mkdir(parents=True)
+    (tmp_path / "out" / "parts" / "kept.safetensors").write_bytes(b"mine")
+    drawn = (
+        "--model",
+        model,
+        "--mask",
+        located,
+        "--steps",
+        1,
+        "--quiet",
+        "--accelerator",
+        "cpu",
+        "-o",
+        tmp_path / "out",
+    )
+    assert stereo("apply", "a photo of a doctor", "--images", 1, *drawn).exit_code == 0
+    assert stereo("bench", "--limit", 1, "--images", 2, "--group-images", 0, *drawn).exit_code == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert "parts" in names and not [name for name in names if name.endswith("-parts")]
+    assert (tmp_path / "out" / "parts" / "kept.safetensors").read_bytes() == b"mine"

@@ -32,7 +32,7 @@ def test_a_bench_that_was_stopped_ends_the_same(model, located, stereo, tmp_path
         "--batch-size", 2, "--accelerator", "cpu",
     ]  # fmt: skip
     out, whole = tmp_path / "stopped", tmp_path / "whole"
-    parts = out / "parts"
+    parts = out / "bench-parts"
     command = [sys.executable, "-m", "stereo_cli", *map(str, arguments), "-o", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # What runs in the background of a shell is started deaf to Ctrl-C, and would start its children so.
@@ -58,7 +58,7 @@ def test_a_bench_that_was_stopped_ends_the_same(model, located, stereo, tmp_path
     assert len(after) > len(drawn) and all(after[name] == drawn[name] for name in drawn)
 
     assert stereo(*arguments, "-o", whole, "--quiet").exit_code == 0
-    assert not (whole / "parts").exists()  # its work is done
+    assert not (whole / "bench-parts").exists()  # its work is done
     results = [json.loads((folder / "results.json").read_text()) for folder in (out, whole)]
     assert figures(results[0]) == figures(results[1])
 
