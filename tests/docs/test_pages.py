@@ -14,9 +14,11 @@ import yaml
 from tests.denoisers.conftest import build
 
 from stereo_cli.main import app
+from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.denoisers import open_pipeline
 from stereoclinic.digest import shapes_digest, weights_digest
+from stereoclinic.sns.gate import is_neutral
 from stereoclinic.sns.mask import NeuronMask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,21 +157,56 @@ def run(page: str, *changes: tuple[str, str]) -> dict[str, Any]:
     return names
 
 
+def test_the_axis_of_the_page_is_one(tmp_path: Path) -> None:
+    (text,) = blocks("docs/axes.md", "toml")
+    (tmp_path / "age3.toml").write_text(text)
+    axis = load_axis(tmp_path / "age3.toml")
+    assert set(axis.also) == set(axis.phrases) == set(axis.classes) == set(axis.groups) and axis.unless
+    assert not is_neutral("a photo of an elderly doctor", axis) and is_neutral("an old photo of a doctor", axis)
+
+
 def test_the_python_of_the_method(capsys: pytest.CaptureFixture[str]) -> None:
     run("docs/method.md")
     (block,) = blocks("docs/method.md", "python")
     assert capsys.readouterr().out.splitlines() == re.findall(r"^# (.+)$", block, re.MULTILINE)
 
 
+def halving(unet: torch.nn.Module, *groups: str, axis: str = "gender") -> NeuronMask:
+    """A mask that fits a model and damps all of it by half."""
+    sites = find_sites(unet)
+    factors = torch.full((len(groups) or 1, 1, sum(site.width for site in sites)), 0.5)
+    about = {"unet_shapes": shapes_digest(unet), "unet_weights": weights_digest(unet), "axis": axis}
+    return NeuronMask(
+        sites, torch.tensor([1000.0, 0.0]), factors if groups else factors[0], None, "both", about, groups
+    )
+
+
 def test_the_python_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     unet = open_pipeline("portraits").unet
-    sites = find_sites(unet)
-    halved = torch.full((1, sum(site.width for site in sites)), 0.5)
-    about = {"unet_shapes": shapes_digest(unet), "unet_weights": weights_digest(unet), "axis": "gender"}
-    NeuronMask(sites, torch.tensor([1000.0, 0.0]), halved, metadata=about).save("gender.pt")
+    halving(unet).save("gender.pt")
     made = run("docs/tutorial.md", ("num_inference_steps=20", "num_inference_steps=2"))
     assert made["images"][0].size == (64, 64)
+    assert weights_digest(made["pipe"].unet) == weights_digest(unet)
+
+
+def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    unet = open_pipeline("portraits").unet
+    halving(unet, "female", "male").save("gender-allocated.pt")
+    halving(unet, axis="age").save("age.pt")
+    made = run(
+        "README.md",
+        ("path/to/a/stable-diffusion-folder", "portraits"),
+        ('load_prompts("winobias")', 'load_prompts("portraits", 2)'),
+        ("count=8", "count=1"),
+        ("Settings(steps=20, every=2)", "Settings(steps=5, every=1)"),
+        ("* 4).images", "* 4, num_inference_steps=1).images"),
+        ("num_inference_steps=20", "num_inference_steps=2"),
+    )
+    assert NeuronMask.load("gender.pt").metadata["axis"] == "gender"
+    assert made["groups"][-1] is None and all(made["groups"][:-1])  # the last prompt names one
+    assert len(made["images"]) == 3
     assert weights_digest(made["pipe"].unet) == weights_digest(unet)
 
 
@@ -177,13 +214,15 @@ def test_the_python_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_python_of_a_real_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a model of that family, tiny and random, and fewer prompts."""
     monkeypatch.chdir(tmp_path)
-    build("sdxl").save_pretrained("models/sdxl")
+    model = build("sdxl")
+    model.save_pretrained("models/sdxl")
+    halving(model.unet.to(torch.bfloat16), "female", "male").save("gender-allocated.pt")
     made = run(
         "docs/real-checkpoint.md",
         ('load_prompts("winobias")', 'load_prompts("winobias", 2)'),
         ("count=4", "count=1"),
         ('accelerator="gpu"', 'accelerator="cpu"'),
         ('.to("cuda")', ""),
-        ("* 4).images", "* 4, num_inference_steps=2).images"),
+        ("in seeds]).images", "in seeds], num_inference_steps=2).images"),
     )
     assert len(made["images"]) == 4 and made["pipe"].unet.dtype == torch.bfloat16
