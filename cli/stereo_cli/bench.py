@@ -124,7 +124,7 @@ def bench(
         typer.Option(
             metavar="NAME=VALUE",
             help="Exit 1 if this figure of the first mask (of the model, without one) is above the value at any"
-            " guidance, such as parity_gap=0.2; may repeat.",
+            " guidance, or was not measured, such as parity_gap=0.2; may repeat.",
         ),
     ] = None,
     force: options.Force = False,
