@@ -77,7 +77,7 @@ def grid(relevance: Relevance, only: list[str]) -> dict[str, NeuronMask]:
             made[name] = choose(relevance, replace(Selection(), **changed))
     weaker = [share for share in STRENGTHS if wanted(f"strength {share:g}")]
     if weaker:
-        default = choose(relevance, Selection())
+        default = choose(relevance)
         made |= {f"strength {share:g}": adjusted(default, share) for share in weaker}
     return made
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from stereo_cli import common, judging, options
+from stereo_cli import bench_options, common, judging, options
 from stereo_cli.progress import progress_bar
 
 _DRAWN = "What is drawn"
@@ -98,13 +98,13 @@ def bench(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    reader: judging.ReaderName = None,
-    reader_classes: judging.ReaderClasses = None,
-    allow_race: judging.AllowRace = False,
-    allow_code: judging.AllowCode = False,
-    clip_score: judging.ClipScore = None,
-    features: judging.Features = "reader",
-    lpips: judging.Lpips = False,
+    reader: bench_options.ReaderName = None,
+    reader_classes: bench_options.ReaderClasses = None,
+    allow_race: bench_options.AllowRace = False,
+    allow_code: bench_options.AllowCode = False,
+    clip_score: bench_options.ClipScore = None,
+    features: bench_options.Features = "reader",
+    lpips: bench_options.Lpips = False,
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -114,11 +114,11 @@ def bench(
             rich_help_panel=_DRAWN,
         ),
     ] = None,
-    reference: judging.Reference = None,
-    confusion: judging.Confusion = None,
-    baselines: judging.Baselines = None,
-    baseline_seed: judging.BaselineSeed = 100,
-    baseline_seeds: judging.BaselineSeeds = 4,
+    reference: bench_options.Reference = None,
+    confusion: bench_options.Confusion = None,
+    baselines: bench_options.Baselines = None,
+    baseline_seed: bench_options.BaselineSeed = 100,
+    baseline_seeds: bench_options.BaselineSeeds = 4,
     fail_above: Annotated[
         list[str] | None,
         typer.Option(

@@ -245,7 +245,7 @@ def test_a_fault_of_its_own_is_not_taken_for_a_figure_above_its_limit(stereo, mo
 
 
 def test_signs_that_a_pipe_cannot_show(located: Path):
-    """A name of a byte that is no text, and bars, where there is nothing but ASCII."""
+    """Bars, where there is nothing but ASCII."""
     run = subprocess.run(
         [sys.executable, "-m", "stereo_cli", "inspect", located],
         capture_output=True, timeout=120, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"},

@@ -17,7 +17,7 @@ from stereoclinic.evaluation.bench.experiment import Arm, arms_of, drawn
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
 from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.prompts import _row, load_prompts, with_seeds, write
+from stereoclinic.prompts import load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 
 AXIS = load_axis("gender")
@@ -103,7 +103,7 @@ def test_pictures_do_not_depend_on_how_much_fits_in_memory(denoiser, rows, tmp_p
     assert len(said) == 1 and "going on with 3" in said[0]
 
 
-def test_keys_tell_apart_whatever_changes_a_picture(denoiser, rows):
+def test_keys_tell_apart_whatever_changes_a_picture(denoiser, rows, tmp_path: Path):
     def key(mitigation: Mitigation = Mitigation("a"), those: list[dict] = rows, **how: object) -> str:  # noqa: B008
         return parts(denoiser, those, mitigation, len(those), **how)[0].key
 
@@ -120,8 +120,10 @@ def test_keys_tell_apart_whatever_changes_a_picture(denoiser, rows):
         key(AllocationOracle(AXIS, torch.tensor([0.3, 0.7], dtype=torch.float64))),
     ]
     # What is written for a group goes by its place in the prompt, which the neutral prompt does not show.
-    person, nurse = (_row(text) for text in ("a {group} person as a nurse", "a person as a {group} nurse"))
-    moved = [[{**row, "prompt": write(row), "seed": 0}] for row in (person, nurse)]
+    moved = []
+    for text in ("a portrait of a {group} person as a nurse", "a portrait of a person as a {group} nurse"):
+        (tmp_path / "prompts.txt").write_text(text)
+        moved.append(list(with_seeds(load_prompts(tmp_path / "prompts.txt"), 0, 1)))
     assert moved[0][0]["prompt"] == moved[1][0]["prompt"] and key(those=moved[0]) == key(those=moved[1])
     others += [
         key(oracle, those) for oracle in (AllocationOracle(AXIS), BalancedOracle(denoiser, AXIS)) for those in moved

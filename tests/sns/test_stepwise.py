@@ -1,5 +1,7 @@
 """The stepwise plan: its rows are derivatives, its masks do what it planned, and it stays where it is told to."""
 
+from typing import Any
+
 import pytest
 import torch
 from datasets import Dataset
@@ -147,8 +149,17 @@ def test_finer_samplers_are_treated_over_the_same_window(denoiser: Denoiser, sam
     assert [mask.bin_of(t) for t in (999, 900, 800, 700, 624, 600)] == [0, 0, 1, 1, 1, None]
 
 
-def test_a_timestep_that_a_sampler_comes_back_to_has_one_damping(denoiser: Denoiser, samples: Dataset) -> None:
+def test_a_timestep_that_a_sampler_comes_back_to_has_one_damping(
+    denoiser: Denoiser, samples: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which is all that a mask can hold, so that the treated trajectory is the planned one."""
+    solve, solved = Walk._solve, list[float]()
+
+    def counted(walk: Walk, step: Any, timestep: torch.Tensor, root: torch.Tensor | None) -> Any:
+        solved.append(float(timestep))
+        return solve(walk, step, timestep, root)
+
+    monkeypatch.setattr(Walk, "_solve", counted)
     pipe = denoiser.pipe
     kept, pipe.scheduler = pipe.scheduler, PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     try:
@@ -162,6 +173,7 @@ def test_a_timestep_that_a_sampler_comes_back_to_has_one_damping(denoiser: Denoi
         pipe.scheduler = kept
     assert [each["timestep"] for each in steps] == sorted(set(treated), reverse=True)
     assert [mask.bin_of(t) for t in sorted(set(treated), reverse=True)] == list(range(len(mask.factors)))
+    assert solved == sorted(set(treated), reverse=True)  # each once, and what was planned is walked again
     assert left.mean().item() < sum(each["before"] for each in steps) / len(steps)
 
 
