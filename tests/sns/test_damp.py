@@ -16,7 +16,8 @@ from peft import LoraConfig
 from stereoclinic.ddtd.neurons import Site, find_sites
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
-from stereoclinic.sns.damp import damp, effective, suppress
+from stereoclinic.sns.damp import suppress
+from stereoclinic.sns.factors import damp, effective
 from stereoclinic.sns.mask import NeuronMask
 
 EDGES = torch.tensor([1000.0, 600.0, 0.0])

@@ -30,17 +30,12 @@ from torch import nn
 
 from stereoclinic.errors import InputError
 from stereoclinic.sns.compose import compose
-from stereoclinic.sns.damp import (
-    FUSED,
-    Allotment,
-    Suppression,
-    check_open,
-    check_strength,
-    denoiser_of,
-)
+from stereoclinic.sns.damp import Allotment, Suppression
+from stereoclinic.sns.factors import check_strength
 from stereoclinic.sns.fits import check_fits
 from stereoclinic.sns.guidance import Guidance
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.reach import FUSED, check_open, denoiser_of
 
 MASKS = "_stereoclinic_masks"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stereoclinic.errors import InputError
-from stereoclinic.sns.damp import check_strength
+from stereoclinic.sns.factors import check_strength
 from stereoclinic.sns.mask import BRANCHES, NeuronMask, Window
 from stereoclinic.sns.plan import treatment_plan
 from stereoclinic.sns.select import top_k

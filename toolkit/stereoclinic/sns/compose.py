@@ -25,7 +25,7 @@ from torch import Tensor
 from stereoclinic.ddtd.neurons import Site
 from stereoclinic.errors import InputError
 from stereoclinic.sns.allocate import JOINT
-from stereoclinic.sns.damp import check_strength
+from stereoclinic.sns.factors import check_strength
 from stereoclinic.sns.mask import NeuronMask, bin_of
 
 DIGESTS = {"unet_shapes": "shapes", "unet_weights": "weights"}

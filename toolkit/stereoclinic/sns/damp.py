@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stereoclinic.errors import InputError
+from stereoclinic.sns.factors import damp, effective
 from stereoclinic.sns.fits import check_fits
 from stereoclinic.sns.guidance import Guidance
 from stereoclinic.sns.mask import NeuronMask
-
-#: Where `fuse` keeps what it replaced: a plain attribute of the denoiser.
-FUSED = "_stereoclinic_fused"
+from stereoclinic.sns.reach import check_open, denoiser_of
 
 #: What one sample gets: a group's name, True (the mask), or None or False (left alone).
 Allotment = str | bool | None
@@ -58,87 +57,6 @@ def suppress(
             mask fused in.
     """
     return Suppression(target, mask, strength, guided, force)
-
-
-def damp(a: Tensor, factor: Tensor, kind: str, offset: Tensor | None = None) -> Tensor:
-    """``s a + (1 - s) r``, which is ``r + s (a - r)``.
-
-    Args:
-        a: (B, ..., C) at a linear site, (B, C, ...) at a convolution.
-        factor: (B or 1, C), s.
-        kind: The site's kind, "ff", "attention" or "conv".
-        offset: (B or 1, C), (1 - s) r; None for a root at zero.
-
-    Returns:
-        Of a's shape.
-    """
-    ones = [1] * (a.ndim - 2)
-    shape = (-1, a.shape[1], *ones) if kind == "conv" else (-1, *ones, a.shape[-1])
-    factor = factor.view(shape)
-    return a * factor if offset is None else torch.addcmul(offset.view(shape), a, factor)
-
-
-def effective(mask: NeuronMask, strength: float) -> tuple[Tensor, Tensor | None]:
-    """What a mask amounts to at a strength: ``s = 1 - strength (1 - factor)`` and ``(1 - s) r``.
-
-    Returns:
-        Factors and offsets, of the mask's shape, in float32; None for a root at zero. Where a factor is 1 the offset is
-        -0, so that ``s a + offset`` is a bit for bit.
-
-    Raises:
-        InputError: strength is out of range.
-    """
-    check_strength(strength)
-    factors = (1 - strength * (1 - mask.factors.double())).float()
-    if mask.roots is None:
-        return factors, None
-    return factors, torch.where(factors == 1, -0.0, (1 - factors) * mask.roots)
-
-
-def check_strength(strength: float) -> None:
-    """Raises InputError for one that is no number from 0 to 1."""
-    if not isinstance(strength, int | float) or not 0 <= strength <= 1:
-        raise InputError(f"strength {strength!r}; expected 0 (no damping) to 1 (as the mask says)")
-
-
-def denoiser_of(target: Any) -> nn.Module:
-    """The UNet of a pipeline, or the UNet itself, as it was before `torch.compile` wrapped it.
-
-    Raises:
-        InputError: There is none.
-    """
-    module = target if isinstance(target, nn.Module) else getattr(target, "unet", None)
-    if not isinstance(module, nn.Module):
-        raise InputError(
-            f"cannot damp a {type(target).__name__}; expected a diffusers pipeline with a UNet, or the UNet itself"
-        )
-    return getattr(module, "_orig_mod", module)
-
-
-def is_damped(module: nn.Module) -> bool:
-    """Whether hooks of a mask are on this denoiser."""
-    return any(isinstance(getattr(hook, "__self__", None), Suppression) for hook in module._forward_pre_hooks.values())
-
-
-def check_open(target: Any) -> None:
-    """Refuse a denoiser that hooks would not reach, or that has a mask fused in.
-
-    Raises:
-        InputError: Says which, and what to do instead.
-    """
-    module = target if isinstance(target, nn.Module) else getattr(target, "unet", target)
-    wrapped = hasattr(module, "_orig_mod")
-    module = denoiser_of(target)
-    for name, part in module.named_modules():
-        if wrapped or hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
-            raise InputError(
-                f"{name or type(part).__name__} is compiled, and would ignore the mask; apply the mask before "
-                "compiling, or fuse it"
-            )
-    if getattr(module, FUSED, None) is not None:
-        raise InputError(
-            "a mask is fused into this model; unfuse it first, then apply one mask or a composition of several"
-        )
 
 
 @dataclass
@@ -422,6 +340,11 @@ class Suppression:
             setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
         twin._tables, twin._steps, twin._step = {}, {}, None
         return twin
+
+
+def is_damped(module: nn.Module) -> bool:
+    """Whether hooks of a mask are on this denoiser."""
+    return any(isinstance(getattr(hook, "__self__", None), Suppression) for hook in module._forward_pre_hooks.values())
 
 
 def _pick(table: Tensor, rows: tuple[int, ...]) -> Tensor:

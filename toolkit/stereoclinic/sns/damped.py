@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stereoclinic.ddtd.neurons import Site, neuron_relevance, to_neurons
-from stereoclinic.sns.damp import damp
+from stereoclinic.sns.factors import damp
 
 
 class Damped:

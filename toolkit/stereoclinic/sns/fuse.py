@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from stereoclinic.errors import InputError
 from stereoclinic.files import whole_folder
-from stereoclinic.sns.damp import FUSED, denoiser_of, effective, is_damped
+from stereoclinic.sns.damp import is_damped
+from stereoclinic.sns.factors import effective
 from stereoclinic.sns.fits import check_fits
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.reach import FUSED, denoiser_of
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from stereoclinic.ddtd.neurons import Site, check_sites
 from stereoclinic.errors import InputError
 from stereoclinic.files import ENDINGS, load_tensors, save_tensors
+from stereoclinic.sns import hub
 
 KIND = "mask"
 VERSION = 2
@@ -251,20 +252,7 @@ class NeuronMask:
             return cls.load(folder / filename)
         if folder.is_file():
             return cls.load(folder)
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            path = hf_hub_download(
-                str(pretrained),
-                filename,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=local_files_only,
-            )
-        except (OSError, ValueError, EntryNotFoundError) as error:
-            _refuse_hub(f"mask {str(pretrained)!r} is no folder, and cannot be had from the hub", error)
+        path = hub.fetch(str(pretrained), filename, revision, cache_dir, token, local_files_only)
         return cls.load(path)
 
     def push_to_hub(
@@ -294,30 +282,9 @@ class NeuronMask:
         Raises:
             InputError: The hub refuses, or cannot be reached.
         """
-        from huggingface_hub import HfApi
-
         with TemporaryDirectory() as folder:
             path = self.save_pretrained(folder, filename)
-            try:
-                api = HfApi(token=token)
-                repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-                commit = api.upload_file(
-                    path_or_fileobj=path,
-                    path_in_repo=filename,
-                    repo_id=repo,
-                    revision=revision,
-                    commit_message=commit_message or f"Upload {filename}",
-                    create_pr=create_pr,
-                )
-            except (OSError, ValueError) as error:
-                _refuse_hub(f"mask cannot be pushed to {repo_id!r}", error)
-        return str(commit.commit_url)
-
-
-def _refuse_hub(what: str, error: Exception) -> NoReturn:
-    lines = str(error).strip().splitlines()
-    reason = lines[0].rstrip(".") if lines else type(error).__name__
-    raise InputError(f"{what} ({reason}); check the name, the network and `hf auth login`") from error
+            return hub.upload(path, repo_id, private, token, revision, commit_message, create_pr)
 
 
 def bin_of(bin_edges: Tensor, timestep: float) -> int | None:

@@ -24,7 +24,7 @@ from stereoclinic.evaluation.baselines.calibration import Calibration, Cost, Pro
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation
 from stereoclinic.prompts import Row
 from stereoclinic.sns.allocate import allotted_group
-from stereoclinic.sns.damp import check_open
+from stereoclinic.sns.reach import check_open
 
 
 class Baseline(Mitigation):
