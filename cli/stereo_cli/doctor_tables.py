@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from stereo_cli.tables import captioned, new_table
 
 Data = dict[str, Any]
 
@@ -18,7 +19,7 @@ def doctor_tables(data: Data) -> list[RenderableType]:
 
 
 def _model(model: Data) -> Group:
-    table = _table("", "", header=False)
+    table = _table(f"Model {model['name']}", "", "", header=False)
     channels, height, width = model["latents"]
     steps = f"{model['steps']} steps, guidance {model['guidance']:g}"
     kind = "draws at every step, seeded" if model["draws"] else "deterministic"
@@ -30,21 +31,20 @@ def _model(model: Data) -> Group:
         ("scheduler", f"{model['scheduler']}, predicts {model['prediction']}, {kind}; {steps}"),
     ):
         table.add_row(name, escape(value))
-    return _titled(f"Model {model['name']}", table)
+    return captioned(table)
 
 
 def _neurons(neurons: Data) -> Group:
-    table = _table("kind", "sites", "neurons")
+    table = _table("Neurons that can be watched and damped", "kind", "sites", "neurons")
     for kind, row in neurons["kinds"].items():
         table.add_row(kind, f"{row['sites']:,}", f"{row['neurons']:,}")
     table.add_section()
     table.add_row("all", f"{neurons['sites']:,}", f"{neurons['neurons']:,}")
-    return _titled("Neurons that can be watched and damped", table)
+    return captioned(table)
 
 
 def _conservation(data: Data) -> list[RenderableType]:
     found, uncovered = data["conservation"], data["uncovered"]
-    name = escape(found["composite"])
     lines = (
         "\n".join(f"{each}: {times} times" for each, times in uncovered.items())
         or "none: every operation that mixes its inputs has a rule"
@@ -59,7 +59,8 @@ def _conservation(data: Data) -> list[RenderableType]:
         parts.append(Padding(Text(f"fault: {found['fault']}", style="bold"), (0, 0, 1, 0)))
     if not found["cuts"]:
         return parts
-    table = _table("cut before", "hidden", "skips", "time", "text", "bias", "sum", "error")
+    title = f"Conservation under {found['composite']}"
+    table = _table(title, "cut before", "hidden", "skips", "time", "text", "bias", "sum", "error")
     for cut in found["cuts"]:
         shares = (_share(cut[each]) for each in ("hidden", "skips", "time", "text", "bias", "sum"))
         table.add_row(cut["before"], *shares, "-" if cut["error"] is None else f"{cut['error']:.0e}")
@@ -70,11 +71,11 @@ def _conservation(data: Data) -> list[RenderableType]:
         + " Bias holds all that layers with a rule of their own absorb." * found["absorbs"]
         + f" {found['meaning'].capitalize()}."
     )
-    return [*parts, _titled(f"Conservation under {name}", table, caption)]
+    return [*parts, captioned(table, caption)]
 
 
 def _here(data: Data) -> Group:
-    memory, table = data["memory"], _table("", "", header=False)
+    memory, table = data["memory"], _table("Here", "", "", header=False)
     for device in data["devices"]:
         size = "" if device["memory"] is None else f", {_bytes(device['memory'])}"
         table.add_row(device["name"], escape(f"{device['what']}{size}") + (" (used here)" if device["used"] else ""))
@@ -84,20 +85,16 @@ def _here(data: Data) -> Group:
         f"keeps {_bytes(memory['kept_by_a_sample'])} a sample; {_bytes(memory['batch_total'])} with the weights for"
         f" {memory['batch']} samples at a time",
     )
-    return _titled("Here", table, "Measured; what a device's own kernels need beside it is not in it.")
+    return captioned(table, "Measured; what a device's own kernels need beside it is not in it.")
 
 
-def _table(*columns: str, header: bool = True) -> Table:
-    table = Table(box=box.SIMPLE_HEAD if header else None, pad_edge=False, padding=(0, 1), show_header=header)
+def _table(title: str, *columns: str, header: bool = True) -> Table:
+    table = new_table(title)
+    table.show_header = header
     for i, name in enumerate(columns):
         left = i == 0 or not header
         table.add_column(name, justify="left" if left else "right", no_wrap=i == 0, overflow="fold")
     return table
-
-
-def _titled(title: str, table: Table, caption: str = "") -> Group:
-    """rich would fold title and caption to the width of the table, however narrow; these run the whole width."""
-    return Group(Text(title, style="bold"), table, Padding(Text(caption, style="dim"), (0, 0, 1 if caption else 0, 0)))
 
 
 def _share(value: float | None) -> str:
