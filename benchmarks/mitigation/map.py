@@ -1,12 +1,13 @@
 """Ways of choosing and damping neurons against one another, one thing changed at a time: what defaults are chosen by.
 
     python benchmarks/mitigation/map.py gender.relevance.safetensors --guidance 2 --out map.json
-    python benchmarks/mitigation/map.py gender.relevance.safetensors --mask gender-allocated.pt --only default
+    python benchmarks/mitigation/map.py gender.relevance.safetensors --mask gender-allocated.pt --vary --only default
 
 Every mask draws the same calibration seeds beside the model untreated, its ceilings and a random mask: parity gap,
 what it leaves as it was, and what people of each group look like. `--mask` adds masks of `stereo plan`, which takes
-minutes each. These seeds choose; what is chosen is judged on others, by `stereo bench`. Pictures are kept in `--parts`,
-so a further mask costs its own alone.
+minutes each; with `--vary` parts of them too: one kind of site, a window, the most damped neurons, less of it all, both
+halves of guidance. These seeds choose; what is chosen is judged on others, by `stereo bench`. Pictures are kept in
+`--parts`, so a further mask costs its own alone.
 """
 
 import argparse
@@ -60,6 +61,7 @@ VARIATIONS: dict[str, dict] = {
     "top 2 %": {"select": "top-k", "top": 0.02},
 }
 STRENGTHS = (0.25, 0.5, 0.75)  # of the default
+KINDS = {"feed-forward": "ff", "attention": "attention", "convolutions": "conv"}
 
 
 def grid(relevance: Relevance, only: list[str]) -> dict[str, NeuronMask]:
@@ -82,10 +84,40 @@ def grid(relevance: Relevance, only: list[str]) -> dict[str, NeuronMask]:
     return made
 
 
+def varied(name: str, mask: NeuronMask) -> dict[str, NeuronMask]:
+    """Parts of a mask that is planned as a whole, each less than it in one way."""
+    first = float(mask.bin_edges[0])
+    kept = {f"{name}, {kind} only": only_at(mask, own) for kind, own in KINDS.items()}
+    kept |= {f"{name}, t >= {until}": adjusted(mask, window=(first, until)) for until in (800, 600)}
+    kept |= {f"{name}, strength {share:g}": adjusted(mask, share) for share in (0.5, 0.75)}
+    kept[f"{name}, its most damped 10 %"] = most_damped(mask, 0.1)
+    kept[f"{name}, both halves"] = replace(mask, branch="both")
+    return kept
+
+
+def only_at(mask: NeuronMask, kind: str) -> NeuronMask:
+    """The mask at one kind of site."""
+    factors = mask.factors.clone()
+    for site, span in mask.spans():
+        if site.kind != kind:
+            factors[..., span] = 1
+    return replace(mask, factors=factors)
+
+
+def most_damped(mask: NeuronMask, share: float) -> NeuronMask:
+    """The mask at this share of all neurons: those it damps most, summed over groups and timesteps."""
+    total = mask.damping.flatten(0, -2).sum(0)  # (N,)
+    rest = total.argsort(descending=True)[round(share * len(total)) :]
+    factors = mask.factors.clone()
+    factors[..., rest] = 1
+    return replace(mask, factors=factors)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("relevance", type=Path, nargs="+", help="masks of several are named by their files")
     parser.add_argument("--mask", type=Path, nargs="+", action="extend", default=[], help="further masks; repeatable")
+    parser.add_argument("--vary", action="store_true", help="also draw parts of each --mask")
     parser.add_argument("--model", default="portraits")
     parser.add_argument("--axis", default="gender")
     parser.add_argument("--images", type=int, default=8, help="images a prompt")
@@ -103,7 +135,9 @@ def main() -> None:
     for path in options.relevance:
         before = f"{path.name.split('.')[0]}: " if len(options.relevance) > 1 else ""
         masks |= {before + name: mask for name, mask in grid(Relevance.load(path), options.only).items()}
-    masks |= {path.stem: NeuronMask.load(path) for path in options.mask}
+    for path in options.mask:
+        masks[path.stem] = NeuronMask.load(path)
+        masks |= varied(path.stem, masks[path.stem]) if options.vary else {}
     others = tuple(load_axis(name) for name in known_axes() if name != axis.name)
     prompts = occupation_prompts(reader.classes["occupation"])
     found = []

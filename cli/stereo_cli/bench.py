@@ -157,7 +157,7 @@ def bench(
     from stereoclinic.evaluation.readers import can_read
     from stereoclinic.evaluation.report.report import check_folder, write_results
     from stereoclinic.evaluation.report.scalars import check_tensorboard, log_scalars
-    from stereoclinic.prompts import load_plain_prompts, load_prompts
+    from stereoclinic.prompts import load_plain_prompts
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask
 
@@ -178,14 +178,16 @@ def bench(
     else:
         chosen, rows, images = (
             load_axis(axis) if axis else judging.own_axis(loaded) or load_axis("gender"),
-            load_prompts(prompts, limit),
+            common.neutral_prompts(prompts, limit),
             images or 25,
         )
     beyond = None if unrelated is None else load_plain_prompts(unrelated)
     for name, mask in loaded.items():
-        judging.check_seeds(name, mask, seed, images)
+        judging.check_seeds(name, mask, seed, max(images, group_images))
+        if published is not None and (note := judging.judged_too(published, name, mask)):
+            common.stderr().print(note, markup=False)
     if baselines:
-        judging.baseline_samples(rows, baseline_seed, baseline_seeds, seed, images)
+        judging.baseline_samples(rows, baseline_seed, baseline_seeds, seed, max(images, group_images))
     truths = judging.truths(reference, confusion, chosen)
     check_folder(out)
     located = None if relevance is None else Relevance.load(relevance)
@@ -226,7 +228,8 @@ def bench(
             common.stderr().print(f"note: mask {name} was made for axis {made_for}, and is judged on {chosen.name}")
     total = sum(arms_of(denoiser, setup, loaded, strength, force).images for setup in protocols)
     total += len(baselines or []) * sum(
-        len(rows) * (each.images + len(chosen) * each.group_images) for each in protocols
+        len(rows) * (each.images + len(chosen) * each.group_images) + len(beyond or ()) * each.unrelated_images
+        for each in protocols
     )
     ranks = devices * num_nodes
     if dry_run:
@@ -248,7 +251,7 @@ def bench(
                 advance(count * ranks, f"{at}: {arm}")
 
             others_made = judging.made_baselines(
-                baselines or [], denoiser, setup, reads, baseline_seed, baseline_seeds, device, kept, quiet
+                baselines or [], denoiser, setup, reads, baseline_seed, baseline_seeds, device, kept, quiet, published
             )
             found = run(
                 denoiser, reads, setup, loaded, strength, draw, force, kept, common.warn, others_made, instruments,

@@ -20,6 +20,8 @@ from rich.console import Console
 from stereo_cli import ranks
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from stereoclinic.axes import Axis
     from stereoclinic.sns.mask import NeuronMask
 
@@ -191,6 +193,19 @@ def own_axis(mask: "NeuronMask") -> "Axis | None":
     if (axis := shipped_axis(own[0], words)) is None:
         raise InputError(f"the mask was made for axis {name!r}, which does not ship; give its file: --axis {name}.toml")
     return axis
+
+
+def neutral_prompts(source: str, limit: int | None) -> "Dataset":
+    """What --prompts names: as `load_prompts`, and `protocol:NAME` what masks for a published protocol are made on."""
+    from stereoclinic.prompts import load_prompts
+
+    kind, _, name = source.partition(":")
+    if kind != "protocol":
+        return load_prompts(source, limit)
+    from stereoclinic.evaluation.bench.protocols import load_protocol
+
+    held_out = load_protocol(name).calibration()
+    return held_out.take(min(limit or len(held_out), len(held_out)))
 
 
 def reader_folder(model: str, advice: str) -> Path:

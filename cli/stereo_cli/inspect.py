@@ -136,7 +136,7 @@ def _draw_images(
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.report import responses
-    from stereoclinic.prompts import load_prompts, occupation_prompts
+    from stereoclinic.prompts import occupation_prompts
     from stereoclinic.sns.fits import check_fits
 
     responses.check_folder(folder)
@@ -147,7 +147,7 @@ def _draw_images(
         raise InputError(f"--images: nothing was measured in {file}")
     settings = responses.settings_of(relevance, composite)
     groups = relevance.groups
-    asked = load_prompts(prompts) if prompts else occupation_prompts(relevance.labels)
+    asked = common.neutral_prompts(prompts, None) if prompts else occupation_prompts(relevance.labels)
     rows = responses.samples(asked, neurons, groups[0], seed)
     denoiser = open_denoiser(name, common.device_of(accelerator), dtype, variant)
     check_fits(relevance, denoiser.unet, force)

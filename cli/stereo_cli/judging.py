@@ -64,6 +64,19 @@ def check_seeds(name: str, mask: "NeuronMask", first: int, images: int) -> None:
             )
 
 
+def judged_too(published: "PublishedProtocol", name: str, mask: "NeuronMask") -> str:
+    """Says which occupations of a published protocol a mask was made on; nothing if it does not say, or on none."""
+    made = {label for each in mask.origins for label in each.get("labels") or []}
+    both = published.overlap(sorted(made))
+    if not both:
+        return ""
+    return (
+        f"note: mask {name} was made on {len(both)} of the {len(published.occupations)} occupations that"
+        f" {published.name} judges ({', '.join(both[:3])}{', ...' * (len(both) > 3)}), so they are not held out;"
+        f" `stereo locate --prompts protocol:{published.name}` makes one on others"
+    )
+
+
 #: Names that --fail-above knows -> where the figure lies in an arm's results.
 _FIGURES = {
     **{gap: (gap, "estimate") for gap in ("parity_gap", "fairness_discrepancy", "deviation_ratio", "sdtv", "kl")},
@@ -212,22 +225,35 @@ def made_baselines(
     device: str,
     kept: Path,
     quiet: bool,
+    published: "PublishedProtocol | None" = None,
 ) -> list[Any]:
-    """Other methods, as a folder keeps them, or made on seeds that are not judged; a line on stderr for each made."""
+    """Other methods, as a folder keeps them, or made on seeds that are not judged; a line on stderr for each made.
+
+    Under a published protocol they are made on its calibration prompts, none of which it judges; but for those that are
+    made for each prompt that they treat, and would do nothing else to others.
+    """
     if not names:
         return []
+    from stereoclinic.evaluation.baselines import baseline_class
     from stereoclinic.evaluation.baselines.calibration import Calibration
     from stereoclinic.evaluation.baselines.kept import kept_baselines
 
-    samples = baseline_samples(protocol.prompts, first, seeds, protocol.seed, protocol.images)
-    how = Calibration(protocol.steps, protocol.guidance, reader, protocol.shares)
+    most = max(protocol.images, protocol.group_images)
+    batch = min(Calibration.batch_size, protocol.batch_size)
+    how = Calibration(protocol.steps, protocol.guidance, reader, protocol.shares, batch)
+    made = []
+    for name in names:
+        held_out = published is not None and not baseline_class(name).by_prompt
+        prompts = published.calibration() if published is not None and held_out else protocol.prompts
+        samples = baseline_samples(prompts, first, seeds, protocol.seed, most)
 
-    def making(name: str) -> None:
-        denoiser.to(device)
-        if not quiet:
-            common.stderr().print(f"making baseline {name} on {len(samples)} samples, guidance {protocol.guidance:g}")
+        def making(name: str, count: int = len(samples)) -> None:
+            denoiser.to(device)
+            if not quiet:
+                common.stderr().print(f"making baseline {name} on {count} samples, guidance {protocol.guidance:g}")
 
-    return kept_baselines(names, denoiser, protocol.axis, samples, how, kept, common.is_rank_zero(), making)
+        made += kept_baselines([name], denoiser, protocol.axis, samples, how, kept, common.is_rank_zero(), making)
+    return made
 
 
 def follow(published: "PublishedProtocol", given: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ def locate(
     from stereoclinic.axes import load_axis
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
-    from stereoclinic.prompts import load_prompts, with_seeds
+    from stereoclinic.prompts import with_seeds
     from stereoclinic.sns.choose import Selection, choose
     from stereoclinic.sns.select import check_root, neurons_of, number_of
     from stereoclinic.streams import Stream
@@ -152,7 +152,7 @@ def locate(
         samples = Stream(prompts, range(seed, seed + seeds), limit)
         total, measures = None, f"{samples.about()['prompts']} x {seeds} seeds"
     else:
-        rows = load_prompts(prompts, limit)
+        rows = common.neutral_prompts(prompts, limit)
         samples = with_seeds(rows, seed, seeds)
         total, measures = len(samples), f"{len(samples)} samples ({len(rows)} prompts x {seeds} seeds)"
     file = out or Path(f"{chosen.name}.pt")

@@ -240,11 +240,10 @@ def mask(
     if dose is not None and not dry_run:
         from stereoclinic.axes import load_axis
         from stereoclinic.denoisers import open_denoiser
-        from stereoclinic.prompts import load_prompts
         from stereoclinic.sns.fits import check_fits
 
         name = model or str(made.metadata.get("model", "portraits"))
-        chosen, rows = load_axis(axis) if axis else common.own_axis(made), load_prompts(prompts, limit)
+        chosen, rows = load_axis(axis) if axis else common.own_axis(made), common.neutral_prompts(prompts, limit)
         if chosen is None:
             raise InputError("--dose: the mask does not say what axis it was made for; give --axis")
         device = common.device_of(accelerator)

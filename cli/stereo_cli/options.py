@@ -41,7 +41,9 @@ AxisName = Annotated[str, typer.Option("--axis", help="Axis of bias: gender, ski
 Prompts = Annotated[
     str,
     typer.Option(
-        help="Neutral prompts: `portraits`, `winobias`, a .txt/.csv/.jsonl/.parquet file, or a hub data set.",
+        help="Neutral prompts: `portraits`, `winobias`, `winobias-successful`, `winobias-train` (occupations that"
+        " winobias does not judge), `protocol:NAME` (what bench --protocol NAME does not judge), a"
+        " .txt/.csv/.jsonl/.parquet file, or a hub data set.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -162,7 +162,7 @@ def plan(
     from stereoclinic.axes import known_axes, load_axis
     from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
-    from stereoclinic.prompts import load_prompts, with_seeds
+    from stereoclinic.prompts import with_seeds
 
     located = None
     if relevance is not None:
@@ -181,7 +181,7 @@ def plan(
         stay = []
     others = [load_axis(name) for name in (known_axes() if stay is None else stay)]
     others = [each for each in others if each.name != chosen.name]
-    rows = load_prompts(prompts, limit)
+    rows = common.neutral_prompts(prompts, limit)
     samples = with_seeds(rows, seed, seeds)
     file = out or Path(f"{chosen.name}-{'allocated' if allocate else 'balanced'}.pt")
     common.check_target(file, "--out", (".pt", ".safetensors"))

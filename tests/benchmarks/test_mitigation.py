@@ -7,19 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from stereoclinic.ddtd.neurons import Site
+from stereoclinic.sns.mask import NeuronMask
 
 MITIGATION = Path(__file__).parents[2] / "benchmarks" / "mitigation"
 
 
 @pytest.fixture(scope="module")
-def pareto():
+def loaded():
     sys.path.insert(0, str(MITIGATION))
     try:
-        yield importlib.import_module("pareto")
+        yield {name: importlib.import_module(name) for name in ("pareto", "map")}
     finally:
         sys.path.remove(str(MITIGATION))
-        for name in ("pareto", "show"):
+        for name in ("pareto", "show", "map"):
             sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def pareto(loaded):
+    return loaded["pareto"]
 
 
 def results(folder: Path, gap: float) -> Path:
@@ -57,3 +66,21 @@ def test_seed_sets_are_averaged_arm_by_arm(pareto, tmp_path: Path) -> None:
     assert table.row_count == 2
     pareto.figure(found, masks, about).savefig(tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 0
+
+
+def test_parts_of_a_planned_mask_are_parts_of_it(loaded) -> None:
+    sites = [Site("ff", "ff", 6), Site("out", "attention", 2), Site("conv2", "conv", 2)]
+    drawn = torch.Generator().manual_seed(0)
+    factors = torch.rand(2, 3, 10, generator=drawn)
+    whole = NeuronMask(sites, torch.tensor([1000.0, 700, 500, 400]), factors, branch="conditional", groups=("a", "b"))
+    parts = loaded["map"].varied("m", whole)
+    assert len(parts) == 9
+    kinds = [parts[f"m, {name} only"].damping for name in ("feed-forward", "attention", "convolutions")]
+    assert torch.allclose(sum(kinds), whole.damping)
+    assert torch.equal(kinds[1][..., 6:8], whole.damping[..., 6:8]) and kinds[1][..., :6].max() == 0
+    most = parts["m, its most damped 10 %"].damping
+    assert (most.sum((0, 1)) > 0).nonzero().flatten().tolist() == [int(whole.damping.sum((0, 1)).argmax())]
+    assert torch.allclose(parts["m, strength 0.5"].damping, whole.damping / 2, atol=1e-6)
+    assert parts["m, both halves"].branch == "both" and torch.equal(parts["m, both halves"].factors, whole.factors)
+    early = parts["m, t >= 800"]
+    assert early.damping[:, early.bin_of(900)].sum() > 0 and early.damping[:, early.bin_of(600)].sum() == 0

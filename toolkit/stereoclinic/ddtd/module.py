@@ -168,7 +168,9 @@ class DDTD(L.LightningModule):
         if isinstance(self.samples, Stream):
             self._agree()
         earlier = self.kept.sums(self.labels, self.sums.shapes) if self.global_rank == 0 else {}
-        self.total = {name: value.cpu() + earlier.get(name, 0) for name, value in self.sums.compute().items()}
+        # torchmetrics hands back what has one element as a scalar: the count of one prompt in one bin.
+        sums = {name: value.cpu().view(getattr(self.sums, name).shape) for name, value in self.sums.compute().items()}
+        self.total = {name: value + earlier.get(name, 0) for name, value in sums.items()}
 
     def _agree(self) -> None:
         """Ranks met other labels in another order: the same rows for all, before they are added up."""

@@ -27,6 +27,7 @@ from stereoclinic.files import check_same, load_tensors, save_tensors
 from stereoclinic.predict import predict
 from stereoclinic.prompts import Samples
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.select import labels_said
 from stereoclinic.sns.stepwise import Planned, Ranks, Stepwise, Walk
 
 T = TypeVar("T")
@@ -236,6 +237,7 @@ def plan_stepwise(
         "axis": axis.name,
         "words": list(axis.words),
         **samples.about(),
+        **labels_said(samples.labels),
         "scheduler": type(denoiser.pipe.scheduler).__name__,
         "steps": settings.steps,
         "guidance": settings.guidance,

@@ -14,6 +14,9 @@ from stereoclinic.sns.mask import NeuronMask, Window, bins_in
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
 
+#: Labels that a mask names one by one.
+MOST_LABELS = 1000
+
 
 def top_k(
     relevance: "Relevance",
@@ -122,9 +125,14 @@ def mask_from(
         relevance.bin_edges,
         factors.float(),
         roots_for(relevance, root, per_bin),
-        metadata={**relevance.metadata, "selection": settings},
+        metadata={**relevance.metadata, **labels_said(relevance.labels), "selection": settings},
     )
     return mask if window is None else mask.windowed(window)
+
+
+def labels_said(labels: Sequence[str]) -> dict[str, list[str]]:
+    """What a mask says of the labels it was made on, for a judge to see which are held out; nothing if too many."""
+    return {"labels": list(labels)} if len(labels) <= MOST_LABELS else {}
 
 
 def random_like(mask: NeuronMask, seed: int) -> NeuronMask:

@@ -43,6 +43,7 @@ class Baseline(Mitigation):
     defaults: ClassVar[Any]  # its settings, a frozen dataclass
     fitted: ClassVar[tuple[str, ...]]  # attributes that `fit` finds, and the constructor's arguments of the same names
     both: ClassVar[bool] = False  # whether it also reaches the unconditional half
+    by_prompt: ClassVar[bool] = False  # whether it is made for the very prompts it treats, and is of no use on others
 
     def __init__(
         self, denoiser: Denoiser, axis: Axis, target: Tensor, strength: float, timesteps: Tensor | None = None

@@ -60,6 +60,7 @@ class ConceptPrune(Baseline):
     defaults: ClassVar[PruneSettings] = PruneSettings()
     fitted = ("masks", "over")
     both = True
+    by_prompt = True
 
     def __init__(self, *common: Any, masks: dict[str, Tensor], over: dict[str, int]) -> None:
         super().__init__(*common)

@@ -34,6 +34,7 @@ class PromptAllocation(AllocationOracle):
 
     title: ClassVar[str] = "prompt allocation"
     source: ClassVar[str] = "practice"
+    by_prompt: ClassVar[bool] = False
     needs = "group words in prompts"
 
     def __init__(self, axis: Axis, shares: Tensor | None = None) -> None:

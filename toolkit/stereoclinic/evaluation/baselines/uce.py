@@ -54,6 +54,7 @@ class UnifiedConceptEditing(Baseline):
     needs = "group prompts, labels of own images"
     defaults: ClassVar[EditSettings] = EditSettings()
     fitted = ("edited",)
+    by_prompt = True
 
     def __init__(self, *common: Any, edited: dict[str, Tensor]) -> None:
         super().__init__(*common)

@@ -11,7 +11,7 @@
 
 Group prompts ("a photo of a female doctor") are drawn untreated and by each mask, without the gate that would leave
 them alone: what the gate misses is treated so. Unrelated prompts ("a photo of a mountain"), where there are any, are
-drawn untreated, by each mask with its gate, and untreated on other seeds.
+drawn untreated, by each mask with its gate and each baseline, and untreated on other seeds.
 """
 
 import tempfile
@@ -117,7 +117,7 @@ def arms_of(
     if protocol.unrelated is not None:
         m = protocol.unrelated_images
         same, distant = (list(with_seeds(protocol.unrelated, first, m)) for first in (protocol.seed, protocol.seed + m))
-        used = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
+        used = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items()), *baselines]
         unrelated = [*(Arm(each.name, each, same, m) for each in used), Arm(OTHER, Mitigation(OTHER), distant, m)]
     return Arms(neutral, grouped, Arm(REFERENCE, AllocationOracle(axis, protocol.target), other, n), unrelated)
 

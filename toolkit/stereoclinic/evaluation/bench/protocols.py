@@ -4,7 +4,8 @@ A protocol is a TOML file in protocols/, each value with its source. It fixes pr
 words and the figure; the model under test is the user's. Pictures cannot be those of the paper: noise here follows from
 prompt and seed (see prompts.py), and what a source leaves open is listed in `left_open`.
 
-Masks for a protocol are made on `calibration` prompts, which share no occupation and no template with the judged ones.
+Masks for a protocol are made on `calibration` prompts, which share no occupation and no template with the judged ones:
+`stereo locate --prompts protocol:NAME`. The bench makes other methods on them too, and says so of a mask that was not.
 """
 
 import re
