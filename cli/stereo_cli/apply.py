@@ -99,6 +99,7 @@ def apply(
         raise InputError(f"prompt {odd[0]!r}: not all of it is text; give it in UTF-8")
     if not all(texts) or not (texts or fuse):
         raise InputError("a prompt is missing or empty; give a text such as 'a photo of a doctor'")
+    common.check_distinct(masks, "--mask")
     loaded = [NeuronMask.load(path) for path in masks]
     mask = loaded[0] if len(loaded) == 1 else compose(loaded, force=force)
     given = options.shares_from(shares)
@@ -221,20 +222,16 @@ def _fuse(
     if out is None:
         raise InputError("--fuse needs --out DIR, a new folder for the checkpoint")
     if (reason := is_fusable(mask)) is not None:
-        raise InputError(f"--fuse: {reason}")
+        raise InputError(f"--fuse: {reason} (`stereo mask RELEVANCE --until 0 -o one.pt` makes one that can be fused)")
     if dry_run:
         common.say(f"would fold the mask into {model} at strength {strength:g}, and write {out}")
         return
     pipe = open_pipeline(model, "cpu", dtype, variant)
     fuse(pipe, mask, strength, force)
-    save_fused(pipe, out)
     folder = model_folder(model)
-    if folder is not None:  # what this package knows of the model goes along: its defaults, and its reader
-        for name in ("stereoclinic.json", "reader"):
-            if (folder / name).is_dir():
-                shutil.copytree(folder / name, out / name)
-            elif (folder / name).is_file():
-                shutil.copyfile(folder / name, out / name)
+    # What this package knows of the model goes along: its defaults, and its reader.
+    known = [] if folder is None else [folder / name for name in ("stereoclinic.json", "reader")]
+    save_fused(pipe, out, beside=[path for path in known if path.exists()])
     if as_json:
         common.print_json({"out": str(out), "strength": strength})
         return

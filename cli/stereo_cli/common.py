@@ -263,6 +263,15 @@ def device_of(accelerator: str, float64: bool = False) -> str:
     return device
 
 
+def check_distinct(paths: list[Path], option: str = "") -> None:
+    """Raises InputError for a file that is given twice: a mask would damp twice."""
+    from stereoclinic.errors import InputError
+
+    for i, path in enumerate(paths):
+        if path.resolve() in [each.resolve() for each in paths[:i]]:
+            raise InputError(f"{option} {path} is given twice".strip())
+
+
 def check_target(path: Path, option: str, endings: tuple[str, ...]) -> None:
     """Refuse, before any work is done, a file that could not be written after it.
 

@@ -24,17 +24,15 @@ if TYPE_CHECKING:
 
 def named(paths: list[Path], baselines: list[str]) -> dict[str, Path]:
     """Masks by the name of their arm: the file's stem, or the path where that is taken."""
-    from stereoclinic.errors import InputError
     from stereoclinic.evaluation.bench.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED
 
+    common.check_distinct(paths, "--mask")
     named: dict[str, Path] = {}
     taken = {UNTREATED, RANDOM, BALANCED, ALLOCATION, OTHER, *baselines}
     for path in paths:
         name = path.stem
         if name in named or name.lower() in taken:
             name = str(path)
-        if name in named or path in named.values():
-            raise InputError(f"--mask {path} is given twice")
         named[name] = path
     return named
 

@@ -196,6 +196,7 @@ def mask(
     from stereoclinic.files import ENDINGS, kind_of
 
     common.check_target(out, "--out", ENDINGS)
+    common.check_distinct(files)
     kinds = {path: kind_of(path) for path in files}
     if other := [path for path, kind in kinds.items() if kind not in ("mask", "relevance")]:
         raise InputError(f"{other[0]} is a {kinds[other[0]]} file; expected a mask or relevance")

@@ -171,7 +171,7 @@ def test_a_file_of_another_kind(refused, model, located):
 
 def test_seeds_that_the_mask_was_made_on(refused, model, located):
     line = refused("bench", "--model", model, "--mask", located, "--seed", 1, "--images", 3)
-    assert "seeds 1 to 3 overlap seeds 0 to 1" in line
+    assert "seeds 1 to 4 overlap seeds 0 to 1" in line
     assert "--seed 2" in line
 
 
@@ -207,6 +207,7 @@ def test_an_operation_without_a_rule(refused, model, monkeypatch):
 
 def test_a_mask_given_twice(refused, model, located):
     assert "given twice" in refused("bench", "--model", model, *("--mask", located) * 2)
+    assert "given twice" in refused("apply", "a photo of a doctor", "--model", model, *("--mask", located) * 2)
 
 
 def test_a_plan_of_no_step(refused, model):

@@ -1,6 +1,7 @@
 """`stereo mask`: what it chooses again is what `stereo locate` chose, and what does not fit is refused."""
 
 import json
+import shutil
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -196,13 +197,14 @@ def refusal(result) -> str:
         (("mask", "--mu", 2), "--mu: {mask} is a mask, whose neurons are chosen; give the relevance"),
         (("mask", "--sites", "ff"), "--sites: "),
         (("mask", "--one-for-all"), "--per-bin/--one-for-all: "),
-        (("mask", "mask", "--at-most", 3), "--at-most: "),
+        (("mask", "mask copy", "--at-most", 3), "--at-most: "),
         (("mask", "--strength", 0.5, "--strength", 0.5), "--strength is given 2 times for 1 masks"),
-        (("mask", "mask", "--strength", 1, "--strength", 1, "--strength", 1), "--strength is given 3 times for 2"),
+        (("mask", "mask copy", "--strength", 1, "--strength", 1, "--strength", 1), "--strength is given 3 times for 2"),
         (("mask", "--branch", "left"), "--branch 'left': expected conditional or both"),
         (("mask", "--from", 300, "--until", 600), "window 300 to 600 is empty"),
         (("file", "mask"), "{file} is relevance, and one of 2 files"),
-        (("file", "file"), "give one relevance file alone"),
+        (("file", "file copy"), "give one relevance file alone"),
+        (("mask", "mask"), "{mask} is given twice"),
         (("file", "--strength", 0.5, "--strength", 0.5), "--strength is given 2 times"),
         (("file", "--top", 3), "--top belongs to --select top-k, and this is plan"),
         (("file", "--select", "top-k", "--mu", 3), "--mu belongs to --select plan, and this is top-k"),
@@ -219,6 +221,8 @@ def refusal(result) -> str:
 )
 def test_what_does_not_fit_is_refused(stereo, located, file, tmp_path: Path, arguments, says):
     paths = {"mask": located, "file": file}
+    for name, path in list(paths.items()):
+        paths[f"{name} copy"] = shutil.copyfile(path, tmp_path / path.name)
     line = refusal(stereo("mask", *(paths.get(word, word) for word in arguments), "-o", tmp_path / "o.pt", "--quiet"))
     assert says.format(**paths) in line
     assert list(tmp_path.iterdir()) == []

@@ -176,8 +176,9 @@ def halving(unet: torch.nn.Module, *groups: str, axis: str = "gender") -> Neuron
     sites = find_sites(unet)
     factors = torch.full((len(groups) or 1, 1, sum(site.width for site in sites)), 0.5)
     about = {"unet_shapes": shapes_digest(unet), "unet_weights": weights_digest(unet), "axis": axis}
+    branch = "conditional" if groups else "both"  # as `stereo plan` and `stereo locate` have it
     return NeuronMask(
-        sites, torch.tensor([1000.0, 0.0]), factors if groups else factors[0], None, "both", about, groups
+        sites, torch.tensor([1000.0, 0.0]), factors if groups else factors[0], None, branch, about, groups
     )
 
 
@@ -194,7 +195,7 @@ def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     unet = open_pipeline("portraits").unet
     halving(unet, "female", "male").save("gender-allocated.pt")
-    halving(unet, axis="age").save("age.pt")
+    halving(unet, "old", "young", axis="age").save("age-allocated.pt")
     made = run(
         "README.md",
         ("path/to/a/stable-diffusion-folder", "portraits"),
@@ -206,6 +207,7 @@ def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     assert NeuronMask.load("gender.pt").metadata["axis"] == "gender"
     assert made["groups"][-1] is None and all(made["groups"][:-1])  # the last prompt names one
+    assert set(made["groups"][0]) == {"gender", "age"}
     assert len(made["images"]) == 3
     assert weights_digest(made["pipe"].unet) == weights_digest(unet)
 

@@ -1,11 +1,14 @@
 """What each image gets of a mask: by its own prompt and seed, and nothing where the gate leaves it alone."""
 
+from collections import Counter
+
 import pytest
 import torch
 
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.neurons import Site
 from stereoclinic.errors import InputError
+from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.treat import Treatment, allotments
 
@@ -36,6 +39,24 @@ def test_shares_and_an_open_gate() -> None:
 
 def test_a_mask_that_allots_nothing_has_its_gate() -> None:
     assert allotments(PLAIN, PROMPTS, SEEDS, [GENDER]) == [True] * 40 + [None, True]
+
+
+def test_several_masks_are_allotted_together() -> None:
+    age = NeuronMask(SITES, EDGES, torch.full((2, 1, 4), 0.5), groups=("old", "young"))
+    masks = {"gender": ALLOCATING, "age": age, "again": ALLOCATING, "plain": PLAIN}
+    found = allotments(masks, PROMPTS, SEEDS, [GENDER])
+    assert found[40] is None and all(each["plain"] is True and each["again"] == each["gender"] for each in found[:40])
+    pairs = Counter((each["gender"], each["age"]) for each in found[:40])
+    assert len(pairs) == 4 and all(abs(count - 10) <= 1 for count in pairs.values())
+    joint = allotments(compose([ALLOCATING, age]), PROMPTS, SEEDS, [GENDER])  # as their composition does
+    assert joint == [each and f"{each['gender']}+{each['age']}" for each in found]
+    shares = [{"female": 1.0, "male": 0.0}, {"old": 0.25, "young": 0.75}]
+    uneven = Counter((each["gender"], each["age"]) for each in allotments(masks, PROMPTS[:40], SEEDS[:40], (), shares))
+    assert set(uneven) == {("female", "old"), ("female", "young")} and abs(uneven["female", "old"] - 10) <= 1
+    assert allotments({"gender": ALLOCATING}, PROMPTS, SEEDS) == [
+        {"gender": each} for each in allotments(ALLOCATING, PROMPTS, SEEDS)
+    ]
+    assert allotments({"plain": PLAIN}, PROMPTS[:1], [0]) == [{"plain": True}] and allotments({}, ["a"], [0]) == [{}]
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -120,8 +120,8 @@ def _plane(mask: NeuronMask, parts: tuple[Tensor, Tensor], group: str | None) ->
 def _check_alike(masks: Sequence[NeuronMask], force: bool) -> None:
     if len({mask.branch for mask in masks}) > 1:
         raise InputError(
-            "masks of the branches both and conditional do not compose into one; give them the same branch, or nest "
-            "suppress(...)"
+            "masks of the branches both and conditional do not compose into one; make the others conditional too"
+            " (`stereo mask FILE --branch conditional`), or nest suppress(...)"
         )
     for key, what in DIGESTS.items():
         found = {str(mask.metadata[key]) for mask in masks if mask.metadata.get(key) is not None}

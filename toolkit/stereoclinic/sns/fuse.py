@@ -10,6 +10,8 @@ What cannot be folded is what differs from call to call: timesteps, halves of a 
 convolution cannot either: padding with zeros makes its share differ at the borders.
 """
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,7 +172,13 @@ def is_fused(pipe: Any) -> bool:
     return _fused(denoiser_of(pipe)) is not None
 
 
-def save_fused(pipe: Any, folder: str | Path, safe_serialization: bool = True, variant: str | None = None) -> None:
+def save_fused(
+    pipe: Any,
+    folder: str | Path,
+    safe_serialization: bool = True,
+    variant: str | None = None,
+    beside: Sequence[Path] = (),
+) -> None:
     """Write a pipeline with a fused mask as a diffusers folder, which diffusers opens without this package.
 
     It is written beside under a temporary name, and renamed when it is whole: an interrupted run leaves what was there.
@@ -180,6 +188,7 @@ def save_fused(pipe: Any, folder: str | Path, safe_serialization: bool = True, v
         folder: Where to; it must not exist, or be empty.
         safe_serialization: As diffusers' `save_pretrained`.
         variant: As diffusers' `save_pretrained`.
+        beside: Files and folders that are copied into it.
 
     Raises:
         InputError: No mask is fused, the folder holds something or cannot be written, or the pipeline carries a LoRA.
@@ -201,6 +210,8 @@ def save_fused(pipe: Any, folder: str | Path, safe_serialization: bool = True, v
     with whole_folder(folder) as temporary:
         try:
             pipe.save_pretrained(temporary, safe_serialization=safe_serialization, variant=variant)
+            for path in beside:
+                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, temporary / path.name)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise InputError(f"{folder} cannot be written ({reason}); choose another folder") from error

@@ -1,6 +1,6 @@
 """A treatment: a mask as it is used, with its strength, the shares it allots groups by, and its gate.
 
-allot_masks(pipe, allotments(mask, prompts, seeds, axes=[axis]))     for a pipeline that the mask is loaded into
+allot_masks(pipe, allotments(loaded_masks(pipe), prompts, seeds, axes=[axis]))     for a pipeline with masks loaded
 
 with Treatment(denoiser.pipe, mask, axes=[axis]) as treatment:       for batch after batch
     treatment.begin(rows, prompts)      what each image of the next batch gets, from its own prompt and seed
@@ -8,14 +8,15 @@ with Treatment(denoiser.pipe, mask, axes=[axis]) as treatment:       for batch a
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
-from stereoclinic.sns.allocate import allotted_group, shares_of
+from stereoclinic.sns.allocate import JOINT, allotted_group, shares_of, uniform
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.gate import is_neutral
 from stereoclinic.sns.mask import NeuronMask
@@ -24,24 +25,48 @@ if TYPE_CHECKING:
     from stereoclinic.prompts import Row
 
 
+@overload
 def allotments(
     mask: NeuronMask,
     prompts: Sequence[str],
     seeds: Sequence[int],
     axes: Sequence[Axis] = (),
     shares: Sequence[Mapping[str, float]] = (),
-) -> list[str | bool | None]:
-    """What each image gets of a mask, as `allot_masks` takes it.
+) -> list[str | bool | None]: ...
+
+
+@overload
+def allotments(
+    mask: Mapping[str, NeuronMask],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    axes: Sequence[Axis] = (),
+    shares: Sequence[Mapping[str, float]] = (),
+) -> list[dict[str, str | bool] | None]: ...
+
+
+def allotments(
+    mask: NeuronMask | Mapping[str, NeuronMask],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    axes: Sequence[Axis] = (),
+    shares: Sequence[Mapping[str, float]] = (),
+) -> list[Any]:
+    """What each image gets of a mask, or of several by name, as `allot_masks` takes it.
+
+    Several masks are asked about together: each image is allotted one of the joint groups, "female" with "old" say. Two
+    masks that are asked about one by one would allot by the same draw, and all that is female would be old.
 
     Args:
-        mask: An allocating mask allots each image a group, from its prompt and seed alone.
+        mask: An allocating mask allots each image a group, from its prompt and seed alone; or masks by name.
         prompts: One for each image.
         seeds: One for each image.
         axes: Axes whose groups the gate looks for; empty opens the gate.
         shares: Of the groups, as `shares_of` takes them; uniform by default.
 
     Returns:
-        For each image its group, True if the mask allots none, or None where the gate leaves it alone.
+        For each image its group, True if the mask allots none, or None where the gate leaves it alone; of several masks
+        a table from name to that.
 
     Raises:
         InputError: Not one seed for each prompt, or as `shares_of`.
@@ -49,7 +74,17 @@ def allotments(
     if len(prompts) != len(seeds):
         raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds: expected one of each for every image")
     rows = [{"prompt": prompt, "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True)]
-    return _allotments(mask, shares_of(mask.groups, shares) if mask.allocates else None, rows, prompts, axes)
+    if isinstance(mask, NeuronMask):
+        return _allotments(mask, shares_of(mask.groups, shares) if mask.allocates else None, rows, prompts, axes)
+    kinds = {frozenset(each.groups): each.groups for each in mask.values() if each.allocates}
+    joint = list(product(*kinds.values()))  # a single, empty one without any
+    drawn = shares_of([JOINT.join(names) for names in joint], shares) if kinds else uniform(1)
+    found: list[Any] = []
+    for row, neutral in zip(rows, _neutral(prompts, axes), strict=True):
+        names = joint[allotted_group(row, drawn)]
+        own = {key: next((name for name in names if name in each.groups), True) for key, each in mask.items()}
+        found.append(own if neutral else None)
+    return found
 
 
 class Treatment:
@@ -112,8 +147,12 @@ def _allotments(
     mask: NeuronMask, shares: Tensor | None, rows: "Sequence[Row]", texts: Sequence[str], axes: Sequence[Axis]
 ) -> list[str | bool | None]:
     """The group goes by a row's own prompt and seed, the gate by the text that the image is conditioned on."""
-    treated = [all(is_neutral(text, axis) for axis in axes) for text in texts]
+    treated = _neutral(texts, axes)
     if shares is None:
         return [each or None for each in treated]
     groups = [mask.groups[allotted_group(row, shares)] for row in rows]
     return [group if own else None for group, own in zip(groups, treated, strict=True)]
+
+
+def _neutral(texts: Sequence[str], axes: Sequence[Axis]) -> list[bool]:
+    return [all(is_neutral(text, axis) for axis in axes) for text in texts]
