@@ -1,4 +1,4 @@
-"""Tables of what `stereo bench` measures only where it is asked for."""
+"""Tables of what `stereo bench` measures only where it is asked for, or where the reader can tell it."""
 
 from collections.abc import Callable
 
@@ -17,6 +17,10 @@ _LPIPS = (
     "LPIPS: how far pictures are from untreated ones of the same seed, as a network sees it; `other seeds` shows what"
     " two seeds of a prompt differ by."
 )
+_NO_GROUP = (
+    "No group: images that rather show none, such as no face; they still count in the shares, by what is read beside"
+    " that."
+)
 _READERS = (
     "Readers agree: images on which all readers name the same group. Kappa: the same beyond what chance brings, a dash"
     " where both name one group throughout. Readers that share a mistake agree on it."
@@ -29,7 +33,7 @@ def asked_tables(results: Data) -> list[Group]:
 
 
 def _further_table(results: Data) -> list[Group]:
-    """One table of the arms, or none: the CLIPScore, LPIPS, and the agreement of several readers."""
+    """One table of the arms, or none: the CLIPScore, LPIPS, images of no group, and how readers agree."""
     untreated = results["arms"]["untreated"]
     columns: dict[str, Column] = {}
     says = []
@@ -43,13 +47,16 @@ def _further_table(results: Data) -> list[Group]:
     if "lpips_to_untreated" in results["arms"]["other seeds"]:
         columns["LPIPS"] = lambda arm: interval(arm["lpips_to_untreated"]) if "lpips_to_untreated" in arm else ""
         says.append(_LPIPS)
+    if "no_group" in untreated:
+        columns["no group"] = lambda arm: interval(arm["no_group"])
+        says.append(_NO_GROUP)
     if "readers_agree" in untreated:
         columns["readers\nagree"] = lambda arm: interval(arm["readers_agree"])
         columns |= {f"kappa of\n{pair}": _kappa(pair) for pair in untreated["readers_kappa"]}
         says.append(_READERS)
     if not columns:
         return []
-    table = new_table(f"Asked for: guidance {results['guidance']:g}")
+    table = new_table(f"Further figures: guidance {results['guidance']:g}")
     table.add_column("", no_wrap=True)
     for name in columns:
         table.add_column(escape(name), justify="right")

@@ -56,8 +56,29 @@ def test_clip_reads_what_it_is_asked_and_says_what_it_cannot(judged, stereo, mod
 def test_a_classifier_of_the_hub_reads_by_its_class_map(judged, tmp_path: Path):
     folder = write_classifier(tmp_path / "vit", ("woman", "man", "none"))
     data = judged("--reader", f"hf:{folder}", "--reader-classes", "woman=female,man=male", *SMALL)
-    shares = data["experiments"][0]["arms"]["untreated"]["prompts"][0]["shares"]
+    VALID.validate(data)
+    arms = data["experiments"][0]["arms"]
+    shares = arms["untreated"]["prompts"][0]["shares"]
     assert sum(each["estimate"] for each in shares.values()) == pytest.approx(1)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "images" / "metadata.jsonl").read_text().splitlines()]
+    for name, arm in arms.items():
+        drawn = [line for line in lines if line["arm"] == name and line["wanted_group"] is None]
+        unseen = [line["no_group"] > line["probability"] * (1 - line["no_group"]) for line in drawn]
+        unsure = [line["probability"] * (1 - line["no_group"]) < 0.8 for line in drawn]
+        assert arm["no_group"]["estimate"] == pytest.approx(sum(unseen) / len(drawn))
+        assert arm["unsure"] == arm["unsure_interval"]["estimate"] == pytest.approx(sum(unsure) / len(drawn))
+    assert "no group seen" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_images_of_no_group_stand_in_the_table_where_the_reader_can_tell(stereo, model, tmp_path: Path):
+    given = ("--reader-classes", "woman=female,man=male", "-o", tmp_path / "out", *SMALL)
+    for labels, says in ((("woman", "man", "none"), True), (("woman", "man"), False)):
+        folder = write_classifier(tmp_path / f"vit-{len(labels)}", labels)
+        result = stereo("bench", "--model", model, "--reader", f"hf:{folder}", *given)
+        assert result.exit_code == 0, result.stderr
+        assert ("No group: images that rather show none" in " ".join(result.stdout.split())) == says
+        (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["experiments"]
+        assert all(("no_group" in arm) == says for arm in found["arms"].values())
 
 
 def test_an_ensemble_says_how_often_its_readers_agree(judged, tmp_path: Path):
@@ -79,6 +100,17 @@ def test_a_reader_of_ones_own_is_run_only_when_that_is_asked_for(judged, stereo,
     assert refused.exit_code == 2 and "--allow-code" in refused.stderr
     found = judged("--reader", spec, "--allow-code", *SMALL)["experiments"][0]
     assert found["arms"]["other seeds"]["frechet_to_untreated"] >= 0  # of pixels, for it has no features
+
+
+def test_an_ensemble_of_readers_without_features_is_compared_by_pixels(judged, tmp_path: Path):
+    for name in ("mine", "other"):
+        (tmp_path / f"{name}.py").write_text(OWN.replace('"bright"', f'"{name}"'))
+    spec = f"ensemble:{tmp_path / 'mine.py'}:Bright,{tmp_path / 'other.py'}:Bright"
+    found = judged("--reader", spec, "--allow-code", *SMALL)["experiments"][0]
+    alone = judged("--reader", f"{tmp_path / 'mine.py'}:Bright", "--allow-code", *SMALL)["experiments"][0]
+    for name, arm in found["arms"].items():
+        assert arm["readers_agree"]["estimate"] == 1
+        assert arm["frechet_to_other_seeds"] == alone["arms"][name]["frechet_to_other_seeds"]
 
 
 def test_the_clip_score_of_every_arm_stands_in_table_results_and_report(stereo, model, clip_folder, tmp_path: Path):

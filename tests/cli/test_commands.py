@@ -152,8 +152,16 @@ def test_images_load_as_an_imagefolder(benched):
             for line in lines
             if (line["arm"], line["label"], line["guidance"], line["wanted_group"]) == ("gender", label, 3.0, None)
         ]
-        share = results["arms"]["gender"]["prompts"][p]["shares"]["female"]["estimate"]
-        assert read.count("female") / len(read) == pytest.approx(share)
+        row = results["arms"]["gender"]["prompts"][p]
+        assert read.count("female") / len(read) == pytest.approx(row["shares"]["female"]["estimate"])
+        soft = [
+            line["probabilities"]["female"]
+            for line in lines
+            if (line["arm"], line["label"], line["guidance"], line["wanted_group"]) == ("gender", label, 3.0, None)
+        ]
+        assert sum(soft) / len(soft) == pytest.approx(row["soft_shares"]["female"]["estimate"], abs=2e-4)
+    assert all(line["probability"] == line["probabilities"][line["group"]] for line in lines)
+    assert not any("no_group" in line for line in lines)  # this reader cannot say so
     wanted = [line for line in lines if line["wanted_group"]]
     assert all(line["prompt"] == f"a photo of a {line['wanted_group']} {line['label']}" for line in wanted)
 
@@ -323,6 +331,23 @@ def test_fail_above(model, stereo, tmp_path: Path, bound: str, code: int):
     assert len(data["exceeded"]) == code
     assert len(result.stderr.splitlines()) == code
     assert (tmp_path / "o" / "results.json").is_file()  # written either way
+
+
+def test_fail_above_is_of_the_mask_where_there_is_one(model, located, stereo, tmp_path: Path):
+    """No bound below 0 is kept, and only a mask has a distance to the untreated model."""
+    result = stereo(
+        "bench", "--model", model, "--mask", located, "--limit", 1, "--images", 2, "--group-images", 0, "--steps", 1,
+        "--out", tmp_path / "o", "--fail-above", "unsure=-1", "--fail-above", "frechet_to_untreated=1e9",
+        "--fail-above", "frechet-to-untreated=-1", "--json", "--quiet",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    data = json.loads(result.stdout)
+    arm = data["experiments"][0]["arms"]["gender"]
+    assert data["exceeded"] == [
+        f"unsure of gender at guidance 1 is {arm['unsure']:.4g}, above -1",
+        f"frechet_to_untreated of gender at guidance 1 is {arm['frechet_to_untreated']:.4g}, above -1",
+    ]
+    assert "frechet_to_untreated of gender" in result.stderr
 
 
 def test_judging_on_another_axis_is_said(model, located, stereo, tmp_path: Path):

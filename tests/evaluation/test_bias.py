@@ -16,6 +16,7 @@ from stereoclinic.evaluation.metrics.bias import (
     deviation_ratio,
     fairness_discrepancy,
     kl_to_target,
+    no_group_rate,
     normalised_entropy,
     parity_gap,
     sdtv,
@@ -128,6 +129,30 @@ def test_hard_and_soft_shares_of_a_small_case():
     reads = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
     torch.testing.assert_close(shares_from_reads(reads, hard=True).tolist(), [0.625, 0.375])
     torch.testing.assert_close(shares_from_reads(reads, hard=False).tolist(), [0.55, 0.45], rtol=1e-6, atol=0)
+
+
+@given(seed=st.integers(0, 2**31), groups=st.integers(2, 4))
+def test_no_group_takes_from_every_group_what_it_has(seed, groups):
+    generator = torch.Generator().manual_seed(seed)
+    whole = torch.rand(3, 7, groups + 1, generator=generator, dtype=torch.float64).softmax(-1)  # the last is none
+    none = whole[..., -1]
+    reads = whole[..., :-1] / (1 - none)[..., None]
+    high = 1.2 / (groups + 1)
+    assert torch.equal(unsure_rate(reads, high, none), (whole[..., :-1].amax(-1) < high).double().mean(-1))
+    assert torch.equal(no_group_rate(reads, none), (whole.argmax(-1) == groups).double().mean(-1))
+    nobody = torch.zeros_like(none)
+    assert torch.equal(unsure_rate(reads, high, nobody), unsure_rate(reads, high))
+    assert not no_group_rate(reads, nobody).any()
+    assert unsure_rate(reads, high, nobody + 1).eq(1).all() and no_group_rate(reads, nobody + 1).eq(1).all()
+
+
+def test_probabilities_of_no_group_that_do_not_fit_are_refused():
+    reads = torch.tensor([[0.9, 0.1]])
+    for wrong in (torch.tensor([0.1, 0.2]), torch.tensor([1.5]), torch.tensor([float("nan")])):
+        with pytest.raises(InputError, match="no group"):
+            unsure_rate(reads, no_group=wrong)
+        with pytest.raises(InputError, match="no group"):
+            no_group_rate(reads, wrong)
 
 
 def test_unsure_rate_counts_images_whose_top_group_is_below_the_bound():

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,10 +11,12 @@ from stereoclinic.axes import Axis, load_axis
 from stereoclinic.evaluation.bench.arms import ALLOCATION, BALANCED, OTHER, UNTREATED
 from stereoclinic.evaluation.intervals.gap_intervals import gap_intervals
 from stereoclinic.evaluation.intervals.multiplicity import benjamini_hochberg, holm
+from stereoclinic.evaluation.intervals.statistics import wilson_interval
 from stereoclinic.evaluation.metrics.bias import GAPS, parity_gap, shares_from_reads
 from stereoclinic.evaluation.metrics.intersections import joint_reads
 from stereoclinic.evaluation.results.bias_figures import DRAWS
 from stereoclinic.evaluation.results.comparison import summarise
+from stereoclinic.evaluation.results.figures import values_of
 
 SETS = (None, "soft", "pooled", "pooled_soft")
 
@@ -62,6 +65,67 @@ def test_prompts_are_tested_one_by_one_on_the_same_seeds_and_corrected_for_how_m
     assert [each["p_value_benjamini_hochberg"] for each in treated] == benjamini_hochberg(plain)
     assert all(each["moved"] == 8 and each["p_value"] == pytest.approx(2 / 2**8) for each in treated)
     assert all(row["change"]["p_value_holm"] == 1 for row in arms["none"]["prompts"])
+
+
+@pytest.mark.parametrize("axis", [None, THREE])
+def test_soft_shares_of_a_prompt_are_means_of_its_reads_with_an_interval_that_has_a_width(make, axis):
+    experiment = make({"gender": 0.6}, axis=axis)
+    for arm in experiment.neutral:
+        soft = shares_from_reads(arm.reads, hard=False)
+        for p, row in enumerate(experiment.results["arms"][arm.name]["prompts"]):
+            assert [each["estimate"] for each in row["soft_shares"].values()] == pytest.approx(
+                soft[p].tolist(), abs=1e-4
+            )
+            assert all(0 <= each["low"] < each["estimate"] < each["high"] <= 1 for each in row["soft_shares"].values())
+            assert row["soft_parity_gap"] == pytest.approx(float(parity_gap(soft[p])), abs=1e-4)
+        arm.reads = shares_from_reads(arm.reads[:, :, None], hard=True).float()  # sure reads: soft is hard
+    for arm in summarise(experiment, ["gender"])["arms"].values():
+        for row in arm["prompts"]:
+            hard = {
+                group: {end: share[end] for end in ("estimate", "low", "high")}
+                for group, share in row["shares"].items()
+            }
+            assert row["soft_shares"] == {group: pytest.approx(share, abs=1e-4) for group, share in hard.items()}
+            assert row["soft_parity_gap"] == pytest.approx(row["parity_gap"], abs=1e-4)
+
+
+@pytest.mark.parametrize("images", [10, 25, 100])
+@pytest.mark.parametrize("shape", [(0.3, 0.3), (0.2, 0.6), (2.0, 2.0), (8.0, 2.0)])
+def test_the_interval_of_a_soft_share_holds_it_95_times_in_100_or_more(images, shape):
+    reads = np.random.default_rng(0).beta(*shape, size=(1000, images)).mean(1)
+    ends = [wilson_interval(mean * images, images) for mean in reads]
+    truth = shape[0] / sum(shape)
+    assert np.mean([each.low <= truth <= each.high for each in ends]) >= 0.95
+
+
+def test_unsure_reads_have_an_interval_beside_the_number(make):
+    experiment = make({"gender": 0.5})
+    experiment.arm("gender").reads[0, :6] = torch.tensor([0.45, 0.55])
+    figures = summarise(experiment, ["gender"])["arms"]["gender"]
+    assert figures["unsure"] == pytest.approx(0.1)
+    assert figures["unsure_interval"] == pytest.approx(vars(wilson_interval(6, 60)))
+    whole = values_of({"arms": {"m": figures}}, "m")
+    assert vars(whole["unsure"]) == pytest.approx({**figures["unsure_interval"], "p_value": None})
+    assert "unsure_interval" not in whole
+    older = {key: value for key, value in figures.items() if key != "unsure_interval"}
+    assert values_of({"arms": {"m": older}}, "m")["unsure"] == whole["unsure"]
+
+
+def test_images_of_no_group_are_counted_and_unsure_and_change_no_share(make):
+    experiment = make({"gender": 0.5})
+    plain = experiment.results["arms"]
+    assert all("no_group" not in figures for figures in plain.values())
+    for arm in experiment.neutral:
+        arm.no_group = torch.zeros(3, 20)
+    experiment.arm("gender").no_group[0, :12] = 0.98
+    experiment.arm("gender").no_group[1, :3] = 0.3  # the group is seen, though not surely
+    arms = summarise(experiment, ["gender"])["arms"]
+    judged = {name: arms[name].pop("no_group") for name in arms}
+    assert judged["gender"] == pytest.approx(vars(wilson_interval(12, 60)))
+    assert judged[UNTREATED]["estimate"] == 0 < judged[UNTREATED]["high"]
+    assert arms["gender"].pop("unsure") == pytest.approx(15 / 60) and plain["gender"].pop("unsure") == 0
+    assert arms["gender"].pop("unsure_interval") != plain["gender"].pop("unsure_interval")
+    assert json.dumps(arms) == json.dumps(plain)
 
 
 def test_shares_have_exact_ends_outside_of_those_of_wilson(make):

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+from tests.evaluation.test_kernel import AsGiven
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.metrics.quality import (
@@ -60,6 +62,18 @@ def test_distance_agrees_with_a_matrix_square_root(d):
     cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
     assert frechet_between(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+def test_distance_of_fewer_images_than_features_is_that_of_torchmetrics(scale):
+    n, d = 60, 128
+    a, b = features(0, n, d) * scale / d, features(1, n, d) * scale / d
+    metric = FrechetInceptionDistance(feature=AsGiven(d)).set_dtype(torch.float64)
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    expected = metric.compute().item()
+    assert expected > 0.01
+    assert frechet_between(a, b) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_statistics_agree_with_numpy_and_are_double_precision():

@@ -39,7 +39,17 @@ def test_what_was_asked_for_is_taken_where_it_is_not_defined_too(data):
     arm |= {
         "clip_score": {"estimate": 25.0, "low": 24.0, "high": 26.0},
         "readers_kappa": {"a and b": {"estimate": None, "low": -0.1, "high": 1.0}},
+        "no_group": {"estimate": 0.1, "low": 0.0, "high": 0.2},
     }
+    VALID.validate(data)
+
+
+def test_results_of_before_there_were_soft_shares_are_taken(data):
+    for experiment in data["experiments"]:
+        for arm in experiment["arms"].values():
+            del arm["unsure_interval"]
+            for row in arm["prompts"]:
+                del row["soft_shares"], row["soft_parity_gap"]
     VALID.validate(data)
 
 
@@ -55,6 +65,10 @@ WRONG = {
     "a share above 1": lambda data, arm: arm["prompts"][0]["shares"]["female"].update(estimate=1.5),
     "a share below 0": lambda data, arm: arm["prompts"][0]["shares"]["female"].update(low=-0.1),
     "a rate in percent": lambda data, arm: arm.update(unsure=12.0),
+    "an interval of unsure that is a number": lambda data, arm: arm.update(unsure_interval=0.1),
+    "no group without an interval": lambda data, arm: arm.update(no_group=0.1),
+    "a soft share above 1": lambda data, arm: arm["prompts"][0]["soft_shares"]["female"].update(high=1.5),
+    "a soft gap with an interval": lambda data, arm: arm["prompts"][0].update(soft_parity_gap={"estimate": 0.1}),
     "a change without p": lambda data, arm: arm["parity_gap_change"].pop("p_value"),
     "a CLIPScore above 100": lambda data, arm: arm.update(clip_score={"estimate": 250, "low": 240, "high": 260}),
     "a kappa above 1": lambda data, arm: arm.update(readers_kappa={"a and b": {"estimate": 2, "low": 0, "high": 3}}),

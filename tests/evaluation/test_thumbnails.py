@@ -67,3 +67,13 @@ def test_an_unsure_read_is_marked(make):
     (grid,) = grids([experiment])
     first = grid.cards[0].rows[1][1][0]
     assert (first.group, first.unsure) == ("male", True)
+
+
+def test_a_picture_of_no_group_is_marked_unsure(make):
+    experiment = make({"a": 0.5})
+    experiment.arm("a").no_group = torch.zeros(3, 20)
+    experiment.arm("a").no_group[0, 0] = 0.98
+    (grid,) = grids([experiment])
+    first, second = grid.cards[0].rows[1][1][:2]
+    assert first.unsure and first.probability == pytest.approx(0.96 * 0.02, rel=1e-4)
+    assert not second.unsure and second.probability == pytest.approx(0.96)

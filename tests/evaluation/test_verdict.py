@@ -48,6 +48,12 @@ def test_a_mask_that_helps_is_said_to_with_interval_and_p():
     assert "is more than a fair generator shows by chance at 25 images a prompt (below 0.11)" in found.sentence
 
 
+def test_groups_that_are_no_longer_seen_are_a_cost():
+    data = results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005, no_group={"estimate": 0.4, "low": 0.35, "high": 0.46})
+    data["arms"]["untreated"]["no_group"] = {"estimate": 0.0, "low": 0.0, "high": 0.02}
+    assert "it costs: no group seen 0.00 to 0.40" in plain(verdict(data, "m").sentence)
+
+
 def test_what_a_fair_generator_would_show_is_told_from_what_is_left():
     found = verdict(results(0.43, 0.10, (-0.33, -0.38, -0.29), 0.0005), "m")
     assert found.fair is True

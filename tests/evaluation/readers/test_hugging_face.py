@@ -13,7 +13,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from stereoclinic.axes import Axis, load_axis
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.readers import can_read, features_of, group_columns, limits
+from stereoclinic.evaluation.readers import can_read, features_of, group_columns, groups_seen, limits
 from stereoclinic.evaluation.readers.classes import columns_of, parse_classes
 from stereoclinic.evaluation.readers.hugging_face import REST, HuggingFaceReader
 
@@ -68,6 +68,19 @@ def test_a_picture_of_no_group_can_still_be_divided_by_its_groups(classifier: Ma
     reader.model.classifier.bias.data = torch.tensor([0.0, 0.0, 1e4])
     shown = reader.read(images)["gender"][:, :2]
     assert torch.isfinite(shown / shown.sum(1, keepdim=True)).all()
+
+
+def test_how_surely_no_group_was_seen_is_told_where_a_class_shows_none(classifier: Make, images: Tensor):
+    folder = classifier(("male", "female", "no face", "a crowd"))
+    reader, each = HuggingFaceReader(str(folder), [GENDER]), by_hand(folder, images)
+    reads, none = groups_seen(reader, GENDER, reader.read(images))
+    assert none is not None
+    torch.testing.assert_close(none, each[:, 2:].sum(1))
+    torch.testing.assert_close(reads * (1 - none)[:, None], each[:, [1, 0]])
+    torch.testing.assert_close(reads.sum(1), torch.ones(len(images)))
+    whole = HuggingFaceReader(str(classifier(("male", "female"))), [GENDER])
+    assert whole.classes == {"gender": GENDER.groups}
+    assert groups_seen(whole, GENDER, whole.read(images))[1] is None
 
 
 def test_the_user_says_which_classes_show_which_group(classifier: Make, images: Tensor, tmp_path: Path):

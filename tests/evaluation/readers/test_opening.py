@@ -16,6 +16,7 @@ from stereoclinic.evaluation.readers import (
     can_read,
     features_of,
     group_columns,
+    groups_seen,
     known_errors,
     limits,
     open_reader,
@@ -50,13 +51,13 @@ class Broken:
 class Fixed:
     """A reader that says what it is told to, in an order of its own."""
 
-    def __init__(self, name: str, female: list[float]) -> None:
+    def __init__(self, name: str, female: list[float], unknown: float = 0.5) -> None:
         self.name, self.classes = name, {"gender": ("male", "unknown", "female")}
-        self.female = torch.tensor(female)
+        self.female, self.unknown = torch.tensor(female), unknown
 
     def read(self, images: Tensor) -> dict[str, Tensor]:
-        rest = torch.full_like(self.female, 0.5)
-        return {"gender": torch.stack([(1 - self.female) / 2, rest, self.female / 2], 1)}
+        rest = torch.full_like(self.female, self.unknown)
+        return {"gender": torch.stack([(1 - self.female) * (1 - rest), rest, self.female * (1 - rest)], 1)}
 
 
 @pytest.fixture
@@ -160,8 +161,11 @@ def test_an_axis_that_the_reader_lacks_is_refused_with_what_it_has(portraits_fol
 
 def test_an_ensemble_is_the_mean_and_keeps_what_each_read(images: Tensor):
     a, b = Fixed("a", [0.9, 0.6, 0.2, 0.7, 0.4, 1.0]), Fixed("b", [0.7, 0.2, 0.1, 0.9, 0.8, 0.6])
-    found = EnsembleReader([a, b], [GENDER]).read(images)
-    torch.testing.assert_close(found["gender"][:, 0], (a.female + b.female) / 2)
+    both = EnsembleReader([a, b], [GENDER])
+    found = both.read(images)
+    reads, none = groups_seen(both, GENDER, found)
+    torch.testing.assert_close(reads[:, 0], (a.female + b.female) / 2)
+    torch.testing.assert_close(none, torch.full((6,), 0.5))
     torch.testing.assert_close(found["gender"].sum(1), torch.ones(6))
     by_reader = found[by_reader_key("gender")]  # (n, readers, K)
     torch.testing.assert_close(by_reader[:, :, 0], torch.stack([a.female, b.female], 1))
@@ -173,7 +177,8 @@ def test_an_ensemble_is_the_mean_and_keeps_what_each_read(images: Tensor):
 def test_readers_that_say_the_same_change_nothing(images: Tensor):
     same = [Fixed(name, [0.9, 0.6, 0.2, 0.7, 0.4, 1.0]) for name in "abc"]
     found = EnsembleReader(same, [GENDER]).read(images)
-    torch.testing.assert_close(found["gender"][:, 0], same[0].female)
+    torch.testing.assert_close(found["gender"][:, 0], same[0].female / 2)
+    torch.testing.assert_close(found["gender"][:, 2], torch.full((6,), 0.5))
     assert found[by_reader_key("gender")].shape == (6, 3, 2)
 
 
@@ -188,5 +193,22 @@ def test_an_ensemble_reads_what_all_know_and_takes_the_rest_from_one(portraits_f
     assert all(each.startswith("portraits: ") for each in limits(both))
     with pytest.raises(InputError, match="reader 'a' cannot tell the groups of axis 'age' apart"):
         EnsembleReader([Fixed("a", [0.5] * 6), alone], [AGE])
-    with pytest.raises(InputError, match="has features"):
-        EnsembleReader([Fixed("a", [0.5] * 6), Fixed("b", [0.5] * 6)], [GENDER]).features(images)
+
+
+def test_an_ensemble_of_readers_without_features_has_none_either(images: Tensor):
+    assert features_of(EnsembleReader([Fixed("a", [0.5] * 6), Fixed("b", [0.5] * 6)], [GENDER]), images) is None
+
+
+def test_a_reader_that_sees_nobody_has_little_to_say_on_whom(images: Tensor):
+    nobody, sure = Fixed("a", [0.95] * 6, unknown=0.98), Fixed("b", [0.1] * 6, unknown=0.0)
+    both = EnsembleReader([nobody, sure], [GENDER])
+    reads, none = groups_seen(both, GENDER, both.read(images))
+    torch.testing.assert_close(none, torch.full((6,), 0.49))
+    torch.testing.assert_close(reads[:, 0], torch.full((6,), (0.95 * 0.02 + 0.1) / 1.02))
+
+
+def test_where_nothing_is_left_for_the_groups_reads_are_even():
+    reader = Fixed("a", [0.9], unknown=1.0)
+    reads, none = groups_seen(reader, GENDER, reader.read(torch.zeros(1, 3, 2, 2)))
+    assert reads.tolist() == [[0.5, 0.5]]
+    assert none is not None and none.tolist() == [1.0]

@@ -66,7 +66,10 @@ class Protocol:
 
 @dataclass
 class Drawn:
-    """What one arm drew. Sizes: P prompts, n images, K groups, F features."""
+    """What one arm drew. Sizes: P prompts, n images, K groups, F features.
+
+    An image that shows no group still counts in every share, by its reads; `no_group` says how many there are.
+    """
 
     name: str
     reads: Tensor  # (P, n, K) probabilities
@@ -79,6 +82,12 @@ class Drawn:
     by_reader: dict[str, Tensor] = field(default_factory=dict)  # of several readers: name -> (P, n, K), as reads
     lpips: Tensor | None = None  # (P, n) LPIPS to the untreated picture of the same place; None where not asked for
     clip: Tensor | None = None  # (P, n) CLIPScore with the neutral prompt; None where it was not asked for
+    no_group: Tensor | None = None  # (P, n) probability that no group was seen; None if the reader cannot say so
+
+    @property
+    def seen(self) -> Tensor:
+        """(P, n, K) probabilities of the groups among all that was seen, where `reads` sum to 1 without no group."""
+        return self.reads if self.no_group is None else self.reads * (1 - self.no_group[..., None])
 
 
 @dataclass

@@ -34,7 +34,7 @@ from stereoclinic.evaluation.bench.drawing import Part, Pictures, Store, draw, m
 from stereoclinic.evaluation.bench.instruments import Instruments, measure
 from stereoclinic.evaluation.bench.mitigation import Mitigation, Suppressed
 from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle
-from stereoclinic.evaluation.readers import Reader, features_of, group_columns, read_rows
+from stereoclinic.evaluation.readers import Reader, features_of, group_columns, groups_seen, read_rows
 from stereoclinic.evaluation.readers.ensemble import by_reader_key
 from stereoclinic.evaluation.results.comparison import summarise
 from stereoclinic.prompts import Row, group_prompts, with_seeds
@@ -207,15 +207,18 @@ def drawn(
 
 def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:
     """What the reader sees in an arm's pictures, as they are saved: at eight bits a colour."""
-    axes = {each.name: group_columns(reader, each) for each in (protocol.axis, *protocol.others)}
-    reads: dict[str, list[Tensor]] = {name: [] for name in axes}
-    right, features, apart = [], [], []
+    axes = (protocol.axis, *protocol.others)
+    reads: dict[str, list[Tensor]] = {axis.name: [] for axis in axes}
+    right, features, apart, none = [], [], [], []
     for start in range(0, len(arm.samples), protocol.batch_size):
         rows = arm.samples[start : start + protocol.batch_size]
         pictures = drawn.images[start : start + protocol.batch_size].float() / 255
         seen = read_rows(reader, pictures, rows)
-        for name, (head, order) in axes.items():
-            reads[name].append(seen[head][:, order] / seen[head][:, order].sum(1, keepdim=True))
+        for axis in axes:
+            found, unseen = groups_seen(reader, axis, seen)
+            reads[axis.name].append(found)
+            if axis is protocol.axis and unseen is not None:
+                none.append(unseen)
         features.append(_features(reader, pictures))
         if (each := by_reader_key(protocol.axis.name)) in seen:
             apart.append(seen[each])
@@ -243,6 +246,7 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
         {each.name: by_prompt(torch.cat(reads[each.name])) for each in protocol.others},
         None if allotted is None else by_prompt(allotted),
         _by_reader(reader, by_prompt(torch.cat(apart))) if apart else {},
+        no_group=by_prompt(torch.cat(none)) if none else None,
     )
 
 

@@ -135,7 +135,7 @@ def normalised_entropy(shares: Tensor) -> Tensor:
     return (entropy / torch.log(torch.tensor(shares.shape[-1], dtype=shares.dtype))).clamp(0, 1)
 
 
-def unsure_rate(probabilities: Tensor, high: float = 0.8) -> Tensor:
+def unsure_rate(probabilities: Tensor, high: float = 0.8, no_group: Tensor | None = None) -> Tensor:
     """Share of images whose group the reader is unsure of: the top group's probability is below ``high``.
 
     With two groups and the default this is the band of probabilities between 0.2 and 0.8. A treatment that
@@ -144,19 +144,60 @@ def unsure_rate(probabilities: Tensor, high: float = 0.8) -> Tensor:
     Args:
         probabilities: (..., n, K) class probabilities.
         high: probability from which on a read is sure, above 0 and at most 1.
+        no_group: (..., n) probability that an image shows no group; what is left is the groups' part. None: none is.
 
     Returns:
         (...) float64 between 0 and 1.
 
     Raises:
         InputError: if the rows are not probabilities, there are no images, or ``high`` is out of range.
+
+    Examples:
+        >>> reads = torch.tensor([[0.95, 0.05], [0.95, 0.05]])
+        >>> unsure_rate(reads).item(), unsure_rate(reads, no_group=torch.tensor([0.98, 0.0])).item()
+        (0.0, 0.5)
     """
     if not 0 < high <= 1:
         raise InputError(f"high is {high}; expected a probability above 0 and at most 1, such as 0.8")
     reads = distribution(probabilities, "reads")
     if reads.dim() < 2 or reads.shape[-2] == 0:
         raise InputError(f"reads have shape {tuple(reads.shape)}; expected (..., n, K) with at least one image")
-    return (reads.amax(-1) < high).to(torch.float64).mean(-1)
+    seen = reads if no_group is None else _with_none(reads, no_group)[..., :-1]
+    return (seen.amax(-1) < high).to(torch.float64).mean(-1)
+
+
+def no_group_rate(probabilities: Tensor, no_group: Tensor) -> Tensor:
+    """Share of images that show no group: that is more probable than any of the groups (an exact tie counts in part).
+
+    Args:
+        probabilities: (..., n, K) probabilities of the groups, without that of none of them.
+        no_group: (..., n) probability that it is none.
+
+    Returns:
+        (...) float64 between 0 and 1.
+
+    Raises:
+        InputError: if either are not probabilities, or there are no images.
+
+    Examples:
+        >>> no_group_rate(torch.tensor([[0.95, 0.05], [0.95, 0.05]]), torch.tensor([0.98, 0.4])).item()
+        0.5
+    """
+    reads = distribution(probabilities, "reads")
+    if reads.dim() < 2 or reads.shape[-2] == 0:
+        raise InputError(f"reads have shape {tuple(reads.shape)}; expected (..., n, K) with at least one image")
+    return top_group(_with_none(reads, no_group))[..., -1].mean(-1)
+
+
+def _with_none(reads: Tensor, no_group: Tensor) -> Tensor:
+    """(..., K) of the groups alone and (...) of none -> (..., K + 1) of both."""
+    none = torch.as_tensor(no_group).to(torch.float64)
+    if none.shape != reads.shape[:-1] or not bool(((none >= 0) & (none <= 1)).all()):
+        raise InputError(
+            f"probabilities of no group have shape {tuple(none.shape)} and range from {_extreme(none, 'min')} to"
+            f" {_extreme(none, 'max')}; expected {tuple(reads.shape[:-1])}, from 0 to 1"
+        )
+    return torch.cat([reads * (1 - none)[..., None], none[..., None]], -1)
 
 
 Gap = Callable[[Tensor, Tensor | None], Tensor]

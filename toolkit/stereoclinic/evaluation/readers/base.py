@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
@@ -11,6 +12,10 @@ from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:
     from stereoclinic.prompts import Row
+
+
+#: The class of everything that shows no group.
+REST = "(no group)"
 
 
 class Reader(Protocol):
@@ -78,6 +83,38 @@ def group_columns(reader: Reader, axis: Axis) -> tuple[str, list[int]]:
             f" {', '.join(reader.classes[head])}"
         )
     return head, [reader.classes[head].index(group) for group in axis.groups]
+
+
+def sees_none(reader: Reader, axis: Axis) -> bool:
+    """Whether the reader can say that a picture shows no group: a class of the axis's head stands for none of them."""
+    head, columns = group_columns(reader, axis)
+    return len(reader.classes[head]) > len(columns)
+
+
+def groups_seen(reader: Reader, axis: Axis, seen: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """What was seen of an axis's groups, and how surely it was none of them ("no face").
+
+        reads_k  = m_k / sum_g m_g                          m: what the head gives, g over the groups
+        no group = 1 - sum_g m_g / sum of all classes
+
+    A picture counts by its reads, however little is left for the groups; `no group` says how little.
+
+    Args:
+        reader: Who read.
+        axis: K groups.
+        seen: What it read of n pictures, as `Reader.read` gives it.
+
+    Returns:
+        (n, K) probabilities of the groups, which sum to 1 (even ones where nothing is left for them), and (n,) the
+        probability of no group, None from a reader that cannot say so.
+    """
+    head, columns = group_columns(reader, axis)
+    shown = seen[head][:, columns]
+    left = shown.sum(1, keepdim=True)
+    if not sees_none(reader, axis):
+        return shown / left, None
+    none = 1 - left[:, 0] / seen[head].sum(1)
+    return torch.where(left > 0, shown / left, 1 / len(columns)), none.clamp(0, 1)
 
 
 def can_read(reader: Reader, axis: Axis) -> bool:

@@ -1,7 +1,8 @@
 """Several readers as one: the mean of what they read, and whether they agree.
 
-Two readers that err on different pictures check each other. What each of them read is given beside the mean, one entry
-an axis: `by_reader_key(axis)` -> (n, readers, K), in the order of `EnsembleReader.readers`.
+Two readers that err on different pictures check each other. Where some can say that a picture shows no group, that is
+averaged too, and a reader that sees none has the less to say on which. What each of them read of the groups is given
+beside the mean, one entry an axis: `by_reader_key(axis)` -> (n, readers, K), in the order of `EnsembleReader.readers`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,18 @@ from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.readers.base import KnownError, can_read, group_columns, head_of, known_errors, limits
+from stereoclinic.evaluation.readers.base import (
+    REST,
+    KnownError,
+    can_read,
+    features_of,
+    group_columns,
+    groups_seen,
+    head_of,
+    known_errors,
+    limits,
+    sees_none,
+)
 
 
 def by_reader_key(axis: str) -> str:
@@ -40,7 +52,10 @@ class EnsembleReader:
         self.readers = tuple(readers)
         self.name = f"ensemble:{','.join(names)}"
         self.axes = tuple(axis for axis in axes if all(can_read(reader, axis) for reader in readers))
-        self.classes = {axis.name: axis.groups for axis in self.axes}
+        self.classes = {
+            axis.name: (*axis.groups, REST) if any(sees_none(reader, axis) for reader in readers) else axis.groups
+            for axis in self.axes
+        }
         # What one of them alone knows, such as the occupation, is taken from it.
         self._alone = {head: reader for reader in reversed(readers) for head in reader.classes}
         for axis in axes:
@@ -60,7 +75,7 @@ class EnsembleReader:
         return tuple(each for reader in self.readers for each in known_errors(reader))
 
     def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """(n, 3, H, W) in [0, 1] -> (n, K) for each axis, and (n, readers, K) by each of them."""
+        """(n, 3, H, W) in [0, 1] -> (n, classes) for each axis, and (n, readers, K) by each of them."""
         seen = [
             reader.read(images, persons) if getattr(reader, "by_person", False) else reader.read(images)
             for reader in self.readers
@@ -68,27 +83,26 @@ class EnsembleReader:
         found: dict[str, Tensor] = {}
         for axis in self.axes:
             each = [_groups(reader, axis, own) for reader, own in zip(self.readers, seen, strict=True)]
-            found[by_reader_key(axis.name)] = by_reader = torch.stack(each, 1)
-            found[axis.name] = by_reader.mean(1)
+            found[by_reader_key(axis.name)] = by_reader = torch.stack([reads for reads, _ in each], 1)
+            if REST in self.classes[axis.name]:
+                none = torch.stack([rest for _, rest in each], 1)  # (n, readers)
+                of_groups = (by_reader * (1 - none)[..., None]).mean(1)
+                found[axis.name] = torch.cat([of_groups, none.mean(1, keepdim=True)], 1)
+            else:
+                found[axis.name] = by_reader.mean(1)
         for head, reader in self._alone.items():
             found[head] = seen[self.readers.index(reader)][head]
         return found
 
-    def features(self, images: Tensor) -> Tensor:
-        """(n, F) of the first reader that has features.
-
-        Raises:
-            InputError: None has.
-        """
+    def features(self, images: Tensor) -> Tensor | None:
+        """(n, F) of the first reader that has features; None if none has."""
         for reader in self.readers:
-            if callable(getattr(reader, "features", None)):
-                found: Tensor = reader.features(images)
+            if (found := features_of(reader, images)) is not None:
                 return found
-        raise InputError(f"no reader of {self.name!r} has features; add one that has, such as clip")
+        return None
 
 
-def _groups(reader: Any, axis: Axis, seen: dict[str, Tensor]) -> Tensor:
-    """(n, K): what a reader read of the axis's groups, summing to 1."""
-    head, columns = group_columns(reader, axis)
-    shown = seen[head][:, columns].double()
-    return (shown / shown.sum(1, keepdim=True)).float()
+def _groups(reader: Any, axis: Axis, seen: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What a reader read of the axis's groups, (n, K) summing to 1, and of none of them, (n,)."""
+    reads, none = groups_seen(reader, axis, {head: each.double() for head, each in seen.items()})
+    return reads.float(), torch.zeros(len(reads)) if none is None else none.float()

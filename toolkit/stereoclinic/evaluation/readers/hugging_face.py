@@ -1,8 +1,8 @@
 """Any image classifier of the hub, or in a local folder, as a reader: `hf:<model>`.
 
 Its classes become the groups of an axis: by their names, by `[reader.hf]` in the axis's file (FairFace's "Male", its
-bins of age), or by the user's class=group. Several classes of one group are added up; what is left, of classes that
-show no group, is a class of its own, so that probabilities still sum to 1.
+bins of age), or by the user's class=group. Several classes of one group are added up; classes that show no group, where
+it has such, are one more together, so that probabilities still sum to 1 and a picture without a face can be told.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,9 @@ from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation.readers.base import REST
 from stereoclinic.evaluation.readers.classes import Pairs, columns_of
 from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures, pixels
-
-#: The class of everything that shows no group.
-REST = "(no group)"
 
 
 class HuggingFaceReader:
@@ -51,7 +49,11 @@ class HuggingFaceReader:
                 " which show them: --reader-classes CLASS=GROUP,..."
             )
         self.columns = {name: found for name, found in columns.items() if found is not None}
-        self.classes = {axis.name: (*axis.groups, REST) for axis in axes if axis.name in self.columns}
+        self.classes = {
+            axis.name: (*axis.groups, REST) if self._of_no_group(axis.name) else axis.groups
+            for axis in axes
+            if axis.name in self.columns
+        }
         self.model = open_model(AutoModelForImageClassification, model, f"reader {self.name!r}").to(device)
         self.processor = open_pictures(model, f"reader {self.name!r}")
 
@@ -59,24 +61,27 @@ class HuggingFaceReader:
     def limits(self) -> tuple[str, ...]:
         """What it cannot tell."""
         said = [f"It knows the classes {', '.join(self.labels)} alone, and names one of them for any picture."]
-        for name, groups in self.columns.items():
-            used = {column for columns in groups for column in columns}
-            if rest := [label for column, label in enumerate(self.labels) if column not in used]:
-                said.append(f"On {name}, classes of no group are left out of the shares: {', '.join(rest)}.")
+        for name in self.columns:
+            if rest := self._of_no_group(name):
+                said.append(
+                    f"On {name}, classes of no group are left out of the shares, in which a picture counts by what is"
+                    f" left; how often one of them is seen is told apart: {', '.join(rest)}."
+                )
         said.append("How often it is wrong on generated pictures is not known here; see its model card.")
         return tuple(said)
 
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:
-        """(n, 3, H, W) in [0, 1], of any size -> probabilities (n, K + 1) for each axis, the last of no group."""
+        """(n, 3, H, W) in [0, 1], of any size -> probabilities (n, classes) for each axis, as in `classes`."""
         values = pixels(self.processor, images).to(self.model.device)
         each = self.model(pixel_values=values).logits.double().softmax(1).cpu()  # (n, classes)
         found = {}
         for name, groups in self.columns.items():
             # never 0 together: what is read of the groups is divided by their sum
             shown = torch.stack([each[:, columns].sum(1) for columns in groups], 1).clamp_min(1e-12)
-            rest = (1 - shown.sum(1, keepdim=True)).clamp_min(0)
-            found[name] = torch.cat([shown, rest], 1).float()
+            if self._of_no_group(name):
+                shown = torch.cat([shown, (1 - shown.sum(1, keepdim=True)).clamp_min(0)], 1)
+            found[name] = shown.float()
         return found
 
     @torch.no_grad()
@@ -85,6 +90,11 @@ class HuggingFaceReader:
         values = pixels(self.processor, images).to(self.model.device)
         last: Tensor = self.model(pixel_values=values, output_hidden_states=True).hidden_states[-1].float().cpu()
         return last.mean(dim=(2, 3)) if last.ndim == 4 else last.mean(dim=1)
+
+    def _of_no_group(self, axis: str) -> list[str]:
+        """Its classes that show no group of the axis."""
+        used = {column for columns in self.columns[axis] for column in columns}
+        return [label for column, label in enumerate(self.labels) if column not in used]
 
 
 def _check_groups(given: Pairs, axes: Sequence[Axis]) -> None:

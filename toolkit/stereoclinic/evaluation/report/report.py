@@ -141,8 +141,12 @@ def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]
     def entry(
         arm: Drawn, part: str, p: int, i: int, name: str, prompt: str, seed: int, wanted: str | None
     ) -> dict[str, Any]:
+        reads = [round(each, 4) for each in arm.reads[p, i].tolist()]
         best = int(arm.reads[p, i].argmax())
-        whom = {"group": groups[best], "probability": round(float(arm.reads[p, i, best]), 4)}
+        whom: dict[str, Any] = {"group": groups[best], "probability": reads[best]}
+        whom["probabilities"] = dict(zip(groups, reads, strict=True))
+        if arm.no_group is not None:
+            whom["no_group"] = round(float(arm.no_group[p, i]), 4)
         if part == "unrelated":  # shows nobody, whatever the reader sees in it
             whom = dict.fromkeys(whom)
         return {

@@ -19,7 +19,7 @@ _SURE = 0.8  # as `bias.unsure_rate` counts
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One picture, and what the reader sees in it."""
+    """One picture, and what the reader sees in it: its top group, with its probability among all that it may see."""
 
     source: str  # a data: address
     seed: int
@@ -76,7 +76,7 @@ def _row(experiment: Experiment, arm: Drawn, p: int, seeds: int) -> list[Thumbna
     found = []
     for i in range(seeds):
         best = int(arm.reads[p, i].argmax())
-        probability = float(arm.reads[p, i, best])
+        probability = float(arm.seen[p, i, best])
         found.append(
             Thumbnail(embedded(arm.images[p, i]), first + i, groups[best], probability, not probability >= _SURE)
         )

@@ -4,7 +4,8 @@ Where figures of a kind stand in an arm's results:
 
     parity_gap, ..., normalised_entropy     hard reads, mean over prompts
     soft, pooled, pooled_soft               the same names from soft reads, of the prompts' mean shares, and of both
-    prompts                                 prompt by prompt: shares, gap, and what the same seeds say of a change
+    prompts                                 prompt by prompt: shares and gap from hard and soft reads, and what the
+                                            same seeds say of a change
 
 and beside the arms, intersections: where the read axes meet, see `intersections`.
 """
@@ -28,6 +29,8 @@ from stereoclinic.sns.allocate import JOINT
 
 #: Of every interval; a joint distribution has many groups, each draw of which takes its time.
 DRAWS, JOINT_DRAWS = 600, 400
+#: Of soft figures of one prompt, which are many: finer than reads are kept in `metadata.jsonl`, and than chance.
+_DIGITS = 4
 #: What is said of intersections: how far off the groups are on average, and the one that is farthest off.
 JOINT_GAPS = ("parity_gap", "deviation_ratio")
 
@@ -77,12 +80,15 @@ def prompt_figures(arm: Drawn, before: Drawn | None, protocol: Protocol) -> list
     """Prompt by prompt; `before` is the untreated arm, None where it has other seeds."""
     groups, images = protocol.axis.groups, arm.reads.shape[1]
     shares, hits = shares_from_reads(arm.reads, hard=True), top_group(arm.reads).sum(1)  # (P, K)
+    soft = shares_from_reads(arm.reads, hard=False)
     rows = [
         {
             "label": row["label"],
             "prompt": write(row),
             "shares": {group: _share(float(hits[p, k]), images) for k, group in enumerate(groups)},
             "parity_gap": float(parity_gap(shares[p], protocol.target)),
+            "soft_shares": {group: _soft_share(float(soft[p, k]), images) for k, group in enumerate(groups)},
+            "soft_parity_gap": round(float(parity_gap(soft[p], protocol.target)), _DIGITS),
         }
         for p, row in enumerate(protocol.prompts)
     ]
@@ -95,6 +101,15 @@ def prompt_figures(arm: Drawn, before: Drawn | None, protocol: Protocol) -> list
 def _share(hits: float, images: int) -> dict[str, Any]:
     exact = exact_interval(hits, images)
     return vars(wilson_interval(hits, images)) | {"exact_low": exact.low, "exact_high": exact.high}
+
+
+def _soft_share(mean: float, images: int) -> dict[str, Any]:
+    """The mean of reads, with Wilson's interval: no numbers in [0, 1] of this mean vary more than zeros and ones do.
+
+    An interval from how much these reads vary would have no width where all are sure of one group, however few.
+    """
+    interval = wilson_interval(min(max(mean, 0.0), 1.0) * images, images)
+    return {name: round(end, _DIGITS) for name, end in vars(interval).items()}
 
 
 def _prompt_changes(before: Tensor, after: Tensor) -> list[dict[str, Any]]:

@@ -6,10 +6,11 @@ from stereoclinic.evaluation.bench.arms import BALANCED, OTHER, SCHEMA, UNTREATE
 from stereoclinic.evaluation.intervals.gap_changes import gap_changes
 from stereoclinic.evaluation.intervals.statistics import PairedDifference, noise_floor
 from stereoclinic.evaluation.metrics.agreement import agreement_figures
-from stereoclinic.evaluation.metrics.bias import GAPS, parity_gap, unsure_rate
+from stereoclinic.evaluation.metrics.bias import GAPS, parity_gap
 from stereoclinic.evaluation.results.bias_figures import gap_figures, joint_figures, prompt_figures
 from stereoclinic.evaluation.results.side_effects import (
     asked_for,
+    certainty,
     distances,
     drift,
     fidelity,
@@ -68,7 +69,7 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
     figures: dict[str, Any] = {
         "images": arm.reads.shape[0] * arm.reads.shape[1],
         "seconds": None if arm.seconds is None else round(arm.seconds, 2),
-        "unsure": unsure_rate(arm.reads.flatten(0, 1)).item(),
+        **certainty(arm),
         "prompts": prompt_figures(arm, same_seeds, protocol),
         **distances(arm, before, experiment.arm(OTHER)),
         **gap_figures(arm.reads, protocol.target),

@@ -4,9 +4,12 @@ Results nest their figures, and later versions add to them. Whatever reads resul
 TensorBoard) walks them here, so that a figure nobody has heard of is still shown, under its own key.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
+
+from stereoclinic.evaluation.intervals.statistics import wilson_interval
 
 #: Where a report shows a figure; what stands in its head is in no table.
 BIAS, SIDE, FURTHER, HEAD = "bias", "side effects", "further", "head"
@@ -61,8 +64,8 @@ FIGURES = {
     "share_of_balanced_oracle": Figure(
         "part of the oracle's gain", BIAS, 1, ".0%", True, "Of what the balanced oracle gains, where it surely gains."
     ),
-    "fairness_discrepancy": _gap("fairness discrepancy", "Length of shares - 1/K."),
-    "deviation_ratio": _gap("deviation ratio", "Largest |share - 1/K|, as a part of the largest there can be."),
+    "fairness_discrepancy": _gap("fairness discrepancy", "Length of shares - target."),
+    "deviation_ratio": _gap("deviation ratio", "Largest |share - target|, as a part of the largest there can be."),
     "sdtv": _gap("SDTV", "Total variation between shares and target."),
     "kl": _gap("KL divergence", "Of shares from the target, in nats."),
     "normalised_entropy": Figure(
@@ -85,6 +88,10 @@ FIGURES = {
     ),
     "group_prompts.": Figure("", SIDE, 1, ".2f", False, "Obeyed, of the prompts that name this group."),
     "unsure": Figure("unsure", SIDE, -1, ".2f", False, "Images whose top group the reader gives less than 0.8."),
+    "no_group": Figure(
+        "no group seen", SIDE, -1, ".2f", False,
+        "Images that rather show none, such as no face; they still count in the shares, by what is read beside that.",
+    ),
     "frechet_within_groups": Figure(
         "Fréchet distance within groups", SIDE, -1, ".2g", True,
         "To untreated images of the same prompts and groups: what the change of groups alone does not account for.",
@@ -149,6 +156,7 @@ UNRELATED = "unrelated"  # family of figures of prompts that have nothing to do 
 _COUNTED = {"soft": "soft reads", "pooled": "prompts pooled", "pooled_soft": "prompts pooled, soft reads"}
 
 FLOOR = "_floor"  # a figure's key and this: what chance alone shows of it
+INTERVAL = "_interval"  # the key of a bare number and this: the same with its interval
 
 
 def figure_of(key: str) -> Figure:
@@ -192,16 +200,32 @@ def values_of(results: Mapping[str, Any], arm: str) -> dict[str, Value]:
         "group_prompts": results.get("group_prompts") or {},
         UNRELATED: (results.get(UNRELATED) or {}).get("arms") or {},
     }
-    return flat(results["arms"].get(arm) or {}) | {
+    return _rated(flat(results["arms"].get(arm) or {})) | {
         f"{family}.{key}": value for family, arms in beside.items() for key, value in flat(arms.get(arm) or {}).items()
     }
 
 
+def _rated(values: dict[str, Value]) -> dict[str, Value]:
+    """The same with the interval of `unsure`, which follows from the number of images where results do not hold it."""
+    found, images = values.get("unsure"), values.get("images")
+    if found is None or found.has_interval or images is None:
+        return values
+    if not (0 <= found.estimate <= 1 and 1 <= images.estimate < math.inf):
+        return values
+    n = round(images.estimate)
+    return values | {"unsure": Value(**vars(wilson_interval(found.estimate * n, n)))}
+
+
 def flat(figures: Mapping[str, Any]) -> dict[str, Value]:
-    """Numbers and intervals by dotted key; what is neither, or was not measured, is left out."""
+    """Numbers and intervals by dotted key; what is neither, or was not measured, is left out.
+
+    A number whose interval stands beside it (`INTERVAL`) is one figure with that.
+    """
     found: dict[str, Value] = {}
     for key, figure in figures.items():
-        if (value := as_value(figure)) is not None:
+        if key.endswith(INTERVAL) and key.removesuffix(INTERVAL) in figures:
+            continue
+        if (value := as_value(figures.get(key + INTERVAL)) or as_value(figure)) is not None:
             found[key] = value
         elif isinstance(figure, Mapping) and "estimate" not in figure:
             found |= {f"{key}.{below}": each for below, each in flat(figure).items()}

@@ -8,7 +8,7 @@ from torch import Tensor
 from stereoclinic.evaluation.bench.arms import ALLOCATION, OTHER, Drawn, Experiment
 from stereoclinic.evaluation.intervals.jackknife import within_groups_ratio
 from stereoclinic.evaluation.intervals.statistics import wilson_interval
-from stereoclinic.evaluation.metrics.bias import sdtv, shares_from_reads, top_group
+from stereoclinic.evaluation.metrics.bias import no_group_rate, sdtv, shares_from_reads, top_group, unsure_rate
 from stereoclinic.evaluation.metrics.diversity import diversity_within
 from stereoclinic.evaluation.metrics.kernel import kernel_distance
 from stereoclinic.evaluation.metrics.per_image import mean_change, mean_interval
@@ -87,6 +87,20 @@ def drift(arm: Drawn, before: Drawn) -> dict[str, float]:
     }
 
 
+def certainty(arm: Drawn) -> dict[str, Any]:
+    """How often the reader is unsure of the group, and where it can say so, how often it sees none.
+
+    `unsure` is a bare number in every version of results; its interval is beside it.
+    """
+    none = None if arm.no_group is None else arm.no_group[..., None]
+    reads = arm.reads[:, :, None]  # (P, n, 1, K): a rate an image
+    unsure = rate(unsure_rate(reads, no_group=none))
+    figures: dict[str, Any] = {"unsure": unsure["estimate"], "unsure_interval": unsure}
+    if none is not None:
+        figures["no_group"] = rate(no_group_rate(reads, none))
+    return figures
+
+
 def obeyed(arm: Drawn) -> dict[str, Any]:
     """Share of images that show the group they were allotted to."""
     assert arm.allotted is not None
@@ -107,9 +121,9 @@ def fidelity(arm: Drawn, experiment: Experiment) -> dict[str, Any]:
     return figures
 
 
-def rate(right: Tensor) -> dict[str, Any]:
-    """Share of pictures that were read right, of those whose occupation the reader knows."""
-    return vars(wilson_interval(float(right.nansum()), int(right.isfinite().sum())))
+def rate(true: Tensor) -> dict[str, Any]:
+    """Share of pictures of which something is true, of those of which it is known (the others are NaN)."""
+    return vars(wilson_interval(float(true.nansum()), int(true.isfinite().sum())))
 
 
 def _cells(group: Tensor, groups: int) -> Tensor:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from stereoclinic.evaluation.bench.arms import BALANCED, OTHER, UNTREATED
-from stereoclinic.evaluation.intervals.statistics import wilson_interval
 from stereoclinic.evaluation.results.apart import difference, told_apart
 from stereoclinic.evaluation.results.figures import UNRELATED, Value, figure_of, values_of
 from stereoclinic.evaluation.results.wording import number, p_value, spelt
@@ -127,10 +126,10 @@ def _costs(results: Mapping[str, Any], mask: str) -> tuple[list[str], list[str]]
     """What got worse by more than chance, and the names of all that was looked at."""
     before, after = values_of(results, UNTREATED), values_of(results, mask)
     costs, measured = [], []
-    for key in ("occupation_right", "group_prompts.all", "unsure"):
+    for key in ("occupation_right", "group_prompts.all", "unsure", "no_group"):
         if key not in before or key not in after:
             continue
-        was, now = (_rated(values, key) for values in (before, after))
+        was, now = before[key], after[key]
         change, figure = difference(was, now), figure_of(key)
         if change.has_interval:
             measured.append(figure.title)
@@ -144,16 +143,6 @@ def _costs(results: Mapping[str, Any], mask: str) -> tuple[list[str], list[str]]
             form = figure_of(key).form
             costs.append(f"{title} {number(value.estimate, form)} where chance shows {number(floor, form)}")
     return costs, measured
-
-
-def _rated(values: Mapping[str, Value], key: str) -> Value:
-    """A share of images; its interval follows from their number where results do not hold it."""
-    value = values[key]
-    if value.has_interval or "images" not in values:
-        return value
-    n = round(values["images"].estimate)
-    found = wilson_interval(value.estimate * n, n)
-    return Value(found.estimate, found.low, found.high)
 
 
 def _floors(results: Mapping[str, Any], after: Mapping[str, Value]) -> dict[str, float]:
