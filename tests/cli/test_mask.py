@@ -1,8 +1,8 @@
 """`stereo mask`: what it chooses again is what `stereo locate` chose, and what does not fit is refused."""
 
 import json
-import shutil
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,10 +219,10 @@ def refusal(result) -> str:
         (("nothing.pt",), "No such file"),
     ],
 )
-def test_what_does_not_fit_is_refused(stereo, located, file, tmp_path: Path, arguments, says):
-    paths = {"mask": located, "file": file}
+def test_what_does_not_fit_is_refused(stereo, located, file, tmp_path_factory, tmp_path: Path, arguments, says):
+    paths, copies = {"mask": located, "file": file}, tmp_path_factory.mktemp("copies")
     for name, path in list(paths.items()):
-        paths[f"{name} copy"] = shutil.copyfile(path, tmp_path / path.name)
+        paths[f"{name} copy"] = shutil.copyfile(path, copies / path.name)
     line = refusal(stereo("mask", *(paths.get(word, word) for word in arguments), "-o", tmp_path / "o.pt", "--quiet"))
     assert says.format(**paths) in line
     assert list(tmp_path.iterdir()) == []
