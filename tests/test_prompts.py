@@ -291,3 +291,29 @@ def test_group_prompts_keep_the_order_of_the_axis():
         "a photo of an amber doctor",
         "a photo of a crimson doctor",
     ]
+
+
+def test_a_list_of_occupations_asks_for_a_photo_of_each(tmp_path: Path):
+    path = tmp_path / "jobs.csv"
+    path.write_text("occupation\nengineer\nhousekeeper\n\n")
+    rows = load_prompts(path)
+    assert [write(row) for row in rows] == ["a photo of an engineer", "a photo of a housekeeper"]
+    assert list(rows["label"]) == ["engineer", "housekeeper"]
+    assert write(rows[0], "female") == "a photo of a female engineer"
+    with pytest.raises(InputError, match="no column `prompt`; it has occupation"):
+        load_plain_prompts(path)
+
+
+def test_a_data_set_of_the_hub_is_read_by_its_id(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def load_dataset(name: str, **how: object):
+        asked.append((name, how))
+        rows = [{"prompt": f"a portrait of a {each}", "source": "x"} for each in ("poet", "judge", "poet", "chef")]
+        return Dataset.from_list(rows).to_iterable_dataset(num_shards=2)
+
+    monkeypatch.setattr("stereoclinic.prompts.load_dataset", load_dataset)
+    found = load_prompts("somebody/prompts")
+    assert asked == [("somebody/prompts", {"split": "train", "streaming": True})]
+    assert [write(row) for row in found] == [f"a portrait of a {each}" for each in ("poet", "judge", "chef")]
+    assert len(load_prompts("somebody/prompts", limit=1)) == 1

@@ -1,5 +1,6 @@
 """What `stereo bench` is told: names of arms, seeds and protocols that do not fit, limits, where figures come from."""
 
+import platform
 import shlex
 import sys
 from collections.abc import Callable
@@ -75,6 +76,9 @@ def judged_too(published: "PublishedProtocol", name: str, mask: "NeuronMask") ->
     )
 
 
+#: Whose versions figures may depend on.
+_LIBRARIES = ("torch", "diffusers", "transformers", "lightning", "torchmetrics", "datasets", "numpy", "safetensors")
+
 #: Names that --fail-above knows -> where the figure lies in an arm's results.
 _FIGURES = {
     **{gap: (gap, "estimate") for gap in ("parity_gap", "fairness_discrepancy", "deviation_ratio", "sdtv", "kl")},
@@ -128,12 +132,14 @@ def provenance(
     published: "PublishedProtocol | None" = None,
 ) -> dict[str, Any]:
     """Where figures come from, as plain data."""
-    from stereoclinic.digest import shapes_digest, weights_digest
+    from stereoclinic.digest import plain_digest, shapes_digest, weights_digest
+    from stereoclinic.evaluation.baselines.kept import told_by
+    from stereoclinic.evaluation.bench.drawing import model_digest
     from stereoclinic.evaluation.readers import known_errors, limits
     from stereoclinic.prompts import digest
 
-    versions: dict[str, str | None] = {}
-    for name in ("stereoclinic", "torch", "diffusers", "transformers"):
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("stereoclinic", *_LIBRARIES):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:  # run from a checkout
@@ -142,11 +148,13 @@ def provenance(
         "model": denoiser.model,
         "unet_shapes": shapes_digest(denoiser.unet),
         "unet_weights": weights_digest(denoiser.unet),
+        "pipeline": model_digest(denoiser),
         "scheduler": type(denoiser.pipe.scheduler).__name__,
         "device": str(denoiser.device),
         "axis": axis,
         "prompts": digest(rows),
         "reader": reader.name,
+        "reader_weights": plain_digest(told_by(reader)),
         "reader_limits": list(limits(reader)),
         "reader_errors": [str(each) for each in known_errors(reader)],
         **({} if published is None else {"protocol": published.says()}),

@@ -43,7 +43,7 @@ Prompts = Annotated[
     typer.Option(
         help="Neutral prompts: `portraits`, `winobias`, `winobias-successful`, `winobias-train` (occupations that"
         " winobias does not judge), `protocol:NAME` (what bench --protocol NAME does not judge), a"
-        " .txt/.csv/.jsonl/.parquet file, or a hub data set.",
+        " .txt/.csv/.jsonl/.parquet file or a hub data set (its column `prompt`, or `occupation`).",
         rich_help_panel=MODEL,
     ),
 ]

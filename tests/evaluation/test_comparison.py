@@ -14,7 +14,7 @@ from stereoclinic.evaluation.intervals.multiplicity import benjamini_hochberg, h
 from stereoclinic.evaluation.intervals.statistics import wilson_interval
 from stereoclinic.evaluation.metrics.bias import GAPS, parity_gap, shares_from_reads
 from stereoclinic.evaluation.metrics.intersections import joint_reads
-from stereoclinic.evaluation.results.bias_figures import DRAWS
+from stereoclinic.evaluation.results.bias_figures import DRAWS, KL_DRAWS
 from stereoclinic.evaluation.results.comparison import summarise
 from stereoclinic.evaluation.results.figures import values_of
 
@@ -43,7 +43,8 @@ def test_every_gap_is_there_from_hard_and_soft_reads_by_prompt_and_pooled(make, 
 def test_gaps_in_other_units_have_the_interval_that_is_their_own(make, axis):
     experiment = make(axis=axis)
     figures = experiment.results["arms"][BALANCED]
-    own = gap_intervals(experiment.arm(BALANCED).reads, GAPS, resamples=DRAWS)
+    own, finer = (gap_intervals(experiment.arm(BALANCED).reads, GAPS, resamples=n) for n in (DRAWS, KL_DRAWS))
+    own["kl"] = finer["kl"]
     for name in GAPS:
         assert figures[name] == pytest.approx(vars(own[name]), abs=1e-9)
 

@@ -49,10 +49,11 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     """A built-in set, a .txt/.csv/.jsonl/.parquet file, or a hub data set by its id (its split "train", streamed).
 
     A table needs a column `prompt`; `occupation` (the person's noun, also the label results are grouped by) is used
-    where it is there. Without it the person is what follows "of a", "of an" or "of the", or the prompt's {group}.
+    where it is there. Without it the person is what follows "of a", "of an" or "of the", or the prompt's {group}. A
+    table of occupations alone, as published lists of professions are, asks for "a photo of a ..." of each.
 
     Raises:
-        InputError: Nothing there, empty, no `prompt` column, or a prompt in which no person can be found.
+        InputError: Nothing there, empty, neither column, or a prompt in which no person can be found.
     """
     if str(source) in BUILT_IN:
         return occupation_prompts(BUILT_IN[str(source)][:limit], [TEMPLATES[str(source)]])
@@ -149,9 +150,11 @@ def read_prompts(
             table = load_dataset(str(source), split="train", streaming=True).reshard()
             parts = [table.shard(table.num_shards, part) for part in range(table.num_shards)]
         for number, entry in numbered(parts):
-            if "prompt" not in entry:
+            prompt, occupation = entry.get("prompt"), entry.get("occupation")
+            if "prompt" not in entry and parse in (None, _row) and isinstance(occupation, str) and occupation.strip():
+                prompt, occupation = PLAIN.replace("{occupation}", occupation.strip()), occupation
+            elif "prompt" not in entry:
                 raise InputError(f"{source}: no column `prompt`; it has {', '.join(map(str, entry))}")
-            prompt, occupation = entry["prompt"], entry.get("occupation")
             if not isinstance(prompt, str) or not isinstance(occupation, str | None):
                 wrong = prompt if not isinstance(prompt, str) else occupation
                 raise InputError(f"{source}: prompt {number} has {wrong!r} where text is expected")

@@ -66,7 +66,7 @@ def kept_baselines(
         asdict(axis),
         [dict(row) for row in samples],
         [calibration.steps, calibration.guidance, dict(calibration.shares), calibration.batch_size],
-        _told_by(calibration.reader),
+        told_by(calibration.reader),
     ]
 
     def kept(name: str) -> Baseline | PromptAllocation:
@@ -91,7 +91,7 @@ def kept_baselines(
     return [kept(name) for name in names]
 
 
-def _told_by(reader: Any) -> list[Any]:
+def told_by(reader: Any) -> list[Any]:
     """Plain data that tells readers apart: names, classes, weights; of a user's own class no more can be known."""
     if reader is None:
         return []
@@ -101,7 +101,7 @@ def _told_by(reader: Any) -> list[Any]:
         reader.classes,
         getattr(reader, "columns", None),  # of a classifier, that show each group
         {name: weights_digest(each) for name, each in modules.items()},
-        [_told_by(each) for each in getattr(reader, "readers", ())],
+        [told_by(each) for each in getattr(reader, "readers", ())],
     ]
 
 
