@@ -100,7 +100,7 @@ def _corrected(found: Sequence[Data] | None, arm: Data, p: int, group: str) -> C
     if value is None:
         return Cell(MISSING)
     read = as_value(arm["prompts"][p]["shares"].get(group))
-    return Cell(number(value.estimate), (interval(value), f"read {number(read and read.estimate)}"))
+    return Cell(number(value.estimate), (interval(value), f"read {MISSING if read is None else number(read.estimate)}"))
 
 
 def meeting_rows(results: Data, arms: Sequence[str]) -> list[Row]:
