@@ -52,7 +52,7 @@ def test_a_reference_has_its_table(data):
     for found in data["experiments"][0]["amplification"].values():
         assert bracketed(found["slope"]) in said and bracketed(found["distance"]) in said
         assert bracketed(found["excess"], "+.2f") in said
-    assert "the 2 prompts that it has" in said and "--reference" in said
+    assert "the reference that was given, over the 2 prompts that it has" in said
 
 
 def test_a_published_figure_has_its_table_with_what_chance_shows(data):

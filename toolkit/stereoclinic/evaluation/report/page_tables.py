@@ -32,9 +32,9 @@ _BIAS = (
 )
 _SIDE = "What a treatment should leave as it was. The row of each figure says what chance alone shows of it."
 _CORRECTED = (
-    "The same shares with the reader's error taken out, as far as the pictures given with --confusion tell how often it"
-    " is wrong. Brackets are 95 % intervals for what these images and those pictures leave open; below them, the share"
-    " as it was read. Gaps, changes and the verdict are of shares as they were read. Other arms: results.json."
+    "The same shares with the reader's error taken out, as far as the pictures of known groups that were given tell how"
+    " often it is wrong. Brackets are 95 % intervals for what these images and those pictures leave open; beside them"
+    " is the share as read. Gaps, changes and the verdict are of shares as they were read. Other arms: results.json."
 )
 
 
@@ -70,7 +70,7 @@ def _against(results: Data) -> list[tuple[str, str, str]]:
         return []
     known = next(iter(found.values()))["labels"]
     caption = (
-        f"How far shares exaggerate those given with --reference, over the {len(known)} prompts that it has. Brackets"
+        f"How far shares exaggerate the reference that was given, over the {len(known)} prompts that it has. Brackets"
         " are 95 % intervals over other seeds of these prompts."
     )
     return [("Against the reference", caption, AGAINST)]
@@ -92,7 +92,8 @@ def corrected_table(results: Data, arms: Sequence[str]) -> dict[str, Any] | None
         for group in groups if len(groups) > 2 else groups[:1]:
             cells = [_corrected(found.get(arm), results["arms"][arm], p, group) for arm in arms]
             rows.append(Row(f"{label}: {group}" if len(groups) > 2 else label, "", cells, None))
-    return {"title": f"{title} without the reader's error", "caption": _CORRECTED, "rows": rows, "floors": False}
+    title = f"{title} without the reader's error"
+    return {"title": title, "caption": _CORRECTED, "rows": rows, "floors": False, "kind": "wraps"}
 
 
 def _corrected(found: Sequence[Data] | None, arm: Data, p: int, group: str) -> Cell:
