@@ -1,9 +1,10 @@
-"""Tables of what `stereo bench` measures only where it is asked for, or where the reader can tell it."""
+"""Tables of what `stereo bench` measures where it is asked for or can be told, and of what its reader cannot tell."""
 
 from collections.abc import Callable
 
 from rich.console import Group
 from rich.markup import escape
+from rich.text import Text
 
 from stereo_cli.tables import Data, captioned, interval, new_table, p_value
 
@@ -30,6 +31,15 @@ _READERS = (
 def asked_tables(results: Data) -> list[Group]:
     """What was asked for, if anything was: further figures of the arms, and of unrelated prompts."""
     return [*_further_table(results), *([_unrelated_table(results)] if "unrelated" in results else [])]
+
+
+def reader_says(provenance: Data) -> Group | None:
+    """What the reader cannot tell, and how often it is known to be wrong; None where it says nothing."""
+    said = [*provenance["reader_limits"], *(f"Known error: {each}." for each in provenance["reader_errors"])]
+    if not said:
+        return None
+    lines = (Text(f"- {each}", style="dim") for each in said)
+    return Group(Text(f"What the reader cannot tell: {provenance['reader']}", style="bold"), *lines, "")
 
 
 def _further_table(results: Data) -> list[Group]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from stereo_cli import bench_options, common, judging, options
+from stereo_cli.beside import relevance_beside
 from stereo_cli.progress import progress_bar
 
 _DRAWN = "What is drawn"
@@ -86,7 +87,7 @@ def bench(
         Path | None,
         typer.Option(
             help="What the mask was chosen from, for the lean curves of report.html.",
-            show_default=False,
+            show_default="NAME.relevance.safetensors beside the first mask, if it is of this model and axis",
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
@@ -266,7 +267,11 @@ def bench(
     if not experiments:
         return  # another rank writes
     provenance = judging.provenance(denoiser, chosen.name, rows, paths, loaded, strength, reads, published)
-    provenance |= {"features": features} | ({} if clip_score is None else {"clip_score": clip_score})
+    if relevance is None and paths:
+        found_beside = relevance_beside(next(iter(paths.values())), chosen.groups, provenance)
+        relevance, located = found_beside or (None, None)
+    asked = {"clip_score": clip_score, "reference": reference, "confusion": confusion, "relevance": relevance}
+    provenance |= {"features": features, **{name: str(given) for name, given in asked.items() if given is not None}}
     write_results(out, experiments, provenance, loaded, located)
     if tensorboard is not None:
         log_scalars(tensorboard, [experiment.results for experiment in experiments])
@@ -279,13 +284,15 @@ def bench(
     if as_json:
         common.print_json({"out": str(out), "experiments": results, "exceeded": exceeded})
     else:
-        from stereo_cli.asked_tables import asked_tables
+        from stereo_cli.asked_tables import asked_tables, reader_says
         from stereo_cli.tables import bench_tables
 
         console = common.stdout()
         for each in results:
             for table in bench_tables(each) + asked_tables(each):
                 console.print(table)
+        if said := reader_says(provenance):
+            console.print(said)
         names = ("report.html", "results.json", "images")
         common.say(f"wrote {', '.join(str(out / name) for name in names)} and {out / 'before_after.png'}")
     if exceeded:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stereo_cli import common, options
+from stereo_cli.beside import relevance_file
 from stereo_cli.progress import progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def locate(
     ranks = devices * num_nodes
     if strategy == SHARDED:
         check_sharded(denoiser.unet, samples, composite, precision, ranks)
-    stored = file.with_name(f"{file.stem}.relevance.safetensors")
+    stored = file.with_name(relevance_file(file.stem))
     shards = file.with_name(f"{file.stem}.shards")
     if not dry_run:
         common.claim(file)

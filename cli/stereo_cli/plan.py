@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stereo_cli import common, dosing, options
+from stereo_cli.beside import PLANNED
 from stereo_cli.progress import Advance, progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def plan(
     others = [each for each in others if each.name != chosen.name]
     rows = common.neutral_prompts(prompts, limit)
     samples = with_seeds(rows, seed, seeds)
-    file = out or Path(f"{chosen.name}-{'allocated' if allocate else 'balanced'}.pt")
+    file = out or Path(f"{chosen.name}{PLANNED[0] if allocate else PLANNED[1]}.pt")
     common.check_target(file, "--out", (".pt", ".safetensors"))
     device = common.device_of(accelerator)
     name = model or str(said.get("model", "portraits"))

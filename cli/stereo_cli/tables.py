@@ -228,6 +228,12 @@ def _within(arm: Data) -> str:
     return "" if ratio is None else f"{ratio['estimate']:.1f} [{ratio['low']:.1f}, {ratio['high']:.1f}]"
 
 
+_CORRECTED = (
+    "bold where the shares as read have a gap above that. Corrected: without the reader's error, as --confusion tells"
+    " it; gaps, changes and the verdict are of shares as they were read."
+)
+
+
 def _prompt_tables(results: Data) -> list[Group]:
     """Shares by prompt before and after; one table a group, or the first alone where there are two."""
     groups = results["groups"]
@@ -254,7 +260,8 @@ def _prompt_tables(results: Data) -> list[Group]:
                 table,
                 f"Brackets are 95 % Wilson intervals over {results['images_per_prompt']} images; groups are perceived"
                 f" presentation. One prompt of a fair generator shows a parity gap of {floor['mean']:.2f} by chance,"
-                f" and below {floor['upper']:.2f} in 95 % of runs; gaps above that are bold.",
+                f" and below {floor['upper']:.2f} in 95 % of runs; "
+                + (_CORRECTED if fixed else "gaps above that are bold."),
             )
         )
     return tables

@@ -20,7 +20,9 @@ def test_other_methods_stand_beside_the_mask_with_what_they_cost(stereo, model, 
     arguments = ("bench", "--model", model, "--mask", located, "-o", tmp_path, *SMALL)
     result = stereo(*arguments, "--baseline", "prompt", "--baseline", "equisteer")
     assert result.exit_code == 0, result.stderr
-    found = json.loads((tmp_path / "results.json").read_text())["experiments"][0]
+    data = json.loads((tmp_path / "results.json").read_text())
+    VALID.validate(data)
+    found = data["experiments"][0]
     names = list(found["baselines"])
     assert len(names) == 2 and set(names) < set(found["arms"]) and set(names) < set(found["group_prompts"])
     prompt, steering = (found["baselines"][name] for name in names)

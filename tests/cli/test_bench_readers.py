@@ -36,7 +36,9 @@ def judged(stereo, model, tmp_path: Path):
     def call(*arguments: object) -> dict:
         result = stereo("bench", "--model", model, "-o", tmp_path / "out", *arguments)
         assert result.exit_code == 0, result.stderr
-        return json.loads((tmp_path / "out" / "results.json").read_text())
+        data = json.loads((tmp_path / "out" / "results.json").read_text())
+        VALID.validate(data)
+        return data
 
     return call
 

@@ -16,15 +16,17 @@ SMALL = ("--limit", 2, "--images", 3, "--group-images", 1, "--steps", 1, "--quie
 
 @pytest.fixture(scope="module")
 def benches(model, located, stereo, tmp_path_factory) -> tuple[Path, Path]:
-    """Two small runs: the mask at full strength, with its relevance, and at half of it, in a folder with a bracket."""
+    """Two small runs: the mask at full strength, with its relevance, and at half of it, in a folder with a bracket and
+    with no relevance beside."""
     folder = tmp_path_factory.mktemp("benches")
-    whole, half = folder / "whole", folder / "half[b]"
-    common = ("bench", "--model", model, "--mask", located, *SMALL, "--seed", 50)
+    whole, half, alone = folder / "whole", folder / "half[b]", folder / "gender.pt"
+    alone.write_bytes(located.read_bytes())
+    common = ("bench", "--model", model, *SMALL, "--seed", 50)
     relevance = located.with_name("gender.relevance.safetensors")
-    result = stereo(*common, "--relevance", relevance, "-o", whole)
+    result = stereo(*common, "--mask", located, "--relevance", relevance, "-o", whole)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[-1].startswith(f"wrote {whole / 'report.html'}, {whole / 'results.json'},")
-    result = stereo(*common, "--strength", 0.5, "--guidance", 1, "--guidance", 2, "-o", half)
+    result = stereo(*common, "--mask", alone, "--strength", 0.5, "--guidance", 1, "--guidance", 2, "-o", half)
     assert result.exit_code == 0, result.stderr
     return whole, half
 

@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from stereoclinic.axes import Axis, load_axis
 from stereoclinic.evaluation.report.page import build_page
 from stereoclinic.evaluation.report.thumbnails import grids
 from stereoclinic.evaluation.results.comparison import summarise
+from stereoclinic.evaluation.results.truths import amplified, corrected
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = [
@@ -86,8 +88,14 @@ def page(make) -> str:
         each.results = summarise(each, list(masks))
         cost = {"seconds": 12345.6, "images": 4000, "forward": 123456, "backward": 123456}
         each.results["baselines"] = {"random": {"needs": "w" * 60, "source": "v" * 80, **cost}}
+        each.results["amplification"] = amplified(each, {"doctor": dict(zip(groups, (0.2, 0.3, 0.5), strict=True))})
+        each.results["corrected_shares"] = corrected(each, 1000 * torch.eye(3).double() + 1)
+        floor = {"mean": 0.1, "upper": 0.2}
+        arms = dict.fromkeys(each.results["arms"], 0.5)
+        each.results["published"] = {"name": "u" * 60, "figure": "t" * 80, "arms": arms, "noise_floor": floor}
     provenance = {
         "model": "a/" + "z" * 80, "unet_weights": "0" * 64, "command": "stereo bench " + "--mask a.pt " * 30,
+        "reader": "clip:" + "s" * 60, "reader_limits": ["r" * 80], "reader_errors": ["many words " * 40],
     }  # fmt: skip
     data = {"schema": 2, "provenance": provenance, "experiments": [each.results for each in experiments]}
     return build_page(data, grids(experiments))

@@ -53,6 +53,55 @@ def test_results_of_before_there_were_soft_shares_are_taken(data):
     VALID.validate(data)
 
 
+@pytest.fixture
+def asked(data) -> dict:
+    """With a reference, corrected shares, a published figure and another method."""
+    names = list(data["experiments"][0]["arms"])
+    third = {"estimate": 0.3, "low": 0.2, "high": 0.4}
+    data["experiments"][0] |= {
+        "amplification": {
+            name: {"slope": {"estimate": 1.9, "low": -0.1, "high": 2.4}, "excess": {"estimate": -0.1, "low": -0.2,
+            "high": 0.0}, "distance": dict(third), "labels": ["doctor"]} for name in names
+        },
+        "corrected_shares": {name: [{"female": dict(third), "male": dict(third)}] for name in names},
+        "published": {
+            "name": "time", "figure": "kl", "arms": dict.fromkeys(names, 1.2), "noise_floor": {"mean": 0, "upper": 0.1},
+        },
+        "baselines": {
+            "random": {"needs": "prompts", "source": "", "strength": 1.0, "seconds": 0.0, "images": 0, "forward": 0,
+            "backward": 0},
+        },
+    }  # fmt: skip
+    return data
+
+
+def test_what_was_asked_for_beside_the_pictures_is_taken(asked):
+    VALID.validate(asked)
+
+
+WRONG_ASKED = {
+    "a slope that is a bare number": lambda found: found["amplification"]["m"].update(slope=1.5),
+    "an excess above 1": lambda found: found["amplification"]["m"]["excess"].update(high=1.5),
+    "a distance below 0": lambda found: found["amplification"]["m"]["distance"].update(low=-0.1),
+    "a reference of no prompt": lambda found: found["amplification"]["m"].update(labels=[]),
+    "no reference of untreated": lambda found: found["amplification"].pop("untreated"),
+    "a corrected share above 1": lambda found: found["corrected_shares"]["m"][0]["female"].update(high=1.1),
+    "a corrected share without its interval": lambda found: found["corrected_shares"]["m"][0]["female"].pop("low"),
+    "corrected shares of no prompt": lambda found: found["corrected_shares"].update(m=[]),
+    "a published figure without its floor": lambda found: found["published"].pop("noise_floor"),
+    "a published figure below 0": lambda found: found["published"]["arms"].update(m=-0.1),
+    "a published figure of no name": lambda found: found["published"].pop("name"),
+    "a method without its cost": lambda found: found["baselines"]["random"].pop("forward"),
+    "a method with half an image": lambda found: found["baselines"]["random"].update(images=0.5),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ASKED.values(), ids=WRONG_ASKED)
+def test_what_is_wrong_with_that_is_refused(asked, wrong):
+    wrong(asked["experiments"][0])
+    assert not VALID.is_valid(asked)
+
+
 WRONG = {
     "another schema": lambda data, arm: data.update(schema=1),
     "no provenance": lambda data, arm: data.pop("provenance"),

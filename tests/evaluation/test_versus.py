@@ -74,6 +74,20 @@ def test_a_better_mask_is_found_better_and_the_rest_the_same(pair):
     assert figures(compare_results(*pair[::-1]), "m")["parity_gap"]["verdict"] == WORSE
 
 
+def test_what_stands_beside_the_arms_is_compared_and_another_reference_said(pair):
+    for data, slope, published in zip(pair, (LOW, HIGH), (0.2, 0.3), strict=True):
+        (found,) = data["experiments"]
+        found["amplification"] = {"m": {"slope": vars(slope), "labels": ["doctor"]}}
+        found["published"] = {"name": "time", "arms": {"m": published}}
+    pair[1]["provenance"]["reference"] = "planted"
+    found = compare_results(*pair)
+    assert found["notes"] == ["reference: none in A, planted in B"]
+    assert figures(found, "m")["amplification.slope"]["verdict"] == DIFFERS
+    assert figures(found, "m")["published.time"]["verdict"] == NO_INTERVAL
+    pair[1]["experiments"][0]["published"]["name"] = "sdisc"  # no figure of both
+    assert not any(key.startswith("published.") for key in figures(compare_results(*pair), "m"))
+
+
 def test_results_beside_themselves_are_the_same(pair):
     found = compare_results(pair[0], copy.deepcopy(pair[0]))
     for arm in found["experiments"][0]["arms"]:

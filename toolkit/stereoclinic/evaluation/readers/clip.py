@@ -33,7 +33,10 @@ TEMPLATES = (
 )
 # The model size, the prompts and the publication behind these two figures are not on record. Tables 3 and 4 of Radford
 # et al. 2021 (section 7.1) part the same data by race.
-_SOURCE = "zero-shot, on record without its model size and publication; compare Radford et al. 2021, section 7.1"
+_SOURCE = (
+    "of a CLIP model, perhaps another than this one: zero-shot, on record without its model size and publication;"
+    " compare Radford et al. 2021, section 7.1"
+)
 KNOWN = {
     "gender": KnownError("gender", 0.962, "FairFace", _SOURCE),
     "race": KnownError("race", 0.592, "FairFace", _SOURCE),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stereoclinic.evaluation.results.figures import BIAS, FLOOR, Value, figure_of, in_order, values_of
+from stereoclinic.evaluation.results.figures import BIAS, FLOOR, PUBLISHED, Value, figure_of, in_order, values_of
 from stereoclinic.evaluation.results.wording import MISSING, interval, number, p_value
 
 
@@ -33,7 +33,7 @@ def figure_rows(results: Mapping[str, Any], part: str) -> list[Row]:
 
     Args:
         results: Of one experiment.
-        part: `BIAS`, `SIDE` or `FURTHER`.
+        part: Where `Figure` says that they are shown.
     """
     values = {arm: values_of(results, arm) for arm in results["arms"]}
     keys = dict.fromkeys(key for found in values.values() for key in found)
@@ -51,7 +51,11 @@ def _row(results: Mapping[str, Any], values: dict[str, dict[str, Value]], key: s
     for found in values.values():
         value = found.get(key)
         cells.append(Cell(MISSING) if value is None else cell_of(value, found.get(key + FLOOR), figure.form))
-    chance = (results.get("noise_floor") or {}).get(key) if figure.part == BIAS else None
+    known = {
+        BIAS: results.get("noise_floor") or {},
+        PUBLISHED: {key: (results.get("published") or {}).get("noise_floor")},
+    }
+    chance = known.get(figure.part, {}).get(key)
     floor = None
     if isinstance(chance, Mapping) and "upper" in chance:
         floor = Cell(number(chance.get("mean"), figure.form), (f"below {number(chance['upper'], figure.form)}",))

@@ -13,10 +13,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stereoclinic.evaluation.bench.arms import BALANCED, UNTREATED
 from stereoclinic.evaluation.report import charts
-from stereoclinic.evaluation.report.figure_table import figure_rows
-from stereoclinic.evaluation.report.page_tables import meeting_charts, meeting_rows, needs, prompt_labels, tested_rows
+from stereoclinic.evaluation.report.page_tables import (
+    corrected_table,
+    figure_tables,
+    meeting_charts,
+    meeting_rows,
+    needs,
+    prompt_labels,
+    tested_rows,
+)
 from stereoclinic.evaluation.report.thumbnails import Grid
-from stereoclinic.evaluation.results.figures import BIAS, FURTHER, SIDE, Value, as_value, values_of
+from stereoclinic.evaluation.results.figures import Value, as_value, values_of
 from stereoclinic.evaluation.results.verdict import verdicts
 from stereoclinic.evaluation.results.wording import number, spelt
 
@@ -24,6 +31,7 @@ Data = Mapping[str, Any]
 
 TEMPLATES = Path(__file__).with_name("templates")
 
+_READER = ("reader_limits", "reader_errors")  # said above all figures, not among the settings
 _LONG = 160  # characters of a setting that is printed among the others; longer ones are in the JSON below them
 
 
@@ -52,6 +60,7 @@ def build_page(
     return templates.get_template("report.html").render(
         axis=experiments[0]["axis"],
         model=data["provenance"].get("model", "the model"),
+        reader=_reader(data["provenance"]),
         sections=[_section(results, i, grids[i] if i < len(grids) else None) for i, results in enumerate(experiments)],
         masks=[{"name": name, **_mask(summary)} for name, summary in (masks or {}).items()],
         lean=None if lean is None else _lean(lean),
@@ -73,6 +82,7 @@ def _section(results: Data, i: int, grid: Grid | None) -> dict[str, Any]:
         "shares": _share_charts(results, drawn),
         "scale": charts.share_scale(),
         "shown": [{"name": name, "judged": False} for name in drawn],
+        "corrected": corrected_table(results, drawn),
         "tested": {
             "rows": tested_rows(results, drawn[1:]),
             "floors": False,
@@ -83,11 +93,7 @@ def _section(results: Data, i: int, grid: Grid | None) -> dict[str, Any]:
         "meeting_charts": meeting_charts(results, drawn),
         "needs": needs(results),
         "arms": [{"name": name, "judged": name in (results.get("masks") or [])} for name in results["arms"]],
-        "tables": [
-            {"title": title, "caption": caption, "rows": rows, "floors": any(row.floor for row in rows)}
-            for title, caption, part in _TABLES
-            if (rows := figure_rows(results, part))
-        ],
+        "tables": figure_tables(results),
         "grid": grid,
     }
 
@@ -105,20 +111,6 @@ _TESTED = (
 _MEETINGS = (
     "Gaps of joint groups, to the product of the targets of their axes: a gap can be hidden on each axis alone."
     " Brackets are 95 % intervals. By chance: what a perfectly fair model would show. Other arms: results.json."
-)
-_TABLES = (
-    (
-        "Bias",
-        "Means over prompts. Brackets are 95 % intervals over other seeds of these prompts. By chance: what a perfectly"
-        " fair model would show with as many images, and what 95 % of such runs stay below.",
-        BIAS,
-    ),
-    (
-        "Side effects",
-        "What a treatment should leave as it was. The row of each figure says what chance alone shows of it.",
-        SIDE,
-    ),
-    ("Further figures", "By the names they have in results.json.", FURTHER),
 )
 
 
@@ -238,11 +230,17 @@ def _lean(summary: Data) -> dict[str, Any]:
     }
 
 
+def _reader(provenance: Data) -> dict[str, Any]:
+    """What the reader says of itself: its name, what it cannot tell, and how often it is known to be wrong."""
+    limits, errors = (value if isinstance(value := provenance.get(key), list) else [] for key in _READER)
+    return {"name": provenance.get("reader", ""), "limits": limits, "errors": errors}
+
+
 def _settings(provenance: Data) -> list[tuple[str, list[tuple[str, str]]]]:
     """Headings and the settings below them: those of the run, of each mask, and of whatever else is a table."""
     tables = {key: value for key, value in provenance.items() if isinstance(value, Mapping)}
     masks = tables.pop("masks", {})
-    run = {key: value for key, value in provenance.items() if not isinstance(value, Mapping)}
+    run = {key: value for key, value in provenance.items() if not isinstance(value, Mapping) and key not in _READER}
     named = {"": run, **{f"mask {name}": each for name, each in masks.items()}, **tables}
     return [(heading, _flat(each)) for heading, each in named.items() if isinstance(each, Mapping) and each]
 

@@ -1,4 +1,5 @@
-"""The report's tables beside its figures: where axes meet, prompts tested one by one, what other methods need.
+"""The report's tables: figures by their parts, shares without the reader's error, where axes meet, prompts tested one
+by one, what other methods need.
 
 All of it is left out where results do not hold it.
 """
@@ -8,9 +9,9 @@ from typing import Any
 
 from stereoclinic.evaluation.bench.arms import UNTREATED
 from stereoclinic.evaluation.report import charts
-from stereoclinic.evaluation.report.figure_table import Cell, Row, cell_of
-from stereoclinic.evaluation.results.figures import Value, as_value, figure_of
-from stereoclinic.evaluation.results.wording import MISSING, number, p_value, spelt
+from stereoclinic.evaluation.report.figure_table import Cell, Row, cell_of, figure_rows
+from stereoclinic.evaluation.results.figures import AGAINST, BIAS, FURTHER, PUBLISHED, SIDE, Value, as_value, figure_of
+from stereoclinic.evaluation.results.wording import MISSING, interval, number, p_value, spelt
 from stereoclinic.sns.allocate import JOINT
 
 Data = Mapping[str, Any]
@@ -23,6 +24,84 @@ def prompt_labels(results: Data) -> list[str]:
     rows = results["arms"][UNTREATED].get("prompts") or []
     labels = [row["label"] for row in rows]
     return labels if len(set(labels)) == len(labels) else [row.get("prompt", row["label"]) for row in rows]
+
+
+_BIAS = (
+    "Means over prompts. Brackets are 95 % intervals over other seeds of these prompts. By chance: what a perfectly"
+    " fair model would show with as many images, and what 95 % of such runs stay below."
+)
+_SIDE = "What a treatment should leave as it was. The row of each figure says what chance alone shows of it."
+_CORRECTED = (
+    "The same shares with the reader's error taken out, as far as the pictures of known groups that were given tell how"
+    " often it is wrong. Brackets are 95 % intervals for what these images and those pictures leave open; beside them"
+    " is the share as read. Gaps, changes and the verdict are of shares as they were read. Other arms: results.json."
+)
+
+
+def figure_tables(results: Data) -> list[dict[str, Any]]:
+    """A table for each part of the figures that the results hold: title, caption, rows, whether there are floors."""
+    parts = (
+        *_published(results),
+        ("Bias", _BIAS, BIAS),
+        *_against(results),
+        ("Side effects", _SIDE, SIDE),
+        ("Further figures", "By the names they have in results.json.", FURTHER),
+    )
+    return [
+        {"title": title, "caption": caption, "rows": rows, "floors": any(row.floor for row in rows)}
+        for title, caption, part in parts
+        if (rows := figure_rows(results, part))
+    ]
+
+
+def _published(results: Data) -> list[tuple[str, str, str]]:
+    if not (published := results.get("published")):
+        return []
+    caption = (
+        f"The figure of a published evaluation: {published['figure']}. By chance: what a perfectly fair model would"
+        " show with as many images, and what 95 % of such runs stay below. Its sources, and what they leave open, stand"
+        " under “How this was made”."
+    )
+    return [(f"Protocol {published['name']}", caption, PUBLISHED)]
+
+
+def _against(results: Data) -> list[tuple[str, str, str]]:
+    if not (found := results.get("amplification")):
+        return []
+    known = next(iter(found.values()))["labels"]
+    caption = (
+        f"How far shares exaggerate the reference that was given, over the {len(known)} prompts that it has. Brackets"
+        " are 95 % intervals over other seeds of these prompts."
+    )
+    return [("Against the reference", caption, AGAINST)]
+
+
+def corrected_table(results: Data, arms: Sequence[str]) -> dict[str, Any] | None:
+    """Shares without the reader's error: a row a prompt and group (of two groups the first), a column an arm.
+
+    Args:
+        results: Of one experiment.
+        arms: Those with a column.
+    """
+    if not (found := results.get("corrected_shares")):
+        return None
+    groups = results["groups"]
+    title = "Shares" if len(groups) > 2 else f"Share of {groups[0]}"
+    rows = []
+    for p, label in enumerate(prompt_labels(results)):
+        for group in groups if len(groups) > 2 else groups[:1]:
+            cells = [_corrected(found.get(arm), results["arms"][arm], p, group) for arm in arms]
+            rows.append(Row(f"{label}: {group}" if len(groups) > 2 else label, "", cells, None))
+    title = f"{title} without the reader's error"
+    return {"title": title, "caption": _CORRECTED, "rows": rows, "floors": False, "kind": "wraps"}
+
+
+def _corrected(found: Sequence[Data] | None, arm: Data, p: int, group: str) -> Cell:
+    value = as_value(found[p].get(group)) if found else None
+    if value is None:
+        return Cell(MISSING)
+    read = as_value(arm["prompts"][p]["shares"].get(group))
+    return Cell(number(value.estimate), (interval(value), f"read {MISSING if read is None else number(read.estimate)}"))
 
 
 def meeting_rows(results: Data, arms: Sequence[str]) -> list[Row]:

@@ -12,7 +12,9 @@ from typing import Any, TypeGuard
 from stereoclinic.evaluation.intervals.statistics import wilson_interval
 
 #: Where a report shows a figure; what stands in its head is in no table.
-BIAS, SIDE, FURTHER, HEAD = "bias", "side effects", "further", "head"
+PUBLISHED, BIAS, AGAINST, SIDE, FURTHER, HEAD = (
+    "published", "bias", "against a reference", "side effects", "further", "head",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Figure:
 
     Args:
         title: As a reader meets it.
-        part: `BIAS`, `SIDE`, `FURTHER` or `HEAD`.
+        part: One of those above.
         better: -1 where lower is better, 1 where higher is, 0 where neither.
         form: Of the number, as `format` takes it; "+" in front for what has a sign.
         by_size: Chance moves it by an amount that depends on how many images there are, so that runs of different
@@ -73,6 +75,17 @@ FIGURES = {
     ),
     "allotment_obeyed": Figure(
         "allotment obeyed", BIAS, 1, ".2f", False, "Images that show the group they were allotted to."
+    ),
+    "published.": Figure("figure of protocol ", PUBLISHED, -1, ".3f", True),
+    "amplification.slope": Figure(
+        "slope on the reference", AGAINST, 0, ".2f", False,
+        "Of the generated tilt: 1 as the reference, above 1 exaggerated, below 0 the other way round.",
+    ),
+    "amplification.excess": Figure(
+        "gap beyond the reference's", AGAINST, -1, "+.2f", True, "The parity gap less the reference's own."
+    ),
+    "amplification.distance": Figure(
+        "distance to the reference", AGAINST, 0, ".2f", True, "Share of images that would have to change group."
     ),
     "occupation_right": Figure(
         "occupation right", SIDE, 1, ".2f", False, "Images on which the prompt's own occupation is read."
@@ -188,7 +201,8 @@ def in_order(keys: Iterable[str]) -> list[str]:
 
 
 def values_of(results: Mapping[str, Any], arm: str) -> dict[str, Value]:
-    """Every figure of one arm by its dotted key, also those of its group prompts and of unrelated ones.
+    """Every figure of one arm by its dotted key, also those that stand beside the arms: of its group prompts and of
+    unrelated ones, against a reference, and of a published protocol by that protocol's name.
 
     The prompts one by one are left out.
 
@@ -196,7 +210,10 @@ def values_of(results: Mapping[str, Any], arm: str) -> dict[str, Value]:
         results: Of one experiment, as in results.json.
         arm: Name of an arm; one that is not there has no figures.
     """
+    published = results.get("published") or {}
     beside = {
+        "published": {name: {published["name"]: value} for name, value in (published.get("arms") or {}).items()},
+        "amplification": results.get("amplification") or {},
         "group_prompts": results.get("group_prompts") or {},
         UNRELATED: (results.get(UNRELATED) or {}).get("arms") or {},
     }

@@ -131,6 +131,7 @@ def _notes(a: Data, b: Data, scales: list[dict[float, Data]]) -> list[str]:
         ("scheduler", "scheduler"),
         ("reader", "reader"),
         ("strength", "strength of the masks"),
+        ("reference", "reference"),
     ):
         if made[0].get(key) != made[1].get(key):
             notes.append(f"{spoken}: {_text(made[0].get(key))} in A, {_text(made[1].get(key))} in B")
