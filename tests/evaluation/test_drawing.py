@@ -13,11 +13,11 @@ from stereoclinic.denoisers import open_denoiser
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.bench.arms import Protocol
 from stereoclinic.evaluation.bench.drawing import Part, Pictures, Store, draw, model_digest
-from stereoclinic.evaluation.bench.experiment import Arm, arms_of, drawn
+from stereoclinic.evaluation.bench.experiment import Arm, arms_of, drawn, run
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
 from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts import load_plain_prompts, load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 
 AXIS = load_axis("gender")
@@ -216,3 +216,21 @@ def test_a_damaged_part_is_named(denoiser, rows, tmp_path: Path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match="truncated"):
         store.read([part])
+
+
+class Judges(Mitigation):
+    """A method of a user's own."""
+
+    def begin(self, rows: list[dict]) -> Batch:
+        return Batch(["a photo of a judge"] * len(rows))
+
+
+def test_a_method_of_ones_own_is_judged_beside_the_others(denoiser):
+    scenes = load_plain_prompts("scenes", 2)
+    protocol = Protocol(AXIS, load_prompts("portraits", 2), 2, 1, steps=1, unrelated=scenes, unrelated_images=2)
+    experiment = run(denoiser, PortraitsReader(denoiser.folder / "reader"), protocol, {}, baselines=[Judges("judges")])
+    assert experiment is not None
+    arms = experiment.results["arms"]
+    assert list(arms)[:2] == ["untreated", "judges"] and arms["judges"]["ssim_to_untreated"]["estimate"] < 1
+    assert "judges" in experiment.results["group_prompts"] and "judges" in experiment.results["unrelated"]["arms"]
+    assert "baselines" not in experiment.results  # what it took to make is not known

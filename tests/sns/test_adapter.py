@@ -258,6 +258,44 @@ def test_image_to_image_pipelines_and_those_that_share_a_unet(pipe, unet):
     assert torch.equal(draw(other, image=image, strength=1.0), before)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_images_made_of_images_get_each_their_own_group(pipe, unet, guidance):
+    """Image to image at less than full strength, two images a prompt: as if all images of the call had that group."""
+    other = beside(pipe, kind=StableDiffusionImg2ImgPipeline)
+    side = 4 * pipe.vae_scale_factor
+    options = {"guidance": guidance, "images": 2, "strength": 0.5}
+    image = torch.rand(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = draw(other, image=image, **options)
+    load_mask(other, make(unet, 1, branch="conditional", groups=GENDER))
+    drawn = {}
+    for samples in (["female"] * 4, ["male"] * 4, ["female", "male", None, "female"]):
+        allot_masks(other, samples)
+        drawn[tuple(samples)] = draw(other, image=image, **options)
+    female, male, mixed = drawn.values()
+    assert torch.allclose(mixed, torch.stack([female[0], male[1], before[2], female[3]]))
+    assert not torch.allclose(female, male)
+    unload_mask(other)
+    assert torch.equal(draw(other, image=image, **options), before)
+
+
+def test_a_pipeline_that_is_offloaded_between_its_models_is_treated_alike(pipe, unet):
+    mask = make(unet, 1, groups=GENDER, branch="conditional")
+
+    def treated(whole) -> torch.Tensor:
+        load_mask(whole, mask)
+        allot_masks(whole, ["female", None])
+        return draw(whole)
+
+    expected = treated(pipe)
+    unload_mask(pipe)
+    before = draw(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(treated(pipe), expected)
+    unload_mask(pipe)
+    assert torch.equal(draw(pipe), before)
+    pipe.remove_all_hooks()
+
+
 def test_a_copied_unet_or_pipeline_is_treated_by_itself(pipe, unet):
     mask = make(unet, 1, groups=GENDER, branch="conditional", rooted=True)
     untreated = draw(pipe)

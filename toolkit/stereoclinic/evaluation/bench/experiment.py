@@ -132,7 +132,7 @@ def run(
     force: bool = False,
     parts: Path | None = None,
     warn: Callable[[str], None] = warnings.warn,
-    baselines: Sequence[Baseline | PromptAllocation] = (),
+    baselines: Sequence[Mitigation] = (),
     instruments: Instruments | None = None,
     **trainer: Any,
 ) -> Experiment | None:
@@ -149,7 +149,7 @@ def run(
         parts: Folder that keeps what was drawn: a run that was cut off goes on there, and whatever another run of the
             same model has drawn there is not drawn again. By default a temporary one.
         warn: Told what does not stop the run.
-        baselines: Other methods, made on other seeds and the same on every rank; see `baselines.kept`.
+        baselines: Other methods, made on other seeds and the same on every rank, see `baselines.kept`; or of one's own.
         instruments: What else pictures are measured with.
         **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
 
@@ -171,11 +171,13 @@ def run(
     measure(experiment, instruments)
     experiment.results = summarise(experiment, list(masks))
     experiment.results["features"] = instruments.features_name
-    if baselines:
-        experiment.results["baselines"] = {
-            each.name: {"needs": each.needs, "source": each.source, "strength": each.strength, **vars(each.cost)}
-            for each in baselines
-        }
+    costs = {
+        each.name: {"needs": each.needs, "source": each.source, "strength": each.strength, **vars(each.cost)}
+        for each in baselines
+        if isinstance(each, Baseline | PromptAllocation)  # what a user's own took is not known
+    }
+    if costs:
+        experiment.results["baselines"] = costs
     return experiment
 
 
