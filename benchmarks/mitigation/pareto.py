@@ -5,9 +5,10 @@
     done
     python benchmarks/mitigation/pareto.py judged-*/results.json --figure docs/pareto.png
 
-Every results.json is one seed set. Figures are means over seed sets, +- half their 95 % t interval where there are two
-or more, and the interval that the bench gives where there is one. The figure shows the parity gap against the Frechet
-distance within groups, over its floor, and group prompts.
+The figures of docs/results/treatments.md lie in `results`, one file for each results.json, without what is said prompt
+by prompt (`--condense FOLDER` writes such): give them in its place. Every file is one seed set. Figures are means over
+seed sets, +- half their 95 % t interval where there are two or more, and the interval that the bench gives where there
+is one. The figure shows the parity gap against the Frechet distance within groups, over its floor, and group prompts.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "faithfulness"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faithfulness"))
 from show import interval
 
 CEILINGS = {"balanced oracle": "^", "allocation oracle": "*", "untreated": "X", "random": "."}
@@ -36,12 +37,32 @@ def collect(paths: list[Path]) -> tuple[Sets, list[str], dict]:
     for path in paths:
         for each in json.loads(path.read_text())["experiments"]:
             masks += [name for name in each["masks"] if name not in masks]
-            about = {name: each[name] for name in ("axis", "images_per_prompt", "steps", "noise_floor")}
+            before, about = about, {name: each[name] for name in ("axis", "images_per_prompt", "steps", "noise_floor")}
+            if before and before != about:
+                raise SystemExit(f"{path} is of another axis, number of images or steps than those before it")
             for name, arm in each["arms"].items():
                 grouped = each["group_prompts"].get(name)
                 obeyed = grouped["all"] if grouped else np.nan
                 found[each["guidance"]][name].append({**arm, "obeyed": obeyed})
     return found, masks, about
+
+
+def condensed(data: dict) -> dict:
+    """The figures of the arms, and where they come from; without those by prompt, from soft reads and pooled."""
+    left_out = {"prompts", "soft", "pooled", "pooled_soft"}
+    said = {"unet_weights", "versions", "created", "reader", "prompts", "device", "strength"}
+    experiments = []
+    for each in data["experiments"]:
+        kept = {name: value for name, value in each.items() if name not in ("intersections", "unrelated")}
+        arms = {
+            name: {key: value for key, value in arm.items() if key not in left_out}
+            for name, arm in each["arms"].items()
+        }
+        grouped = {name: {"all": found["all"]} for name, found in each["group_prompts"].items()}
+        experiments.append({**kept, "arms": arms, "group_prompts": grouped})
+    provenance = {name: value for name, value in data["provenance"].items() if name in said}
+    model = Path(data["provenance"]["model"]).name
+    return {"provenance": {"model": model, **provenance}, "experiments": experiments}
 
 
 def values(arms: list[dict], what: str) -> list[float]:
@@ -50,8 +71,8 @@ def values(arms: list[dict], what: str) -> list[float]:
 
 
 def said(arms: list[dict], what: str, digits: int = 3) -> str:
-    each = values(arms, what)
-    if np.isnan(each).all():
+    each = [value for value in values(arms, what) if not np.isnan(value)]
+    if not each:
         return ""
     if len(arms) == 1 and isinstance(arms[0].get(what), dict):
         low, high = arms[0][what]["low"], arms[0][what]["high"]
@@ -136,7 +157,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--condense", type=Path, help="folder for what this needs of each results.json")
     options = parser.parse_args()
+    if options.condense:
+        options.condense.mkdir(parents=True, exist_ok=True)
+        for path in options.results:
+            text = json.dumps(condensed(json.loads(path.read_text())), indent=1)
+            (options.condense / f"{path.parent.name}.json").write_text(text + "\n")
+        return
     found, masks, about = collect(options.results)
     console = Console(width=220)
     for table in tables(found, about):

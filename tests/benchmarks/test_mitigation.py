@@ -84,3 +84,15 @@ def test_parts_of_a_planned_mask_are_parts_of_it(loaded) -> None:
     assert parts["m, both halves"].branch == "both" and torch.equal(parts["m, both halves"].factors, whole.factors)
     early = parts["m, t >= 800"]
     assert early.damping[:, early.bin_of(900)].sum() > 0 and early.damping[:, early.bin_of(600)].sum() == 0
+
+
+def test_condensed_results_say_the_same(pareto, tmp_path: Path) -> None:
+    path = results(tmp_path, 0.1)
+    data = json.loads(path.read_text())
+    data["provenance"] = {"model": str(tmp_path / "harbour"), "command": f"stereo bench -o {tmp_path}"}
+    data["experiments"][0]["arms"]["m"]["prompts"] = [{"label": "doctor"}]
+    small = tmp_path / "small.json"
+    small.write_text(json.dumps(found := pareto.condensed(data)))
+    assert str(tmp_path) not in small.read_text() and found["provenance"]["model"] == "harbour"
+    assert "prompts" not in found["experiments"][0]["arms"]["m"]
+    assert pareto.collect([small]) == pareto.collect([path])
