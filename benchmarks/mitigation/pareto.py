@@ -143,13 +143,13 @@ def figure(found: Sets, masks: list[str], about: dict) -> Figure:
             panel.axvline(about["noise_floor"]["parity_gap"]["upper"], color="0.8", linewidth=0.8, zorder=0)
             if row == 0:
                 panel.set(title=f"guidance {guidance:g}", yscale="log")
-                panel.set_yticks(ticks := [1, 2, 4, 8], labels=[str(tick) for tick in ticks])
+                panel.set_yticks(ticks := [1, 2, 4, 8, 16], labels=[str(tick) for tick in ticks])
                 panel.minorticks_off()
             if column == 0:
                 panel.set_ylabel(label)
         rows[1][column].set_xlabel("parity gap")
-    handles, names = rows[0][0].get_legend_handles_labels()
-    drawing.legend(handles, names, fontsize=8, loc="outside lower center", ncols=min(4, len(names)))
+    shown = {name: handle for panel in rows[0] for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    drawing.legend(shown.values(), shown.keys(), fontsize=8, loc="outside lower center", ncols=min(5, len(shown)))
     return drawing
 
 
