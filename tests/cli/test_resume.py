@@ -63,6 +63,19 @@ def test_a_bench_that_was_stopped_ends_the_same(model, located, stereo, tmp_path
     assert figures(results[0]) == figures(results[1])
 
 
+def test_the_same_bench_twice_gives_the_same_results_apart_from_times(model, located, stereo, tmp_path: Path):
+    arguments = ("bench", "--model", model, "--mask", located, "--limit", 2, "--images", 3, "--group-images", 1)
+    arguments += ("--steps", 4, "--unrelated", "scenes", "--unrelated-images", 2, "--accelerator", "cpu", "--quiet")
+    found = []
+    for name in ("one", "two"):
+        assert stereo(*arguments, "-o", tmp_path / name).exit_code == 0
+        found.append(json.loads((tmp_path / name / "results.json").read_text()))
+    one, two = ({**data["provenance"], "created": "", "command": ""} for data in found)
+    assert figures(found[0]) == figures(found[1]) and one == two
+    pictures = [sorted((tmp_path / name / "images").rglob("*.png")) for name in ("one", "two")]
+    assert [path.read_bytes() for path in pictures[0]] == [path.read_bytes() for path in pictures[1]]
+
+
 def test_locate_goes_on_when_it_is_told_to(model, stereo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     arguments = ("locate", "--model", model, "--limit", 3, "--seeds", 2, "--every", 1, "--bins", 2, "--quiet")
     arguments += ("--batch-size", 1, "--accelerator", "cpu")

@@ -229,3 +229,12 @@ def test_the_order_of_images_does_not_matter(make):
     for name in GAPS:
         assert after[name] == pytest.approx(before[name])
     assert [row["change"] for row in after["prompts"]] == [row["change"] for row in before["prompts"]]
+
+
+def test_the_most_memory_is_a_figure_where_it_is_known(make):
+    experiment = make()
+    assert not any("peak_memory" in arm for arm in experiment.results["arms"].values())
+    experiment.arm(UNTREATED).memory = 3 << 19
+    results = summarise(experiment, [])
+    assert results["arms"][UNTREATED]["peak_memory"] == 1.5 and "peak_memory" not in results["arms"][BALANCED]
+    assert values_of(results, UNTREATED)["peak_memory"].estimate == 1.5

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stereoclinic.axes import load_axis
+from stereoclinic.ddtd.memory import Peak
 from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.denoisers import open_denoiser
 from stereoclinic.errors import Incomplete, InputError
@@ -163,6 +164,25 @@ def test_times_of_different_devices_are_not_compared(denoiser, rows, tmp_path: P
     said: list[str] = []
     assert [each.seconds for each in run(warn=said.append)] == [None, None]
     assert len(said) == 1 and "(NVIDIA H100, cpu)" in said[0]
+
+
+def test_the_most_memory_of_a_gpu_is_kept_with_the_pictures(denoiser, rows, tmp_path: Path, monkeypatch):
+    used = {"bytes": 7 << 20}
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: used.update(bytes=0))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: used["bytes"])
+    with Peak(torch.device("cuda", 0)) as peak:
+        used["bytes"] += 3 << 20
+    assert peak.bytes == 3 << 20
+    with Peak(torch.device("cpu")) as unknown:
+        pass
+    assert unknown.bytes is None
+
+    store, made = Store(tmp_path), parts(denoiser, rows, Mitigation("untreated"), size=2)
+    draw(denoiser, made, store, accelerator="cpu")
+    assert store.read(made).memory is None
+    for part, taken in zip(made, (2 << 20, None, 5 << 20), strict=True):
+        store.keep(part, replace(store.read([part]), memory=taken))
+    assert store.read(made).memory == 5 << 20
 
 
 def test_allotted_groups_come_back_in_the_samples_order(denoiser, rows, tmp_path: Path):

@@ -82,6 +82,7 @@ class Drawn:
     by_reader: dict[str, Tensor] = field(default_factory=dict)  # of several readers: name -> (P, n, K), as reads
     lpips: Tensor | None = None  # (P, n) LPIPS to the untreated picture of the same place; None where not asked for
     clip: Tensor | None = None  # (P, n) CLIPScore with the neutral prompt; None where it was not asked for
+    memory: int | None = None  # most bytes on a GPU while it was drawn; None where that is not known
     no_group: Tensor | None = None  # (P, n) probability that no group was seen; None if the reader cannot say so
 
     @property

@@ -18,7 +18,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
-from stereoclinic.ddtd.memory import Portions
+from stereoclinic.ddtd.memory import Peak, Portions
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import sample
 from stereoclinic.digest import plain_digest, weights_digest
@@ -57,7 +57,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was drawn of a part, or of an arm: images (B, 3, H, W) uint8, groups (B,) or None, seconds of sampling.
+    """What was drawn of a part, or of an arm: images (B, 3, H, W) uint8, groups (B,) or None, seconds of sampling, and
+    the most bytes that it took on a GPU.
 
     `device` names what kind of device drew them, or several; seconds of different ones are not to be compared.
     """
@@ -66,6 +67,7 @@ class Pictures:
     allotted: Tensor | None
     seconds: float | None
     device: str = ""
+    memory: int | None = None
 
 
 class Store:
@@ -88,7 +90,7 @@ class Store:
         tensors = {"images": drawn.images}
         if drawn.allotted is not None:
             tensors["allotted"] = drawn.allotted
-        about = {"arm": part.mitigation.name, "seconds": drawn.seconds, "device": drawn.device}
+        about = {"arm": part.mitigation.name, "seconds": drawn.seconds, "device": drawn.device, "memory": drawn.memory}
         save_tensors(self._file(part), KIND, VERSION, tensors, about)
 
     def read(self, parts: Iterable[Part]) -> Pictures:
@@ -100,7 +102,7 @@ class Store:
         """
         images: list[Tensor] = []
         allotted: list[Tensor | None] = []
-        seconds, devices = 0.0, set[str]()
+        seconds, devices, memory = 0.0, set[str](), list[int]()
         for part in parts:
             if part not in self:
                 raise Incomplete(f"pictures of {part.mitigation.name!r} are missing in {self.folder}; run again")
@@ -112,9 +114,11 @@ class Store:
             allotted.append(groups)
             seconds += took
             devices.add(str(about.get("device", "")))
+            memory += [each] if isinstance(each := about.get("memory"), int) else []
         known = [each for each in allotted if each is not None]
         device = ", ".join(sorted(devices))
-        return Pictures(torch.cat(images), torch.cat(known) if known else None, seconds, device)
+        groups = torch.cat(known) if known else None
+        return Pictures(torch.cat(images), groups, seconds, device, max(memory, default=None))
 
 
 def _are_of(part: Part, pictures: Tensor | None, groups: Tensor | None, others: list[Tensor]) -> bool:
@@ -175,14 +179,14 @@ class Drawing(L.LightningModule):
             drawn = sample(self.denoiser, rows, how.prompts, part.steps, part.guidance, how.conditional)
             return (drawn.cpu() * 255).round().to(torch.uint8), how.allotted
 
-        with part.mitigation:
+        with part.mitigation, Peak(self.device) as peak:
             began = time.perf_counter()
             drawn = self.portions.each(draw, len(part.rows))
             seconds = time.perf_counter() - began
         groups = [allotted for _, allotted in drawn if allotted is not None]
         device = self.device.type if self.device.type != "cuda" else torch.cuda.get_device_name(self.device)
         images = torch.cat([images for images, _ in drawn])
-        return Pictures(images, torch.cat(groups) if groups else None, seconds, device)
+        return Pictures(images, torch.cat(groups) if groups else None, seconds, device, peak.bytes)
 
     def on_predict_end(self) -> None:
         """Every rank looks for every part: a rank that died must not pass for a finished run."""

@@ -203,7 +203,7 @@ def drawn(
         if len(devices := {each.device for each in found}) > 1:
             kinds = ", ".join(sorted(each or "unknown" for each in devices))
             warn(f"pictures were drawn on several kinds of device ({kinds}): what drawing took is not compared")
-            found = [replace(each, seconds=None) for each in found]
+            found = [replace(each, seconds=None, memory=None) for each in found]
         return [_read(reader, protocol, arm, each) for arm, each in zip(arms, found, strict=True)]
 
 
@@ -248,6 +248,7 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
         {each.name: by_prompt(torch.cat(reads[each.name])) for each in protocol.others},
         None if allotted is None else by_prompt(allotted),
         _by_reader(reader, by_prompt(torch.cat(apart))) if apart else {},
+        memory=drawn.memory,
         no_group=by_prompt(torch.cat(none)) if none else None,
     )
 

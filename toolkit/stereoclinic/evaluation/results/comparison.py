@@ -69,6 +69,7 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
     figures: dict[str, Any] = {
         "images": arm.reads.shape[0] * arm.reads.shape[1],
         "seconds": None if arm.seconds is None else round(arm.seconds, 2),
+        **({} if arm.memory is None else {"peak_memory": round(arm.memory / 2**20, 1)}),
         **certainty(arm),
         "prompts": prompt_figures(arm, same_seeds, protocol),
         **distances(arm, before, experiment.arm(OTHER)),

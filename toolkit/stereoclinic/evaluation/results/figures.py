@@ -160,6 +160,7 @@ FIGURES = {
         "unrelated prompts: ", SIDE, 0, ".2g", True, "Of prompts that have nothing to do with the axis."
     ),
     "seconds": Figure("seconds", SIDE, -1, ".1f", False, "Of drawing these images; on a busy machine a rough guide."),
+    "peak_memory": Figure("peak memory, MiB", SIDE, -1, ".0f", False, "The most that tensors took on a GPU meanwhile."),
     "images": Figure("images", HEAD, 0, ".0f"),
 }  # fmt: skip
 
