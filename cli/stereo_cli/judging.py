@@ -133,9 +133,8 @@ def provenance(
 ) -> dict[str, Any]:
     """Where figures come from, as plain data."""
     from stereoclinic.digest import plain_digest, shapes_digest, weights_digest
-    from stereoclinic.evaluation.baselines.kept import told_by
     from stereoclinic.evaluation.bench.drawing import model_digest
-    from stereoclinic.evaluation.readers import known_errors, limits
+    from stereoclinic.evaluation.readers import known_errors, limits, told_by
     from stereoclinic.prompts import digest
 
     versions: dict[str, str | None] = {"python": platform.python_version()}

@@ -4,20 +4,13 @@ What goes wrong is said in one line, with what to look at; huggingface_hub is im
 """
 
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from stereoclinic.errors import InputError
 
 
-def fetch(
-    repo_id: str,
-    filename: str,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-) -> str:
-    """Download a file; arguments as of `NeuronMask.from_pretrained`.
+def fetch(repo_id: str, filename: str, **options: Any) -> str:
+    """Download a file; options as of `hf_hub_download`.
 
     Returns:
         Where it is in the cache.
@@ -29,28 +22,13 @@ def fetch(
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        return hf_hub_download(
-            repo_id,
-            filename,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-        )
+        return str(hf_hub_download(repo_id, filename, **options))
     except (OSError, ValueError, EntryNotFoundError) as error:
         _refuse(f"mask {repo_id!r} is no folder, and cannot be had from the hub", error)
 
 
-def upload(
-    path: Path,
-    repo_id: str,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-) -> str:
-    """Upload a file under its own name; arguments as of `NeuronMask.push_to_hub`.
+def upload(path: Path, repo_id: str, private: bool | None, token: str | bool | None, **options: Any) -> str:
+    """Upload a file under its own name, to a repository that is made if need be; options as of `HfApi.upload_file`.
 
     Returns:
         The commit's address.
@@ -63,14 +41,7 @@ def upload(
     try:
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_file(
-            path_or_fileobj=path,
-            path_in_repo=path.name,
-            repo_id=repo,
-            revision=revision,
-            commit_message=commit_message or f"Upload {path.name}",
-            create_pr=create_pr,
-        )
+        commit = api.upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repo, **options)
     except (OSError, ValueError) as error:
         _refuse(f"mask cannot be pushed to {repo_id!r}", error)
     return str(commit.commit_url)

@@ -252,7 +252,8 @@ class NeuronMask:
             return cls.load(folder / filename)
         if folder.is_file():
             return cls.load(folder)
-        path = hub.fetch(str(pretrained), filename, revision, cache_dir, token, local_files_only)
+        where = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        path = hub.fetch(str(pretrained), filename, **where)
         return cls.load(path)
 
     def push_to_hub(
@@ -284,7 +285,9 @@ class NeuronMask:
         """
         with TemporaryDirectory() as folder:
             path = self.save_pretrained(folder, filename)
-            return hub.upload(path, repo_id, private, token, revision, commit_message, create_pr)
+            message = commit_message or f"Upload {filename}"
+            how = {"revision": revision, "commit_message": message, "create_pr": create_pr}
+            return hub.upload(path, repo_id, private, token, **how)
 
 
 def bin_of(bin_edges: Tensor, timestep: float) -> int | None:

@@ -13,17 +13,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.digest import plain_digest, weights_digest
+from stereoclinic.digest import plain_digest
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.baselines import baseline_class
 from stereoclinic.evaluation.baselines.base import Baseline
 from stereoclinic.evaluation.baselines.calibration import Calibration, Cost
 from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
 from stereoclinic.evaluation.bench.drawing import Store, model_digest
+from stereoclinic.evaluation.readers import told_by
 from stereoclinic.files import load_tensors, save_tensors
 from stereoclinic.prompts import Row
 
@@ -89,20 +90,6 @@ def kept_baselines(
         return _read(file, digest, kind, denoiser, axis)
 
     return [kept(name) for name in names]
-
-
-def told_by(reader: Any) -> list[Any]:
-    """Plain data that tells readers apart: names, classes, weights; of a user's own class no more can be known."""
-    if reader is None:
-        return []
-    modules = {name: each for name, each in getattr(reader, "__dict__", {}).items() if isinstance(each, nn.Module)}
-    return [
-        reader.name,
-        reader.classes,
-        getattr(reader, "columns", None),  # of a classifier, that show each group
-        {name: weights_digest(each) for name, each in modules.items()},
-        [told_by(each) for each in getattr(reader, "readers", ())],
-    ]
 
 
 def _keep(file: Path, digest: str, made: Baseline) -> None:

@@ -15,6 +15,7 @@ from stereoclinic.evaluation.readers.base import (
     known_errors,
     limits,
     read_rows,
+    told_by,
 )
 from stereoclinic.evaluation.readers.opening import KINDS, open_reader
 from stereoclinic.evaluation.readers.portraits import PortraitsNet, PortraitsReader
@@ -33,4 +34,5 @@ __all__ = [
     "limits",
     "open_reader",
     "read_rows",
+    "told_by",
 ]

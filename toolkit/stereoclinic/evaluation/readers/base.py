@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stereoclinic.axes import Axis
+from stereoclinic.digest import weights_digest
 from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:
@@ -152,3 +153,17 @@ def limits(reader: Any) -> tuple[str, ...]:
 def known_errors(reader: Any) -> tuple[KnownError, ...]:
     """How often the reader is wrong, as far as it was measured elsewhere; empty where it does not say."""
     return tuple(getattr(reader, "known_errors", ()))
+
+
+def told_by(reader: Any) -> list[Any]:
+    """Plain data that tells readers apart: names, classes, weights; of a user's own class no more can be known."""
+    if reader is None:
+        return []
+    modules = {name: each for name, each in getattr(reader, "__dict__", {}).items() if isinstance(each, nn.Module)}
+    return [
+        reader.name,
+        reader.classes,
+        getattr(reader, "columns", None),  # of a classifier, that show each group
+        {name: weights_digest(each) for name, each in modules.items()},
+        [told_by(each) for each in getattr(reader, "readers", ())],
+    ]
