@@ -60,9 +60,11 @@ def condensed(data: dict) -> dict:
         }
         grouped = {name: {"all": found["all"]} for name, found in each["group_prompts"].items()}
         experiments.append({**kept, "arms": arms, "group_prompts": grouped})
-    provenance = {name: value for name, value in data["provenance"].items() if name in said}
-    model = Path(data["provenance"]["model"]).name
-    return {"provenance": {"model": model, **provenance}, "experiments": experiments}
+    known = data.get("provenance", {})
+    provenance = {name: value for name, value in known.items() if name in said}
+    if "model" in known:
+        provenance = {"model": Path(known["model"]).name, **provenance}
+    return {"provenance": provenance, "experiments": experiments}
 
 
 def values(arms: list[dict], what: str) -> list[float]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stereoclinic.ddtd.neurons import Site
 from stereoclinic.sns.mask import NeuronMask
@@ -19,10 +21,10 @@ MITIGATION = Path(__file__).parents[2] / "benchmarks" / "mitigation"
 def loaded():
     sys.path.insert(0, str(MITIGATION))
     try:
-        yield {name: importlib.import_module(name) for name in ("pareto", "map")}
+        yield {name: importlib.import_module(name) for name in ("pareto", "map", "fronts")}
     finally:
         sys.path.remove(str(MITIGATION))
-        for name in ("pareto", "show", "map"):
+        for name in ("pareto", "show", "map", "fronts"):
             sys.modules.pop(name, None)
 
 
@@ -66,6 +68,26 @@ def test_seed_sets_are_averaged_arm_by_arm(pareto, tmp_path: Path) -> None:
     assert table.row_count == 2
     pareto.figure(found, masks, about).savefig(tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").stat().st_size > 0
+
+
+@given(st.dictionaries(st.text(min_size=1), st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
+def test_a_front_is_what_no_other_beats(loaded, points: dict[str, tuple[int, int]]) -> None:
+    best = loaded["fronts"].front(points)
+    assert [points[name] for name in best] == sorted(points[name] for name in best)
+    for name, (gap, cost) in points.items():
+        beaten = [(x, y) for x, y in points.values() if (x < gap and y <= cost) or (x <= gap and y < cost)]
+        assert (name in best) == (not beaten)
+        assert any(points[other][0] <= gap and points[other][1] <= cost for other in best)  # none is left uncovered
+
+
+def test_a_front_is_drawn_of_masks_alone(loaded, tmp_path: Path) -> None:
+    path = results(tmp_path, 0.1)
+    points, masks, floor = loaded["fronts"].prices(path)
+    within, asked = points.values()
+    assert masks == {"m"} and floor == 0.2
+    assert within == {"untreated": (0.4, 3.0), "m": (0.1, 3.0)} and asked == {"m": (0.1, pytest.approx(0.05))}
+    loaded["fronts"].figure([path]).savefig(tmp_path / "fronts.png")
+    assert (tmp_path / "fronts.png").stat().st_size > 0
 
 
 def test_parts_of_a_planned_mask_are_parts_of_it(loaded) -> None:

@@ -1,0 +1,103 @@
+"""What treatments cost for the parity they bring, map by map, and which of them no other beats on both.
+
+    python benchmarks/mitigation/fronts.py results/map-*.json --figure docs/fronts.png
+
+Each file is one that `map.py` wrote: a column of the figure, named by its file. Its rows are two prices of parity, the
+Frechet distance within groups over its floor, and group prompts that are no longer obeyed; the line is the Pareto front
+of its masks, between the model untreated and the ceilings. The table names the masks on each front.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from pareto import CEILINGS, collect, values
+from rich.console import Console
+from rich.table import Table
+
+COSTS = {
+    "Frechet within groups / floor": lambda arms: values(arms, "frechet_within_groups_ratio")[0],
+    "group prompts not obeyed": lambda arms: 1 - values(arms, "obeyed")[0],
+}
+#: What a mask's name holds -> what is said of it.
+KINDS = {"allocated": "allotting, and parts of it", "top": "balancing, top k", "": "balancing, planned"}
+MARKS = dict(zip(KINDS.values(), (("o", "C1"), ("D", "C2"), ("s", "C0")), strict=True))
+
+
+def front(points: dict[str, tuple[float, float]]) -> list[str]:
+    """The names whose (gap, cost) no other point is as low as on both and lower on one, by rising gap."""
+
+    def beaten(name: str) -> bool:
+        gap, cost = points[name]
+        return any(
+            x <= gap and y <= cost and (x, y) != (gap, cost) for other, (x, y) in points.items() if other != name
+        )
+
+    return sorted((name for name in points if not beaten(name)), key=points.__getitem__)
+
+
+def prices(path: Path) -> tuple[dict[str, dict[str, tuple[float, float]]], set[str], float]:
+    """Cost -> arm -> (gap, cost), which arms are masks, and the gap that a fair model stays below."""
+    found, masks, about = collect([path])
+    if len(found) != 1:
+        raise SystemExit(f"{path} is of {len(found)} guidance scales: a map is of one")
+    (arms,) = found.values()
+    points = {
+        label: {
+            name: (values(each, "parity_gap")[0], cost(each)) for name, each in arms.items() if not np.isnan(cost(each))
+        }
+        for label, cost in COSTS.items()
+    }
+    return points, set(masks), about["noise_floor"]["parity_gap"]["upper"]
+
+
+def figure(paths: list[Path]) -> Figure:
+    drawing = Figure(figsize=(3.4 * len(paths), 6.2), layout="constrained")
+    rows = drawing.subplots(2, len(paths), squeeze=False, sharex=True, sharey="row")
+    for column, path in enumerate(paths):
+        points, masks, floor = prices(path)
+        for row, (label, each) in enumerate(points.items()):
+            panel = rows[row][column]
+            for name, (gap, cost) in each.items():
+                if name in masks:
+                    shown = next(shown for part, shown in KINDS.items() if part in name)
+                    marker, color = MARKS[shown]
+                    panel.plot(gap, cost, marker, color=color, ms=4, label=shown)
+                elif name in CEILINGS:
+                    panel.plot(gap, cost, CEILINGS[name], color="0.3", label=name)
+            best = [each[name] for name in front({name: each[name] for name in masks})]
+            panel.plot(*zip(*best, strict=True), color="0.6", linewidth=0.8, zorder=0, drawstyle="steps-post")
+            panel.axvline(floor, color="0.85", linewidth=0.8, zorder=0)
+            if row == 0:
+                panel.set(title=path.stem.removeprefix("map-"), yscale="log")
+                panel.set_yticks(ticks := [1, 2, 4], labels=[str(tick) for tick in ticks])
+                panel.minorticks_off()
+            if column == 0:
+                panel.set_ylabel(label)
+        rows[1][column].set_xlabel("parity gap")
+    handles = {name: drawn for panel in rows[0] for drawn, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    drawing.legend(handles.values(), handles.keys(), fontsize=8, loc="outside lower center", ncols=4)
+    return drawing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("maps", type=Path, nargs="+")
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    table = Table("map", *COSTS, title="Masks that no other beats on gap and cost (gap; cost)")
+    for path in options.maps:
+        points, masks, _ = prices(path)
+        told = []
+        for each in points.values():
+            best = front({name: each[name] for name in masks})
+            told.append("\n".join(f"{name} ({each[name][0]:.2f}; {each[name][1]:.2f})" for name in best))
+        table.add_row(path.stem.removeprefix("map-"), *told, end_section=True)
+    Console(width=150).print(table)
+    if options.figure:
+        figure(options.maps).savefig(options.figure, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
