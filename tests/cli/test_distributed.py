@@ -75,16 +75,14 @@ def check(one: Relevance, two: Relevance, within: float = 1e-6) -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "more"),
-    [(2, ()), (3, ()), (3, ("--stream",)), (2, ("--strategy", "fsdp")), (3, ("--strategy", "fsdp"))],
-    ids=["2", "3", "3, a stream", "2, each with half of the weights", "3, each with a third"],
+    "more",
+    [(), ("--stream",), ("--strategy", "fsdp")],
+    ids=["all prompts", "a stream", "each with a third of the weights"],
 )
-def test_several_devices_find_what_one_finds(
-    model, prompts, alone: Relevance, devices: int, more: tuple, tmp_path: Path
-):
+def test_several_devices_find_what_one_finds(model, prompts, alone: Relevance, more: tuple, tmp_path: Path):
     """Five samples: of three ranks, one has fewer than the others."""
     out = tmp_path / "gender.pt"
-    said = run(command(model, prompts, out, "--devices", devices, *more), out)
+    said = run(command(model, prompts, out, "--devices", 3, *more), out)
     assert more or "10 of 10" in said
     # Shared-out weights lie elsewhere in memory, which changes rounding; leans of a random model magnify that.
     check(alone, found(out), 1e-4 if "fsdp" in more else 1e-6)

@@ -24,16 +24,29 @@ def figures(data: Any) -> Any:
     return [figures(value) for value in data] if isinstance(data, list) else data
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_a_bench_that_was_stopped_ends_the_same(model, located, stereo, tmp_path: Path, how: signal.Signals):
-    arguments = [
+@pytest.fixture(scope="module")
+def bench(model, located) -> tuple[object, ...]:
+    """One that draws long enough to be stopped."""
+    return (
         "bench", "--model", model, "--mask", located, "--limit", 3, "--images", 6, "--group-images", 1, "--steps", 12,
         "--batch-size", 2, "--accelerator", "cpu",
-    ]  # fmt: skip
-    out, whole = tmp_path / "stopped", tmp_path / "whole"
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bench, stereo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert stereo(*bench, "-o", out, "--quiet").exit_code == 0
+    assert not (out / "bench-parts").exists()  # its work is done
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_a_bench_that_was_stopped_ends_the_same(bench, undisturbed: Path, tmp_path: Path, how: signal.Signals):
+    out = tmp_path / "stopped"
     parts = out / "bench-parts"
-    command = [sys.executable, "-m", "stereo_cli", *map(str, arguments), "-o", str(out)]
+    command = [sys.executable, "-m", "stereo_cli", *map(str, bench), "-o", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     # What runs in the background of a shell is started deaf to Ctrl-C, and would start its children so.
     hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -57,9 +70,7 @@ def test_a_bench_that_was_stopped_ends_the_same(model, located, stereo, tmp_path
     after = {file.name: file.stat().st_mtime_ns for file in parts.glob("*.safetensors")}
     assert len(after) > len(drawn) and all(after[name] == drawn[name] for name in drawn)
 
-    assert stereo(*arguments, "-o", whole, "--quiet").exit_code == 0
-    assert not (whole / "bench-parts").exists()  # its work is done
-    results = [json.loads((folder / "results.json").read_text()) for folder in (out, whole)]
+    results = [json.loads((folder / "results.json").read_text()) for folder in (out, undisturbed)]
     assert figures(results[0]) == figures(results[1])
 
 

@@ -105,10 +105,10 @@ def rank_of(rank: int, ranks: int, meeting: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_shares_give_what_the_whole_gives(ranks: int, tmp_path: Path) -> None:
+def test_shares_give_what_the_whole_gives(tmp_path: Path) -> None:
+    """On three ranks, for few weights part evenly in three."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.multiprocessing.spawn(rank_of, (ranks, str(tmp_path / "meeting")), nprocs=ranks)
+    torch.multiprocessing.spawn(rank_of, (3, str(tmp_path / "meeting")), nprocs=3)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7])

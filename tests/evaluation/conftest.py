@@ -1,6 +1,8 @@
 """Experiments made of given shares, without a model: every figure is real, the pictures are noise."""
 
+import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from stereoclinic.evaluation.results.comparison import summarise
 Make = Callable[..., Experiment]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> Make:
     """Make an experiment: `make({"gender": 0.5})` has one mask that gives the first group half of the images.
 
@@ -32,7 +34,18 @@ def make() -> Make:
     return make_experiment
 
 
-def make_experiment(
+def make_experiment(*given: Any, **named: Any) -> Experiment:
+    """A copy of one that is made once: a second goes on the figures of each."""
+    key = repr((given, named))
+    if key not in _MADE:
+        _MADE[key] = _made(*given, **named)
+    return copy.deepcopy(_MADE[key])
+
+
+_MADE: dict[str, Experiment] = {}
+
+
+def _made(
     masks: Mapping[str, float] | None = None,
     axis: Axis | None = None,
     labels: tuple[str, ...] = ("doctor", "nurse", "chef"),

@@ -73,7 +73,7 @@ def as_printed(page: str) -> str:
     return page.replace("@media print", "@media all").replace("@media screen", "@media not all")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(make) -> str:
     """Long names, three groups, three masks: as wide as a page may come to be."""
     groups = ("middle-aged or thereabouts", "a-group-with-a-name-that-has-no-break-anywhere", "old")
