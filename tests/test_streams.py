@@ -78,6 +78,14 @@ def test_a_rank_does_not_read_the_parts_of_others(tmp_path: Path, monkeypatch: p
         of_rank(monkeypatch, 2, 3, stream)
 
 
+@pytest.mark.parametrize(("rows", "says"), [(3, "prompt 2 of part 3 has more than"), (9, "prompt 8 has more than")])
+def test_an_error_says_which_prompt_it_is_about(tmp_path: Path, rows: int, says: str):
+    broken = [*table(), {"prompt": "a photo of a " + "y" * 10_000, "occupation": None}]
+    pyarrow.parquet.write_table(Dataset.from_list(broken).data.table, tmp_path / "p.parquet", row_group_size=rows)
+    with pytest.raises(InputError, match=says):
+        list(Stream(tmp_path / "p.parquet", range(1)))
+
+
 def test_what_was_done_is_passed_over_whoever_did_it(file: Path, monkeypatch: pytest.MonkeyPatch):
     stream = Stream(file, range(3))
     done = [row["number"] for row in of_rank(monkeypatch, 1, 2, stream)]
@@ -87,8 +95,9 @@ def test_what_was_done_is_passed_over_whoever_did_it(file: Path, monkeypatch: py
 
 
 def test_a_built_in_set_and_bad_sources_are_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="built-in set"):
-        Stream("portraits", range(1))
+    for name in ("portraits", "protocol:sdisc"):
+        with pytest.raises(InputError, match="built-in set"):
+            Stream(name, range(1))
     (tmp_path / "p.csv").write_text("words\na photo of a doctor\n")
     for name, says in (("p.csv", "no column `prompt`"), ("none.csv", "no such file"), (".", "is a folder")):
         with pytest.raises(InputError, match=says):

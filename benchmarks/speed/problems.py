@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from stereoclinic.ddtd.neurons import Site, Watch
-from stereoclinic.portraits.model import weights_folder
+from stereoclinic.denoisers.loading import BUILT_IN
 
 #: Name -> (text tokens, configuration); None reads the shipped model.
 MODELS: dict[str, tuple[int, dict | None]] = {
@@ -94,7 +94,7 @@ def build(model: str, batch: int, device: str = "cpu", dtype: torch.dtype = torc
     torch.manual_seed(seed)
     tokens, config = MODELS[model]
     if config is None:
-        unet = UNet2DConditionModel.from_pretrained(weights_folder() / "unet", low_cpu_mem_usage=False)
+        unet = UNet2DConditionModel.from_pretrained(BUILT_IN[model] / "unet", low_cpu_mem_usage=False)
     else:
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # so that 2.6 billion weights are never held twice

@@ -189,7 +189,7 @@ def bench(
             common.stderr().print(note, markup=False)
     if baselines:
         judging.baseline_samples(rows, baseline_seed, baseline_seeds, seed, max(images, group_images))
-    truths = judging.truths(reference, confusion, chosen)
+    truths = judging.truths(reference, confusion, chosen, list(rows["label"]))
     check_folder(out)
     located = None if relevance is None else Relevance.load(relevance)
     if located is not None and tuple(located.groups) != chosen.groups:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -225,8 +226,10 @@ def reader_folder(model: str, advice: str) -> Path:
 
 
 def print_json(data: Any) -> None:
+    from stereoclinic.files import plain
+
     if is_rank_zero():
-        print(json.dumps(data, indent=2))
+        print(json.dumps(plain(data), indent=2, allow_nan=False))
 
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
@@ -261,6 +264,29 @@ def device_of(accelerator: str, float64: bool = False) -> str:
         found = ", ".join(name for name in there if there[name])
         raise InputError(f"--accelerator {accelerator}: torch finds none here; there is {found}")
     return device
+
+
+#: Options of choosing -> the --select that they belong to.
+_OF = {"--mu": "plan", "--overshoot": "plan", "--at-most": "plan", "--top": "top-k", "--z": "top-k"}
+
+
+def check_method(method: str, given: list[str]) -> None:
+    """Raises InputError for an option of another way of choosing, which would change nothing."""
+    from stereoclinic.errors import InputError
+
+    if wrong := [name for name in given if _OF.get(name, method) != method]:
+        raise InputError(f"{wrong[0]} belongs to --select {_OF[wrong[0]]}, and this is {method}; leave one of them")
+
+
+#: What `stereo bench` takes where it is not told.
+_BENCH = {"model": "portraits", "dtype": "float32", "prompts": "portraits"}
+
+
+def say_next(mask: Path, **given: str | None) -> None:
+    """Say the command that judges a mask, with those options that are not as `stereo bench` has them by default."""
+    told = {name: value for name, value in given.items() if value not in (None, _BENCH.get(name))}
+    words = [str(each) for name, value in told.items() for each in (f"--{name}", value)]
+    say(f"next: {shlex.join(['stereo', 'bench', '--mask', str(mask), *words])}")
 
 
 def check_distinct(paths: list[Path], option: str = "") -> None:

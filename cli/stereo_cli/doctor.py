@@ -138,7 +138,7 @@ def as_data(outcome: "Conservation", rules: "Composite") -> dict[str, Any]:
         ],
         "error": number(outcome.error),
         "conserves": outcome.conserves,
-        "absorbs": bool(rules.layers) or not {"linear", "convolution"}.isdisjoint(rules.rules),
+        "absorbs": rules.by_terms,
         "meaning": meaning(outcome, rules),
         "fault": outcome.fault,
     }

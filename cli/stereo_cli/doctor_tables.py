@@ -69,7 +69,7 @@ def _conservation(data: Data) -> list[RenderableType]:
         f" the target; {found['samples']} sample(s), timestep {found['timestep']:g}, {found['dtype']}."
         + " Time holds the added conditions (pooled text, sizes) too." * bool(data["model"]["added"])
         + " Bias holds all that layers with a rule of their own absorb." * found["absorbs"]
-        + f" {found['meaning'].capitalize()}."
+        + f" {found['meaning'][0].upper()}{found['meaning'][1:]}."
     )
     return [*parts, captioned(table, caption)]
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from stereoclinic.axes import Axis
     from stereoclinic.denoisers.base import Denoiser
+    from stereoclinic.evaluation.readers import Reader
     from stereoclinic.sns.mask import NeuronMask
 
 Bound = Annotated[
@@ -42,7 +43,8 @@ class Dosing:
         bound: Of mean |lean - target|.
         first: First seed to dose on; those that confirm follow the last of them.
         seeds: Seeds a prompt to dose on.
-        images: Images a prompt that confirm; 0 for none, None for 4 where the model brings a reader.
+        images: Images a prompt that confirm; 0 for none.
+        reader: What reads them; None for none.
         steps: Of the scheduler.
         guidance: As it will be used.
         batch_size: Samples through the model together.
@@ -51,16 +53,50 @@ class Dosing:
     bound: float
     first: int
     seeds: int
-    images: int | None
+    images: int
+    reader: "Reader | None"
     steps: int
     guidance: float
     batch_size: int
 
 
+def check_confirm(dose: float | None, images: int | None) -> None:
+    """Raises InputError where --confirm has nothing to confirm, or draws too few images for it."""
+    from stereoclinic.errors import InputError
+
+    if dose is None and images is not None:
+        raise InputError("--confirm: give --dose BOUND, which is what images confirm")
+    if images == 1:
+        raise InputError("--confirm 1: an interval needs 2 images a prompt or more; 0 draws none")
+
+
+def confirmed_by(images: int | None, model: str, axis: "Axis") -> "tuple[int, Reader | None]":
+    """How many images a prompt will confirm a dose, and their reader; to be asked before any work is done.
+
+    Args:
+        images: As given; None for 4 where the model brings a reader.
+        model: Brings it.
+        axis: To be read.
+
+    Raises:
+        InputError: The model brings no reader, or one that does not know the axis.
+    """
+    from stereoclinic.denoisers import model_folder
+    from stereoclinic.evaluation.readers import PortraitsReader, group_columns
+
+    if images is None:
+        folder = model_folder(model)
+        images = 4 if folder is not None and (folder / "reader").is_dir() else 0
+    if not images:
+        return 0, None
+    reader = PortraitsReader(common.reader_folder(model, "give --confirm 0 to dose by leans alone"))
+    group_columns(reader, axis)
+    return images, reader
+
+
 def give_dose(
     mask: "NeuronMask",
     denoiser: "Denoiser",
-    model: str,
     axis: "Axis",
     rows: "Dataset",
     how: Dosing,
@@ -69,23 +105,12 @@ def give_dose(
     quiet: bool,
 ) -> tuple["NeuronMask", dict[str, Any]]:
     """The mask at its dose, and what is to be said of it as plain data."""
-    from stereoclinic.denoisers import model_folder
-    from stereoclinic.errors import InputError
     from stereoclinic.evaluation.bench.arms import Protocol
     from stereoclinic.evaluation.bench.confirm import confirm
-    from stereoclinic.evaluation.readers import PortraitsReader, group_columns
     from stereoclinic.prompts import with_seeds
     from stereoclinic.sns.dose import dosed, find_dose
 
-    if how.images == 1:
-        raise InputError("--confirm 1: an interval needs 2 images a prompt or more; 0 draws none")
-    reader, images = None, how.images
-    if images is None:
-        folder = model_folder(model)
-        images = 4 if folder is not None and (folder / "reader").is_dir() else 0
-    if images:
-        reader = PortraitsReader(common.reader_folder(model, "give --confirm 0 to dose by leans alone"))
-        group_columns(reader, axis)
+    images = how.images
     samples = with_seeds(rows, how.first, how.seeds)
     with progress_bar(7, "dosing", quiet) as advance:
         found = find_dose(
@@ -94,13 +119,13 @@ def give_dose(
         )  # fmt: skip
     made = dosed(mask, found, how.bound, samples)
     said: dict[str, Any] = {**vars(found), "confirmed": None}
-    if reader is not None:
+    if how.reader is not None:
         common.hush_lightning()
         further = how.first + how.seeds
         protocol = Protocol(axis, rows, images, 0, further, how.steps, how.guidance, how.batch_size)
         with progress_bar(2 * images * len(rows), "confirming", quiet) as advance:
             seen = confirm(
-                denoiser, reader, protocol, made, lambda arm, count: advance(count, arm), common.warn, force,
+                denoiser, how.reader, protocol, made, lambda arm, count: advance(count, arm), common.warn, force,
                 accelerator=device, devices=1,
             )  # fmt: skip
         said["confirmed"] = seen.plain()

@@ -182,7 +182,7 @@ def reader_for(
     from stereoclinic.evaluation.readers import open_reader
 
     own = None
-    if "portraits" in spec.removeprefix("ensemble:").split(","):
+    if "portraits" in [each.strip() for each in spec.removeprefix("ensemble:").split(",")]:
         own = common.reader_folder(
             model,
             "give --reader clip, hf:MODEL, or the FOLDER of one that stereoclinic.portraits.train wrote for its"
@@ -278,18 +278,25 @@ def follow(published: "PublishedProtocol", given: dict[str, Any]) -> None:
 
 
 def truths(
-    reference: str | None, confusion: Path | None, axis: "Axis"
+    reference: str | None, confusion: Path | None, axis: "Axis", labels: list[str]
 ) -> "dict[str, Callable[[Experiment], dict[str, Any]]]":
-    """What --reference and --confusion add to results: name -> its figures of an experiment."""
+    """What --reference and --confusion add to results: name -> its figures of an experiment.
+
+    Raises:
+        InputError: One of them cannot be read, or does not go with the axis or the labels of the prompts.
+    """
     if reference is None and confusion is None:
         return {}
     from functools import partial
 
+    from stereoclinic.evaluation.metrics.amplification import reference_shares
     from stereoclinic.evaluation.results.truths import amplified, corrected, load_confusion, reference_named
 
     found: dict[str, Any] = {}
     if reference is not None:
-        found["amplification"] = partial(amplified, table=reference_named(reference, axis.name))
+        table = reference_named(reference, axis.name)
+        reference_shares(table, labels, axis.groups)  # refused before anything is drawn
+        found["amplification"] = partial(amplified, table=table)
     if confusion is not None:
         found["corrected_shares"] = partial(corrected, confusion=load_confusion(confusion, axis.groups))
     return found

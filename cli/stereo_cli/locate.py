@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -86,16 +86,23 @@ def locate(
         str, typer.Option(help="plan: bounded least squares. top-k: the paper's own form.", rich_help_panel=_MASK)
     ] = "plan",
     mu: Annotated[
-        float, typer.Option(min=0, help="plan: the price of moving the prediction off the axis.", rich_help_panel=_MASK)
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="plan: the price of moving the prediction off the axis.",
+            show_default="1.0",
+            rich_help_panel=_MASK,
+        ),
+    ] = None,
     overshoot: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
             help="plan: take away so much more than each lean; later steps restore part of it.",
+            show_default="0.0",
             rich_help_panel=_MASK,
         ),
-    ] = 0.0,
+    ] = None,
     until: Annotated[
         float,
         typer.Option(
@@ -108,8 +115,11 @@ def locate(
         str, typer.Option(help="Halves of a guided batch to damp: both, or conditional.", rich_help_panel=_MASK)
     ] = "both",
     top: Annotated[
-        float, typer.Option(min=0, help="top-k: how many neurons (a share when below 1).", rich_help_panel=_MASK)
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            min=0, help="top-k: how many neurons (a share when below 1).", show_default="0.01", rich_help_panel=_MASK
+        ),
+    ] = None,
     mask_root: Annotated[
         str, typer.Option(help="Damp toward zero, balanced, or a group's mean.", rich_help_panel=_MASK)
     ] = "zero",
@@ -146,7 +156,10 @@ def locate(
     from stereoclinic.sns.select import check_root, neurons_of, number_of
     from stereoclinic.streams import Stream
 
-    selection = Selection(select, mu=mu, overshoot=overshoot, top=top, until=until, root=mask_root, branch=branch)
+    choosing: dict[str, Any] = {"mu": mu, "overshoot": overshoot, "top": top}
+    choosing = {name: value for name, value in choosing.items() if value is not None}
+    selection = Selection(select, until=until, root=mask_root, branch=branch, **choosing)
+    common.check_method(select, [f"--{name}" for name in choosing])
     chosen = load_axis(axis)
     samples: Samples | Stream
     if stream:
@@ -242,7 +255,8 @@ def locate(
     console.print(lean_table(leans))
     console.print(mask_table(damping))
     common.say(f"wrote {file} and {stored}")
-    common.say(f"next: stereo bench --mask {file}")
+    own, listed = axis if Path(axis).suffix else None, None if stream else prompts  # a stream is too long to be judged
+    common.say_next(file, model=model, dtype=dtype, variant=variant, axis=own, prompts=listed)
 
 
 def _reader_of(model: str, axis: "Axis") -> "Callable[[Tensor], Tensor]":

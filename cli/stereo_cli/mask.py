@@ -10,9 +10,6 @@ from stereo_cli import common, dosing, options
 if TYPE_CHECKING:
     from stereoclinic.sns.mask import NeuronMask
 
-_OF = {"--mu": "plan", "--overshoot": "plan", "--at-most": "plan", "--top": "top-k", "--z": "top-k"}
-
-
 _CHOOSE = "Choosing from relevance"
 
 
@@ -197,6 +194,7 @@ def mask(
 
     common.check_target(out, "--out", ENDINGS)
     common.check_distinct(files)
+    dosing.check_confirm(dose, confirm)
     kinds = {path: kind_of(path) for path in files}
     if other := [path for path, kind in kinds.items() if kind not in ("mask", "relevance")]:
         raise InputError(f"{other[0]} is a {kinds[other[0]]} file; expected a mask or relevance")
@@ -224,8 +222,7 @@ def mask(
         if strength and len(strength) > 1:
             raise InputError(f"--strength is given {len(strength)} times for one mask; give it once")
         method = select or "plan"
-        if wrong := [name for name in given if _OF.get(name, method) != method]:
-            raise InputError(f"{wrong[0]} belongs to --select {_OF[wrong[0]]}, and this is {method}; leave one of them")
+        common.check_method(method, given)
         settings: dict[str, Any] = {
             "select": select, "mu": mu, "overshoot": overshoot, "at_most": at_most, "top": top, "z": z, "root": root,
             "kinds": sites and tuple(kind.strip() for kind in sites.split(",")), "per_bin": per_bin, "since": since,
@@ -235,8 +232,6 @@ def mask(
         made = _from_relevance(files[0], settings, (strength or [1.0])[0], quiet)
         done = f"chosen by {method} from {files[0]}"
 
-    if dose is None and confirm is not None:
-        raise InputError("--confirm: give --dose BOUND, which is what images confirm")
     found = None
     if dose is not None and not dry_run:
         from stereoclinic.axes import load_axis
@@ -247,13 +242,15 @@ def mask(
         chosen, rows = load_axis(axis) if axis else common.own_axis(made), common.neutral_prompts(prompts, limit)
         if chosen is None:
             raise InputError("--dose: the mask does not say what axis it was made for; give --axis")
+        images, reader = dosing.confirmed_by(confirm, name, chosen)
         device = common.device_of(accelerator)
         denoiser = open_denoiser(name, device, dtype, variant)
         check_fits(made, denoiser.unet, force)
         first = max((last + 1 for _, last in made.made_on), default=0) if seed is None else seed
         scale = denoiser.defaults.guidance if guidance is None else guidance
-        how = dosing.Dosing(dose, first, seeds, confirm, steps or denoiser.defaults.steps, scale, batch_size)
-        made, found = dosing.give_dose(made, denoiser, name, chosen, rows, how, device, force, quiet)
+        steps = steps or denoiser.defaults.steps
+        how = dosing.Dosing(dose, first, seeds, images, reader, steps, scale, batch_size)
+        made, found = dosing.give_dose(made, denoiser, chosen, rows, how, device, force, quiet)
 
     summary = mask_summary(made)
     if dry_run:
@@ -273,7 +270,8 @@ def mask(
         dosing.say_dose(dose, found)
     common.say(f"wrote {out}, {done}")
     own, *others = str(summary["axis"]).split("+")  # as compositions are named
-    common.say(f"next: stereo bench --mask {out}" + f" --axis {own}" * bool(others))
+    of = model or str(made.metadata.get("model", "portraits"))
+    common.say_next(out, model=of, axis=own if others else None)
 
 
 def _from_relevance(file: Path, settings: dict[str, Any], strength: float, quiet: bool) -> "NeuronMask":

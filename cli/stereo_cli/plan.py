@@ -165,6 +165,7 @@ def plan(
     from stereoclinic.errors import InputError
     from stereoclinic.prompts import with_seeds
 
+    dosing.check_confirm(dose, confirm)
     located = None
     if relevance is not None:
         from stereoclinic.ddtd.relevance import Relevance
@@ -191,6 +192,7 @@ def plan(
     ranks = devices * num_nodes
     if len(samples) < ranks:
         raise InputError(f"{len(samples)} samples for {ranks} devices: give more prompts or seeds, or fewer devices")
+    images, reader = (0, None) if dose is None else dosing.confirmed_by(confirm, name, chosen)
     denoiser = open_denoiser(name, dtype=dtype, variant=variant)
 
     from stereoclinic.sns.fits import check_fits
@@ -234,12 +236,15 @@ def plan(
         return  # another rank writes
     denoiser.to(device)
     found = None
-    mask.save(file)  # it took minutes, whatever becomes of its dose
     unfinished.unlink(missing_ok=True)
+    if bool((mask.factors == 1).all()):
+        raise InputError(f"no damping is worth its price, and {file} is not written; give a lower --mu or --keep")
+    mask.save(file)  # it took minutes, whatever becomes of its dose
     if dose is not None:
-        how = dosing.Dosing(dose, seed + seeds, max(1, seeds // 2), confirm, settings.steps, scale, batch_size)
+        half = max(1, seeds // 2)
+        how = dosing.Dosing(dose, seed + seeds, half, images, reader, settings.steps, scale, batch_size)
         try:
-            mask, found = dosing.give_dose(mask, denoiser, name, chosen, rows, how, device, force, quiet)
+            mask, found = dosing.give_dose(mask, denoiser, chosen, rows, how, device, force, quiet)
         except InputError as error:
             raise InputError(f"{error}; {file} holds the mask as it was planned") from error
         mask.save(file)
@@ -267,7 +272,8 @@ def plan(
             + ("; plan on more --seeds to come nearer" if held["left"] > 2 * held["planned"] else "")
         )
     common.say(f"wrote {file}")
-    common.say(f"next: stereo bench --mask {file}")
+    own = axis if axis and Path(axis).suffix else None
+    common.say_next(file, model=name, dtype=dtype, variant=variant, axis=own, prompts=prompts)
 
 
 def _held_out(

@@ -214,7 +214,7 @@ def _side_effects_table(results: Data) -> Group:
             if others
             else ""
         )
-        + f" Brackets are 95 % intervals. Seconds of drawing: {escape(seconds)}.",
+        + f" Brackets are 95 % intervals. Seconds of drawing: {seconds}.",
     )
 
 

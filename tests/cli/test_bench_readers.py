@@ -85,12 +85,12 @@ def test_images_of_no_group_stand_in_the_table_where_the_reader_can_tell(stereo,
 
 def test_an_ensemble_says_how_often_its_readers_agree(judged, tmp_path: Path):
     folder = write_classifier(tmp_path / "vit", ("female", "male"))
-    found = judged("--reader", f"ensemble:portraits,hf:{folder}", *SMALL)["experiments"][0]
+    found = judged("--reader", f"ensemble:hf:{folder}, portraits", *SMALL)["experiments"][0]
     for arm in found["arms"].values():
         assert 0 <= arm["readers_agree"]["low"] <= arm["readers_agree"]["estimate"] <= 1
-        assert list(arm["readers_kappa"]) == [f"portraits and hf:{folder}"]
+        assert list(arm["readers_kappa"]) == [f"hf:{folder} and portraits"]
         assert set(arm["readers_agree_on"]) == {"female", "male"}
-    assert "kappa of portraits and" in (tmp_path / "out" / "report.html").read_text()
+    assert "and portraits" in (tmp_path / "out" / "report.html").read_text()
     alone = judged(*SMALL)["experiments"][0]
     assert "readers_agree" not in alone["arms"]["untreated"]
 
@@ -192,14 +192,21 @@ def test_a_published_protocol_fixes_what_is_drawn_and_gives_its_figure(judged, s
     assert result.exit_code == 2 and "sdisc" in result.stderr
 
 
-def test_a_reference_and_a_confusion_matrix_give_further_figures(judged, stereo, model, tmp_path: Path):
+def test_a_reference_and_a_confusion_matrix_give_further_figures(judged, stereo, model, tmp_path: Path, monkeypatch):
     (tmp_path / "c.csv").write_text("group,read,count\nfemale,female,95\nfemale,male,5\nmale,male,95\nmale,female,5\n")
     found = judged("--reference", "planted", "--confusion", tmp_path / "c.csv", *SMALL)["experiments"][0]
     for name in found["arms"]:
         assert found["amplification"][name]["slope"]["low"] <= found["amplification"][name]["slope"]["high"]
         assert len(found["corrected_shares"][name]) == 2
+    (tmp_path / "o.csv").write_text("label,group,share\ndoctor,woman,0.5\ndoctor,man,0.5\n")
+    (tmp_path / "s.csv").write_text(
+        "group,read,count\nfemale,female,50\nfemale,male,50\nmale,male,51\nmale,female,49\n"
+    )
+    monkeypatch.setattr("stereoclinic.evaluation.bench.experiment.draw", None)  # refused before it
     for given, says in (
         (("--reference", tmp_path / "none.csv"), "cannot be read"),
+        (("--reference", tmp_path / "o.csv"), "has groups woman, man; expected female, male"),
+        (("--confusion", tmp_path / "s.csv"), "too near singular"),
         (("--reference", "planted", "--axis", "skin", "--confusion", tmp_path / "c.csv"), "expected two of"),
     ):
         result = stereo("bench", "--model", model, *given, *SMALL)

@@ -68,6 +68,14 @@ def test_locate_prints_what_it_wrote(model, stereo, located, tmp_path: Path):
     assert torch.equal(a.factors, b.factors)
 
 
+def test_json_is_json_where_a_figure_is_not_finite(capsys: pytest.CaptureFixture[str]):
+    def refuse(text: str) -> None:
+        raise AssertionError(text)
+
+    common.print_json({"kl": float("inf"), "rows": [{"kappa": float("nan"), "n": 2}]})
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse) == {"kl": None, "rows": [{"kappa": None, "n": 2}]}
+
+
 def test_top_k_and_a_users_config(model, stereo, tmp_path: Path):
     (tmp_path / "run.yaml").write_text(
         f"model: {model}\nlimit: 2\nseeds: 2\nevery: 1\nbins: 1\nselect: top-k\ntop: 5\njson: true\n"

@@ -115,7 +115,7 @@ def test_a_mask_is_narrowed_and_scaled_and_put_on_a_branch(made, located):
     assert same(made(located, "--until", 700), mask.windowed((1000, 700)))
 
 
-def test_several_masks_are_composed(stereo, made, located, file, tmp_path: Path):
+def test_several_masks_are_composed(model, stereo, made, located, file, tmp_path: Path):
     second = made(file, "--select", "top-k", "--until", 0, name="second.pt")
     second = replace(second, metadata={**second.metadata, "axis": "age"})
     second.save(tmp_path / "second.pt")
@@ -128,7 +128,7 @@ def test_several_masks_are_composed(stereo, made, located, file, tmp_path: Path)
     assert same(narrow, expected)
     result = stereo("mask", located, tmp_path / "second.pt", "-o", tmp_path / "both.pt")
     assert f"composed of {located}, {tmp_path / 'second.pt'}" in result.stdout
-    assert f"next: stereo bench --mask {tmp_path / 'both.pt'} --axis gender" in result.stdout
+    assert f"next: stereo bench --mask {tmp_path / 'both.pt'} --model {model} --axis gender" in result.stdout
     other = replace(second, metadata={**second.metadata, "unet_weights": "0" * 64})
     other.save(tmp_path / "second.pt")
     arguments = ("mask", located, tmp_path / "second.pt", "-o", tmp_path / "both.pt")
@@ -136,14 +136,14 @@ def test_several_masks_are_composed(stereo, made, located, file, tmp_path: Path)
     assert stereo(*arguments, "--force").exit_code == 0
 
 
-def test_it_prints_the_table_of_locate_and_says_what_is_next(stereo, file, tmp_path: Path):
+def test_it_prints_the_table_of_locate_and_says_what_is_next(model, stereo, file, tmp_path: Path):
     out = tmp_path / "again.pt"
     result = stereo("mask", file, "-o", out)
     assert "neurons damped" in result.stdout
     assert "Chosen by plan; damped toward zero; branch: both." in " ".join(result.stdout.split())
     assert result.stdout.splitlines()[-2:] == [
         f"wrote {out}, chosen by plan from {file}",
-        f"next: stereo bench --mask {out}",
+        f"next: stereo bench --mask {out} --model {model}",
     ]
     assert re.fullmatch(r"choosing among \d+ neurons by plan\n", result.stderr)
     assert max(map(len, result.stdout.splitlines()[:-2])) <= 110
@@ -284,7 +284,9 @@ def test_a_dose_is_found_on_further_seeds_and_confirmed_by_images(model, located
         assert seen[side]["low"] <= seen[side]["estimate"] <= seen[side]["high"]
     assert seen["floor"]["mean"] > 0
     assert [2, 5] in made.made_on
-    said = stereo(*arguments, "--dose", bound, "--confirm", 2, "-o", tmp_path / "said.pt")
+    with pytest.MonkeyPatch.context() as patch:  # what a launcher started beside it plans, and leaves this to one
+        patch.setenv("SLURM_STEP_NUM_TASKS", "2")
+        said = stereo(*arguments, "--dose", bound, "--confirm", 2, "-o", tmp_path / "said.pt")
     assert "confirmed on 2 images a prompt, seeds 3 to 4: parity gap" in said.stdout
     unseen = stereo(*arguments, "--dose", bound, "--confirm", 0, "-o", tmp_path / "unseen.pt", "--json")
     assert json.loads(unseen.stdout)["dose"]["confirmed"] is None

@@ -24,7 +24,7 @@ def planned(model, stereo, tmp_path_factory) -> Path:
     result = stereo("plan", "--model", model, *SMALL, "--stay", "age", "-o", path)
     assert result.exit_code == 0, result.stderr
     assert "allotted to (female, male)" in " ".join(result.stdout.split())
-    assert f"next: stereo bench --mask {path}" in result.stdout
+    assert f"next: stereo bench --mask {path} --model {model}\n" in result.stdout
     said = re.search(
         r"on 4 further samples the lean misses its target by ([\d.]+) ±([\d.]+) in the mean", result.stdout
     )
@@ -176,6 +176,9 @@ def test_fuse_writes_a_checkpoint_that_diffusers_opens(model, located, stereo, t
         (("plan", "--root", "balanced", "--seeds", 1), "expected zero or group"),
         (("plan", "--until", 1000, "--limit", 1, "--seeds", 1, "--steps", 2), "no step lies above it"),
         (("plan", "-o", "m.txt"), "expected a file name ending in .pt or .safetensors"),
+        (("plan", "--confirm", 4), "--confirm: give --dose BOUND"),
+        (("plan", "--dose", 0.1, "--confirm", 1), "an interval needs 2 images"),
+        (("plan", *SMALL, "--mu", 1e12, "-o", "m.pt", "--quiet"), "m.pt is not written; give a lower --mu"),
         (("plan", "nowhere.safetensors"), "nowhere.safetensors"),
         (("apply", "a nurse", "--mask", "MASK", "--shares", "female=0.5"), "none given for male"),
         (("apply", "a nurse", "--mask", "MASK", "--shares", "female"), "expected GROUP=SHARE"),

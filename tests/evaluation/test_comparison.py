@@ -198,6 +198,13 @@ def test_of_three_readers_each_pair_has_its_kappa_and_agreement_is_of_all(make):
     assert "readers_agree_on" not in figures
 
 
+def test_where_the_gate_leaves_every_prompt_alone_none_is_obeyed_or_not(make):
+    experiment = make({"a": 0.5})
+    assert "allotment_obeyed" in experiment.results["arms"][ALLOCATION]
+    experiment.arm("a").allotted = torch.full(experiment.arm("a").reads.shape[:2], -1)
+    assert "allotment_obeyed" not in summarise(experiment, ["a"])["arms"]["a"]
+
+
 def test_clip_scores_are_averaged_and_compared_on_the_same_seeds(make):
     experiment = make({"gender": 0.5})
     assert "clip_score" not in experiment.results["arms"][UNTREATED]

@@ -17,3 +17,8 @@ class Incomplete(RuntimeError):
 
 class UncoveredOperation(RuntimeError):
     """An operation that mixes its inputs has no relevance rule: relevance would pass it unseen (exit code 2)."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, as part of one line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

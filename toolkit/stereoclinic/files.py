@@ -6,6 +6,7 @@ a file, reading it runs no code (see archives.py), and takes memory in proportio
 
 import io
 import json
+import math
 import os
 import secrets
 import shutil
@@ -204,6 +205,15 @@ def write_text(path: str | Path, text: str) -> None:
         InputError: It cannot be written there.
     """
     write_whole(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def plain(value: Any) -> Any:
+    """The same data with None for what is not finite, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_image(path: str | Path, image: Image.Image) -> None:

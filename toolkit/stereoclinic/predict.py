@@ -27,6 +27,7 @@ def predict(
     *,
     what: str = "samples",
     advice: str = "give more prompts or fewer devices",
+    alone: bool = False,
     **trainer: Any,
 ) -> L.Trainer:
     """Run a module's predict loop over items, and leave the denoiser in weights, precision and place as it came.
@@ -38,6 +39,7 @@ def predict(
         batch_size: Items together on one device.
         what: The items are called, in errors.
         advice: What to do where there are fewer items than ranks.
+        alone: One process of several that a launcher started does this by itself, and the others do not.
         **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy, precision.
 
     Returns:
@@ -69,7 +71,7 @@ def predict(
     # Lightning's own launcher sets WORLD_SIZE too, and leaves it behind for whatever this process does next.
     launched = "WORLD_SIZE" if torch.distributed.is_torchelastic_launched() else "SLURM_STEP_NUM_TASKS"
     started = int(os.environ.get(launched) or 1)
-    if started > 1 and runner.world_size == 1:
+    if started > 1 and runner.world_size == 1 and not alone:
         raise InputError(
             f"{started} processes were started, and each would do all the work; say so by --devices (those of one"
             " machine) and --num-nodes"

@@ -16,7 +16,7 @@ from datasets import Dataset, load_dataset
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, first_line
 from stereoclinic.occupations import PORTRAITS, WINOBIAS, WINOBIAS_TRAIN
 from stereoclinic.reading import parquet_parts
 from stereoclinic.scenes import SCENES
@@ -105,13 +105,14 @@ def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)
     )
 
 
-def _in_turn(parts: Sequence[Iterable[Row]]) -> Iterator[tuple[int, Row]]:
-    return enumerate(chain.from_iterable(parts), start=1)
+def _in_turn(parts: Sequence[Iterable[Row]]) -> Iterator[tuple[int, str, Row]]:
+    for number, entry in enumerate(chain.from_iterable(parts), start=1):
+        yield number, f"prompt {number}", entry
 
 
 def read_prompts(
     source: str | Path,
-    numbered: Callable[[Sequence[Iterable[Row]]], Iterable[tuple[int, Row]]],
+    numbered: Callable[[Sequence[Iterable[Row]]], Iterable[tuple[int, str, Row]]],
     parse: Callable[[str, str], Row] | None = None,
     sets: str = ", ".join(BUILT_IN),
 ) -> Iterator[Row]:
@@ -119,8 +120,8 @@ def read_prompts(
 
     Args:
         source: As in `load_prompts`, but for the built-in sets.
-        numbered: Given the table's parts (files, row groups of Parquet), picks entries and numbers them; a row has its
-            entry's number as `number`.
+        numbered: Given the table's parts (files, row groups of Parquet), picks entries: each one's number, what errors
+            call it, and itself. A row has its entry's number as `number`.
         parse: Makes a row of a prompt and its occupation; by default it finds the person.
         sets: Names of the built-in sets, for errors.
 
@@ -149,7 +150,7 @@ def read_prompts(
         else:
             table = load_dataset(str(source), split="train", streaming=True).reshard()
             parts = [table.shard(table.num_shards, part) for part in range(table.num_shards)]
-        for number, entry in numbered(parts):
+        for number, called, entry in numbered(parts):
             prompt, occupation = entry.get("prompt"), entry.get("occupation")
             if "prompt" not in entry and parse in (None, _row) and isinstance(occupation, str) and occupation.strip():
                 prompt, occupation = PLAIN.replace("{occupation}", occupation.strip()), occupation
@@ -157,28 +158,26 @@ def read_prompts(
                 raise InputError(f"{source}: no column `prompt`; it has {', '.join(map(str, entry))}")
             if not isinstance(prompt, str) or not isinstance(occupation, str | None):
                 wrong = prompt if not isinstance(prompt, str) else occupation
-                raise InputError(f"{source}: prompt {number} has {wrong!r} where text is expected")
+                raise InputError(f"{source}: {called} has {wrong!r} where text is expected")
             if len(prompt) > LONGEST or len(occupation or "") > LONGEST:
-                raise InputError(f"{source}: prompt {number} has more than {LONGEST} characters; give one prompt a row")
+                raise InputError(f"{source}: {called} has more than {LONGEST} characters; give one prompt a row")
             if prompt.strip():
                 yield {**(parse or _row)(prompt.strip(), (occupation or "").strip()), "number": number}
     except InputError:
         raise
     except Exception as error:  # each format's reader has errors of its own, and meets them row by row
         if is_file:
-            raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {_first_line(error)}") from error
+            raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
         raise InputError(
             f"prompts {str(source)!r}: no built-in set ({sets}), no file, and no data set that can be"
-            f" reached ({_first_line(error)})"
+            f" reached ({first_line(error)})"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _row(prompt: str, occupation: str = "") -> Row:
     """Part a prompt into what surrounds the person, the article, and the person's noun."""
+    if prompt.count("{group}") > 1:
+        raise InputError(f"prompt {prompt!r}: {{group}} stands in it more than once; one person's group can be named")
     if "{group}" in prompt:
         before, after = prompt.split("{group}", 1)
         match = re.search(r"\b(an?|the) $", before, re.IGNORECASE)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, first_line
 
 #: Bytes of a text file, or of the JSON in a file of tensors. Tables of results are the largest there are.
 MOST = 16 * 2**20
@@ -155,4 +155,4 @@ def _no_number(name: str) -> NoReturn:
 def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return f"nested deeper than {DEEPEST}"
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)

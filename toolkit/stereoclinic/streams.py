@@ -38,7 +38,7 @@ class Stream(IterableDataset[Row]):
     """
 
     def __init__(self, source: str | Path, seeds: range, limit: int | None = None) -> None:
-        if str(source) in BUILT_IN:
+        if str(source) in BUILT_IN or str(source).startswith("protocol:"):
             raise InputError(f"--stream: {source} is a built-in set; it is read as it is")
         self.source, self.seeds, self.limit = str(source), seeds, limit
         self.done: Collection[int] = frozenset()
@@ -65,7 +65,7 @@ class Stream(IterableDataset[Row]):
                     self.given += 1
                     yield with_seed(row, seed, number)
 
-    def _own(self, parts: Sequence[Iterable[Row]]) -> Iterator[tuple[int, Row]]:
+    def _own(self, parts: Sequence[Iterable[Row]]) -> Iterator[tuple[int, str, Row]]:
         rank, ranks = _place()
         whole = self.limit is None and len(parts) >= ranks  # parts for themselves: what is of others is not even read
         entries = count()
@@ -75,7 +75,8 @@ class Stream(IterableDataset[Row]):
                 if number == self.limit:
                     return
                 if whole or number % ranks == rank:
-                    yield part * MOST_ROWS + place, entry
+                    where = f" of part {part + 1}" if len(parts) > 1 else ""
+                    yield part * MOST_ROWS + place, f"prompt {place + 1}{where}", entry
 
 
 def _place() -> tuple[int, int]:

@@ -106,7 +106,7 @@ def check(
     bare = isinstance(model, nn.Module)
     unet = cast(nn.Module, model if bare else model.unet)
     unet = getattr(unet, "_orig_mod", unet)  # what torch.compile wrapped
-    ledger = Ledger(unet, _rules_layers(composite))
+    ledger = Ledger(unet, composite.by_terms)
     generator = torch.Generator().manual_seed(seed)
     if bare:
         at, run = _random_call(cast(nn.Module, model), unet, generator, batch, timestep)
@@ -131,12 +131,6 @@ def check(
     exact = composite.strict and composite.rules.get("attention") is rules.attention_cp
     return Conservation(
         composite.name, f.dtype, batch, seed, at, total, cuts, dict(mode.uncovered), fault, kept_bytes, exact
-    )
-
-
-def _rules_layers(composite: Composite) -> bool:
-    return bool(composite.layers) or any(
-        composite.rules.get(kind, rules.native) is not rules.native for kind in ("linear", "convolution")
     )
 
 

@@ -7,7 +7,7 @@ from typing import Self, TypeVar
 
 import torch
 
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, first_line
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ class Portions:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                failed = (str(error).splitlines() or [type(error).__name__])[0][:160]
+                failed = first_line(error)
             else:
                 start = stop
                 continue

@@ -5,7 +5,7 @@ channels of an attention block (``to_out.0``) and the feature maps of a residual
 neurons in this one sense; watching one is a forward-pre-hook on the site, damping one a column of its weight.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +27,13 @@ class Site:
     name: str
     kind: str
     width: int
+
+
+def spans(sites: Iterable[Site]) -> Iterator[tuple[Site, slice]]:
+    """Each site with its slice of the N neurons, which are those of one site after another."""
+    start = 0
+    for site in sites:
+        yield site, slice(start, start := start + site.width)
 
 
 def check_sites(sites: Sequence[Site], where: str) -> None:

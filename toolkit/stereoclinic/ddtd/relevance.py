@@ -231,10 +231,6 @@ class Relevance:
             if (found := tuple(getattr(self, name).shape)) != shapes[name]:
                 raise InputError(f"relevance: {name} of shape {found}, expected {shapes[name]}; locate again")
 
-    @property
-    def prompts(self) -> list[str]:
-        return self.labels
-
     def lean(self) -> Tensor:
         """Mean lean by label, bin and group: (P, T, K); NaN where nothing was measured."""
         return self.lean_sum / self.count[..., None]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stereoclinic.ddtd import eager
-from stereoclinic.ddtd.neurons import Site, Watch, neuron_relevance, to_neurons
+from stereoclinic.ddtd.neurons import Site, Watch, neuron_relevance, spans, to_neurons
 from stereoclinic.ddtd.propagate import Propagation
 from stereoclinic.ddtd.target import Classifier, Point, Target, group_directions, lean, off_axis_cotangent
 from stereoclinic.denoisers.base import Denoiser
@@ -185,19 +185,16 @@ def _faults(
         finite = finite & value.isfinite().all(2).all(0)
     if finite.all():
         return {}
-    spans, start = {}, 0
-    for site in sites:
-        spans[site.name] = slice(start, start + site.width)
-        start += site.width
+    place = {site.name: span for site, span in spans(sites)}
     order = list(activations)  # as the sites ran
 
     def where(row: int) -> str:
         for name in order:
             own = activations[name].unflatten(0, (-1, samples))[:, row]
-            if not (own.isfinite().all() and measured.means[:, row, spans[name]].isfinite().all()):
+            if not (own.isfinite().all() and measured.means[:, row, place[name]].isfinite().all()):
                 return f"activations of {name}"
         for name in reversed(order):
-            back = measured.relevance[:, row, spans[name]], measured.collateral[row, spans[name]]
+            back = measured.relevance[:, row, place[name]], measured.collateral[row, place[name]]
             if not all(part.isfinite().all() for part in back):
                 return f"relevance of {name}"
         return "the prediction"

@@ -187,24 +187,23 @@ def axis_size(directions: Tensor) -> Tensor:
     return sizes.mean(0)[:, None, None, None]
 
 
-def off_axis_cotangent(directions: Tensor, rows: "list[Row]", timestep: float, number: int = 0) -> Tensor:
+def off_axis_cotangent(directions: Tensor, rows: "list[Row]", timestep: float) -> Tensor:
     """A random cotangent orthogonal to every group direction, in units of the group directions' size.
 
     For v of independent standard normals the mean of <v, x>^2 is ||x||^2, so a backward pass of v estimates how far
-    damping moves the prediction off the axis, relative to ||d||. It depends on the sample, timestep and number alone.
+    damping moves the prediction off the axis, relative to ||d||. It depends on the sample and timestep alone.
 
     Args:
         directions: (K, B, C, h, w).
         rows: The samples' `prompt` and `seed`.
         timestep: Of this step.
-        number: Which of several.
 
     Returns:
         (B, C, h, w).
     """
     drawn = []
     for row in rows:
-        key = f"off-axis\0{row['prompt']}\0{row['seed']}\0{timestep:.6g}" + (f"\0{number}" if number else "")
+        key = f"off-axis\0{row['prompt']}\0{row['seed']}\0{timestep:.6g}"
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
         drawn.append(torch.randn(directions.shape[2:], generator=generator, dtype=torch.float32))
     random, size = off_axis(torch.stack(drawn).to(directions), directions), axis_size(directions)

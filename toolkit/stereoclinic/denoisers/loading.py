@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from stereoclinic.denoisers.families import FAMILIES, check_family
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, first_line
 from stereoclinic.reading import read_json
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _from_folder(model: str, folder: Path, dtype: "torch.dtype", variant: str | 
     except _FAILURES as error:
         there = sorted({path.name.split(".")[1] for path in folder.glob("*/*.*.safetensors")})
         hint = f"; its variants: {', '.join(there)}" if there and variant not in there else ""
-        raise InputError(f"model {model}: {folder} cannot be opened: {_first_line(error)}{hint}") from error
+        raise InputError(f"model {model}: {folder} cannot be opened: {first_line(error)}{hint}") from error
 
 
 def _from_hub(model: str, dtype: "torch.dtype", variant: str | None) -> "DiffusionPipeline":
@@ -106,7 +106,7 @@ def _from_hub(model: str, dtype: "torch.dtype", variant: str | None) -> "Diffusi
     except _FAILURES as error:
         raise InputError(
             f"model {model!r} is no built-in model ({', '.join(BUILT_IN)}), no pipeline folder, no checkpoint, and"
-            f" https://huggingface.co/{model} could not be fetched{_offline()}: {_first_line(error)}"
+            f" https://huggingface.co/{model} could not be fetched{_offline()}: {first_line(error)}"
         ) from error
     _check_index(_read_index(path.parent, model), model)
     try:
@@ -115,7 +115,7 @@ def _from_hub(model: str, dtype: "torch.dtype", variant: str | None) -> "Diffusi
         what = "its weights" if variant is None else f"its weights of variant {variant!r}"
         raise InputError(
             f"model {model!r}: {what} could not be fetched from https://huggingface.co/{model}{_offline()}:"
-            f" {_first_line(error)}"
+            f" {first_line(error)}"
         ) from error
 
 
@@ -170,7 +170,7 @@ def _from_file(path: Path, dtype: "torch.dtype") -> "DiffusionPipeline":
         hint = "" if config else "; or put the file into a diffusers folder, which is then read instead"
         raise InputError(
             f"model {path} cannot be opened with its configuration from {where}{'' if config else _offline()}:"
-            f" {_first_line(error)}{hint}"
+            f" {first_line(error)}{hint}"
         ) from error
     for part, prefix in _ORIGINAL.items():
         held = sum(each.startswith(prefix) for each in shapes)
@@ -199,7 +199,7 @@ def _shapes(path: Path) -> "dict[str, torch.Tensor]":
             " a .safetensors file of the same model"
         ) from error
     except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
-        raise InputError(f"model {path}: cannot be read as {path.suffix[1:]}: {_first_line(error)}") from error
+        raise InputError(f"model {path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
     while isinstance(content, dict) and "state_dict" in content:
         content = content["state_dict"]
     if not isinstance(content, dict):
@@ -224,10 +224,6 @@ def _check_index(index: dict[str, Any], model: str) -> None:
 
 def _offline() -> str:
     return " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 @contextmanager

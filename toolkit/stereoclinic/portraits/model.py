@@ -167,8 +167,3 @@ def whiten(vae: AutoencoderKL, latents: torch.Tensor) -> None:
     inner.bias[:channels] /= std
     inner.weight[:channels] /= std[:, None, None, None]
     inner.bias[channels:] -= 2 * std.log()
-
-
-def weights_folder() -> Path:
-    """Where the trained model lies in the installed package."""
-    return Path(__file__).with_name("weights")

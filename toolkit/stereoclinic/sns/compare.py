@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.neurons import Site
+from stereoclinic.ddtd.neurons import Site, spans
 from stereoclinic.errors import InputError
 from stereoclinic.sns.mask import NeuronMask, bin_of
 
@@ -162,10 +162,8 @@ def _on(each: "NeuronMask | Relevance", common: list[Site], edges: Tensor) -> Te
     """What it says of the neurons of common sites in finer bins: (K or 1, T, N), NaN where nothing was measured."""
     values = each.damping if isinstance(each, NeuronMask) else each.stereotype()[0]
     values = values.double().cpu().reshape(-1, *values.shape[-2:])
-    place, start = {}, 0
-    for site in each.sites:
-        place[site] = torch.arange(start, start := start + site.width)
-    values = values[..., torch.cat([place[site] for site in common])]
+    place = dict(spans(each.sites))
+    values = torch.cat([values[..., place[site]] for site in common], dim=-1)
     beyond = torch.full_like(values[:, 0], 0.0 if isinstance(each, NeuronMask) else torch.nan)
     old = [bin_of(each.bin_edges, low) for low in edges[1:].tolist()]
     return torch.stack([beyond if t is None else values[:, t] for t in old], dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from stereoclinic.ddtd.neurons import Site, neuron_relevance, to_neurons
+from stereoclinic.ddtd.neurons import Site, neuron_relevance, spans, to_neurons
 from stereoclinic.sns.factors import damp
 
 
@@ -34,9 +34,8 @@ class Damped:
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
-        modules, start = dict(self.model.named_modules()), 0
-        for site in self.sites:
-            span = slice(start, start := start + site.width)
+        modules = dict(self.model.named_modules())
+        for site, span in spans(self.sites):
             self._handles.append(modules[site.name].register_forward_pre_hook(self._hook(site, span)))
         return self
 
@@ -69,10 +68,11 @@ class Damped:
 
     def relevance(self, grads: Sequence[Tensor | None]) -> Tensor:
         """sum over positions of (a_j - r_j) g_j: (B, N)."""
-        roots, start = None, 0
+        roots = None
         if self.root is not None:
             roots = {}
-            for site, a in self._activations():
-                each = self.root[start : (start := start + site.width)].to(a)
+            for site, span in spans(self.sites):
+                a = self.own[site.name]
+                each = self.root[span].to(a)
                 roots[site.name] = each.view(-1, *[1] * (a.ndim - 2)) if site.kind == "conv" else each
         return neuron_relevance(self.own, grads, self.sites, roots)

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, first_line
 from stereoclinic.files import whole_folder
 from stereoclinic.sns.damp import is_damped
 from stereoclinic.sns.factors import effective
@@ -213,7 +213,7 @@ def save_fused(
             for path in beside:
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, temporary / path.name)
         except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise InputError(f"{folder} cannot be written ({reason}); choose another folder") from error
 
 

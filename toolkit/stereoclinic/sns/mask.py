@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.neurons import Site, check_sites
+from stereoclinic.ddtd.neurons import Site, check_sites, spans
 from stereoclinic.errors import InputError
 from stereoclinic.files import ENDINGS, load_tensors, save_tensors
 from stereoclinic.sns import hub
@@ -142,10 +142,7 @@ class NeuronMask:
 
     def spans(self) -> Iterator[tuple[Site, slice]]:
         """Each site with its slice of the N neurons."""
-        start = 0
-        for site in self.sites:
-            yield site, slice(start, start + site.width)
-            start += site.width
+        return spans(self.sites)
 
     def bin_of(self, timestep: float) -> int | None:
         """The bin that holds a timestep; None below the last edge, where nothing is damped."""

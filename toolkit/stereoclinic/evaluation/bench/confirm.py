@@ -62,7 +62,7 @@ def confirm(
         progress: Called with the arm's name and the number of images drawn.
         warn: Told what does not stop the run.
         force: As in `suppress`.
-        **trainer: Given to `lightning.Trainer`; one device.
+        **trainer: Given to `lightning.Trainer`; one device, whatever a launcher started beside this process.
 
     Raises:
         InputError: The reader does not know the axis, or the mask does not fit.
@@ -71,7 +71,7 @@ def confirm(
     shares = [dict(protocol.shares)] if protocol.shares else []
     treated = Suppressed("treated", denoiser, mask, [protocol.axis], 1.0, shares, protocol.guidance > 1, force)
     arms = [Arm(each.name, each, rows, protocol.images) for each in (Mitigation(UNTREATED), treated)]
-    found = drawn(denoiser, reader, protocol, arms, progress, None, warn, **trainer)
+    found = drawn(denoiser, reader, protocol, arms, progress, None, warn, alone=True, **trainer)
     assert found is not None
     before, after = (each.reads for each in found)
     return Confirmation(

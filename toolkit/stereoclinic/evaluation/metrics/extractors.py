@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, first_line
 
 READER = "reader"
 
@@ -128,15 +128,11 @@ def _opened(option: str, package: str, extra: str, make: Callable[[], nn.Module]
     try:
         return make()
     except ImportError as error:
-        raise InputError(f"{option} needs what cannot be imported ({_first_line(error)}): {advice}") from error
+        raise InputError(f"{option} needs what cannot be imported ({first_line(error)}): {advice}") from error
     except (OSError, RuntimeError) as error:  # no network; a torchvision of another torch
         raise InputError(
-            f"{option} cannot be opened ({_first_line(error)}); it fetches weights, and needs {advice}"
+            f"{option} cannot be opened ({first_line(error)}); it fetches weights, and needs {advice}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def _device(network: nn.Module) -> torch.device:

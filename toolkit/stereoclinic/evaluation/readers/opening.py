@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stereoclinic.axes import Axis
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, first_line
 from stereoclinic.evaluation.readers.base import Reader, group_columns
 from stereoclinic.evaluation.readers.classes import parse_classes
 from stereoclinic.evaluation.readers.portraits import PortraitsReader
@@ -106,8 +106,8 @@ def _from_file(path: Path, name: str, allowed: bool) -> Reader:
         spec.loader.exec_module(module)
         reader: Reader = getattr(module, name)()
     except Exception as error:  # whatever the user's code raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise InputError(f"reader '{path}:{name}' cannot be made: {type(error).__name__}: {reason}") from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"reader '{path}:{name}' cannot be made: {what}") from error
     if missing := [each for each in ("name", "classes", "read") if not hasattr(reader, each)]:
         raise InputError(f"reader '{path}:{name}' has no {', '.join(missing)}; see evaluation/readers/base.py")
     return reader

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, first_line
 
 #: What loading raises for files that are not what they should be; ImportError for a library that a part needs.
 _FAILURES = (
@@ -86,10 +86,9 @@ def _told(model: str, spec: str) -> Iterator[None]:
     try:
         yield
     except _FAILURES as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         what = "the folder" if Path(model).is_dir() else f"no folder here, and https://huggingface.co/{model}"
-        raise InputError(f"{spec}: {what} cannot be opened{offline}: {reason}") from error
+        raise InputError(f"{spec}: {what} cannot be opened{offline}: {first_line(error)}") from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ down 0 --------- up 2       down_blocks.0.resnets.0.conv2                       
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from stereoclinic.ddtd.neurons import SITE_KINDS, Site
@@ -79,15 +79,6 @@ def place_of(site: Site) -> Place:
         return Place("other", 0, kind, 0, 0, site.name)
     part, level, stage, layer = match["part"] or "mid", *(int(match[name] or 0) for name in ("level", "stage", "layer"))
     return Place(part, level, kind, stage, layer, site.name)
-
-
-def spans(sites: Sequence[Site]) -> list[slice]:
-    """Each site's slice of the N neurons."""
-    found, start = [], 0
-    for site in sites:
-        found.append(slice(start, start + site.width))
-        start += site.width
-    return found
 
 
 def by_kind(sites: Iterable[Site]) -> dict[str, list[int]]:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stereoclinic.ddtd.neurons import spans
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.evaluation.report.anatomy import KINDS, by_block, by_kind, place_of, spans
+from stereoclinic.evaluation.report.anatomy import KINDS, by_block, by_kind, place_of
 from stereoclinic.evaluation.report.summary import bin_ranges, number
 
 #: Standard errors that a neuron's mean is lowered by when neurons are ranked, as `sns.select.top_k` does.
@@ -48,7 +49,7 @@ def relevance_summary(relevance: Relevance, top: int = 12) -> dict[str, Any]:
     chance = by_chance(stderr, relevance.count) / total  # (T, N), NaN where there is no standard error
     pooled = shares.sum(0) / measured.sum().clamp_min(1)  # (N,)
 
-    own = spans(relevance.sites)
+    own = [span for _, span in spans(relevance.sites)]
     site_shares, site_chance = _fold(shares, own), _fold(chance, own)  # (T, S) each
     site_sums = _fold(relevance.stereotype_sum, own)  # (P, T, S)
 
@@ -133,7 +134,7 @@ def _neurons(relevance: Relevance, mean: Tensor, stderr: Tensor, pooled: Tensor,
     bins = measured.sum()
     surely = mean[measured].mean(0).abs() - Z * error[measured].square().sum(0).sqrt() / bins  # (N,)
     sure = torch.where(measured[:, None], mean.abs() - Z * error, -torch.inf)  # (T, N)
-    starts = torch.tensor([span.stop for span in spans(relevance.sites)])
+    starts = torch.tensor([span.stop for _, span in spans(relevance.sites)])
     lean = relevance.lean()  # (P, T, K)
     ranges, rows = bin_ranges(relevance.bin_edges), []
     for j in surely.argsort(descending=True, stable=True)[:top].tolist():

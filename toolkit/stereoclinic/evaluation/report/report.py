@@ -27,7 +27,7 @@ from stereoclinic.evaluation.bench.arms import BALANCED, OTHER, SCHEMA, UNTREATE
 from stereoclinic.evaluation.report.page import build_page
 from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
 from stereoclinic.evaluation.report.thumbnails import grids
-from stereoclinic.files import whole_folder, write_image, write_text
+from stereoclinic.files import plain, whole_folder, write_image, write_text
 from stereoclinic.prompts import write
 from stereoclinic.sns.mask import NeuronMask
 
@@ -68,7 +68,7 @@ def write_results(
         for j, name in enumerate(experiment.results["masks"] or [BALANCED]):
             which = f"-{j}-{slug(name)}" if j else ""
             write_image(folder / f"before_after{which}{suffix}.png", before_after(experiment, name))
-    data = _plain(
+    data = plain(
         {
             "schema": SCHEMA,
             "provenance": provenance,
@@ -120,7 +120,7 @@ class ImageFolder:
         path = self.temporary / entry["file_name"]
         path.parent.mkdir(parents=True, exist_ok=True)
         to_image(picture).save(path, format="PNG")
-        self._lines.append(json.dumps(_plain(entry), allow_nan=False))
+        self._lines.append(json.dumps(plain(entry), allow_nan=False))
 
     def _finish(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
@@ -271,12 +271,3 @@ def _wrapped(text: str, font: Any, width: int) -> list[str]:
         else:
             lines[-1] = longer
     return lines
-
-
-def _plain(value: Any) -> Any:
-    """The same data with None for what is not finite, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -78,7 +78,7 @@ def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference
     }
     if arm is not before:
         figures["drift"] = drift(arm, before)
-    if arm.allotted is not None:
+    if arm.allotted is not None and (arm.allotted >= 0).any():  # the gate may have left every prompt alone
         figures["allotment_obeyed"] = obeyed(arm)
     if arm.right is not None:
         figures["occupation_right"] = rate(arm.right)

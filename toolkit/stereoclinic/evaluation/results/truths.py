@@ -47,7 +47,8 @@ def load_confusion(path: str | Path, groups: Sequence[str]) -> Tensor:
     """Read a CSV with the columns group, read, count: how often pictures of a group were read as each: (K, K) counts.
 
     Raises:
-        InputError: It cannot be read, a column is missing, a row names no group or no count, or a group has no picture.
+        InputError: It cannot be read, a column is missing, a row names no group or no count, a group has no picture, or
+            the groups are hardly told apart.
     """
     counts = torch.zeros(len(groups), len(groups), dtype=torch.float64)
     try:
@@ -67,6 +68,7 @@ def load_confusion(path: str | Path, groups: Sequence[str]) -> Tensor:
         raise InputError(f"confusion {path} cannot be read: {error}") from error
     if lacking := [group for group, total in zip(groups, counts.sum(1).tolist(), strict=True) if total == 0]:
         raise InputError(f"confusion {path}: no picture of {', '.join(lacking)}")
+    corrected_intervals(torch.eye(len(groups)), counts)  # refused here if it hardly tells the groups apart
     return counts
 
 
