@@ -59,7 +59,14 @@ def condensed(data: dict) -> dict:
             for name, arm in each["arms"].items()
         }
         grouped = {name: {"all": found["all"]} for name, found in each["group_prompts"].items()}
-        experiments.append({**kept, "arms": arms, "group_prompts": grouped})
+        joint = {
+            axes: {
+                "noise_floor": found["noise_floor"]["parity_gap"],
+                "arms": {name: arm["parity_gap"] for name, arm in found["arms"].items()},
+            }
+            for axes, found in each.get("intersections", {}).items()
+        }
+        experiments.append({**kept, "arms": arms, "group_prompts": grouped, "joint_parity_gap": joint})
     known = data.get("provenance", {})
     provenance = {name: value for name, value in known.items() if name in said}
     if "model" in known:
