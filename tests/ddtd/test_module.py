@@ -130,6 +130,15 @@ def test_a_launcher_that_started_more_than_was_asked_for_is_refused(
         locate(denoiser, AXIS, samples, Settings(steps=1, bins=1), **CPU)
 
 
+def test_a_gpu_without_float64_is_not_taken(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    samples = with_seeds(load_prompts("portraits", 1), 0, 1)
+    settings = Settings(steps=1, bins=1)
+    with pytest.raises(InputError, match="float64, which mps does not have"):
+        locate(denoiser, AXIS, samples, settings, accelerator="mps", devices=1)
+    assert locate(denoiser, AXIS, samples, settings, accelerator="auto", devices=1) is not None
+
+
 def test_what_an_earlier_run_on_several_devices_left_behind_refuses_nothing(
     denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

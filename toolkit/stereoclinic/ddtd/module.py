@@ -183,6 +183,15 @@ class DDTD(L.LightningModule):
         self.labels = labels
 
 
+def _that_adds_in_float64(accelerator: Any) -> Any:
+    """The accelerator, or the CPU in place of Apple's GPU where the choice is left open."""
+    if not torch.backends.mps.is_available() or accelerator not in ("auto", "gpu", "mps"):
+        return accelerator
+    if accelerator == "mps":
+        raise InputError("accelerator 'mps': relevance is summed in float64, which mps does not have; give cpu")
+    return "cpu"
+
+
 def locate(
     denoiser: Denoiser,
     axis: Axis,
@@ -221,11 +230,12 @@ def locate(
     Raises:
         InputError: Fewer samples than ranks at the start of a run, an empty stream, more labels than fit in memory, a
             bin that no measured step falls in, prompts or predictions that are the same for all groups, a target
-            without its classifier, a single sample that does not fit in memory, or what cannot be done with shared-out
-            weights.
+            without its classifier, a single sample that does not fit in memory, an accelerator without float64, or what
+            cannot be done with shared-out weights.
         Incomplete: Samples are missing at the end, or more than 1 % of them had values that are not finite.
         KeyboardInterrupt: As pressed.
     """
+    trainer["accelerator"] = _that_adds_in_float64(trainer.get("accelerator", "auto"))
     how = settings.how(denoiser.unet, classifier)
     unet = uncompiled(denoiser.unet)
     ranks: Any = trainer.get("devices", 1) * trainer.get("num_nodes", 1)  # no number where Lightning is to choose
