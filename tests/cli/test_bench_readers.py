@@ -16,6 +16,7 @@ from tests.evaluation.test_results_schema import VALID
 from stereoclinic.evaluation.bench.protocols import load_protocol
 from stereoclinic.evaluation.metrics import extractors
 from stereoclinic.evaluation.metrics.alignment import clip_scores, open_clip
+from stereoclinic.evaluation.metrics.quality import frechet_between
 
 OWN = '''
 class Bright:
@@ -101,7 +102,17 @@ def test_a_reader_of_ones_own_is_run_only_when_that_is_asked_for(judged, stereo,
     refused = stereo("bench", "--model", model, "--reader", spec, *SMALL)
     assert refused.exit_code == 2 and "--allow-code" in refused.stderr
     found = judged("--reader", spec, "--allow-code", *SMALL)["experiments"][0]
-    assert found["arms"]["other seeds"]["frechet_to_untreated"] >= 0  # of pixels, for it has no features
+    folder = tmp_path / "out" / "images"
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    pixels = {}
+    for arm in ("untreated", "other seeds"):
+        drawn = [line for line in lines if line["arm"] == arm and line["wanted_group"] is None]
+        pictures = torch.stack([read_image(folder / line["file_name"]) for line in drawn])
+        pixels[arm] = torch.nn.functional.adaptive_avg_pool2d(pictures.float() / 255, 8).flatten(
+            1
+        )  # for it has no features
+    expected = frechet_between(pixels["other seeds"], pixels["untreated"])
+    assert found["arms"]["other seeds"]["frechet_to_untreated"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_ensemble_of_readers_without_features_is_compared_by_pixels(judged, tmp_path: Path):

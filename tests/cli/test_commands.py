@@ -196,16 +196,11 @@ def test_side_effects_have_their_floors(benched):
             assert ("frechet_within_groups" in arm) == (name != "other seeds")
             if name != "other seeds":
                 distance, floor = arm["frechet_within_groups"], arm["frechet_within_groups_floor"]
-                assert distance >= 0 and floor >= 0
                 if (ratio := arm["frechet_within_groups_ratio"]) is not None:
                     assert ratio["estimate"] == pytest.approx(distance / floor)
                     assert ratio["low"] <= ratio["estimate"] <= ratio["high"]
             if name != "untreated":
                 assert list(arm["drift"]) == ["age", "skin"] and all(0 <= each <= 1 for each in arm["drift"].values())
-        # It shows the reference's people, as many of each: its distance is the floor.
-        oracle = arms["allocation oracle"]
-        if oracle["allotment_obeyed"]["estimate"] == 1:
-            assert oracle["frechet_within_groups"] == pytest.approx(oracle["frechet_within_groups_floor"])
         assert results["gate"] == {"group_prompts": 4, "missed": 0, "neutral_prompts": 2, "false_alarms": 0}
         assert results["target_shares"] == [0.5, 0.5]
     assert "drift" in result.stdout and "4 of 4 alone" in " ".join(result.stdout.split())

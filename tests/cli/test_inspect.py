@@ -130,7 +130,9 @@ def test_bins_that_nothing_fell_into(file, stereo, tmp_path: Path):
     replace(relevance, **half).save(tmp_path / "half.safetensors")
     result = stereo("inspect", tmp_path / "half.safetensors", "--picture", tmp_path / "half.png")
     assert result.exit_code == 0, result.stderr
-    assert " ?" in result.stdout or "-" in result.stdout
+    assert "nan" not in result.stdout and "None" not in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["500-0"]]
+    assert rows[:2] == [["500-0", "0", *"-------"], ["500-0", *"-----"]]
     data = json.loads(stereo("inspect", tmp_path / "half.safetensors", "--json").stdout)
     assert all(site["bins"][1] is None for site in data["sites"])
     assert sum(site["share"] for site in data["sites"]) == pytest.approx(1)

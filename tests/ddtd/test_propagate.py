@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -217,16 +216,6 @@ def test_the_innermost_of_two_nested_contexts_wins(unet, inputs, composite: str)
     for outer in COMPOSITES:
         with propagate(outer, unet):
             assert torch.equal(relevance(unet, inputs, composite), alone)
-
-
-@pytest.mark.parametrize("composite", RULED)
-def test_attention_slicing_gives_the_same_relevance(unet, inputs, composite: str) -> None:
-    live = (inputs[0].clone().requires_grad_(), *inputs[1:])
-    fused = relevance(unet, live, composite)
-    unet.set_attn_processor(AttnProcessor())
-    torch.testing.assert_close(relevance(unet, live, composite), fused)
-    unet.set_attention_slice(1)
-    torch.testing.assert_close(relevance(unet, live, composite), fused)
 
 
 class Twice(torch.autograd.Function):

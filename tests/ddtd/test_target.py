@@ -37,6 +37,7 @@ def predictions(groups: int, seed: int = 0) -> torch.Tensor:
 def test_a_group_s_own_prediction_leans_one_and_the_balanced_one_zero(groups: int, seed: int) -> None:
     each = predictions(groups, seed)
     balanced, directions = group_directions(each)
+    torch.testing.assert_close(balanced, each.mean(0))
     for k in range(groups):
         torch.testing.assert_close(lean(each[k], balanced, directions)[k], torch.ones(3, dtype=torch.float64))
     assert lean(balanced, balanced, directions).abs().max() == 0

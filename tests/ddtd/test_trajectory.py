@@ -94,7 +94,8 @@ def test_the_trajectory_is_the_one_that_is_sampled(
     taken: list[Tensor] = []
     step = denoiser.step
     monkeypatch.setattr(denoiser, "step", lambda f, *rest: taken.append(f.detach()) or step(f, *rest))
-    list(walk(denoiser, find_sites(denoiser.unet), AXIS, rows(1), Settings(steps=4, every=2, guidance=guidance)))
+    settings = Settings(steps=4, every=2, guidance=guidance, target=target)
+    list(walk(denoiser, find_sites(denoiser.unet), AXIS, rows(1), settings))
     walked = torch.stack(taken)
     taken.clear()
     sample(denoiser, rows(1), [row["prompt"] for row in rows(1)], 4, guidance)
@@ -174,10 +175,14 @@ def test_relevance_predicts_what_a_little_damping_does_to_the_lean(denoiser: Den
         torch.testing.assert_close(change, expected, rtol=0.05, atol=1e-9, check_dtype=False)
 
 
-def test_three_groups_lean_to_zero_in_sum(denoiser: Denoiser) -> None:
-    measured = next(walk(denoiser, find_sites(denoiser.unet, ("conv",)), THREE, rows(), Settings(steps=1, bins=1)))
-    assert measured.relevance.shape[0] == 3
+def test_the_contrasts_of_three_groups_sum_to_zero(denoiser: Denoiser) -> None:
+    """Theirs and their relevance: of directions from the mean of all groups, and of no other point."""
+    settings = Settings(steps=1, bins=1, target="contrast")
+    measured = next(walk(denoiser, find_sites(denoiser.unet, ("conv",)), THREE, rows(), settings))
     assert measured.lean.shape == (3, 4)
+    for each in (measured.value, measured.relevance):
+        assert each.shape[0] == 3 and each.abs().max() > 0
+        assert each.sum(0).abs().max() <= 1e-5 * each.abs().max()
 
 
 def test_a_composite_s_own_root_and_a_user_s_own_composite(denoiser: Denoiser, tmp_path: Path) -> None:

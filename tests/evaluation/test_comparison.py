@@ -14,6 +14,7 @@ from stereoclinic.evaluation.intervals.multiplicity import benjamini_hochberg, h
 from stereoclinic.evaluation.intervals.statistics import wilson_interval
 from stereoclinic.evaluation.metrics.bias import GAPS, parity_gap, shares_from_reads
 from stereoclinic.evaluation.metrics.intersections import joint_reads
+from stereoclinic.evaluation.metrics.quality import frechet_within_groups
 from stereoclinic.evaluation.results.bias_figures import DRAWS, KL_DRAWS
 from stereoclinic.evaluation.results.comparison import summarise
 from stereoclinic.evaluation.results.figures import values_of
@@ -196,6 +197,21 @@ def test_of_three_readers_each_pair_has_its_kappa_and_agreement_is_of_all(make):
         {"a and b": 1, "a and c": -1, "b and c": -1}
     )
     assert "readers_agree_on" not in figures
+
+
+def test_distances_within_groups_are_to_other_people_of_the_same_groups(make):
+    experiment = make({"a": 0.5}, images=60)
+    arms = experiment.results["arms"]
+    oracle = arms[ALLOCATION]  # it shows the reference's people, as many of each: its distance is the floor
+    assert oracle["frechet_within_groups"] == pytest.approx(oracle["frechet_within_groups_floor"])
+    arm, fair, other = experiment.arm("a"), experiment.arm(ALLOCATION), experiment.reference
+    cells = [
+        (each.features.flatten(0, 1), (torch.arange(3)[:, None] * 2 + of).flatten())
+        for each, of in ((arm, arm.reads.argmax(2)), (other, other.allotted), (fair, fair.allotted))
+    ]
+    expected = frechet_within_groups(*cells, 6)
+    found = arms["a"]["frechet_within_groups"], arms["a"]["frechet_within_groups_floor"]
+    assert found == pytest.approx(expected) and found[0] != pytest.approx(found[1])
 
 
 def test_where_the_gate_leaves_every_prompt_alone_none_is_obeyed_or_not(make):

@@ -265,6 +265,7 @@ def test_figures_that_are_absent_are_left_out(make):
     for name, less in _without(data["experiments"][0]):
         page = Page(build_page({**data, "experiments": [json.loads(json.dumps(less))]}))
         assert "Bias" in page.text, name
+        assert not re.search(r"\b(None|nan)\b", page.text), name
 
 
 def test_the_file_stays_small_however_large_the_pictures(make):

@@ -22,6 +22,7 @@ from stereoclinic.evaluation.readers import (
     open_reader,
     read_rows,
 )
+from stereoclinic.evaluation.readers.base import KnownError
 from stereoclinic.evaluation.readers.ensemble import EnsembleReader, by_reader_key
 
 GENDER, AGE, SKIN = (load_axis(name) for name in ("gender", "age", "skin"))
@@ -190,7 +191,10 @@ def test_an_ensemble_reads_what_all_know_and_takes_the_rest_from_one(portraits_f
     assert not can_read(both, AGE)
     assert torch.equal(found["occupation"], alone.read(images)["occupation"])
     assert torch.equal(both.features(images), alone.features(images))
-    assert all(each.startswith("portraits: ") for each in limits(both))
+    assert limits(alone) and limits(both) == tuple(f"portraits: {each}" for each in limits(alone))
+    wrong = Fixed("b", [0.5] * 6)
+    wrong.known_errors = (KnownError("gender", 0.9, "pictures", "somebody"),)
+    assert known_errors(EnsembleReader([wrong, alone], [GENDER])) == (*wrong.known_errors, *known_errors(alone))
     with pytest.raises(InputError, match="reader 'a' cannot tell the groups of axis 'age' apart"):
         EnsembleReader([Fixed("a", [0.5] * 6), alone], [AGE])
 
