@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stereoclinic.axes import load_axis
+from stereoclinic.axes import Axis, load_axis
 from stereoclinic.ddtd.memory import Peak
 from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.denoisers import open_denoiser
@@ -16,9 +16,9 @@ from stereoclinic.evaluation.bench.arms import Protocol
 from stereoclinic.evaluation.bench.drawing import Part, Pictures, Store, draw, model_digest
 from stereoclinic.evaluation.bench.experiment import Arm, arms_of, drawn, run
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
-from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle
+from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle, balanced_oracle
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.prompts import load_plain_prompts, load_prompts, with_seeds
+from stereoclinic.prompts import group_prompts, load_plain_prompts, load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 
 AXIS = load_axis("gender")
@@ -254,3 +254,18 @@ def test_a_method_of_ones_own_is_judged_beside_the_others(denoiser):
     assert list(arms)[:2] == ["untreated", "judges"] and arms["judges"]["ssim_to_untreated"]["estimate"] < 1
     assert "judges" in experiment.results["group_prompts"] and "judges" in experiment.results["unrelated"]["arms"]
     assert "baselines" not in experiment.results  # what it took to make is not known
+
+
+@torch.no_grad()
+def test_the_balanced_oracle_predicts_the_mean_of_all_groups_within_its_window_and_the_neutral_one_outside(little):
+    axis = Axis("age3", ("old", "young", "middle"), ("old", "young", "middle-aged"))
+    rows = list(with_seeds(load_prompts("portraits", 2), 0, 1))
+    latents, timestep = little.noise(rows), little.timesteps(4)[0]
+    neutral = little.encode([row["prompt"] for row in rows])
+    asked = zip(*(group_prompts(row, axis) for row in rows), strict=True)
+    mean = sum(little.predict(latents, timestep, little.encode(list(each))) for each in asked) / 3
+    found = balanced_oracle(little, axis, rows, (0.25, 0.75))
+    for done, expected in ((0, None), (0.25, mean), (0.5, mean), (0.75, None)):
+        wanted = little.predict(latents, timestep, neutral) if expected is None else expected
+        torch.testing.assert_close(found(little, latents, timestep, done, neutral), wanted)
+    assert not torch.allclose(mean, little.predict(latents, timestep, neutral))
