@@ -27,8 +27,9 @@ ENVIRONMENT = {
     "MPLBACKEND": "Agg",
 }
 
-#: A process of tests per core; those of a file stay together, for what they share is made once a process.
-SPREAD = ("-n", "auto", "--dist", "loadfile")
+#: A process of tests per core; those of a file stay together, for what they share is made once a process. Files come in
+#: their own order: by default those of few tests come last, which start processes and take longest, and one waits.
+SPREAD = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 

@@ -45,8 +45,11 @@ def equal(a, b):
 def test_the_defaults_are_those_of_locate():
     shown = inspect.signature(locate).parameters
     names = {each.name: {"root": "mask_root"}.get(each.name, each.name) for each in fields(Selection)}
-    for name in ("select", "mu", "overshoot", "top", "until", "root", "branch"):
+    for name in ("select", "until", "root", "branch"):
         assert getattr(Selection(), name) == shown[names[name]].default, name
+    for name in ("mu", "overshoot", "top"):  # None where not given, so that it can be refused beside another --select
+        assert shown[name].default is None
+        assert str(getattr(Selection(), name)) == shown[name].annotation.__metadata__[0].show_default, name
 
 
 def test_a_plan(relevance):
