@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stereoclinic.prompts import Samples
 
 
-_RELEVANCE, _MASK = "Relevance", "The first mask"
+_RELEVANCE = "Relevance"
 
 
 @common.guarded
@@ -83,45 +83,28 @@ def locate(
         float, typer.Option(min=0, help="Guidance scale along the trajectory; 1 is none.", rich_help_panel=_RELEVANCE)
     ] = 1.0,
     select: Annotated[
-        str, typer.Option(help="plan: bounded least squares. top-k: the paper's own form.", rich_help_panel=_MASK)
+        str,
+        typer.Option(
+            help="plan: bounded least squares. top-k: the paper's own form.", rich_help_panel=options.CHOOSING
+        ),
     ] = "plan",
-    mu: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="plan: the price of moving the prediction off the axis.",
-            show_default="1.0",
-            rich_help_panel=_MASK,
-        ),
-    ] = None,
-    overshoot: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="plan: take away so much more than each lean; later steps restore part of it.",
-            show_default="0.0",
-            rich_help_panel=_MASK,
-        ),
-    ] = None,
+    mu: options.Mu = None,
+    overshoot: options.Overshoot = None,
     until: Annotated[
         float,
         typer.Option(
             min=0,
             help="Damp the noisy steps only, down to this timestep; groups are settled early.",
-            rich_help_panel=_MASK,
+            rich_help_panel=options.CHOOSING,
         ),
     ] = 600.0,
     branch: Annotated[
-        str, typer.Option(help="Halves of a guided batch to damp: both, or conditional.", rich_help_panel=_MASK)
+        str,
+        typer.Option(help="Halves of a guided batch to damp: both, or conditional.", rich_help_panel=options.CHOOSING),
     ] = "both",
-    top: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="top-k: how many neurons (a share when below 1).", show_default="0.01", rich_help_panel=_MASK
-        ),
-    ] = None,
+    top: options.Top = None,
     mask_root: Annotated[
-        str, typer.Option(help="Damp toward zero, balanced, or a group's mean.", rich_help_panel=_MASK)
+        str, typer.Option(help="Damp toward zero, balanced, or a group's mean.", rich_help_panel=options.CHOOSING)
     ] = "zero",
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples walked together on one device.", rich_help_panel=options.DEVICES)

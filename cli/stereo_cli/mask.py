@@ -10,8 +10,6 @@ from stereo_cli import common, dosing, options
 if TYPE_CHECKING:
     from stereoclinic.sns.mask import NeuronMask
 
-_CHOOSE = "Choosing from relevance"
-
 
 @common.guarded
 def mask(
@@ -29,45 +27,27 @@ def mask(
             help="relevance: plan, bounded least squares that prices what damping does besides; or top-k, the paper's"
             " own form.",
             show_default="plan",
-            rich_help_panel=_CHOOSE,
+            rich_help_panel=options.CHOOSING,
         ),
     ] = None,
-    mu: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="plan: the price of moving the prediction off the axis; a higher one damps less.",
-            show_default="1.0",
-            rich_help_panel=_CHOOSE,
-        ),
-    ] = None,
-    overshoot: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="plan: take away so much more than each lean; later steps restore part of it.",
-            show_default="0.0",
-            rich_help_panel=_CHOOSE,
-        ),
-    ] = None,
+    mu: options.Mu = None,
+    overshoot: options.Overshoot = None,
     at_most: Annotated[
         int | None,
         typer.Option(
-            min=1, help="plan: damp no more neurons than these.", show_default="no limit", rich_help_panel=_CHOOSE
+            min=1,
+            help="plan: damp no more neurons than these.",
+            show_default="no limit",
+            rich_help_panel=options.CHOOSING,
         ),
     ] = None,
-    top: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="top-k: how many neurons (a share when below 1).", show_default="0.01", rich_help_panel=_CHOOSE
-        ),
-    ] = None,
+    top: options.Top = None,
     z: Annotated[
         float | None,
         typer.Option(
             help="top-k: rank by the mean less so many standard errors, so that sure neurons come before lucky ones.",
             show_default="2.0",
-            rich_help_panel=_CHOOSE,
+            rich_help_panel=options.CHOOSING,
         ),
     ] = None,
     root: Annotated[
@@ -75,7 +55,7 @@ def mask(
         typer.Option(
             help="relevance: damp toward zero, balanced, or a group's mean (--mask-root of stereo locate).",
             show_default="zero",
-            rich_help_panel=_CHOOSE,
+            rich_help_panel=options.CHOOSING,
         ),
     ] = None,
     sites: Annotated[
@@ -84,7 +64,7 @@ def mask(
             metavar="KIND,...",
             help="relevance: kinds of site to choose among, of ff, attention, conv.",
             show_default="all",
-            rich_help_panel=_CHOOSE,
+            rich_help_panel=options.CHOOSING,
         ),
     ] = None,
     per_bin: Annotated[
@@ -94,7 +74,7 @@ def mask(
             help="relevance: choose anew in each timestep bin, or once for all of them; once for all with --until 0 can"
             " be fused into the weights.",
             show_default="once for all",
-            rich_help_panel=_CHOOSE,
+            rich_help_panel=options.CHOOSING,
         ),
     ] = None,
     since: Annotated[

@@ -12,6 +12,7 @@ from stereo_cli.common import BAD_INPUT, fail
 from stereo_cli.config_file import read_config
 
 MODEL, DEVICES, OUTPUT = "Model, prompts and sampler", "Devices", "Output"
+CHOOSING = "Choosing from relevance"
 
 
 def _whole_model(strategy: str) -> str:
@@ -36,6 +37,30 @@ Dtype = Annotated[
 Variant = Annotated[
     str | None,
     typer.Option(help="Of the model's weight files, such as fp16.", show_default=False, rich_help_panel=MODEL),
+]
+Mu = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="plan: the price of moving the prediction off the axis; a higher one damps less.",
+        show_default="1.0",
+        rich_help_panel=CHOOSING,
+    ),
+]
+Overshoot = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="plan: take away so much more than each lean; later steps restore part of it.",
+        show_default="0.0",
+        rich_help_panel=CHOOSING,
+    ),
+]
+Top = Annotated[
+    float | None,
+    typer.Option(
+        min=0, help="top-k: how many neurons (a share when below 1).", show_default="0.01", rich_help_panel=CHOOSING
+    ),
 ]
 AxisName = Annotated[str, typer.Option("--axis", help="Axis of bias: gender, skin, age, or your own TOML file.")]
 Prompts = Annotated[
