@@ -106,13 +106,16 @@ def plans(found: dict) -> Table:
 def images(found: dict) -> Table:
     sets = found["sets"]
     each = found["settings"]["images"]
-    table = Table("mask", "parity gap", "minus untreated", "Frechet", "right", "unsure",
+    table = Table("mask", "parity gap", "minus untreated", "minus the plan of its rows", "Frechet", "right", "unsure",
                   title=f"Images: {found['settings']['model']}, {each} a prompt and repetition")  # fmt: skip
     for name in sets[0]["images"]:
         rows = [repetition["images"][name] for repetition in sets]
         change = [r["images"][name]["parity_gap"] - r["images"]["untreated"]["parity_gap"] for r in sets]
+        plan = "plan: " + name.partition(": ")[2]
+        beside = [r["images"][plan]["parity_gap"] for r in sets if plan in r["images"] and plan != name]
         table.add_row(
             name, said([r["parity_gap"] for r in rows], 3), said(change, 3, sign=True),
+            said(np.subtract([r["parity_gap"] for r in rows], beside), 3, sign=True) if beside else "",
             *(said([r[key] for r in rows]) for key in ("frechet", "occupation_right", "unsure")),
         )  # fmt: skip
     return table
