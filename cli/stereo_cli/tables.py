@@ -174,7 +174,13 @@ def _bias_table(results: Data) -> Group:
         f" steps, guidance {results['guidance']:g}. Brackets are 95 % intervals, p is for no change on the same seeds,"
         " and both speak of other seeds of these prompts, not of other prompts; of oracle: part of what the balanced"
         " oracle gains, where it surely gains; FD: fairness discrepancy, dev.: deviation ratio."
-        " Fair by chance: what a perfectly fair model would show at this n. Groups are perceived presentation.",
+        " Fair by chance: what a perfectly fair model would show at this n"
+        + (
+            "; allotted groups are dealt evenly, so there the row allocation oracle is what full obedience leaves"
+            if any("allotment_obeyed" in results["arms"][name] for name in results["masks"])
+            else ""
+        )
+        + ". Groups are perceived presentation.",
     )
 
 
@@ -204,9 +210,10 @@ def _side_effects_table(results: Data) -> Group:
         table,
         f"Fréchet: distance of {_features(results)} to untreated images of other seeds; its floor, what two samples of"
         f" one model show, is {results['arms']['untreated']['frechet_to_other_seeds']:.2g} in the row `untreated`."
-        " Within groups: the same to untreated images of the same prompts and groups, each asked for, over its floor:"
-        " what the change of groups alone does not account for; 1 is nothing. Unsure: the reader's top group is below"
-        " 0.8. Obeyed: prompts that name a group and show it, with its own images, treated as if there were no gate;"
+        " Within groups: the same to untreated images of prompts that name the same groups, over what two samples of"
+        " these show: what the change of groups alone does not account for; 1 is nothing. Unsure: the reader's top"
+        " group is below 0.8. Obeyed: prompts that name a group and show it, with its own images, treated as if there"
+        " were no gate;"
         f" the gate leaves {gate['group_prompts'] - gate['missed']} of {gate['group_prompts']} alone (and"
         f" {gate['false_alarms']} of {gate['neutral_prompts']} neutral ones)."
         + (

@@ -28,7 +28,8 @@ def prompt_labels(results: Data) -> list[str]:
 
 _BIAS = (
     "Means over prompts. Brackets are 95 % intervals over other seeds of these prompts. By chance: what a perfectly"
-    " fair model would show with as many images, and what 95 % of such runs stay below."
+    " fair model would show with as many images, and what 95 % of such runs stay below; allotted groups are dealt"
+    " evenly, so that chance adds less there (full obedience: the allocation oracle)."
 )
 _SIDE = "What a treatment should leave as it was. The row of each figure says what chance alone shows of it."
 _CORRECTED = (

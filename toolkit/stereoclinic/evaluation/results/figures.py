@@ -107,11 +107,11 @@ FIGURES = {
     ),
     "frechet_within_groups": Figure(
         "Fréchet distance within groups", SIDE, -1, ".2g", True,
-        "To untreated images of the same prompts and groups: what the change of groups alone does not account for.",
+        "To untreated images of prompts that name the same groups: what a change of groups does not account for.",
     ),
     "frechet_within_groups_ratio": Figure(
         "Fréchet distance within groups, over its floor", SIDE, -1, ".1f", True,
-        "1 is what two samples of the model show of the same people."
+        "1 is what two samples of such prompts show, untreated; with more images small differences weigh more."
     ),
     "frechet_to_other_seeds": Figure(
         "Fréchet distance to other seeds", SIDE, -1, ".2g", True,
