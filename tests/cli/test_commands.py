@@ -133,6 +133,7 @@ def test_tables_say_what_the_results_hold(benched):
             cell = f"{share['estimate']:.2f} [{share['low']:.2f}, {share['high']:.2f}]"
             assert any(row["label"] in line and cell in line for line in result.stdout.splitlines())
     assert "perceived presentation" in result.stdout
+    assert "dealt evenly" not in " ".join(result.stdout.split())  # no mask of these allots
     assert max(map(len, result.stdout.splitlines()[:-1])) <= 110
 
 

@@ -104,10 +104,11 @@ def test_balance_among_located_neurons_and_a_dose(model, located, stereo, tmp_pa
 
 
 def test_bench_judges_an_allocating_mask(model, planned, stereo, tmp_path: Path):
-    result = stereo(
+    asked = (
         "bench", "--model", model, "--mask", planned, "--limit", 2, "--images", 4, "--group-images", 1, "--steps", 3,
-        "--seed", 50, "--shares", "female=0.25,male=0.75", "--out", tmp_path / "o", "--json", "--quiet",
+        "--seed", 50, "--shares", "female=0.25,male=0.75", "--out", tmp_path / "o", "--quiet",
     )  # fmt: skip
+    result = stereo(*asked, "--json")
     assert result.exit_code == 0, result.stderr
     (results,) = json.loads(result.stdout)["experiments"]
     assert results["target_shares"] == [0.25, 0.75]
@@ -117,6 +118,8 @@ def test_bench_judges_an_allocating_mask(model, planned, stereo, tmp_path: Path)
     gap = results["arms"]["untreated"]["prompts"][0]
     female = gap["shares"]["female"]["estimate"]
     assert gap["parity_gap"] == pytest.approx(abs(female - 0.25))
+    # Groups that are dealt evenly are not to be held against independent draws of a fair model.
+    assert "allotted groups are dealt evenly" in " ".join(stereo(*asked).stdout.split())
 
 
 def test_apply_allots_by_prompt_and_seed(model, planned, stereo, tmp_path: Path):
