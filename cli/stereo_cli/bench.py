@@ -137,9 +137,9 @@ def bench(
 ) -> None:
     """Draw the same seeds with and without a mask, and compare: bias, side effects, cost.
 
-    Beside the masks stand a random mask of the same damping, a balanced oracle (no lean at all) and an allocation
-    oracle (each image from its allotted group's prompt): what any mask could reach. Gaps and rates come with 95 %
-    intervals, and gaps with what a perfectly fair model would show by chance.
+    Beside the masks stand a random one of the first mask's damping, a balanced oracle (no lean at all) and an
+    allocation oracle (each image from its allotted group's prompt): what any mask could reach. Gaps and rates come
+    with 95 % intervals, and gaps with what a perfectly fair model would show by chance.
 
     An allocating mask allots every image a group, from its prompt and seed alone; --shares says how many of each.
     Prompts that name a group are left alone by the gate, and are also drawn as if there were none.
