@@ -92,7 +92,13 @@ def plan(
         ),
     ] = 1.0,
     overshoot: Annotated[
-        float, typer.Option(min=0, help="Aim so much further than the target.", rich_help_panel=_PLAN)
+        float,
+        typer.Option(
+            min=0,
+            help="Aim so much further than the target, as a share of the way there. Where there is no guidance 0.25,"
+            " with --seeds 32, took more of the gap.",
+            rich_help_panel=_PLAN,
+        ),
     ] = 0.0,
     root: Annotated[
         str,
