@@ -1,6 +1,6 @@
 """Find where a stereotype lives inside a text-to-image diffusion model, damp it, and measure what that did.
 
-    from stereoclinic import NeuronMask, load_axis, locate, open_denoiser, suppress, treatment_plan
+    from stereoclinic import NeuronMask, load_axis, locate, open_model, suppress, treatment_plan
 
 Public names are imported when they are first used, so that `import stereoclinic` costs nothing.
 """
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from stereoclinic.ddtd.propagate import propagate
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.ddtd.trajectory import Settings
-    from stereoclinic.denoisers import open_denoiser, open_pipeline
     from stereoclinic.errors import Incomplete, InputError
+    from stereoclinic.pipelines import Model, open_model, open_pipeline
     from stereoclinic.prompts import load_prompts, with_seeds
     from stereoclinic.sns.adapter import (
         active_masks,
@@ -48,6 +48,7 @@ _HOMES = {
     "DDTD": "ddtd.module",
     "Incomplete": "errors",
     "InputError": "errors",
+    "Model": "pipelines.model",
     "NeuronMask": "sns.mask",
     "Relevance": "ddtd.relevance",
     "Selection": "sns.choose",
@@ -72,8 +73,8 @@ _HOMES = {
     "loaded_masks": "sns.adapter",
     "locate": "ddtd.module",
     "named_groups": "sns.gate",
-    "open_denoiser": "denoisers",
-    "open_pipeline": "denoisers",
+    "open_model": "pipelines",
+    "open_pipeline": "pipelines",
     "plan_stepwise": "sns.planning",
     "propagate": "ddtd.propagate",
     "save_fused": "sns.fuse",
@@ -93,6 +94,7 @@ __all__ = [  # noqa: RUF022 (the order of _HOMES)
     "DDTD",
     "Incomplete",
     "InputError",
+    "Model",
     "NeuronMask",
     "Relevance",
     "Selection",
@@ -117,7 +119,7 @@ __all__ = [  # noqa: RUF022 (the order of _HOMES)
     "loaded_masks",
     "locate",
     "named_groups",
-    "open_denoiser",
+    "open_model",
     "open_pipeline",
     "plan_stepwise",
     "propagate",

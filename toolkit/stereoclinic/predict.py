@@ -6,22 +6,24 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines import arguments as tree
+from stereoclinic.pipelines.model import Model
 
 
 def predict(
     module: L.LightningModule,
-    denoiser: Denoiser,
+    model: Model,
     items: Sequence[Any] | IterableDataset[Any],
     batch_size: int,
     *,
@@ -30,11 +32,11 @@ def predict(
     alone: bool = False,
     **trainer: Any,
 ) -> L.Trainer:
-    """Run a module's predict loop over items, and leave the denoiser in weights, precision and place as it came.
+    """Run a module's predict loop over items, and leave the model in weights, precision and place as it came.
 
     Args:
         module: Its `predict_step` is given lists of items.
-        denoiser: What the module wraps.
+        model: What the module wraps.
         items: Every rank gets its part of them; a stream gives each its own.
         batch_size: Items together on one device.
         what: The items are called, in errors.
@@ -80,7 +82,7 @@ def predict(
         raise InputError(f"strategy {strategy!r} keeps its results in processes of its own; use 'ddp'")
     if not isinstance(items, IterableDataset) and len(items) < runner.world_size:
         raise InputError(f"{len(items)} {what} for {runner.world_size} devices: {advice}")
-    with _put_back(denoiser, _CASTS.get(str(runner.precision))), _interruptible():
+    with _put_back(model, _CASTS.get(str(runner.precision))), _interruptible():
         loader: DataLoader[Any] = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
         runner.predict(module, loader, return_predictions=False)
     return runner
@@ -107,19 +109,50 @@ _CASTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torc
 
 
 @contextmanager
-def _put_back(denoiser: Denoiser, cast: torch.dtype | None) -> Iterator[None]:
-    """Leave the denoiser where it was and as precise as it was: Lightning casts it, and tears down to the CPU."""
-    unet, device, dtype = denoiser.unet, denoiser.device, denoiser.unet.dtype
+def _put_back(model: Model, cast: torch.dtype | None) -> Iterator[None]:
+    """Leave the model where it was and as precise as it was: Lightning casts it, and tears down to the CPU."""
+    network, device, dtype = model.network, model.device, model.dtype
     kept = None
     if cast is not None and cast != dtype:
-        kept = {name: value.clone() for name, value in unet.state_dict().items()}
+        kept = {name: value.clone() for name, value in network.state_dict().items()}
+    try:
+        with nullcontext() if kept is None or cast is None else _translated(tree.inner(network), dtype, cast):
+            yield
+    finally:
+        model.replace(network)
+        if kept is not None:
+            network.load_state_dict(kept, assign=True)
+        model.to(device)
+
+
+@contextmanager
+def _translated(network: nn.Module, dtype: torch.dtype, cast: torch.dtype) -> Iterator[None]:
+    """Hand a denoiser that alone was cast its arguments in the new dtype, and its pipeline the output in the old one.
+
+    But for the timestep, which half precision would round to another.
+    """
+
+    def to(given: torch.dtype) -> Callable[[Any, Any], Any]:
+        return lambda path, x: x.to(given) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    def enter(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = tree.named(module, args, kwargs)
+        return (), {name: x if name in tree.TIMESTEP else tree.changed(x, to(cast), {}) for name, x in given.items()}
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return tree.with_sample(output, tree.changed(tree.sample_of(output), to(dtype), {}))
+
+    handles = [
+        network.register_forward_pre_hook(enter, prepend=True, with_kwargs=True),
+        network.register_forward_hook(leave),
+    ]
     try:
         yield
     finally:
-        denoiser.replace(unet)
-        if kept is not None:
-            unet.load_state_dict(kept, assign=True)
-        denoiser.to(device)
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

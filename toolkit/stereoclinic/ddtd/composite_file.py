@@ -17,10 +17,13 @@ _LAYER_KINDS = ("convolution", "linear")
 _RULE_OR_NATIVE = {
     "silu": "gate",
     "gelu": "gate",
+    "tanh": "gate",
+    "sigmoid": "constant",
     "group_norm": "constant_std",
     "layer_norm": "constant_std",
     "rms_norm": "constant_std",
     "product": "halves",
+    "division": "constant_divisor",
 }
 
 
@@ -38,7 +41,7 @@ def read_composite(path: Path) -> Composite:
 
 
 def _build(data: dict[str, Any], source: str) -> Composite:
-    _only(data, ("name", "root", "rules", "layers"), "the file")
+    _only(data, ("name", "root", "modulation", "rules", "layers"), "the file")
     name = data.get("name")
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"name {name!r}: expected what the composite is to be called")
@@ -53,7 +56,14 @@ def _build(data: dict[str, Any], source: str) -> Composite:
     for kind, value in by_kind.items():
         chosen |= _rules_of(kind, value)
     choices = [_choice(entry, f"layers entry {i}") for i, entry in enumerate(layers, start=1)]
-    return Composite(name, chosen, data.get("root", "plain"), layers=tuple(choices), source=source)
+    return Composite(
+        name,
+        chosen,
+        data.get("root", "plain"),
+        modulation=data.get("modulation", "constant"),
+        layers=tuple(choices),
+        source=source,
+    )
 
 
 def _rules_of(kind: str, value: Any) -> dict[str, Rule]:

@@ -2,6 +2,7 @@
 
 name = "mine"
 root = "plain"                                  # or "rooted"
+modulation = "constant"                         # or "halves": x (1 + scale) gives half to the modulation
 
 [rules]                                         # by kind of operation; what is not named is as in epsilon-cp
 attention = "attnlrp"                           # or "cp"
@@ -63,6 +64,8 @@ class Composite:
             linear are native unless named here; any other kind that is missing is refused.
         root: "plain" for R = a * g, "rooted" for R = (a - abar) * g, abar the mean over the group passes.
         strict: refuse uncovered operations. False only for plain gradients, which need no rule.
+        modulation: what scales and gates that depend on time or pooled text get of a product with an activation:
+            nothing ("constant"), or half ("halves").
         layers: rules for single linear layers and convolutions; the first that fits goes before ``rules``.
         source: the file it was read from, or empty; what errors call it.
     """
@@ -71,12 +74,17 @@ class Composite:
     rules: Mapping[str, Rule]
     root: str = "plain"
     strict: bool = True
+    modulation: str = "constant"
     layers: tuple[Choice, ...] = ()
     source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.root not in ("plain", "rooted"):
             raise InputError(f"root {self.root!r} of composite {self.name!r}: expected 'plain' or 'rooted'")
+        if self.modulation not in ("constant", "halves"):
+            raise InputError(
+                f"modulation {self.modulation!r} of composite {self.name!r}: expected 'constant' or 'halves'"
+            )
         object.__setattr__(self, "rules", MappingProxyType(dict(self.rules)))
 
     @property
@@ -107,6 +115,7 @@ class Composite:
             "name": self.name,
             "root": self.root,
             "strict": self.strict,
+            "modulation": self.modulation,
             "rules": {kind: _describe(rule) for kind, rule in sorted(self.rules.items())},
             "layers": [
                 {"pattern": choice.pattern, "depth": [float(end) for end in choice.depth], **_describe(choice.rule)}
@@ -128,12 +137,15 @@ def _describe(rule: Rule) -> dict[str, Any]:
 _GATES_AND_NORMS: dict[str, Rule] = {
     "silu": rules.silu,
     "gelu": rules.gelu,
+    "tanh": rules.tanh,
+    "sigmoid": rules.constant,
     "group_norm": rules.group_norm,
     "layer_norm": rules.layer_norm,
     "rms_norm": rules.rms_norm,
     "square": rules.dead_end,  # with "inverse_root": a norm written out by hand, 1/std constant
     "inverse_root": rules.constant,
     "product": rules.product,
+    "division": rules.quotient,
 }
 
 #: How softmax attention is propagated, in one call or written out: the rules of its three kinds.

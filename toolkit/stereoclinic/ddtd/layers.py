@@ -1,7 +1,8 @@
 """The linear layers and convolutions of a model, in the order that the data meets them.
 
 A model lists its parts in the order in which they were made, which for the UNets of diffusers is not the order in
-which they run: ``mid_block`` is listed after ``up_blocks`` and the attentions of a block before its resnets.
+which they run: ``mid_block`` is listed after ``up_blocks`` and the attentions of a block before its resnets. Some
+transformers list what embeds the latents after what embeds the timestep or the text.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from torch import nn
 
 from stereoclinic.errors import InputError
 
+#: What embeds the latents, and what ends a network that lists it early, in diffusers' denoisers.
+_EMBEDS_LATENTS = ("conv_in", "x_embedder", "all_x_embedder", "pos_embed", "patch_embed", "img_in", "visual_embeddings")
+_ENDS = ("all_final_layer",)
 _WRAPPERS = {"base_layer", "_orig_mod"}  # peft's, and torch.compile's
 
 
@@ -76,8 +80,13 @@ def _walk(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, n
 
 
 def _in_order(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Children by name: down, mid, up in a UNet; resnet, attention, resnet, attention, ... in a block of one."""
+    """Children by name: what embeds the latents; down, mid, up in a UNet; resnet, attention, resnet, ... in a block."""
     children = dict(module.named_children())
+    first = [name for name in _EMBEDS_LATENTS if name in children]
+    last = [name for name in _ENDS if name in children]
+    if first or last:
+        between = [name for name in children if name not in (*first, *last)]
+        children = {name: children[name] for name in (*first, *between, *last)}
     if "mid_block" in children and "up_blocks" in children:
         names = [name for name in children if name != "mid_block"]
         names.insert(names.index("up_blocks"), "mid_block")

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.ddtd.memory import Portions
-from stereoclinic.ddtd.neurons import Site, neuron_relevance
-from stereoclinic.ddtd.trajectory import Settings, bin_of, walk
-from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.ddtd.trajectory import Measured, Settings, bin_of, walk
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.pictures import as_tensor
+from stereoclinic.pipelines.sites import Site, neuron_relevance
 from stereoclinic.prompts import Row
 
 
@@ -57,7 +58,7 @@ class Maps:
 
 
 def relevance_maps(
-    denoiser: Denoiser,
+    model: Model,
     axis: Axis,
     rows: list[Row],
     settings: Settings,
@@ -71,7 +72,7 @@ def relevance_maps(
     """Draw each row's picture, and keep the maps of some neurons on the way.
 
     Args:
-        denoiser: The frozen model.
+        model: The frozen pipeline.
         axis: The bias axis.
         rows: The samples, as `trajectory.walk` takes them.
         settings: As in the run that located the neurons.
@@ -90,21 +91,15 @@ def relevance_maps(
             raise InputError(f"timestep bin {spot.bin} of {spot.site.name}: there are {len(edges) - 1}")
     sites = list({spot.site.name: spot.site for spot in spots}.values())
     neurons = sum(site.width for site in sites)
-    keeper = _Keeper(spots, denoiser.latent_shape[1:])
+    keeper = _Keeper(spots)
     found: list[Tensor | None] = [None] * len(spots)
-    steps = walk(denoiser, sites, axis, rows, settings, portions=portions, reduce=keeper)
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            latents = end.value
-            break
+
+    def measured(step: Measured) -> None:
         for row, where in step.faults.items():
             raise InputError(
                 f"at timestep {step.timestep:g} of {rows[row]['prompt']!r}, {where} are not finite; try another --dtype"
             )
-        sizes = [height * width for height, width in keeper.shapes]
-        kept = step.relevance[group][:, neurons:].split(sizes, dim=1)
+        kept = step.relevance[group][:, neurons:].split([math.prod(shape) for shape in keeper.shapes], dim=1)
         now = bin_of(step.timestep, edges)
         for i, (spot, flat) in enumerate(zip(spots, kept, strict=True)):
             if spot.bin == now:
@@ -112,13 +107,17 @@ def relevance_maps(
                 found[i] = flat if before is None else before + flat
         if progress is not None:
             progress(len(rows))
+
+    drawn = walk(model, sites, axis, rows, settings, measured, portions=portions, reduce=keeper, output="pil")
+    pictures = as_tensor(drawn).float() / 255
     maps = []
     for spot, shape, flat in zip(spots, keeper.shapes, found, strict=True):
         if flat is None:
             high, low = edges[spot.bin : spot.bin + 2].tolist()
             raise InputError(f"no measured step falls between timesteps {high:g} and {low:g}; measure more steps")
-        maps.append(flat.unflatten(1, shape).cpu())
-    return Maps(denoiser.decode(latents).cpu(), maps)
+        grid = shape if len(shape) == 2 else token_grid(shape[0], pictures.shape[2:])
+        maps.append(flat.unflatten(1, grid).cpu())
+    return Maps(pictures, maps)
 
 
 class _Keeper:
@@ -126,33 +125,26 @@ class _Keeper:
 
     Args:
         spots: Whose maps.
-        latent: (h, w), the shape that tokens follow.
 
     Attributes:
-        shapes: (h, w) of each spot's map, known after the first pass.
+        shapes: (h, w) of each spot's map, or its number of tokens; known after the first pass.
     """
 
-    def __init__(self, spots: Sequence[Spot], latent: Sequence[int]) -> None:
-        self.spots, self.latent = list(spots), latent
-        self.shapes: list[tuple[int, int]] = []
+    def __init__(self, spots: Sequence[Spot]) -> None:
+        self.spots = list(spots)
+        self.shapes: list[Sequence[int]] = []
 
     def __call__(
         self,
         activations: Mapping[str, Tensor],
-        grads: Sequence[Tensor | None],
+        grads: Mapping[str, Tensor | None],
         sites: Sequence[Site],
         roots: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        arrived = {site.name: grad for site, grad in zip(sites, grads, strict=True)}
-        self.shapes = [self._shape(activations[spot.site.name], spot.site) for spot in self.spots]
-        kept = [self._map(spot, activations, arrived, roots) for spot in self.spots]
+        inputs = [(spot.site.dim, activations[spot.site.layer].shape) for spot in self.spots]
+        self.shapes = [shape[2:] if dim == 1 else (math.prod(shape[1:-1]),) for dim, shape in inputs]
+        kept = [self._map(spot, activations, grads, roots) for spot in self.spots]
         return torch.cat([neuron_relevance(activations, grads, sites, roots), *kept], dim=1)
-
-    def _shape(self, activation: Tensor, site: Site) -> tuple[int, int]:
-        if site.kind == "conv":
-            height, width = activation.shape[2:]
-            return height, width
-        return token_grid(activation.shape[1], self.latent)
 
     @staticmethod
     def _map(
@@ -164,23 +156,23 @@ class _Keeper:
         """(B, positions), in float32 or wider."""
 
         def own(x: Tensor) -> Tensor:
-            picked = x[:, spot.neuron] if spot.site.kind == "conv" else x[..., spot.neuron]
+            picked = spot.site.of(x).select(spot.site.dim, spot.neuron)
             return picked.detach().flatten(1).to(torch.promote_types(x.dtype, torch.float32))
 
-        name = spot.site.name
+        name = spot.site.layer
         a, grad = own(activations[name]), grads[name]
         if grad is None:
             return torch.zeros_like(a)
         return (a if roots is None else a - own(roots[name])) * own(grad)
 
 
-def token_grid(tokens: int, latent: Sequence[int]) -> tuple[int, int]:
-    """The (h, w) with h w = tokens whose aspect is nearest to that of the latents.
+def token_grid(tokens: int, picture: Sequence[int]) -> tuple[int, int]:
+    """The (h, w) with h w = tokens whose aspect is nearest to that of the picture.
 
     Args:
         tokens: How many.
-        latent: (h, w) of the latents.
+        picture: (H, W).
     """
-    aspect = math.log(latent[0] / latent[1])
+    aspect = math.log(picture[0] / picture[1])
     grids = [(h, tokens // h) for h in range(1, tokens + 1) if tokens % h == 0]
     return min(grids, key=lambda grid: abs(math.log(grid[0] / grid[1]) - aspect))

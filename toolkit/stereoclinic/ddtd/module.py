@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,17 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.ddtd.memory import Portions
-from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.ddtd.relevance import STATES, Relevance, RelevanceSums
 from stereoclinic.ddtd.sharding import SHARDED, Evened, check_sharded, sharded
 from stereoclinic.ddtd.shards import Kept, Shards
-from stereoclinic.ddtd.step import uncompiled
 from stereoclinic.ddtd.target import Classifier
-from stereoclinic.ddtd.trajectory import Settings, bin_of, check_prompts, walk
-from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.ddtd.trajectory import Measured, Settings, bin_of, check_prompts, walk
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import Incomplete, InputError
+from stereoclinic.pipelines.arguments import inner
+from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.predict import predict
 from stereoclinic.prompts import Row, Samples
 from stereoclinic.streams import Stream
@@ -38,7 +39,7 @@ class DDTD(L.LightningModule):
     """Wraps a frozen denoiser; `predict_step` walks a batch of samples and adds their relevance to `sums`.
 
     Args:
-        denoiser: The model; its weights are frozen.
+        model: The pipeline; its weights are frozen.
         axis: The bias axis.
         settings: Composite, root, target, steps, guidance, bins.
         samples: What is to be measured, the same on every rank, or a stream of it. Fewer are an incomplete run.
@@ -58,7 +59,7 @@ class DDTD(L.LightningModule):
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        model: Model,
         axis: Axis,
         settings: Settings,
         samples: Samples | Stream,
@@ -69,17 +70,15 @@ class DDTD(L.LightningModule):
         kept: Kept = Kept(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
-        self.denoiser, self.axis, self.settings = denoiser, axis, settings
+        self.model, self.axis, self.settings = model, axis, settings
         self.samples, self.classifier, self.progress, self.warn = samples, classifier, progress, warn
-        self.unet = denoiser.unet  # registered, so that Lightning moves it
-        self.sites = find_sites(uncompiled(self.unet), settings.kinds)
-        self.edges = settings.edges(denoiser.pipe.scheduler.config.num_train_timesteps)
-        timesteps = denoiser.timesteps(settings.steps)
-        settings.check_bins(timesteps, self.edges)
-        self.timesteps = timesteps[:: settings.every].double().cpu()  # (M,)
+        self.network = model.network  # registered, so that Lightning moves it
+        self.sites = find_sites(inner(self.network), settings.kinds, settings.sites)
+        self.timesteps = settings.timesteps(model)  # (M,)
+        self.edges = settings.edges(self.timesteps, model.training_steps)
         neurons = sum(site.width for site in self.sites)
         self.labels = list(samples.labels)
-        self.sums = RelevanceSums(len(self.labels), settings.bins, len(axis), neurons, len(self.timesteps))
+        self.sums = RelevanceSums(len(self.labels), len(self.edges) - 1, len(axis), neurons, len(self.timesteps))
         self.portions = Portions(warn=warn)
         self.shards, self.kept = shards, kept
         self.samples_done = array("q")
@@ -89,12 +88,12 @@ class DDTD(L.LightningModule):
     def configure_model(self) -> None:
         """Share the weights out over ranks where a strategy wants that; nothing was moved to a device yet."""
         if self.device_mesh is not None:
-            self.unet = sharded(uncompiled(self.denoiser.unet), self.device_mesh["data_parallel"])
-            self.denoiser.replace(self.unet)
+            self.network = sharded(inner(self.model.network), self.device_mesh["data_parallel"])
+            self.model.replace(self.network)
             self.portions.parted = False  # all ranks gather a block together, and so must make the same passes
 
     def on_predict_start(self) -> None:
-        self.denoiser.to(self.device)
+        self.model.to(self.device)
         found = torch.tensor([len(self.kept.done)], device=self.device)
         if int(self.trainer.strategy.reduce(found, reduce_op="sum")) != self.trainer.world_size * len(self.kept.done):
             raise InputError(
@@ -105,26 +104,29 @@ class DDTD(L.LightningModule):
             return  # whose prompts are seen as they come
         for start in range(0, len(self.samples.prompts), 64):
             last = min(start + 64, len(self.samples.prompts))
-            check_prompts(self.denoiser, self.axis, self.samples[start:last])
+            check_prompts(self.model, self.axis, self.samples[start:last], self.settings.guidance)
 
     def predict_step(self, batch: list[Row], batch_idx: int) -> Tensor:
         if isinstance(self.samples, Stream):
-            check_prompts(self.denoiser, self.axis, batch)
+            check_prompts(self.model, self.axis, batch, self.settings.guidance)
             self._meet([row["label"] for row in batch])
         labels = torch.tensor([self.labels.index(row["label"]) for row in batch], device=self.device)
         seeds = torch.tensor([row["seed"] for row in batch], device=self.device)
         real = [row for row in batch if row["number"] is not None]
         # Samples that have had a fault, of which nothing counts from there on; and those that only keep ranks in step.
         lost = {i: "" for i, row in enumerate(batch) if row["number"] is None}
-        steps = walk(self.denoiser, self.sites, self.axis, batch, self.settings, self.classifier, self.portions)
-        for number, step in enumerate(steps):
+        numbers = count()
+
+        def measured(step: Measured) -> None:
             for row in step.faults.keys() - lost.keys():
                 lost[row] = step.faults[row]
                 self._drop(batch[row], step.timestep, lost[row])
             bin_ = bin_of(step.timestep, self.edges)
-            self.sums.update(labels, seeds, bin_, number, replace(step, faults=lost))
+            self.sums.update(labels, seeds, bin_, next(numbers), replace(step, faults=lost))
             if self.progress is not None:
                 self.progress(len(real))
+
+        walk(self.model, self.sites, self.axis, batch, self.settings, measured, self.classifier, self.portions)
         self.samples_done.extend(row["number"] for row in real)
         self._keep()
         return torch.tensor(len(batch))
@@ -193,7 +195,7 @@ def _that_adds_in_float64(accelerator: Any) -> Any:
 
 
 def locate(
-    denoiser: Denoiser,
+    model: Model,
     axis: Axis,
     samples: Samples | Stream,
     settings: Settings,
@@ -207,10 +209,10 @@ def locate(
 ) -> Relevance | None:
     """Find where the axis lives: relevance of every neuron, summed over samples and ranks.
 
-    The denoiser is left as it came, in weights, precision and place.
+    The model is left as it came, in weights, precision and place.
 
     Args:
-        denoiser: The model.
+        model: The pipeline.
         axis: The bias axis.
         samples: See `prompts.with_seeds`; or a stream, of which every rank reads its own part.
         settings: What is decomposed, and how.
@@ -236,22 +238,23 @@ def locate(
         KeyboardInterrupt: As pressed.
     """
     trainer["accelerator"] = _that_adds_in_float64(trainer.get("accelerator", "auto"))
-    how = settings.how(denoiser.unet, classifier)
-    unet = uncompiled(denoiser.unet)
+    how = settings.how(model.network, classifier)
+    network = inner(model.network)
     ranks: Any = trainer.get("devices", 1) * trainer.get("num_nodes", 1)  # no number where Lightning is to choose
     if together := trainer.get("strategy") == SHARDED:  # ranks must make the same passes
-        check_sharded(unet, samples, settings.composite, trainer.get("precision"), ranks)
+        check_sharded(network, samples, settings.composite, trainer.get("precision"), ranks)
         # Lightning's own "fsdp" is torch's first one.
         trainer["strategy"] = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
     about = {
-        "model": denoiser.model,
-        "unet_shapes": shapes_digest(unet),
-        "unet_weights": weights_digest(unet),
+        "model": model.name,
+        "call": model.call,
+        "unet_shapes": shapes_digest(network),
+        "unet_weights": weights_digest(network),
         "precision": str(trainer.get("precision") or "32-true"),
         "axis": axis.name,
         "words": list(axis.words),
         **samples.about(),
-        "scheduler": type(denoiser.pipe.scheduler).__name__,
+        "scheduler": type(model.pipe.scheduler).__name__,
         "target": settings.target,
         **({"classifier_on": settings.classifier_on} if settings.target == "classifier" else {}),
         "composite": how.propagation.composite.name,
@@ -260,18 +263,24 @@ def locate(
         "steps": settings.steps,
         "every": settings.every,
         "guidance": settings.guidance,
+        **({"patterns": list(settings.sites)} if settings.sites else {}),
     }
     store, kept = None, Kept()
     if shards is not None:
-        beside = {"bins": settings.bins, "kinds": list(settings.kinds), "collateral_every": settings.collateral_every}
+        beside = {
+            "bins": settings.bins,
+            "kinds": list(settings.kinds),
+            "sites": list(settings.sites),
+            "collateral_every": settings.collateral_every,
+        }
         store = Shards(shards, {**about, **beside})
         kept = store.kept()
-    module = DDTD(denoiser, axis, settings, samples.without(kept.done), classifier, progress, warn, store, kept)
+    module = DDTD(model, axis, settings, samples.without(kept.done), classifier, progress, warn, store, kept)
     if isinstance(module.samples, Stream) or len(module.samples):
         items: Samples | Stream | Evened = module.samples
         if isinstance(items, Samples) and (together or (kept.done and isinstance(ranks, int) and len(items) < ranks)):
             items = Evened(items, ranks)  # what is left of a run may be fewer than its ranks, by no one's mistake
-        runner = predict(module, denoiser, items, batch_size, **trainer)
+        runner = predict(module, model, items, batch_size, **trainer)
         if not runner.is_global_zero:
             return None
         total, done, dropped = module.total, module.done, module.dropped

@@ -13,7 +13,7 @@ KINDS: Mapping[str, str] = {
     "linear": "linear",
     "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     "add": "add add_ __add__ __radd__ __iadd__ sub sub_ subtract rsub __sub__ __rsub__ __isub__ neg __neg__ negative",
-    "join": "cat concat concatenate stack hstack vstack where masked_fill __setitem__ copy_",
+    "join": "cat concat concatenate stack hstack vstack where masked_fill __setitem__ copy_ pad_sequence",
     "reduce": "mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d",
     "resample": "interpolate upsample pad pixel_shuffle pixel_unshuffle fold unfold",
     "relu": "relu leaky_relu",
@@ -21,16 +21,19 @@ KINDS: Mapping[str, str] = {
     "type_as float double half bfloat16 cpu cuda",
     "shape": "__getitem__ chunk split split_with_sizes tensor_split unbind reshape reshape_as view view_as "
     "flatten unflatten ravel permute transpose swapaxes swapdims movedim moveaxis t squeeze unsqueeze "
-    "expand expand_as broadcast_to repeat repeat_interleave tile roll flip narrow select index_select gather "
-    "T mT",
+    "expand expand_as broadcast_to repeat repeat_interleave tile roll flip narrow select index_select gather topk "
+    "T mT view_as_complex view_as_real",
     # decided by which arguments are activations
     "product": "mul mul_ multiply __mul__ __rmul__ __imul__",
     "division": "div div_ divide true_divide __div__ __truediv__ __itruediv__",
     "matmul": "matmul __matmul__ bmm baddbmm",
     "square": "pow __pow__ square",
+    "einsum": "einsum",
     # only by a rule of the composite
     "silu": "silu",
     "gelu": "gelu",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
     "group_norm": "group_norm",
     "layer_norm": "layer_norm",
     "rms_norm": "rms_norm",
@@ -49,7 +52,7 @@ _QUERIES = (
 
 
 def _functions(name: str) -> Iterator[Callable[..., Any]]:
-    for namespace in (torch, torch.Tensor, functional):
+    for namespace in (torch, torch.Tensor, functional, torch._C._nn):
         found = getattr(namespace, name, None)
         if callable(found):
             yield found
@@ -91,3 +94,38 @@ def _collect(values: Any, found: list[torch.Tensor]) -> None:
 
 
 _PLAIN = frozenset({nn.Parameter, int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device, slice})
+
+
+def tensors(values: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested arguments or results."""
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from tensors(value)
+    elif isinstance(values, dict):
+        yield from tensors(list(values.values()))
+
+
+def mark_of(value: Any) -> str:
+    """What a constant was computed from: "text", "modulation" (a learned layer on no activation), or neither, ""."""
+    return getattr(value, "_stereo_mark", "")
+
+
+def mark(values: Any, what: str) -> None:
+    """Say what tensors were computed from."""
+    for x in tensors(values):
+        x._stereo_mark = what  # type: ignore[attr-defined]
+
+
+def follow(function: Callable[..., Any], inputs: Any, result: Any) -> None:
+    """Mark what a function made of constants, by what they were computed from.
+
+    A timestep becomes modulation in the first linear layer that embeds it. Rotary embeddings and attention masks pass
+    no layer: they stay without a mark.
+    """
+    marks = {mark_of(x) for x in tensors(inputs)}
+    if "text" in marks:
+        mark(result, "text")
+    elif "modulation" in marks or KIND_OF.get(function) in ("linear", "convolution"):
+        mark(result, "modulation")

@@ -32,8 +32,8 @@ from stereoclinic.ddtd import eager
 from stereoclinic.ddtd.adapters import as_if_merged, find_adapted
 from stereoclinic.ddtd.composites import Composite, get_composite
 from stereoclinic.ddtd.layer_rules import LayerRule
-from stereoclinic.ddtd.operations import KIND_OF, KINDS, NATIVE, QUERIES, activations
-from stereoclinic.ddtd.rules import Dead, Rule, RuleFunction, native
+from stereoclinic.ddtd.operations import KIND_OF, KINDS, NATIVE, QUERIES, activations, follow, mark_of
+from stereoclinic.ddtd.rules import Dead, Rule, RuleFunction, half, native
 from stereoclinic.errors import InputError, UncoveredOperation
 
 __all__ = ["KINDS", "Propagation", "Survey", "UncoveredOperation", "propagate", "survey"]
@@ -80,6 +80,7 @@ class Propagation(TorchFunctionMode):
                     for part, rule in as_if_merged(module, chosen):
                         self._weights.append(part)
                         self._by_weight[id(part)] = rule
+        self._halves = composite.modulation == "halves"
         self._idle = not (composite.strict or composite.rules or composite.layers)
         self._native = NATIVE - _BY_WEIGHT - self._rules.keys()
 
@@ -119,7 +120,10 @@ class Propagation(TorchFunctionMode):
             return func(*args, **kwargs)
         inputs = activations((*args, *kwargs.values()) if kwargs else args)
         if not inputs:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if self._halves:
+                follow(func, (args, kwargs), result)
+            return result
         if self.composite.strict:
             self._refuse_custom_functions(inputs)
         kind = KIND_OF.get(func)
@@ -143,20 +147,31 @@ class Propagation(TorchFunctionMode):
         elif kind == "product":
             factors = (*args, *kwargs.values())
             if len(activations(factors)) < 2:
-                return func(*args, **kwargs)
+                if not (self._halves and any(mark_of(x) and not x.requires_grad for x in factors)):
+                    return func(*args, **kwargs)
+                rule = half
             if func.__name__ in _INPLACE or len(factors) != 2:
                 why = "a product of two activations must not be in place"
             else:
                 args, kwargs = factors, {}
         elif kind == "division":
-            if activations((args[1] if len(args) > 1 else kwargs.get("other"),)) or kwargs.get("rounding_mode"):
-                why = "the divisor must be a constant"
-            else:
+            divisor = args[1] if len(args) > 1 else kwargs.get("other")
+            if kwargs.get("rounding_mode"):
+                why = "it rounds"
+            elif not activations((divisor,)):
                 rule = native
+            else:
+                args, kwargs = (args[0], divisor), {}
         elif kind == "matmul":
             if any(isinstance(value, Tensor) for value in kwargs.values()):
                 why = "pass its factors by position"
             elif any(isinstance(factor, nn.Parameter) for factor in args[-2:]):
+                rule = native
+        elif kind == "einsum":
+            operands = [x for x in args if not isinstance(x, str)]
+            if len(activations(operands)) > 1:
+                why = "only one of its operands may be an activation"
+            else:
                 rule = native
         elif kind == "square" and func.__name__ != "square" and args[1:] != (2,):
             why = "only x ** 2, inside the standard deviation of a norm, is covered"

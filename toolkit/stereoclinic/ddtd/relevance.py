@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import Module
 from torchmetrics import Metric
 
-from stereoclinic.ddtd.memory import memory_of
-from stereoclinic.ddtd.neurons import Site, check_sites
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.pipelines.memory import memory_of
+from stereoclinic.pipelines.sites import Site, check_sites
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.step import Measured

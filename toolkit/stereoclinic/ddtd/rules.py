@@ -94,6 +94,28 @@ def gelu(function: TorchFunction, input: Tensor, approximate: str = "none") -> T
     return _GELU.apply(input, function, approximate)
 
 
+class _Tanh(RuleFunction):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: TorchFunction) -> Tensor:
+        out = function(x)
+        ctx.save_for_backward((out / x).masked_fill_(x == 0, 1))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (gate,) = ctx.saved_tensors
+        return g * gate, None
+
+
+def tanh(function: TorchFunction, input: Tensor) -> Tensor:
+    """tanh with its gate constant: ``g_in = g * tanh(x) / x``, hence ``x * g_in = tanh(x) * g``.
+
+    A sigmoid has no such gate, for it is 1/2 at 0. It stays a ``constant``: a gate, as attention probabilities are.
+    """
+    return _Tanh.apply(input, function)
+
+
 class _GroupNorm(RuleFunction):
     @staticmethod
     def forward(
@@ -250,6 +272,7 @@ class _Product(RuleFunction):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         half = 0.5 * g
+        a, b = a.conj(), b.conj()  # themselves where they are real
         return (half * b).sum_to_size(a.shape).to(a.dtype), (half * a).sum_to_size(b.shape).to(b.dtype), None
 
 
@@ -300,6 +323,16 @@ def attention_attnlrp(
     return function(_scaled(query, 0.25), _scaled(key, 0.25), _scaled(value, 0.5), *args, **kwargs)
 
 
+def half(function: TorchFunction, input: Tensor, other: Tensor) -> Tensor:
+    """Product with a modulation that nothing asks about, which keeps its half: ``g_a = g * b / 2``."""
+    return function(_scaled(input, 0.5), _scaled(other, 0.5))
+
+
+def quotient(function: TorchFunction, input: Tensor, other: Tensor) -> Tensor:
+    """Division by an activation, which is a constant: ``g_a = g / b`` (the normaliser of a linear attention)."""
+    return function(input, other.detach())
+
+
 def matmul_halves(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
     """Matrix product of two activations, half to each factor (the last two of a call by position).
 
@@ -313,9 +346,30 @@ def matmul_halves(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def matmul_scores(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
-    """Matrix product where attention probabilities are constants: native in P v, a ``dead_end`` in q k^T."""
-    a, b = args[-2:]
-    return dead_end(function, *args, **kwargs) if a.requires_grad and b.requires_grad else function(*args, **kwargs)
+    """Matrix product where attention probabilities are constants: native in P v, a ``dead_end`` in q k^T.
+
+    Linear attention multiplies v with phi(k) and phi(q) and has no softmax. There phi is relu, which tells them from
+    v: they are constants, ``g_v = g phi(k)``, as probabilities are.
+    """
+    *first, a, b = args
+    if not (a.requires_grad and b.requires_grad):
+        return function(*args, **kwargs)
+    if _is_feature_map(a) != _is_feature_map(b):
+        a, b = (x.detach() if _is_feature_map(x) else x for x in (a, b))
+        return function(*first, a, b, **kwargs)
+    return dead_end(function, *args, **kwargs)
+
+
+#: Nodes of the graph that move or cast values, by how their names begin.
+_MOVES = ("ToCopy", "Transpose", "T0", "Permute", "View", "UnsafeView", "Clone", "Alias", "Unsqueeze", "Squeeze")
+
+
+def _is_feature_map(x: Tensor) -> bool:
+    """Whether x is the output of a relu, moved about."""
+    node = x.grad_fn
+    while node is not None and node.name().startswith(_MOVES):
+        node = node.next_functions[0][0]
+    return node is not None and node.name().startswith("Relu")
 
 
 def native(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:

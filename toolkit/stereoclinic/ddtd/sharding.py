@@ -1,4 +1,4 @@
-"""A UNet shared out over devices, for one that does not fit a single card: the strategy "fsdp".
+"""A denoiser shared out over devices, for one that does not fit a single card: the strategy "fsdp".
 
     rank 0   [1/N of every weight]  \\
     rank 1   [1/N of every weight]   > a block is gathered, run, and let go of; again on the way back
@@ -27,11 +27,11 @@ SHARDED = "fsdp"
 PRECISIONS = ("32-true", "bf16-true", "16-true")
 
 
-def check_sharded(unet: nn.Module, samples: object, composite: str, precision: str | None, ranks: Any) -> None:
+def check_sharded(network: nn.Module, samples: object, composite: str, precision: str | None, ranks: Any) -> None:
     """Refuse what shared-out weights cannot do.
 
     Args:
-        unet: The whole of it.
+        network: The whole of it.
         samples: What is to be measured.
         composite: Its name, or file.
         precision: Lightning's name; None for its default.
@@ -53,22 +53,22 @@ def check_sharded(unet: nn.Module, samples: object, composite: str, precision: s
             f" not known to it; expected one of {', '.join(PRECISIONS)}"
         )
     chosen = get_composite(composite)
-    if chosen.layers or (chosen.by_terms and any(find_adapted(unet))):
+    if chosen.layers or (chosen.by_terms and any(find_adapted(network))):
         raise InputError(
             f"strategy {SHARDED!r}: composite {chosen.name!r} tells layers by their weights, which come and go; use one"
             " without rules for single layers (such as zplus-cp or gradient), and merge adapters first"
         )
 
 
-def sharded(unet: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """A UNet of the same weights of which this rank holds its share; the one that is given stays whole, where it is.
+def sharded(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """A denoiser of the same weights of which this rank holds its share; the one that is given stays whole.
 
     Args:
-        unet: A diffusers model, which names the blocks that are run as one (`_no_split_modules`).
+        network: A diffusers model, which names the blocks that are run as one (`_no_split_modules`).
         mesh: Of all ranks. No more than one block at a time is put on the device whole.
     """
-    own = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in unet.parameters()}
-    twin = copy.deepcopy(unet, own)
+    own = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in network.parameters()}
+    twin = copy.deepcopy(network, own)
     blocks: Any = twin._no_split_modules
     for module in reversed(list(twin.modules())):  # blocks before those that they are parts of
         if module is twin or type(module).__name__ in blocks:

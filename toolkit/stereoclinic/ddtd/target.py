@@ -6,7 +6,9 @@
 
 The sum or the norm of a noise prediction is no target: its signs follow the noise. The lean's sign means something.
 
-A target turns one step into values (K, B) and cotangents (K, B, C, h, w) of the prediction; the relevance pass is then
+Predictions are flat, (B, D): a denoiser's raw output, whatever its shape.
+
+A target turns one step into values (K, B) and cotangents (K, B, D) of the prediction; the relevance pass is then
 one modified vector-Jacobian product a group. To add one, add a row to ``TARGETS``.
 
     lean         S_g
@@ -16,8 +18,8 @@ one modified vector-Jacobian product a group. To add one, add a row to ``TARGETS
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -25,9 +27,11 @@ import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.clean import clean_latents, decode_with_grad
 
 if TYPE_CHECKING:
-    from stereoclinic.denoisers.base import Denoiser
+    from stereoclinic.pipelines.model import Model
+    from stereoclinic.pipelines.watch import Call
     from stereoclinic.prompts import Row
 
 #: Pictures (B, 3, H, W) in [0, 1], or clean latents (B, C, h, w) -> logits (B, K), differentiable, one row a sample.
@@ -38,10 +42,10 @@ def group_directions(predictions: Tensor) -> tuple[Tensor, Tensor]:
     """Balanced prediction and group directions.
 
     Args:
-        predictions: (K, B, C, h, w), one pass for each group's prompt.
+        predictions: (K, B, D), one pass for each group's prompt.
 
     Returns:
-        fbar (B, C, h, w) and d (K, B, C, h, w), in float32 or wider: the groups' predictions differ in late digits.
+        fbar (B, D) and d (K, B, D), in float32 or wider: the groups' predictions differ in late digits.
     """
     predictions = _wide(predictions)
     balanced = predictions.mean(0)
@@ -53,15 +57,14 @@ def lean(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor:
 
     A model that does not know the groups apart has no lean: where d_g vanishes the lean is 0.
     """
-    size = _wide(directions).flatten(2).square().sum(-1)
+    size = _wide(directions).square().sum(-1)
     overlap = contrast(prediction, balanced, directions)
     return torch.where(size > 0, overlap / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)
 
 
 def contrast(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor:
     """<f - fbar, d_g> of each sample: (K, B), in float32 or wider."""
-    tilt = (_wide(prediction) - _wide(balanced)).flatten(1)  # (B, D)
-    return (_wide(directions).flatten(2) * tilt).sum(-1)
+    return (_wide(directions) * (_wide(prediction) - _wide(balanced))).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -69,26 +72,26 @@ class Point:
     """One step of a batch, as a target sees it: nothing here requires grad.
 
     Args:
-        denoiser: The model, between `predict` and `step` of this timestep.
-        latents: (B, C, h, w).
-        timestep: Of the step.
-        conditional: (B, C, h, w), the neutral prompt's prediction.
-        unconditional: (B, C, h, w); only for targets that decompose both halves.
-        balanced: (B, C, h, w).
-        directions: (K, B, C, h, w).
+        conditional: (B, D), the neutral prompt's prediction.
+        unconditional: (B, D), the one without prompt; where it was made.
+        balanced: (B, D).
+        directions: (K, B, D).
         classifier: For the target of that name.
         on: What the classifier looks at, "pictures" or "latents".
+        model: The pipeline; the classifier needs it and the next two.
+        call: Its denoiser's call.
+        part: Which of the call's samples these are.
     """
 
-    denoiser: "Denoiser"
-    latents: Tensor
-    timestep: Tensor
     conditional: Tensor
     unconditional: Tensor | None
     balanced: Tensor
     directions: Tensor
     classifier: Classifier | None = None
     on: str = "pictures"
+    model: "Model | None" = None
+    call: "Call | None" = None
+    part: slice = field(default_factory=lambda: slice(None))
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ class Target:
     """A named target.
 
     Attributes:
-        values: A step -> values (K, B) and cotangents (K, B, C, h, w). With `halves` the cotangents are (K, 2 B, C, h,
-            w), those of the unconditional prediction first.
+        values: A step -> values (K, B) and cotangents (K, B, D). With `halves` the cotangents are (K, 2 B, D), those of
+            the prediction without prompt first.
         halves: Decomposes the unconditional prediction too: both are watched, and a neuron's relevance is the sum.
     """
 
@@ -122,14 +125,14 @@ def _guidance(point: Point) -> tuple[Tensor, Tensor]:
 
 def _classifier(point: Point) -> tuple[Tensor, Tensor]:
     """Centred logits of the predicted clean image; their gradients at the prediction are the cotangents."""
-    if point.classifier is None:
+    if point.classifier is None or point.model is None or point.call is None:
         raise InputError("target 'classifier' needs a classifier: pass one that gives a logit for each group")
     groups, batch = point.directions.shape[:2]
     with torch.enable_grad():
         prediction = _wide(point.conditional).detach().requires_grad_()
-        seen = point.denoiser.clean(prediction, point.timestep, point.latents)
+        seen = clean_latents(point.model, point.call, prediction, point.part)
         if point.on == "pictures":
-            seen = point.denoiser.decode_with_grad(seen).clamp(0, 1)
+            seen = decode_with_grad(point.model, seen).clamp(0, 1)
         logits = point.classifier(seen)
         if logits.shape != (batch, groups):
             raise InputError(
@@ -170,49 +173,49 @@ def off_axis(vectors: Tensor, directions: Tensor) -> Tensor:
     """What lies outside the span of the K group directions, which sum to zero, so that K - 1 of them span it.
 
     Args:
-        vectors: (B, C, h, w).
-        directions: (K, B, C, h, w).
+        vectors: (B, D).
+        directions: (K, B, D).
 
     Returns:
-        (B, C, h, w), in float32 or wider.
+        (B, D), in float32 or wider.
     """
-    flat, axes = _wide(vectors).flatten(1), _wide(directions).flatten(2).transpose(0, 1)  # (B, D), (B, K, D)
+    wide, axes = _wide(vectors), _wide(directions).transpose(0, 1)  # (B, D), (B, K, D)
     basis: Tensor = torch.linalg.qr(axes[:, :-1].transpose(1, 2)).Q  # (B, D, K - 1)
-    return (flat - (basis @ (basis.transpose(1, 2) @ flat[..., None]))[..., 0]).view_as(vectors)
+    return wide - (basis @ (basis.transpose(1, 2) @ wide[..., None]))[..., 0]
 
 
 def axis_size(directions: Tensor) -> Tensor:
-    """||d||, the mean length of the group directions: (K, B, C, h, w) -> (B, 1, 1, 1)."""
-    sizes: Tensor = _wide(directions).flatten(2).norm(dim=2)  # (K, B)
-    return sizes.mean(0)[:, None, None, None]
+    """||d||, the mean length of the group directions: (K, B, D) -> (B, 1)."""
+    sizes: Tensor = _wide(directions).norm(dim=2)  # (K, B)
+    return sizes.mean(0)[:, None]
 
 
-def off_axis_cotangent(directions: Tensor, rows: "list[Row]", timestep: float) -> Tensor:
+def off_axis_cotangent(directions: Tensor, rows: "Sequence[Row]", timestep: float) -> Tensor:
     """A random cotangent orthogonal to every group direction, in units of the group directions' size.
 
     For v of independent standard normals the mean of <v, x>^2 is ||x||^2, so a backward pass of v estimates how far
     damping moves the prediction off the axis, relative to ||d||. It depends on the sample and timestep alone.
 
     Args:
-        directions: (K, B, C, h, w).
+        directions: (K, B, D).
         rows: The samples' `prompt` and `seed`.
         timestep: Of this step.
 
     Returns:
-        (B, C, h, w).
+        (B, D).
     """
     drawn = []
     for row in rows:
         key = f"off-axis\0{row['prompt']}\0{row['seed']}\0{timestep:.6g}"
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1)
-        drawn.append(torch.randn(directions.shape[2:], generator=generator, dtype=torch.float32))
+        drawn.append(torch.randn(directions.shape[2], generator=generator, dtype=torch.float32))
     random, size = off_axis(torch.stack(drawn).to(directions), directions), axis_size(directions)
     return torch.where(size > 0, random / size.clamp_min(1e-12), 0.0).to(directions.dtype)
 
 
 def _unit(directions: Tensor) -> Tensor:
-    """d_g / <d_g, d_g>, the gradient of the lean: (K, B, C, h, w); 0 where d_g vanishes."""
-    size = directions.flatten(2).square().sum(-1)[..., None, None, None]
+    """d_g / <d_g, d_g>, the gradient of the lean: (K, B, D); 0 where d_g vanishes."""
+    size = directions.square().sum(-1, keepdim=True)
     return torch.where(size > 0, directions / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)
 
 

@@ -1,27 +1,24 @@
-"""DDTD along a trajectory: the neutral prompt's own, and what is measured at each so-many-th step of it.
+"""DDTD along a trajectory: the neutral prompts' own, walked by the pipeline, and measured at every Nth step."""
 
-x_T --(t)--> x_t --> measured step (see `step`): the guided prediction, and relevance
-                 \\-> step in between: the guided prediction alone
-             --scheduler--> x of the next t
-"""
-
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stereoclinic.axes import Axis
 from stereoclinic.ddtd.composites import get_composite
-from stereoclinic.ddtd.memory import Portions
-from stereoclinic.ddtd.neurons import SITE_KINDS, Site, neuron_relevance
 from stereoclinic.ddtd.propagate import propagate
-from stereoclinic.ddtd.step import How, Measured, Reduce, States, measure
+from stereoclinic.ddtd.step import How, Measured, Reduce, measure
 from stereoclinic.ddtd.target import Classifier, get_target
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import predict_guided
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.learn import schedule_of
+from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import SITE_KINDS, Site, neuron_relevance
+from stereoclinic.pipelines.watch import Call, Walk, encode, encode_groups
 from stereoclinic.prompts import Row, group_prompts
 
 __all__ = ["Measured", "Settings", "bin_of", "check_prompts", "walk"]
@@ -37,14 +34,16 @@ class Settings:
             composite's own.
         steps: Of the scheduler.
         guidance: Scale along the trajectory.
-        every: Measure each `every`-th step.
-        bins: Timestep bins of equal width, T.
+        every: Measure every Nth step.
+        bins: Timestep bins, T: of equal width, or where that leaves one empty, one for each measured step; at most as
+            many as there are measured steps.
         kinds: Kinds of sites.
+        sites: Module paths of sites, as file names, in place of the table of `pipelines.sites`.
         target: What is decomposed, see `target.TARGETS`.
         classifier_on: What the target "classifier" looks at: the "pictures" or the "latents" that a prediction
             amounts to.
-        collateral_every: Measure the off-axis row at each so-many-th measured step of a bin; it costs a backward pass.
-            What leaving half of them out does to plans is asked by benchmarks/mitigation/offaxis.py.
+        collateral_every: Measure the off-axis row at every Nth measured step of a bin; it costs a backward pass. What
+            leaving half of them out does to plans is asked by benchmarks/mitigation/offaxis.py.
     """
 
     composite: str = "gradient"  # benchmarks/faithfulness chose it
@@ -57,6 +56,7 @@ class Settings:
     target: str = "lean"
     classifier_on: str = "pictures"
     collateral_every: int = 2
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         get_composite(self.composite)
@@ -79,20 +79,38 @@ class Settings:
             raise InputError("target classifier: no classifier was given; give one that tells the groups apart")
         composite, target = get_composite(self.composite), get_target(self.target)
         rooted = (self.root or composite.root) == "rooted"
-        return How(propagate(composite, model), rooted, target, self.guidance, classifier, self.classifier_on)
+        return How(propagate(composite, model), rooted, target, classifier, self.classifier_on)
 
-    def edges(self, training_steps: int) -> Tensor:
-        """(T + 1,) descending timesteps that part the bins."""
-        return torch.linspace(training_steps, 0, self.bins + 1, dtype=torch.float64)
+    def timesteps(self, model: Model) -> Tensor:
+        """(M,) the measured timesteps of a pipeline's call, noisiest first."""
+        steps = schedule_of(model, self.steps, self.guidance).timesteps
+        return torch.tensor(steps[:: self.every], dtype=torch.float64)
 
-    def check_bins(self, timesteps: Tensor, edges: Tensor) -> None:
-        """Raises InputError when a bin holds no measured timestep: nothing could be planned for it."""
-        held = {bin_of(float(timestep), edges) for timestep in timesteps[:: self.every]}
-        if len(held) < self.bins:
+    def edges(self, timesteps: Tensor, training_steps: float) -> Tensor:
+        """(T + 1,) descending timesteps that part the bins, each of which holds a measured one.
+
+        Args:
+            timesteps: (M,) the measured ones.
+            training_steps: The scheduler's noisiest timestep; where the measured ones are in a unit of their own, far
+                below it, bins run down from the first of them.
+
+        Raises:
+            InputError: Bins of equal width leave one empty, and there are more measured timesteps than bins.
+        """
+        first = float(timesteps[0])
+        top = training_steps if first > 0.01 * training_steps else first * 1.001
+        equal = torch.linspace(top, 0, self.bins + 1, dtype=torch.float64)
+        held = {bin_of(float(timestep), equal) for timestep in timesteps}
+        if len(held) == self.bins:
+            return equal
+        once = sorted(set(timesteps.tolist()), reverse=True)
+        if len(once) > self.bins:
             raise InputError(
-                f"{self.bins} bins, but the {len(timesteps[:: self.every])} measured steps fall into {len(held)} of"
-                " them; use fewer bins, more steps, or measure more of them"
+                f"{self.bins} bins, but the {len(once)} measured steps fall into {len(held)} of them; use fewer bins,"
+                " more steps, or measure more of them"
             )
+        inner = [(high + low) / 2 for high, low in pairwise(once)]
+        return torch.tensor([max(top, once[0]), *inner, min(0.0, once[-1])], dtype=torch.float64)
 
     def collateral_weights(self, timesteps: Tensor, edges: Tensor) -> list[float]:
         """What each measured step's off-axis row counts; 0 where it is not measured.
@@ -124,29 +142,33 @@ def bin_of(timestep: float, edges: Tensor) -> int:
 
 
 def walk(
-    denoiser: Denoiser,
+    model: Model,
     sites: list[Site],
     axis: Axis,
     rows: list[Row],
     settings: Settings,
+    measured: Callable[[Measured], None],
     classifier: Classifier | None = None,
     portions: Portions | None = None,
     reduce: Reduce = neuron_relevance,
-) -> Generator[Measured, None, Tensor]:
-    """Follow the neutral prompts' own guided trajectory and decompose the target at each measured step.
+    output: str | None = None,
+) -> Any:
+    """Follow the neutral prompts' own guided trajectory and decompose the target at every Nth step.
 
     Args:
-        denoiser: The frozen model.
-        sites: The watched layers of `denoiser.unet`.
+        model: The frozen pipeline.
+        sites: The watched layers of its denoiser.
         axis: The bias axis; its words make the group prompts.
         rows: The samples, with columns `prompt`, `seed` and those of `prompts.COLUMNS`.
         settings: See `Settings`.
+        measured: Takes each measured step.
         classifier: For the target "classifier": a logit for each group, in the axis' order.
-        portions: How many samples fit through the model together; found out, and kept there.
+        portions: How many samples fit through the denoiser together; found out, and kept there.
         reduce: Makes rows of what the relevance pass leaves at the sites.
+        output: What the pipeline is to give, such as "pil"; with None its call is left after the last measured step.
 
     Returns:
-        The latents (B, C, h, w) that the trajectory ends in, once it is walked.
+        The pipeline's output, or None.
 
     Raises:
         InputError: No classifier for the target of that name, a model that predicts the same for every group, or not
@@ -155,74 +177,40 @@ def walk(
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("relevance needs gradients: run with Trainer(inference_mode=False)")
-    how, portions = replace(settings.how(denoiser.unet, classifier), reduce=reduce), portions or Portions()
-    with torch.no_grad():
-        timesteps = denoiser.timesteps(settings.steps)
-        generators = denoiser.generators(rows)
-        latents = denoiser.noise(rows)
-        states = _encode(denoiser, rows, axis)
-    edges = settings.edges(denoiser.pipe.scheduler.config.num_train_timesteps)
-    weights = iter(settings.collateral_weights(timesteps[:: settings.every], edges))
-    for i, timestep in enumerate(timesteps):
-        if i % settings.every == 0:
-            how = replace(how, off_axis=next(weights))
-            guided, measured = _measured(denoiser, sites, rows, latents, timestep, states, how, portions)
-            yield measured
-        else:
-            guided = _guided(denoiser, latents, timestep, states, settings.guidance, portions)
-        with torch.no_grad():
-            latents = denoiser.step(guided, timestep, latents, generators)
-    return latents
+    how, portions = replace(settings.how(model.network, classifier), reduce=reduce), portions or Portions()
+    timesteps = settings.timesteps(model)
+    edges = settings.edges(timesteps, model.training_steps)
+    weights = iter(settings.collateral_weights(timesteps, edges))
+
+    def visit(call: Call) -> None:
+        if call.step % settings.every:
+            return
+        here = replace(how, off_axis=next(weights))
+        parts = portions.each(lambda part: measure(model, call, groups, sites, rows, here, part), len(rows))
+        call.reply = torch.cat([conditional for conditional, _, _ in parts])
+        if all(unguided is not None for _, unguided, _ in parts):
+            call.unguided = torch.cat([unguided for _, unguided, _ in parts if unguided is not None])
+        measured(Measured.joined([each for *_, each in parts]))
+
+    last = (len(timesteps) - 1) * settings.every + 1 if output is None else None
+    trajectory = Walk(model, rows, settings.steps, settings.guidance, visit=visit, portions=portions, last=last)
+    (groups,) = encode_groups(trajectory, rows, [axis])
+    return trajectory.run(output or "latent")
 
 
-def check_prompts(denoiser: Denoiser, axis: Axis, rows: Sequence[Row]) -> None:
+def check_prompts(model: Model, axis: Axis, rows: Sequence[Row], guidance: float) -> None:
     """Refuse prompts in which a group is not told from another, or from none: nothing would point its way.
 
     Raises:
         InputError: Two of a row's prompts are the same to the model's text encoder.
     """
     texts = [[row["prompt"], *group_prompts(row, axis)] for row in rows]
-    encoded = denoiser.encode([text for each in texts for text in each]).unflatten(0, (len(rows), -1))
-    for each, states in zip(texts, encoded, strict=True):
-        for i, j in combinations(range(len(each)), 2):
-            if torch.equal(states[i], states[j]):
+    size = 1 + len(axis)
+    conditions, _ = encode(model, [text for each in texts for text in each], guidance)
+    for number, each in enumerate(texts):
+        for i, j in combinations(range(size), 2):
+            if not conditions.differ(number * size + i, number * size + j):
                 raise InputError(
                     f"prompt {each[j]!r} is the same as {each[i]!r} to this model, so the axis has no direction; check"
                     f" the words of axis {axis.name!r}, and that the prompt is not too long for the model"
                 )
-
-
-def _encode(denoiser: Denoiser, rows: list[Row], axis: Axis) -> States:
-    by_group = [group_prompts(row, axis) for row in rows]
-    return States(
-        neutral=denoiser.encode([row["prompt"] for row in rows]),
-        empty=denoiser.encode([""] * len(rows)),
-        groups=torch.stack([denoiser.encode([each[k] for each in by_group]) for k in range(len(axis))]),
-    )
-
-
-def _measured(
-    denoiser: Denoiser,
-    sites: list[Site],
-    rows: list[Row],
-    latents: Tensor,
-    timestep: Tensor,
-    states: States,
-    how: How,
-    portions: Portions,
-) -> tuple[Tensor, Measured]:
-    def part(own: slice) -> tuple[Tensor, Measured]:
-        return measure(denoiser, sites, rows[own], latents[own], timestep, states[own], how)
-
-    guided, measured = zip(*portions.each(part, len(rows)), strict=True)
-    return torch.cat(guided), Measured.joined(list(measured))
-
-
-@torch.no_grad()
-def _guided(
-    denoiser: Denoiser, latents: Tensor, timestep: Tensor, states: States, guidance: float, portions: Portions
-) -> Tensor:
-    def part(own: slice) -> Tensor:
-        return predict_guided(denoiser, latents[own], timestep, states.neutral[own], states.empty[own], guidance)
-
-    return torch.cat(portions.each(part, len(latents)))

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,23 @@ from torch import Tensor
 
 from stereoclinic.axes import Axis, load_axis
 from stereoclinic.ddtd.target import group_directions, lean
-from stereoclinic.denoisers import open_denoiser
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import sample
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.bench.oracles import allocation_prompts, balanced_oracle
+from stereoclinic.evaluation.bench.oracles import allocation_prompts, balanced
 from stereoclinic.evaluation.intervals.gap_intervals import gap_interval
 from stereoclinic.evaluation.intervals.statistics import correlation_interval, noise_floor
 from stereoclinic.evaluation.metrics.bias import parity_gap, shares_from_reads, unsure_rate
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.files import write_text
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.learn import schedule_of
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.pictures import draw
+from stereoclinic.pipelines.watch import Call, Conditions, Walk, encode_groups
 from stereoclinic.portraits.card import card
 from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import AXES, World
-from stereoclinic.prompts import Row, group_prompts, occupation_prompts, with_seeds
+from stereoclinic.prompts import Row, occupation_prompts, with_seeds
 from stereoclinic.sns.allocate import allotted_group, uniform
 
 log = logging.getLogger("stereoclinic.portraits")
@@ -42,20 +45,20 @@ class Checker:
     """Draws from a model trained on a world, and compares with the world's table.
 
     Args:
-        denoiser: The model, from a folder with a reader in it.
+        model: The model, from a folder with a reader in it.
         world: What it was trained on.
         images: Images an occupation.
     """
 
-    def __init__(self, denoiser: Denoiser, world: World, images: int) -> None:
-        if denoiser.folder is None:
-            raise InputError(f"model {denoiser.model!r} is no local folder; check reads the reader beside the model")
-        self.denoiser, self.world, self.images = denoiser, world, images
-        self.reader = PortraitsReader(denoiser.folder / "reader")
+    def __init__(self, model: Model, world: World, images: int) -> None:
+        if model.folder is None:
+            raise InputError(f"model {model.name!r} is no local folder; check reads the reader beside the model")
+        self.model, self.world, self.images = model, world, images
+        self.reader = PortraitsReader(model.folder / "reader")
         self.rows = list(with_seeds(occupation_prompts(world.names), FIRST_SEED, images))
         self.labels = torch.tensor([world.names.index(row["label"]) for row in self.rows])
         self.n = len(self.rows)
-        self.guidances = (1.0, denoiser.defaults.guidance)
+        self.guidances = (1.0, model.defaults.guidance)
         self.floor = noise_floor(images, 2, len(world.names), parity_gap).upper
 
     def lines(self) -> tuple[list[Line], list[dict[str, Any]]]:
@@ -74,7 +77,7 @@ class Checker:
         return found, table
 
     def reader_lines(self) -> list[Line]:
-        accuracy = reader_accuracy(self.world, self.denoiser.pipe.vae, self.reader.net)
+        accuracy = reader_accuracy(self.world, self.model.pipe.vae, self.reader.net)
         n = 10 * len(self.world.cells)
         return [
             at_least(f"reader right on held-out drawings, {head}", value, n, 0.99) for head, value in accuracy.items()
@@ -149,10 +152,10 @@ class Checker:
         rows, reads = rows or self.rows, []
         for start in range(0, len(rows), 100):
             part = rows[start : start + 100]
-            asked = prompts[start : start + 100] if prompts else [row["prompt"] for row in part]
-            conditional = balanced_oracle(self.denoiser, oracle, part) if oracle else None
-            steps = self.denoiser.defaults.steps
-            reads.append(self.reader.read(sample(self.denoiser, part, asked, steps, guidance, conditional).cpu()))
+            asked = prompts[start : start + 100] if prompts else None
+            prepare = partial(balanced, axis=oracle) if oracle else None
+            pictures = draw(self.model, part, self.model.defaults.steps, guidance, asked, prepare)
+            reads.append(self.reader.read(pictures.float() / 255))
         return {head: torch.cat([each[head] for each in reads]) for head in reads[0]}
 
     def by_occupation(self, reads: Tensor) -> Tensor:
@@ -163,21 +166,21 @@ class Checker:
     @torch.no_grad()
     def early_lean(self, axis: Axis) -> Tensor:
         """Mean lean of each occupation toward the axis's first group over the first third of the steps: (P,)."""
-        denoiser, total = self.denoiser, torch.zeros(len(self.world.names))
+        total, steps = torch.zeros(len(self.world.names)), self.model.defaults.steps
+        early = max(1, len(schedule_of(self.model, steps, 1.0).timesteps) // 3)
         for start in range(0, self.n, 100):
-            rows = self.rows[start : start + 100]
-            latents, neutral = denoiser.noise(rows), denoiser.encode([row["prompt"] for row in rows])
-            groups = [
-                denoiser.encode(list(each)) for each in zip(*(group_prompts(row, axis) for row in rows), strict=True)
-            ]
-            timesteps = denoiser.timesteps(denoiser.defaults.steps)
-            early = timesteps[: max(1, len(timesteps) // 3)]
-            for timestep in early:
-                prediction = denoiser.predict(latents, timestep, neutral)
-                each = torch.stack([denoiser.predict(latents, timestep, states) for states in groups])
-                leans = lean(prediction, *group_directions(each))[0].cpu()
-                total.index_add_(0, self.labels[start : start + 100], leans.float() / len(early))
-                latents = denoiser.step(prediction, timestep, latents)
+            labels, walk = (
+                self.labels[start : start + 100],
+                Walk(self.model, self.rows[start : start + 100], steps, 1.0),
+            )
+            (groups,) = encode_groups(walk, walk.rows, [axis])
+
+            def visit(call: Call, labels: Tensor = labels, groups: list[Conditions] = groups) -> None:
+                leans = lean(call.own(), *group_directions(call.compare(groups)))[0].cpu()
+                total.index_add_(0, labels, leans.float() / early)
+
+            walk.visit, walk.last = visit, early
+            walk.run()
         return total / self.images
 
 
@@ -198,19 +201,19 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     world = World.load(options.world)
-    denoiser = open_denoiser(options.model, options.device)
-    found, table = Checker(denoiser, world, options.images).lines()
+    model = open_model(options.model, options.device)
+    found, table = Checker(model, world, options.images).lines()
     print("\n".join(str(line) for line in found))
     if options.json:
         write_text(options.json, json.dumps({"figures": [asdict(line) for line in found], "shares": table}, indent=2))
     if options.card:
         about = {
             "name": world.name,
-            "parameters": sum(each.numel() for each in denoiser.unet.parameters()) / 1e6,
+            "parameters": sum(each.numel() for each in model.network.parameters()) / 1e6,
             "images": options.images,
             "hardware": options.hardware,
             "samples": options.samples,
-            **asdict(denoiser.defaults),
+            **asdict(model.defaults),
         }
         write_text(options.card, card(found, table, **about))
     raise SystemExit(0 if all(line.met is not False for line in found) else 1)

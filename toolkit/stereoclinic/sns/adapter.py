@@ -6,16 +6,17 @@
     pipe(["a photo of a doctor"] * 2)
     unload_mask(pipe)
 
-Masks belong to the UNet: they are kept in a plain attribute of it, which is no part of its state dict, and pipelines
-that share a UNet share its masks. Active masks act as their composition (see `compose`), through one hook a site.
+Masks belong to the denoiser: they are kept in a plain attribute of it, which is no part of its state dict, and
+pipelines that share a denoiser share its masks. Active masks act as their composition (see `compose`), through one hook
+a layer.
 
-- `copy.deepcopy` of the UNet or of the pipeline gives one that is treated by itself: what is loaded into, or taken off,
-  either is nothing to the other.
+- `copy.deepcopy` of the denoiser or of the pipeline gives one that is treated by itself: what is loaded into, or taken
+  off, either is nothing to the other.
 - `pipe.save_pretrained` writes the untreated weights, and no mask. Write the mask beside them
   (`mask.save_pretrained(folder)`), or fuse it and `save_fused`.
-- Pipelines that share a UNet also share who is asked whether a batch is guided: the one that was last given to
-  `load_mask`, `set_masks`, `allot_masks` or `enable_masks`. It matters to masks of the conditional branch, and to
-  images that are treated differently; call one of these with the pipeline that is about to run.
+- How a pipeline calls its denoiser is learnt when it is given to `load_mask`, `set_masks`, `allot_masks` or
+  `enable_masks`: two passes of the denoiser, once a pipeline and scheduler. Call one of these with the pipeline that is
+  about to run, where several share a denoiser.
 - A model is compiled after its masks are loaded. From then on masks can be allotted, disabled and unloaded; to load
   others or to change strengths, compile again.
 """
@@ -29,13 +30,13 @@ import torch
 from torch import nn
 
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.recognise import Recogniser, network_of
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.damp import Allotment, Suppression
 from stereoclinic.sns.factors import check_strength
 from stereoclinic.sns.fits import check_fits
-from stereoclinic.sns.guidance import Guidance
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.reach import FUSED, check_open, denoiser_of
+from stereoclinic.sns.reach import FUSED, check_open
 
 MASKS = "_stereoclinic_masks"
 
@@ -45,7 +46,7 @@ Sample = Allotment | Mapping[str, Allotment]
 
 @dataclass
 class _Adapters:
-    """What a UNet carries."""
+    """What a denoiser carries."""
 
     masks: dict[str, NeuronMask] = field(default_factory=dict)
     strengths: dict[str, float] = field(default_factory=dict)
@@ -61,8 +62,8 @@ def load_mask(
     """Load a mask and make it active, beside those that are.
 
     Args:
-        pipe: A diffusers pipeline with a UNet, which is asked at every call whether it is guiding; or the UNet, whose
-            batches are then taken for conditional as a whole.
+        pipe: A diffusers pipeline; or its denoiser, whose batches are then taken for conditional as a whole, and whose
+            timesteps for the scheduler's.
         mask: The mask, its file, or a folder or hub repository (see `NeuronMask.from_pretrained`).
         name: What to call it here.
         strength: Scales the damping, from 0 (none) to 1 (as the mask says).
@@ -81,7 +82,7 @@ def load_mask(
     check_open(pipe)
     if not isinstance(mask, NeuronMask):
         mask = NeuronMask.from_pretrained(mask) if _is_folder_or_hub(mask) else NeuronMask.load(mask)
-    check_fits(mask, denoiser_of(pipe), force)
+    check_fits(mask, network_of(pipe), force)
     changed = _Adapters(
         {**state.masks, name: mask},
         {**state.strengths, name: float(strength)},
@@ -104,7 +105,7 @@ def unload_mask(pipe: Any, name: str | None = None) -> None:
     if name is None or list(state.masks) == [name]:
         if state.suppression is not None:
             state.suppression.detach()
-        delattr(denoiser_of(pipe), MASKS)
+        delattr(network_of(pipe), MASKS)
         return
     masks = {other: mask for other, mask in state.masks.items() if other != name}
     strengths = {other: strength for other, strength in state.strengths.items() if other != name}
@@ -116,7 +117,7 @@ def set_masks(pipe: Any, names: str | Sequence[str], strengths: float | Sequence
     """Make these of the loaded masks active, and no others. An allotment is forgotten.
 
     Args:
-        pipe: The pipeline, or its UNet.
+        pipe: The pipeline, or its denoiser.
         names: One name, or several.
         strengths: One for all, or one each; None keeps what each has.
 
@@ -155,7 +156,7 @@ def disable_masks(pipe: Any) -> None:
 
 
 def enable_masks(pipe: Any) -> None:
-    """Undo `disable_masks`, and from now on ask this pipeline whether it is guiding.
+    """Undo `disable_masks`, and recognise the calls of this pipeline from now on.
 
     Raises:
         InputError: No mask is loaded.
@@ -183,7 +184,7 @@ def allot_masks(pipe: Any, samples: Iterable[Sample] | Sample) -> None:
     """Say what each image gets, in all calls until it is said anew or the active masks change.
 
     Args:
-        pipe: The pipeline, or its UNet.
+        pipe: The pipeline, or its denoiser.
         samples: One entry an image (prompts times images a prompt, in the pipeline's order), or one for all. An entry
             is a group's name, which all active masks that allocate must have; or a table from a mask's name to a group
             (to True, for a plain mask), or to None, which leaves the image alone as far as that mask goes; or None,
@@ -193,7 +194,7 @@ def allot_masks(pipe: Any, samples: Iterable[Sample] | Sample) -> None:
     Raises:
         InputError: No mask is active, or an entry names no mask or group that is.
     """
-    if getattr(denoiser_of(pipe), FUSED, None) is not None:
+    if getattr(network_of(pipe), FUSED, None) is not None:
         raise InputError("a fused mask treats all images alike; unfuse it and load the mask, to allot groups")
     state = _loaded(pipe)
     if state.suppression is None:
@@ -285,23 +286,23 @@ def _replace(pipe: Any, state: _Adapters) -> None:
     if before is not None and before.suppression is not None:
         before.suppression.detach()
         if suppression is not None and isinstance(pipe, nn.Module):
-            suppression.guidance = before.suppression.guidance
+            suppression.recogniser = before.suppression.recogniser
     state.suppression = suppression
     if suppression is not None:
         suppression.attach()
         if not state.enabled:
             suppression.pause()
-    setattr(denoiser_of(pipe), MASKS, state)
+    setattr(network_of(pipe), MASKS, state)
 
 
 def _bind(suppression: Suppression, pipe: Any) -> None:
-    """Ask this pipeline from now on; a bare UNet leaves it to the one that was asked before."""
+    """Recognise the calls of this pipeline from now on; a bare denoiser leaves it to the one before."""
     if not isinstance(pipe, nn.Module):
-        suppression.guidance = Guidance(pipe, keep=False)
+        suppression.recogniser = Recogniser(pipe)
 
 
 def _state(pipe: Any) -> _Adapters | None:
-    return getattr(denoiser_of(pipe), MASKS, None)
+    return getattr(network_of(pipe), MASKS, None)
 
 
 def _loaded(pipe: Any) -> _Adapters:

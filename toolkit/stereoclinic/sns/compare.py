@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.neurons import Site, spans
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import Site, spans
 from stereoclinic.sns.mask import NeuronMask, bin_of
 
 if TYPE_CHECKING:

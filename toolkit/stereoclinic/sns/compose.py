@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.allocate import JOINT
 from stereoclinic.sns.factors import check_strength
 from stereoclinic.sns.mask import NeuronMask, bin_of

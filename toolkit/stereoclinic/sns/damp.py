@@ -1,7 +1,7 @@
-"""Applying a mask while a model runs: forward-pre-hooks that leave no trace.
+"""Applying a mask while a model runs: hooks that leave no trace.
 
-    unet(x, t, c):   note t, pick the bin and what each sample gets
-      site:          a_j  <-  r_j + s_j (a_j - r_j),     s_j = 1 - strength (1 - factor_j)
+    denoiser(x, t, c):   recognise the pass, pick the bin and what each row gets
+      site:              a_j  <-  r_j + s_j (a_j - r_j),     s_j = 1 - strength (1 - factor_j)
 
 Each row of a batch gets one *variant*: the mask, one group of an allocating mask, or nothing at all. "Nothing" is a
 factor of 1 and an offset of -0, the one number that leaves every other as it is when added, so that a sample that is
@@ -15,20 +15,23 @@ compiled while it is damped keeps following: what a forward pass is to do is pla
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.hooks import Hooks
+from stereoclinic.pipelines.intercept import Pass
+from stereoclinic.pipelines.recognise import Recogniser, network_of, outer_network
+from stereoclinic.pipelines.sites import by_layer, channels_of, layer_at
 from stereoclinic.sns.factors import damp, effective
 from stereoclinic.sns.fits import check_fits
-from stereoclinic.sns.guidance import Guidance
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.reach import check_open, denoiser_of
+from stereoclinic.sns.reach import check_open
 
 #: What one sample gets: a group's name, True (the mask), or None or False (left alone).
 Allotment = str | bool | None
@@ -40,12 +43,11 @@ def suppress(
     """Damp the mask's neurons within a `with` block.
 
     Args:
-        target: A diffusers pipeline, or the denoiser itself.
+        target: A diffusers pipeline, a `Model`, or the denoiser itself.
         mask: What to damp. An allocating one needs `Suppression.allot` to be told every sample's group.
         strength: Scales the damping, 1 - factor, from 0 (none) to 1 (as the mask says).
         guided: Whether a batch holds an unconditional half, first, and a conditional one; matters where samples or
-            branches differ. None asks a pipeline at every call (`do_classifier_free_guidance`), and takes a bare
-            denoiser's batch for conditional as a whole.
+            branches differ. None finds out for a pipeline, and takes a bare denoiser's batch for conditional.
         force: Accept a model whose weights differ from those the mask was made for.
 
     Returns:
@@ -61,23 +63,35 @@ def suppress(
 
 @dataclass
 class _Step:
-    """What the sites read during one forward pass."""
+    """What the layers read during one pass."""
 
-    active: frozenset[str]  # the sites where a row is damped
-    spans: dict[str, slice]  # of every hooked site
-    factors: Tensor  # (1 or B, N)
-    offsets: Tensor | None
-    rows: dict[str, tuple[Tensor, Tensor | None]]  # site -> (1 or B, C) each, for the usual device and dtype
-    casts: dict[tuple[torch.device, torch.dtype], dict[str, tuple[Tensor, Tensor | None]]] = field(default_factory=dict)
+    active: frozenset[str]  # the layers where a row is damped
+    rows: dict[str, tuple[Tensor, Tensor | None]]  # layer -> (1 or B, C) each, for the usual device and dtype
+    casts: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     def at(self, name: str, a: Tensor) -> tuple[Tensor, Tensor | None]:
-        pair = self.rows[name]
-        if pair[0].dtype == a.dtype and pair[0].device == a.device:
-            return pair
-        key = (a.device, a.dtype)  # autocast, or a model that is spread over devices
+        factor, offset = self.rows[name]
+        if factor.dtype == a.dtype and factor.device == a.device:
+            return factor, offset
+        key = (name, a.device, a.dtype)  # autocast, or a model that is spread over devices
         if key not in self.casts:
-            self.casts[key] = _split(self.spans, self.factors, self.offsets, *key)
-        return self.casts[key][name]
+            self.casts[key] = factor.to(a.device, a.dtype), None if offset is None else offset.to(a.device, a.dtype)
+        return self.casts[key]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A layer's neurons in a mask, and their channels among its own."""
+
+    span: slice
+    dim: int
+    before: int  # channels before the first one that a site has
+    after: int
+
+    def widened(self, x: Tensor, value: float) -> Tensor:
+        """(rows, N) -> (rows, C), with `value` where no site is."""
+        x = x[:, self.span]
+        return pad(x, (self.before, self.after), value=value) if self.before or self.after else x
 
 
 class Suppression:
@@ -89,8 +103,7 @@ class Suppression:
         strength: As `suppress`.
         guided: As `suppress`.
         force: As `suppress`.
-        movable: The denoiser itself holds this, so that a deep copy of it has one of its own. A pipeline is then not
-            kept alive by its UNet.
+        movable: The denoiser itself holds this, so that a deep copy of it has one of its own.
     """
 
     def __init__(
@@ -102,12 +115,12 @@ class Suppression:
         force: bool = False,
         movable: bool = False,
     ) -> None:
-        self.module = denoiser_of(target)
-        self._open = target if isinstance(target, nn.Module) else target.unet
-        self.guidance = Guidance(target, guided, keep=not movable)
+        self.module = network_of(target)
+        self._open = outer_network(target)
+        self.recogniser = Recogniser(target, guided)
         self.strength, self.force, self.movable = strength, force, movable
         self._handles: list[RemovableHandle] = []
-        self._places: dict[str, tuple[nn.Module, str, nn.Module, RemovableHandle]] = {}
+        self._hooks: Hooks | None = None
         self._step: _Step | None = None
         self._paused = False
         self._lay_out(mask)
@@ -124,10 +137,14 @@ class Suppression:
         self._alone = len(factors)
         self._factors = torch.cat([factors, torch.ones_like(factors[:1])])  # (V + 1, T, N)
         self._offsets = None if offsets is None else torch.cat([offsets, torch.full_like(offsets[:1], -0.0)])
-        self._spans = {site.name: span for site, span in mask.spans()}
-        self._kinds = {site.name: site.kind for site in mask.sites}
-        #: Site -> (V + 1, T), whether anything is damped there.
-        self._damped = {name: (self._factors[..., span] < 1).any(2) for name, span in self._spans.items()}
+        self._places: dict[str, _Place] = {}
+        for name, here in by_layer(mask.sites).items():
+            (first, _), (last, _) = here[0], here[-1]
+            width = channels_of(layer_at(self.module, name) or self.module) or last.start + last.width
+            span = slice(here[0][1].start, here[-1][1].stop)
+            self._places[name] = _Place(span, first.dim, first.start, width - last.start - last.width)
+        #: Layer -> (V + 1, T), whether anything is damped there.
+        self._damped = {name: (self._factors[..., place.span] < 1).any(2) for name, place in self._places.items()}
         self._tables: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
         self._steps: dict[tuple[Any, ...], _Step] = {}
         self._step = None
@@ -194,68 +211,46 @@ class Suppression:
     def attach(self) -> None:
         """Put the hooks on, on sites that any variant damps; nothing is checked."""
         self._handles.append(self.module.register_forward_pre_hook(self._begin, with_kwargs=True))
-        for name, damped in self._damped.items():
-            if damped.any():
-                parent, _, leaf = name.rpartition(".")
-                self._hook(name, self.module.get_submodule(parent), leaf)
+        damped = [name for name, rows in self._damped.items() if rows.any()]
+        self._hooks = Hooks(self.module, damped, self._damp_layer)
+        self._hooks.attach()
 
     def detach(self) -> None:
         """Take them off again."""
-        for handle in (*self._handles, *(place[-1] for place in self._places.values())):
+        for handle in self._handles:
             handle.remove()
+        if self._hooks is not None:
+            self._hooks.detach()
         self._handles.clear()
-        self._places.clear()
+        self._hooks = None
         self._steps.clear()
         self._tables.clear()
         # Code that was compiled meanwhile holds the hooks; it sees that there is nothing left to do.
         self._step = None
 
-    def _hook(self, name: str, parent: nn.Module, leaf: str) -> None:
-        site = parent._modules[leaf]
-        assert site is not None
-        handle = site.register_forward_pre_hook(partial(self._damp_site, name, self._kinds[name]))
-        self._places[name] = (parent, leaf, site, handle)
-
-    def _follow(self) -> None:
-        """Move hooks to where the sites are now: peft puts a wrapper in a layer's place, and takes it away again."""
-        for name, (parent, leaf, site, handle) in list(self._places.items()):
-            if parent._modules.get(leaf) is not site:
-                handle.remove()
-                self._hook(name, parent, leaf)
-
     # Never traced: a bin is chosen by the timestep's value, and would be compiled anew for each.
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own has no annotations
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._step = None
-        if self._paused:
+        if self._paused or self._hooks is None:
             return
-        self._follow()
-        sample = args[0] if args else kwargs.get("sample")
-        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        if timestep is None or not isinstance(sample, Tensor):
-            raise InputError(f"{type(module).__name__} was called without a timestep, which a mask needs")
-        rows = self._rows(len(sample))
-        bin_ = self._bin(timestep)
+        self._hooks.follow()
+        now = self.recogniser.now(module, args, kwargs)
+        if now is None:
+            return
+        self._hooks.rows = len(now.samples)
+        bin_ = self._bin(now.timestep)
+        rows = self._rows(now)
         if bin_ is not None and rows != (self._alone,):
-            self._step = self._prepared(bin_, rows, sample)
+            latents: Any = args[0] if args else next(iter(kwargs.values()))
+            self._step = self._prepared(bin_, rows, latents if isinstance(latents, Tensor) else latents[0])
 
-    def _bin(self, timestep: Any) -> int | None:
+    def _bin(self, timestep: float) -> int | None:
         """As `NeuronMask.bin_of`, from numbers alone."""
-        value = timestep
-        if isinstance(timestep, Tensor):
-            if timestep.numel() == 1:
-                value = timestep.item()
-            else:
-                values = timestep.flatten().tolist()
-                if len(set(values)) != 1:
-                    raise InputError(
-                        f"timesteps {values[:4]} differ within a batch; a mask needs one timestep for the whole batch"
-                    )
-                value = values[0]
-        above = sum(edge > value for edge in self._edges)
+        above = sum(edge > timestep for edge in self._edges)
         return None if above == len(self._edges) else max(above - 1, 0)
 
-    def _rows(self, batch: int) -> tuple[int, ...]:
+    def _rows(self, now: Pass) -> tuple[int, ...]:
         """The variant of each row of a batch, or one for all of them."""
         choice = self._choice
         if choice is None:
@@ -263,39 +258,41 @@ class Suppression:
                 f"the mask allocates images to {self._groups}, and nothing was allotted yet; call allot([...]) on what "
                 "suppress(...) returned, or allot_masks(pipe, [...])"
             )
-        conditional = self.mask.branch == "conditional"
-        if len(choice) == 1 and (choice[0] == self._alone or not conditional):
+        everywhere = self.mask.branch != "conditional" or all(now.conditional)
+        if len(choice) == 1 and (choice[0] == self._alone or everywhere):
             return choice
-        guided = self.guidance.now()
-        if guided and batch % 2:
-            raise InputError(f"a guided batch of {batch} has no two halves; pass guided=False if there is no guidance")
-        samples = batch // 2 if guided else batch
-        if len(choice) not in (1, samples):
-            halves = "twice as many rows, for guidance" if guided else "no guidance"
+        if len(choice) not in (1, now.total):
             raise InputError(
-                f"{len(choice)} samples are allotted, but the batch has {samples} ({halves}); allot one entry a sample"
-                " (images times prompts), or one for all"
+                f"{len(choice)} samples are allotted, but the call draws {now.total}; allot one entry a sample (images"
+                " times prompts), or one for all"
             )
-        rows = choice if len(choice) == samples else choice * samples
-        if guided:  # the unconditional half comes first
-            rows = ((self._alone,) * samples if conditional else rows) + rows
+        every = choice if len(choice) > 1 else choice * now.total
+        both = self.mask.branch != "conditional"
+        pairs = zip(now.samples, now.conditional, strict=True)
+        rows = tuple(every[sample] if conditional or both else self._alone for sample, conditional in pairs)
         return rows[:1] if len(set(rows)) == 1 else rows
 
-    def _prepared(self, bin_: int, rows: tuple[int, ...], sample: Tensor) -> _Step | None:
-        dtype = sample.dtype if sample.is_floating_point() else torch.float32
-        key = (bin_, rows, sample.device, dtype)
+    def _prepared(self, bin_: int, rows: tuple[int, ...], latents: Tensor) -> _Step | None:
+        dtype = latents.dtype if latents.is_floating_point() else torch.float32
+        key = (bin_, rows, latents.device, dtype)
         if key not in self._steps:
             variants = sorted(set(rows))
-            active = frozenset(name for name in self._places if self._damped[name][variants, bin_].any())
+            assert self._hooks is not None
+            layers = self._hooks.layers
+            active = frozenset(name for name in layers if self._damped[name][variants, bin_].any())
             if len(rows) > 1:  # they are as large as the batch, so only the latest is kept
                 self._steps.clear()
             factors, offsets = (
-                None if table is None else _pick(table[:, bin_], rows) for table in self._table(sample.device)
+                None if table is None else _pick(table[:, bin_], rows).to(dtype)
+                for table in self._table(latents.device)
             )
             assert factors is not None
-            spans = {name: self._spans[name] for name in self._places}
-            by_site = _split(spans, factors, offsets, sample.device, dtype)
-            self._steps[key] = _Step(active, spans, factors, offsets, by_site)
+            by_layer = {}
+            for name in layers:
+                place = self._places[name]
+                offset = None if offsets is None else place.widened(offsets, -0.0)
+                by_layer[name] = place.widened(factors, 1.0), offset
+            self._steps[key] = _Step(active, by_layer)
         step = self._steps[key]
         return step if step.active else None
 
@@ -307,13 +304,12 @@ class Suppression:
             )
         return self._tables[device]
 
-    def _damp_site(self, name: str, kind: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _damp_layer(self, name: str, a: Tensor) -> Tensor | None:
         step = self._step
         if step is None:
             return None
-        a, *rest = args
         if torch.compiler.is_compiling():
-            # All hooked sites alike, so that one graph serves all timestep bins; where a bin damps nothing, times 1.
+            # All hooked layers alike, so that one graph serves all timestep bins; where a bin damps nothing, times 1.
             factor, offset = step.rows[name]
             factor = factor.to(a.device, a.dtype)
             offset = None if offset is None else offset.to(a.device, a.dtype)
@@ -323,10 +319,10 @@ class Suppression:
             return None
         if len(factor) not in (1, len(a)):
             raise InputError(
-                f"site {name!r} ran on {len(a)} rows of a batch of {len(factor)}; samples treated differently need "
+                f"layer {name!r} ran on {len(a)} rows of a batch of {len(factor)}; samples treated differently need "
                 "the batch whole, so disable chunking over it"
             )
-        return (damp(a, factor, kind, offset), *rest)
+        return damp(a, factor, self._places[name].dim, offset)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if not self.movable:
@@ -336,7 +332,7 @@ class Suppression:
             )
         twin = copy.copy(self)
         memo[id(self)] = twin
-        for name in ("module", "_open", "guidance", "_handles", "_places"):
+        for name in ("module", "_open", "recogniser", "_handles", "_hooks"):
             setattr(twin, name, copy.deepcopy(getattr(self, name), memo))
         twin._tables, twin._steps, twin._step = {}, {}, None
         return twin
@@ -352,11 +348,3 @@ def _pick(table: Tensor, rows: tuple[int, ...]) -> Tensor:
     if len(rows) == 1:
         return table[rows[0] : rows[0] + 1]
     return table.index_select(0, torch.tensor(rows, device=table.device))
-
-
-def _split(
-    spans: dict[str, slice], factors: Tensor, offsets: Tensor | None, device: torch.device, dtype: torch.dtype
-) -> dict[str, tuple[Tensor, Tensor | None]]:
-    factors = factors.to(device, dtype)
-    offsets = None if offsets is None else offsets.to(device, dtype)
-    return {name: (factors[:, span], None if offsets is None else offsets[:, span]) for name, span in spans.items()}

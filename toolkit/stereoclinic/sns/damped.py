@@ -1,78 +1,84 @@
 """A forward pass damped by factors that are being planned, differentiable in them at every site."""
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.functional import pad
 
-from stereoclinic.ddtd.neurons import Site, neuron_relevance, spans, to_neurons
+from stereoclinic.pipelines.hooks import Hooks, key_of
+from stereoclinic.pipelines.sites import Site, by_layer, calls_of, neuron_relevance, to_neurons
 from stereoclinic.sns.factors import damp
 
 
-class Damped:
+class Damped(Hooks):
     """Damps every site by factors that are being planned, and keeps what came in and what went on.
 
     Args:
-        model: The UNet.
+        network: The denoiser.
         sites: Its sites.
         factor: (N,), s.
         root: (N,), r; None for zero.
 
     Attributes:
-        own: site name -> activation as the treated network made it.
-        damped: site name -> what went on from there, in the graph.
+        own: Layer -> its input as the treated network made it; `layer#2` where the pass runs it again.
+        damped: Layer -> what went on from there, in the graph.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], factor: Tensor, root: Tensor | None = None) -> None:
-        self.model, self.sites = model, list(sites)
-        self.factor, self.root = factor, root
+    def __init__(self, network: nn.Module, sites: Sequence[Site], factor: Tensor, root: Tensor | None = None) -> None:
+        self.sites, self.factor, self.root = list(sites), factor, root
         self.own: dict[str, Tensor] = {}
         self.damped: dict[str, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
+        self._spans = by_layer(self.sites)
+        super().__init__(network, list(self._spans), self._damp)
 
-    def __enter__(self) -> Self:
-        modules = dict(self.model.named_modules())
-        for site, span in spans(self.sites):
-            self._handles.append(modules[site.name].register_forward_pre_hook(self._hook(site, span)))
-        return self
+    def began(self) -> None:
+        self.own.clear()
+        self.damped.clear()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        while self._handles:
-            self._handles.pop().remove()
+    def _damp(self, name: str, a: Tensor) -> Tensor:
+        dim = self._spans[name][0][0].dim
+        factor = self._of(self.factor, name, a, 1.0)
+        offset = None if self.root is None else (1 - factor) * self._of(self.root, name, a, 0.0)
+        damped = damp(a, factor[None], dim, None if offset is None else offset[None])
+        if torch.is_grad_enabled() and not damped.requires_grad:
+            damped = damped.detach().requires_grad_()
+        if torch._C._current_graph_task_id() == -1:  # else this is a checkpoint's recomputation
+            key = key_of(self.own, name)
+            self.own[key], self.damped[key] = a.detach(), damped
+        return damped
 
-    def _hook(self, site: Site, span: slice) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        factor = self.factor[None, span]
-        offset = None if self.root is None else (1 - factor) * self.root[None, span]
-
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            a = args[0]
-            damped = damp(a, factor.to(a), site.kind, None if offset is None else offset.to(a))
-            self.own[site.name], self.damped[site.name] = a.detach(), damped
-            return (damped, *args[1:])
-
-        return hook
+    def _of(self, values: Tensor, name: str, a: Tensor, value: float) -> Tensor:
+        """(N,) -> (C,) of a layer's channels, with `value` where no site is."""
+        (first, start), (last, stop) = self._spans[name][0], self._spans[name][-1]
+        width = a.shape[first.dim]
+        own = values[start.start : stop.stop].to(a)
+        return pad(own, (first.start, width - last.start - last.width), value=value)
 
     def means(self) -> Tensor:
         """Means over positions: (B, N)."""
-        return torch.cat(
-            [to_neurons(each, site.kind) * site.width / each[0].numel() for site, each in self._activations()], dim=1
-        ).cpu()
+        found = []
+        for site in self.sites:
+            calls = [site.of(self.own[key]) for key in calls_of(self.own, site.layer)]
+            rows = len(next(iter(self.own.values())))
+            total = sum((to_neurons(a, site.dim) for a in calls), torch.zeros(rows, site.width).to(self.factor))
+            found.append(total * site.width / max(sum(a[0].numel() for a in calls), 1))
+        return torch.cat(found, dim=1).cpu()
 
-    def _activations(self) -> list[tuple[Site, Tensor]]:
-        return [(site, self.own[site.name]) for site in self.sites]
+    def grads(self, output: Tensor, cotangent: Tensor, retain: bool) -> Mapping[str, Tensor | None]:
+        """Layer -> the vector-Jacobian product of the output at what went on from there."""
+        found = torch.autograd.grad(
+            output, list(self.damped.values()), cotangent, retain_graph=retain, allow_unused=True
+        )
+        return dict(zip(self.damped, found, strict=True))
 
-    def relevance(self, grads: Sequence[Tensor | None]) -> Tensor:
+    def relevance(self, grads: Mapping[str, Tensor | None]) -> Tensor:
         """sum over positions of (a_j - r_j) g_j: (B, N)."""
         roots = None
         if self.root is not None:
             roots = {}
-            for site, span in spans(self.sites):
-                a = self.own[site.name]
-                each = self.root[span].to(a)
-                roots[site.name] = each.view(-1, *[1] * (a.ndim - 2)) if site.kind == "conv" else each
+            for key, a in self.own.items():
+                name = key.partition("#")[0]
+                each, here = self._of(self.root, name, a, 0.0), self._spans[name]
+                roots[key] = each.view(1, -1, *[1] * (a.ndim - 2)) if here[0][0].dim == 1 else each
         return neuron_relevance(self.own, grads, self.sites, roots)

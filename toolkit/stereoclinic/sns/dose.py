@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.ddtd.memory import Portions
 from stereoclinic.ddtd.target import group_directions, lean
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import guide
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import Samples, group_prompts
+from stereoclinic.pipelines.learn import schedule_of
+from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.watch import Call, Walk, encode_groups
+from stereoclinic.prompts import Samples
 from stereoclinic.sns.allocate import on_axis
 from stereoclinic.sns.choose import adjusted
 from stereoclinic.sns.mask import NeuronMask
@@ -43,7 +44,7 @@ class Dose:
 
 
 def find_dose(
-    denoiser: Denoiser,
+    model: Model,
     axis: Axis,
     samples: Samples,
     mask: NeuronMask,
@@ -59,7 +60,7 @@ def find_dose(
     """Bisect the strength; more damping is taken to leave less lean.
 
     Args:
-        denoiser: The model.
+        model: The pipeline.
         axis: The bias axis.
         samples: Calibration, judged on nowhere else.
         mask: To be dosed.
@@ -81,9 +82,7 @@ def find_dose(
     portions = Portions(batch_size)
 
     def left(strength: float) -> float:
-        each = lean_left(
-            denoiser, axis, samples, mask, strength, steps, guidance, shares, force=force, portions=portions
-        )
+        each = lean_left(model, axis, samples, mask, strength, steps, guidance, shares, force=force, portions=portions)
         tried[strength] = each.mean().item()
         if progress is not None:
             progress(strength, tried[strength])
@@ -114,7 +113,7 @@ def dosed(mask: NeuronMask, found: Dose, bound: float, samples: Samples) -> Neur
 
 @torch.no_grad()
 def lean_left(
-    denoiser: Denoiser,
+    model: Model,
     axis: Axis,
     samples: Samples,
     mask: NeuronMask,
@@ -136,8 +135,8 @@ def lean_left(
         InputError: The mask treats no step of the sampler, or allots groups that are none of the axis's.
     """
     rows: list[dict[str, Any]] = list(samples)
-    timesteps = denoiser.timesteps(steps)
-    treated = [i for i, t in enumerate(timesteps) if _treats(mask, float(t))]
+    timesteps = schedule_of(model, steps, guidance).timesteps
+    treated = [i for i, t in enumerate(timesteps) if _treats(mask, t)]
     numbers = on_axis(mask.groups, axis)
     if -1 in numbers:
         raise InputError(
@@ -149,36 +148,26 @@ def lean_left(
 
     def left(own: slice) -> Tensor:
         part = rows[own]
-        treatment = Treatment(denoiser.pipe, mask, (), strength, shares, guidance > 1, force)
-        generators, latents = denoiser.generators(part), denoiser.noise(part)
-        neutral, empty = denoiser.encode([row["prompt"] for row in part]), denoiser.encode([""] * len(part))
-        texts = [group_prompts(row, axis) for row in part]
-        groups = [denoiser.encode([each[k] for each in texts]) for k in range(len(axis))]
+        treatment = Treatment(model, mask, (), strength, shares, force=force)
         total = torch.zeros(len(part))
+
+        def visit(call: Call) -> None:
+            if call.step not in treated:
+                return
+            balanced, directions = group_directions(call.compare(groups))
+            found = lean(call.own(), balanced, directions)  # (K, B)
+            goals = torch.stack([lean(balanced + each, balanced, directions) for each in directions])
+            for b, name in enumerate(allotted):
+                goal = goals[numbers[mask.groups.index(name)], :, b] if isinstance(name, str) else 0.0
+                total[b] += (found[:, b] - goal).abs().mean().item()
+            if progress is not None:
+                progress(len(part))
+
         with treatment:
             allotted = treatment.begin(part)
-            for i, timestep in enumerate(timesteps[: treated[-1] + 1]):
-                treatment.suppression.resume()
-                if guidance > 1:
-                    both = denoiser.predict(torch.cat([latents, latents]), timestep, torch.cat([empty, neutral]))
-                    unconditional, conditional = both.chunk(2)
-                    guided = guide(conditional, unconditional, guidance)
-                else:
-                    guided = conditional = denoiser.predict(latents, timestep, neutral)
-                if i in treated:
-                    treatment.suppression.pause()
-                    balanced, directions = group_directions(
-                        torch.stack([denoiser.predict(latents, timestep, states) for states in groups])
-                    )
-                    found = lean(conditional, balanced, directions)  # (K, B)
-                    goals = torch.stack([lean(balanced + each, balanced, directions) for each in directions])
-                    for b, name in enumerate(allotted):
-                        goal = goals[numbers[mask.groups.index(name)], :, b] if isinstance(name, str) else 0.0
-                        total[b] += (found[:, b] - goal).abs().mean().item()
-                    if progress is not None:
-                        progress(len(part))
-                if i < treated[-1]:
-                    latents = denoiser.step(guided, timestep, latents, generators)
+            walk = Walk(model, part, steps, guidance, visit=visit, last=treated[-1] + 1)
+            (groups,) = encode_groups(walk, part, [axis])
+            walk.run()
         return total / len(treated)
 
     portions = portions or Portions(batch_size)

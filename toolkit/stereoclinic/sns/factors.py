@@ -7,25 +7,25 @@ from stereoclinic.errors import InputError
 from stereoclinic.sns.mask import NeuronMask
 
 
-def damp(a: Tensor, factor: Tensor, kind: str, offset: Tensor | None = None) -> Tensor:
+def damp(a: Tensor, factor: Tensor, dim: int, offset: Tensor | None = None) -> Tensor:
     """``s a + (1 - s) r``, which is ``r + s (a - r)``.
 
     Args:
         a: (B, ..., C) at a linear site, (B, C, ...) at a convolution.
         factor: (B or 1, C), s.
-        kind: The site's kind, "ff", "attention" or "conv".
+        dim: Of the channels, -1 or 1.
         offset: (B or 1, C), (1 - s) r; None for a root at zero.
 
     Returns:
         Of a's shape.
     """
     ones = [1] * (a.ndim - 2)
-    shape = (-1, a.shape[1], *ones) if kind == "conv" else (-1, *ones, a.shape[-1])
+    shape = (-1, a.shape[1], *ones) if dim == 1 else (-1, *ones, a.shape[-1])
     factor = factor.view(shape)
     if offset is None:
         return a * factor
     offset = offset.view(shape)
-    if kind == "conv" and a.is_cpu:
+    if dim == 1 and a.is_cpu:
         # There addcmul is no vector code where its operands do not vary along the inner dimension: a product and a sum
         # take a half to a fifth of its time at the portraits UNet's sizes.
         return (a * factor).add_(offset)

@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.arguments import inner
+from stereoclinic.pipelines.sites import channels_of, layer_at
 from stereoclinic.sns.mask import NeuronMask
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
 
 
-def check_fits(made: "NeuronMask | Relevance", unet: nn.Module, force: bool = False) -> None:
+def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool = False) -> None:
     """Refuse a mask, or relevance, that was made for another model.
 
     A digest that it does not carry (one made by hand) is not compared; its sites always are. Adapters that peft put
@@ -22,28 +23,28 @@ def check_fits(made: "NeuronMask | Relevance", unet: nn.Module, force: bool = Fa
 
     Args:
         made: To be applied, or looked into.
-        unet: The denoiser.
+        network: The denoiser.
         force: Accept other weights; other shapes are never accepted.
 
     Raises:
         InputError: Says what differs.
     """
     what = "mask" if isinstance(made, NeuronMask) else "relevance"
-    found = {site.name: site for site in find_sites(unet)}
+    network = inner(network)
     for site in made.sites:
-        if site.name not in found:
+        layer = layer_at(network, site.layer)
+        width = None if layer is None else channels_of(layer)
+        if width is None:
             raise InputError(
-                f"{what} does not fit: this {type(unet).__name__} has no site {site.name!r}; use the model "
+                f"{what} does not fit: this {type(network).__name__} has no site {site.name!r}; use the model "
                 "it was made for"
             )
-        if found[site.name] != site:
-            here = found[site.name]
+        if site.start + site.width > width or (site.name == site.layer and site.width != width):
             raise InputError(
-                f"{what} does not fit: site {site.name!r} is {site.kind} with {site.width} neurons in the "
-                f"{what}, {here.kind} "
-                f"with {here.width} in this {type(unet).__name__}; use the model it was made for"
+                f"{what} does not fit: site {site.name!r} has {site.width} neurons in the {what}, {width - site.start} "
+                f"in this {type(network).__name__}; use the model it was made for"
             )
-    bare = _Bare(unet)
+    bare = _Bare(network)
     made_for = made.metadata.get("unet_shapes")
     if made_for is not None and made_for != (here_shapes := shapes_digest(bare)):
         raise InputError(

@@ -4,7 +4,7 @@
 
 A factor scales a column of the site's weight, and a root adds to its bias. Weights are folded in float32 (or wider, if
 they are) and rounded once. Only columns that are damped are touched, and their originals kept, in a plain attribute of
-the UNet; `unfuse` puts them back bit for bit.
+the denoiser; `unfuse` puts them back bit for bit.
 
 What cannot be folded is what differs from call to call: timesteps, halves of a guided batch, images. A root at a
 convolution cannot either: padding with zeros makes its share differ at the borders.
@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.files import whole_folder
+from stereoclinic.pipelines.recognise import network_of
+from stereoclinic.pipelines.sites import Site, channels_of, layer_at
 from stereoclinic.sns.damp import is_damped
 from stereoclinic.sns.factors import effective
 from stereoclinic.sns.fits import check_fits
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.reach import FUSED, denoiser_of
+from stereoclinic.sns.reach import FUSED
 
 
 @dataclass
@@ -42,7 +44,7 @@ class _Folded:
 
 @dataclass
 class _Fused:
-    """What a UNet keeps of a fused mask."""
+    """What a denoiser keeps of a fused mask."""
 
     factors: dict[str, Tensor]  # site -> (C,), of damped sites alone
     offsets: dict[str, Tensor]
@@ -82,7 +84,7 @@ def is_fusable(mask: NeuronMask) -> str | None:
                 f"each bin, or {instead}"
             )
         for site, span in mask.spans():
-            if site.kind == "conv" and ((mask.roots[0, span] != 0) & damped[0, span]).any():
+            if site.dim == 1 and ((mask.roots[0, span] != 0) & damped[0, span]).any():
                 return (
                     f"it has a root at the convolution {site.name!r}, whose padding with zeros makes the root's share "
                     f"differ at the borders; make it with root zero, or of linear layers alone, or {instead}"
@@ -91,12 +93,12 @@ def is_fusable(mask: NeuronMask) -> str | None:
 
 
 def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False) -> None:
-    """Fold a mask into the weights of a pipeline's UNet. Fusing the same again changes nothing.
+    """Fold a mask into the weights of a pipeline's denoiser. Fusing the same again changes nothing.
 
     A LoRA that is loaded later adds to the layer's output from activations that are not damped; fuse it before.
 
     Args:
-        pipe: A diffusers pipeline with a UNet, or the UNet.
+        pipe: A diffusers pipeline or its denoiser.
         mask: A plain one, the same at all timesteps and on both branches; see `is_fusable`.
         strength: Scales the damping, from 0 (none) to 1 (as the mask says).
         force: Accept a model whose weights differ from those the mask was made for.
@@ -106,39 +108,42 @@ def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False
             out of range, or a layer cannot take it (it carries a LoRA, is quantised, has no bias or no weights in
             memory). Nothing is changed then.
     """
-    unet = denoiser_of(pipe)
     factors, offsets = effective(mask, strength)
     reason = is_fusable(mask)
     if reason is not None:
         raise InputError(f"this mask cannot be fused: {reason}")
-    spans = {site.name: span for site, span in mask.spans() if (factors[0, span] < 1).any()}
-    by_site = {name: factors[0, span] for name, span in spans.items()}
-    offset_of = {}
-    if offsets is not None:
-        offset_of = {name: offsets[0, span] for name, span in spans.items() if (offsets[0, span] != 0).any()}
-    fused = _fused(unet)
+    network = network_of(pipe)
+    check_fits(mask, network, True)
+    by_site: dict[str, Tensor] = {}
+    offset_of: dict[str, Tensor] = {}
+    for site, span in mask.spans():
+        if (factors[0, span] < 1).any():
+            _lay(by_site, network, site, factors[0, span], 1.0)
+            if offsets is not None and (offsets[0, span] != 0).any():
+                _lay(offset_of, network, site, offsets[0, span], 0.0)
+    fused = _fused(network)
     if fused is not None:
         if _same(fused.factors, by_site) and _same(fused.offsets, offset_of):
             return
         raise InputError(
             "another mask, or strength, is fused already; unfuse it first, or compose the masks and fuse that"
         )
-    if is_damped(unet):
+    if is_damped(network):
         raise InputError(
             "masks are applied to this model as hooks, and would damp on top of what is fused; unload_mask(pipe), or "
             "leave the suppress block, first"
         )
-    check_fits(mask, unet, force)
+    check_fits(mask, network, force)
     for name in by_site:
-        if hasattr(unet.get_submodule(name), "base_layer"):
+        if hasattr(network.get_submodule(name), "base_layer"):
             raise InputError(
                 f"site {name!r} carries a LoRA, whose own share would not be damped; merge it first (pipe.fuse_lora(), "
                 "pipe.unload_lora_weights(), then fuse with force, as the weights differ), or apply the mask as hooks"
             )
-    sites = {name: _fold(name, _layer(unet, name), by_site[name], offset_of.get(name)) for name in by_site}
+    sites = {name: _fold(name, _layer(network, name), by_site[name], offset_of.get(name)) for name in by_site}
     for name, folded in sites.items():
-        _write(_layer(unet, name), folded.columns, folded.folded, folded.folded_bias)
-    setattr(unet, FUSED, _Fused(by_site, offset_of, sites))
+        _write(_layer(network, name), folded.columns, folded.folded, folded.folded_bias)
+    setattr(network, FUSED, _Fused(by_site, offset_of, sites))
 
 
 def unfuse(pipe: Any) -> None:
@@ -149,12 +154,12 @@ def unfuse(pipe: Any) -> None:
     Raises:
         InputError: No mask is fused, or its weights have been changed since; nothing is changed then.
     """
-    unet = denoiser_of(pipe)
-    fused = _fused(unet)
+    network = network_of(pipe)
+    fused = _fused(network)
     if fused is None:
         raise InputError("no mask is fused into this model; fuse one with fuse(pipe, mask)")
     for name, folded in fused.sites.items():
-        layer = _layer(unet, name)
+        layer = _layer(network, name)
         if not _holds(layer.weight[:, folded.columns.to(layer.weight.device)], folded.folded) or not (
             folded.folded_bias is None or _holds(layer.bias, folded.folded_bias)
         ):
@@ -163,13 +168,13 @@ def unfuse(pipe: Any) -> None:
                 "top); undo that first, or open the model again"
             )
     for name, folded in fused.sites.items():
-        _write(_layer(unet, name), folded.columns, folded.original, folded.bias)
-    delattr(unet, FUSED)
+        _write(_layer(network, name), folded.columns, folded.original, folded.bias)
+    delattr(network, FUSED)
 
 
 def is_fused(pipe: Any) -> bool:
-    """Whether a mask is fused into a pipeline's UNet, or the UNet."""
-    return _fused(denoiser_of(pipe)) is not None
+    """Whether a mask is fused into a pipeline's denoiser, or the denoiser."""
+    return _fused(network_of(pipe)) is not None
 
 
 def save_fused(
@@ -184,7 +189,7 @@ def save_fused(
     It is written beside under a temporary name, and renamed when it is whole: an interrupted run leaves what was there.
 
     Args:
-        pipe: A diffusers pipeline whose UNet a mask was fused into.
+        pipe: A diffusers pipeline with a denoiser that a mask was fused into.
         folder: Where to; it must not exist, or be empty.
         safe_serialization: As diffusers' `save_pretrained`.
         variant: As diffusers' `save_pretrained`.
@@ -217,15 +222,19 @@ def save_fused(
             raise InputError(f"{folder} cannot be written ({reason}); choose another folder") from error
 
 
-def _fused(unet: nn.Module) -> _Fused | None:
-    return getattr(unet, FUSED, None)
+def _fused(network: nn.Module) -> _Fused | None:
+    return getattr(network, FUSED, None)
 
 
-def _layer(unet: nn.Module, name: str) -> Any:
-    layer: Any = unet.get_submodule(name)
-    while hasattr(layer, "base_layer"):
-        layer = layer.base_layer
-    return layer
+def _lay(found: dict[str, Tensor], network: nn.Module, site: Site, values: Tensor, rest: float) -> None:
+    """Put a site's values among those of its layer (C,), with `rest` where no site is."""
+    width = channels_of(_layer(network, site.layer))
+    whole = found.setdefault(site.layer, torch.full((width or site.width,), rest, dtype=values.dtype))
+    whole[site.start : site.start + site.width] = values
+
+
+def _layer(network: nn.Module, name: str) -> Any:
+    return layer_at(network, name)
 
 
 def _fold(name: str, layer: Any, factor: Tensor, offset: Tensor | None) -> _Folded:

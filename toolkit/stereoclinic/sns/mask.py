@@ -15,9 +15,9 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.neurons import Site, check_sites, spans
 from stereoclinic.errors import InputError
 from stereoclinic.files import ENDINGS, load_tensors, save_tensors
+from stereoclinic.pipelines.sites import Site, check_sites, spans
 from stereoclinic.sns import hub
 
 KIND = "mask"

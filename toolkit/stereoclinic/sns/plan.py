@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.neurons import SITE_KINDS
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import SITE_KINDS
 from stereoclinic.sns.mask import NeuronMask, Window, bins_in
 from stereoclinic.sns.select import mask_from, neurons_of
 

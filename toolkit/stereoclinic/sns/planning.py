@@ -18,12 +18,15 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from stereoclinic.axes import Axis
-from stereoclinic.ddtd.memory import Portions
-from stereoclinic.ddtd.neurons import Site, find_sites
-from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.ddtd.trajectory import check_prompts
 from stereoclinic.digest import plain_digest, shapes_digest, weights_digest
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.files import check_same, load_tensors, save_tensors
+from stereoclinic.pipelines.arguments import inner
+from stereoclinic.pipelines.learn import schedule_of
+from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.predict import predict
 from stereoclinic.prompts import Samples
 from stereoclinic.sns.mask import NeuronMask
@@ -95,7 +98,7 @@ class Planning(L.LightningModule):
     """Plans every group's treatment; a rank is given all of its samples at once.
 
     Args:
-        denoiser: The model.
+        model: The pipeline.
         axis: The bias axis.
         samples: All of them, on every rank.
         settings: See `Stepwise`.
@@ -110,7 +113,7 @@ class Planning(L.LightningModule):
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        model: Model,
         axis: Axis,
         samples: Samples,
         settings: Stepwise,
@@ -123,15 +126,18 @@ class Planning(L.LightningModule):
         warn: Callable[[str], None],
     ) -> None:
         super().__init__()
-        self.denoiser, self.axis, self.samples, self.settings, self.sites = denoiser, axis, samples, settings, sites
+        self.model, self.axis, self.samples, self.settings, self.sites = model, axis, samples, settings, sites
         self.groups, self.stay, self.candidates, self.unfinished = groups, stay, candidates, unfinished
         self.progress = progress
-        self.unet = denoiser.unet  # registered, so that Lightning moves it
+        self.network = model.network  # registered, so that Lightning moves it
         self.portions = Portions(settings.batch_size, warn)
         self.planned = unfinished.read()
 
     def on_predict_start(self) -> None:
-        self.denoiser.to(self.device)
+        self.model.to(self.device)
+        for start in range(0, len(self.samples.prompts), 64):
+            last = min(start + 64, len(self.samples.prompts))
+            check_prompts(self.model, self.axis, self.samples[start:last], self.settings.guidance)
 
     def predict_step(self, batch: list[int], batch_idx: int) -> Tensor:
         rows = [self.samples[number] for number in batch]
@@ -144,14 +150,17 @@ class Planning(L.LightningModule):
             if len(known) == each:
                 continue
             walk = Walk(
-                self.denoiser, self.axis, rows, self.settings, self.sites, self.stay, self.candidates, group, ranks,
+                self.model, self.axis, rows, self.settings, self.sites, self.stay, self.candidates, group, ranks,
                 self.portions,
             )  # fmt: skip
-            for step in walk.plan(known):
+
+            def planned(step: Planned) -> None:
                 self.planned.append(step)
                 if ranks.first:
                     self.unfinished.keep(self.planned)
                 self._advance(1)
+
+            walk.plan(known, planned, each)
         return torch.tensor(len(batch))
 
     def _advance(self, steps: int) -> None:
@@ -180,7 +189,7 @@ class _Together(Ranks):
 
 
 def plan_stepwise(
-    denoiser: Denoiser,
+    model: Model,
     axis: Axis,
     samples: Samples,
     settings: Stepwise,
@@ -196,7 +205,7 @@ def plan_stepwise(
     """Plan a treatment along the neutral prompts' treated trajectories.
 
     Args:
-        denoiser: The model; it is left as it came, in weights, precision and place.
+        model: The pipeline; it is left as it came, in weights, precision and place.
         axis: The bias axis.
         samples: Calibration; results are judged on other seeds.
         settings: See `Stepwise`.
@@ -222,35 +231,37 @@ def plan_stepwise(
         Incomplete: A rank planned other steps than all of them.
         KeyboardInterrupt: As pressed.
     """
-    timesteps = denoiser.timesteps(settings.steps)
+    timesteps = schedule_of(model, settings.steps, settings.guidance).timesteps
     treated = settings.treated(timesteps)
     if not treated:
-        raise InputError(f"until {settings.until:g}: no step lies above it; timesteps run from {float(timesteps[0]):g}")
-    sites = find_sites(denoiser.unet, settings.kinds)
+        raise InputError(f"until {settings.until:g}: no step lies above it; timesteps run from {timesteps[0]:g}")
+    network = inner(model.network)
+    sites = find_sites(network, settings.kinds, settings.sites)
     neurons = sum(site.width for site in sites)
     if candidates is not None and candidates.shape != (neurons,):
         raise InputError(f"candidates of shape {tuple(candidates.shape)}; expected ({neurons},), the model's neurons")
     about = {
-        "model": denoiser.model,
-        "unet_shapes": shapes_digest(denoiser.unet),
-        "unet_weights": weights_digest(denoiser.unet),
+        "model": model.name,
+        "call": model.call,
+        "unet_shapes": shapes_digest(network),
+        "unet_weights": weights_digest(network),
         "axis": axis.name,
         "words": list(axis.words),
         **samples.about(),
         **labels_said(samples.labels),
-        "scheduler": type(denoiser.pipe.scheduler).__name__,
+        "scheduler": type(model.pipe.scheduler).__name__,
         "steps": settings.steps,
         "guidance": settings.guidance,
     }
     how = {name: value for name, value in asdict(settings).items() if name not in ("steps", "guidance", "batch_size")}
-    how |= {"kinds": list(settings.kinds), "stay": [each.name for each in stay]}
+    how |= {"kinds": list(settings.kinds), "sites": list(settings.sites), "stay": [each.name for each in stay]}
     groups: list[int | None] = [*range(len(axis))] if allocate else [None]
     among = None if candidates is None else plain_digest("candidates", candidates)
     words = [list(each.words) for each in stay]
     configuration = {**about, **how, "allocate": allocate, "stay_words": words, "candidates": among}
     kept = Unfinished(unfinished, configuration, neurons, len(groups) * len(treated))
-    module = Planning(denoiser, axis, samples, settings, sites, groups, stay, candidates, kept, progress, warn)
-    runner = predict(module, denoiser, range(len(samples)), len(samples), **trainer)
+    module = Planning(model, axis, samples, settings, sites, groups, stay, candidates, kept, progress, warn)
+    runner = predict(module, model, range(len(samples)), len(samples), **trainer)
     if len(module.planned) != kept.steps:
         raise Incomplete(f"{len(module.planned)} of {kept.steps} steps were planned; run again")
     if not runner.is_global_zero:
@@ -262,7 +273,7 @@ def plan_stepwise(
     roots = None
     if settings.root != "zero":
         roots = torch.stack([torch.stack([step.root for step in steps if step.root is not None]) for steps in by_group])
-    edges = _edges(once, denoiser.pipe.scheduler.config.num_train_timesteps, [float(t) for t in timesteps])
+    edges = _edges(once, model.training_steps, timesteps)
     said = [[step.said for step in steps] for steps in by_group]
     selection = {
         "method": "stepwise",
@@ -282,7 +293,7 @@ def plan_stepwise(
     )
 
 
-def _edges(treated: list[float], first: float, timesteps: list[float]) -> Tensor:
+def _edges(treated: list[float], first: float, timesteps: Sequence[float]) -> Tensor:
     """Bins half-way between treated steps; the last ends half-way to the first untreated one, so that finer samplers
     are treated as far as this one."""
     following = max((t for t in timesteps if t < treated[-1]), default=0.0)

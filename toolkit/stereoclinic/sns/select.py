@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.neurons import SITE_KINDS, Site
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import SITE_KINDS, STREAMS, Site
 from stereoclinic.sns.mask import NeuronMask, Window, bins_in
 
 if TYPE_CHECKING:
@@ -180,20 +180,26 @@ def check_root(root: str, groups: Sequence[str]) -> None:
 def neurons_of(sites: Sequence[Site], kinds: Sequence[str] | None) -> Tensor:
     """Which neurons belong to sites of these kinds: (N,) bool.
 
+    Args:
+        sites: The sites.
+        kinds: A kind of site, a stream, or both: "ff", "text", "ff:text"; None for all.
+
     Raises:
-        InputError: A kind is not known, or no site is of these kinds.
+        InputError: A kind or stream is not known, or no site is of any of them.
     """
-    for kind in kinds or ():
-        if kind not in SITE_KINDS:
-            raise InputError(f"site kind {kind!r} is not known; choose from {', '.join(SITE_KINDS)}")
-    chosen = torch.cat([torch.full((site.width,), kinds is None or site.kind in kinds) for site in sites])
+    wanted = [set(kind.split(":")) for kind in kinds or ()]
+    known = (*SITE_KINDS, "image", *STREAMS)
+    for name in sorted(set().union(*wanted) - set(known)):
+        raise InputError(f"site kind {name!r} is not known; choose from {', '.join(known)}")
+    of = [kinds is None or any(each <= {site.kind, site.stream} for each in wanted) for site in sites]
+    chosen = torch.cat([torch.full((site.width,), own) for site, own in zip(sites, of, strict=True)])
     if not chosen.any():
         raise InputError(f"no site is of kind {', '.join(kinds or ())!r}; there are {_kinds(sites)}")
     return chosen
 
 
 def _kinds(sites: Sequence[Site]) -> str:
-    return ", ".join(sorted({site.kind for site in sites}))
+    return ", ".join(sorted({f"{site.kind}:{site.stream}" for site in sites}))
 
 
 def number_of(k: int | float, candidates: int) -> int:

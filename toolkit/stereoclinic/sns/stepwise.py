@@ -18,7 +18,7 @@ has seen. So every sample gives its leans' rows, and a row for one of v and e in
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -27,13 +27,16 @@ import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.ddtd.memory import Portions
-from stereoclinic.ddtd.neurons import SITE_KINDS, Site
 from stereoclinic.ddtd.target import axis_size, group_directions, lean, off_axis, off_axis_cotangent
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import guide
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import Row, group_prompts
+from stereoclinic.pipelines.arguments import inner
+from stereoclinic.pipelines.hooks import with_gradients
+from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import SITE_KINDS, Site
+from stereoclinic.pipelines.watch import Call, Conditions, encode_groups
+from stereoclinic.pipelines.watch import Walk as Trajectory
+from stereoclinic.prompts import Row
 from stereoclinic.sns.damped import Damped
 from stereoclinic.sns.plan import bounded_least_squares
 
@@ -61,6 +64,7 @@ class Stepwise:
         steps: Of the scheduler.
         guidance: Scale along the trajectory.
         batch_size: Samples through the model together; changes nothing but rounding.
+        sites: Module paths of sites, as file names, in place of the table of `pipelines.sites`.
     """
 
     mu: float = 0.1
@@ -75,6 +79,7 @@ class Stepwise:
     steps: int = 20
     guidance: float = 2.0
     batch_size: int = 36
+    sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.root not in ROOTS:
@@ -88,9 +93,9 @@ class Stepwise:
         if not 0 <= self.shrink <= 1:
             raise InputError(f"shrink {self.shrink}: expected 0 to 1")
 
-    def treated(self, timesteps: Tensor) -> list[float]:
+    def treated(self, timesteps: Sequence[float]) -> list[float]:
         """The timesteps that are planned; those after them are not treated, and need not be walked."""
-        return [float(t) for t in timesteps if float(t) >= self.until]
+        return [t for t in timesteps if t >= self.until]
 
 
 @dataclass
@@ -125,19 +130,19 @@ class Planned:
 class _Step:
     """What is constant while one step is planned. Sizes: K groups, B samples of this rank, M cotangents of each."""
 
-    latents: Tensor  # (B, C, h, w)
-    untreated: Tensor  # (B, C, h, w), f
-    balanced: Tensor  # (B, C, h, w)
-    directions: Tensor  # (K, B, C, h, w)
+    call: Call
+    untreated: Tensor  # (B, D), f
+    balanced: Tensor  # (B, D)
+    directions: Tensor  # (K, B, D)
     target: Tensor  # (K, B), tau
     goal: Tensor  # (K, B), what is aimed at: tau, or further
-    cotangents: Tensor  # (M, B, C, h, w): K - 1 of the leans, then E others
+    cotangents: Tensor  # (M, B, D): K - 1 of the leans, then E others
     asked: Tensor  # (E, B), which direction each of the others is: 0 a random one, from 1 on those that are to stay
 
 
 @dataclass(frozen=True)
 class _Tried:
-    prediction: Tensor  # (B, C, h, w)
+    prediction: Tensor  # (B, D)
     cost: float  # the objective
     short: float  # mean |lean - target|
     moved: float  # mean movement off the axis, in units of ||d||
@@ -147,7 +152,7 @@ class Walk:
     """One trajectory of all samples, planned on and treated step by step.
 
     Args:
-        denoiser: The model.
+        model: The pipeline.
         axis: The bias axis.
         rows: Samples of this rank.
         settings: See `Stepwise`.
@@ -161,7 +166,7 @@ class Walk:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        model: Model,
         axis: Axis,
         rows: list[Row],
         settings: Stepwise,
@@ -172,66 +177,80 @@ class Walk:
         ranks: Ranks | None = None,
         portions: Portions | None = None,
     ) -> None:
-        self.denoiser, self.rows, self.settings, self.sites = denoiser, rows, settings, sites
+        self.model, self.rows, self.settings, self.sites = model, rows, settings, sites
+        self.axis, self.others = axis, list(stay)
         self.candidates, self.group, self.ranks = candidates, group, ranks or Ranks()
         self.portions = portions or Portions(settings.batch_size)
-        self.neutral = denoiser.encode([row["prompt"] for row in rows])
-        self.empty = denoiser.encode([""] * len(rows))
-        self.groups, *self.stay = (_encode(denoiser, rows, each) for each in (axis, *stay))
-        # A random direction, the text itself where there is guidance, and those of the other axes.
-        self.directions = 1 + int(settings.guidance > 1) + sum(len(each) - 1 for each in stay)
+        self.groups: list[Conditions] = []
+        self.stay: list[list[Conditions]] = []
+        self.directions, self.text = 1, False
         self.samples = len(self.ranks.gather(torch.arange(len(rows))))
 
-    def plan(self, known: Sequence[Planned] = ()) -> Iterator[Planned]:
-        """The treated steps, each as it is planned; those that are known already are only walked, and not given."""
-        settings, denoiser = self.settings, self.denoiser
-        timesteps = denoiser.timesteps(settings.steps)
-        generators = denoiser.generators(self.rows)
-        latents = denoiser.noise(self.rows)
-        planned: dict[float, Planned] = {}  # a mask holds one damping for a timestep, and some samplers come back to it
-        for number, timestep in enumerate(timesteps[: len(settings.treated(timesteps))]):
-            unconditional = self._predict(latents, timestep, self.empty) if settings.guidance > 1 else None
-            before = known[number] if number < len(known) else planned.get(float(timestep))
+    def plan(self, known: Sequence[Planned], planned: Callable[[Planned], None], steps: int) -> None:
+        """Plan the treated steps, and give each to `planned`; those that are known already are only walked.
+
+        Args:
+            known: The first ones.
+            planned: Takes each of the others.
+            steps: How many are treated.
+        """
+        done: dict[float, Planned] = {}  # a mask holds one damping for a timestep, and some samplers come back to it
+
+        def visit(call: Call) -> None:
+            number = call.step
+            before = known[number] if number < len(known) else done.get(call.timestep)
+            unconditional = self._without_prompt(call) if call.has_unconditional else None
             if before is not None:
-                prediction = self._predict(latents, timestep, self.neutral, before.factor, before.root)
+                call.reply = self._predict(call, None, before.factor, before.root)
             else:
-                step, root = self._prepare(latents, timestep, unconditional, self._asked(number))
-                factor, prediction, said = self._solve(step, timestep, root)
-                before = Planned(factor, root, {"timestep": float(timestep), **said})
-            planned[float(timestep)] = before
+                step, root = self._prepare(call, unconditional, self._asked(number))
+                factor, call.reply, said = self._solve(step, root)
+                before = Planned(factor, root, {"timestep": call.timestep, **said})
+            if call.guided:
+                call.unguided = unconditional
+            done[call.timestep] = before
             if number >= len(known):
-                yield before
-            with torch.no_grad():
-                guided = guide(prediction, unconditional, settings.guidance)
-                latents = denoiser.step(guided, timestep, latents, generators)
+                planned(before)
+
+        settings = self.settings
+        walk = Trajectory(
+            self.model, self.rows, settings.steps, settings.guidance, visit=visit, portions=self.portions, last=steps
+        )
+        self.groups, *self.stay = encode_groups(walk, self.rows, [self.axis, *self.others])
+        # A random direction, the text itself where there is guidance, and those of the other axes.
+        self.text = walk.learnt.guides
+        self.directions = 1 + int(self.text) + sum(len(each) - 1 for each in self.others)
+        walk.run()
 
     @torch.no_grad()
     def _predict(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        states: Tensor,
-        factor: Tensor | None = None,
-        root: Tensor | None = None,
+        self, call: Call, conditions: Conditions | None, factor: Tensor | None = None, root: Tensor | None = None
     ) -> Tensor:
-        """(B, C, h, w), of the model as it is or damped."""
+        """(B, D), of the model as it is or damped, for other prompts or the samples' own."""
 
         def predict(own: slice) -> Tensor:
-            return self.denoiser.predict(latents[own], timestep, states[own])
+            return call.predict(conditions, own)
 
-        with nullcontext() if factor is None else Damped(self.denoiser.unet, self.sites, factor, root):
-            return torch.cat(self.portions.each(predict, len(latents)))
+        with nullcontext() if factor is None else Damped(inner(self.model.network), self.sites, factor, root):
+            return torch.cat(self.portions.each(predict, call.count))
 
     @torch.no_grad()
-    def _means(self, latents: Tensor, timestep: Tensor, states: Tensor) -> Tensor:
+    def _without_prompt(self, call: Call) -> Tensor:
+        """(B, D)."""
+        return torch.cat(
+            self.portions.each(lambda own: call.run(call.without_prompt(own), own, False, False), call.count)
+        )
+
+    @torch.no_grad()
+    def _means(self, call: Call, conditions: Conditions) -> Tensor:
         """(samples of all ranks, N), activations in the mean over positions."""
 
         def means(own: slice) -> Tensor:
-            with Damped(self.denoiser.unet, self.sites, torch.ones(_width(self.sites))) as watch:
-                self.denoiser.predict(latents[own], timestep, states[own])
+            with Damped(inner(self.model.network), self.sites, torch.ones(_width(self.sites))) as watch:
+                call.predict(conditions, own)
             return watch.means()
 
-        return self.ranks.gather(torch.cat(self.portions.each(means, len(latents))))
+        return self.ranks.gather(torch.cat(self.portions.each(means, call.count)))
 
     def _asked(self, number: int) -> Tensor:
         """Which directions each sample is asked about at a step, (E, B): all of them as often, dealt out anew."""
@@ -241,57 +260,64 @@ class Walk:
         return (each * dealt + torch.arange(each)[:, None]) % self.directions
 
     @torch.no_grad()
-    def _prepare(
-        self, latents: Tensor, timestep: Tensor, unconditional: Tensor | None, asked: Tensor
-    ) -> tuple[_Step, Tensor | None]:
+    def _prepare(self, call: Call, unconditional: Tensor | None, asked: Tensor) -> tuple[_Step, Tensor | None]:
         """The groups' passes of a step: directions, targets, cotangents, and the mean activations damped toward."""
-        passes = [self._predict(latents, timestep, states) for states in self.groups]
-        balanced, directions = group_directions(torch.stack(passes))
-        untreated = self._predict(latents, timestep, self.neutral)
+        balanced, directions = group_directions(self._compared(call, self.groups))
+        untreated = self._predict(call, None)
         wanted = balanced if self.group is None else balanced + directions[self.group]
         target, now = lean(wanted, balanced, directions), lean(untreated, balanced, directions)
         goal = target + self.settings.overshoot * (target - now)
         # A lean's cotangent is its gradient, d_g / ||d_g||^2.
-        towards = [each / each.flatten(1).square().sum(1)[:, None, None, None] for each in directions[:-1]]
+        towards = [each / each.square().sum(1, keepdim=True) for each in directions[:-1]]
         text = None if unconditional is None else untreated - unconditional
-        others = [self._others(each, latents, timestep, directions, text) for each in asked]
+        others = [self._others(each, call, directions, text) for each in asked]
         root = None
         if self.settings.root == "group":
             shown = self.groups if self.group is None else self.groups[self.group : self.group + 1]
-            root = torch.cat([self._means(latents, timestep, states) for states in shown]).mean(0)
+            root = torch.cat([self._means(call, each) for each in shown]).mean(0)
             root = self.ranks.agree(root)
         cotangents = torch.stack([*towards, *others])
-        return _Step(latents, untreated, balanced, directions, target, goal, cotangents, asked), root
+        return _Step(call, untreated, balanced, directions, target, goal, cotangents, asked), root
 
-    def _others(
-        self, asked: Tensor, latents: Tensor, timestep: Tensor, directions: Tensor, text: Tensor | None
-    ) -> Tensor:
-        """The direction that each sample is asked about, off the axis and in units of ||d||: (B, C, h, w)."""
-        random = off_axis_cotangent(directions, self.rows, float(timestep))
-        found, first = torch.zeros_like(latents), 1
-        if text is not None:
-            found, first = text.clone(), 2
-        for states in self.stay:
-            here = (first <= asked) & (asked < first + len(states) - 1)
+    def _compared(self, call: Call, every: Sequence[Conditions]) -> Tensor:
+        """(K, B, D) for other prompts."""
+        return torch.stack([self._predict(call, each) for each in every])
+
+    def _others(self, asked: Tensor, call: Call, directions: Tensor, text: Tensor | None) -> Tensor:
+        """The direction that each sample is asked about, off the axis and in units of ||d||: (B, D)."""
+        random = off_axis_cotangent(directions, self.rows, call.timestep)
+        found, first = torch.zeros_like(random), 1
+        if self.text:
+            found, first = found if text is None else text.clone(), 2
+        for conditions in self.stay:
+            here = (first <= asked) & (asked < first + len(conditions) - 1)
             if here.any():
-                passes = [self._predict(latents[here], timestep, each[here]) for each in states]
-                _, theirs = group_directions(torch.stack(passes))
-                found[here] = theirs[asked[here] - first, torch.arange(int(here.sum()))]
-            first += len(states) - 1
+                samples = here.nonzero().flatten().tolist()
+                _, theirs = group_directions(torch.stack([self._some(call, each, samples) for each in conditions]))
+                found[samples] = theirs[asked[here] - first, torch.arange(len(samples))].to(found)
+            first += len(conditions) - 1
         kept = off_axis(found, directions)
-        kept = kept / (kept.flatten(1).norm(dim=1)[:, None, None, None] * axis_size(directions))
-        return torch.where((asked > 0)[:, None, None, None].to(latents.device), kept, random)
+        kept = kept / (kept.norm(dim=1, keepdim=True) * axis_size(directions)).clamp_min(1e-12)
+        return torch.where((asked > 0)[:, None].to(random.device), kept, random)
 
-    def _solve(self, step: _Step, timestep: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Factors (N,) of one step, the treated prediction (B, C, h, w), and what they do."""
+    def _some(self, call: Call, conditions: Conditions, samples: Sequence[int]) -> Tensor:
+        """(n, D) of some samples, for other prompts."""
+
+        def predict(own: slice) -> Tensor:
+            return call.predict(conditions, list(samples)[own])
+
+        return torch.cat(self.portions.each(predict, len(samples)))
+
+    def _solve(self, step: _Step, root: Tensor | None) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Factors (N,) of one step, the treated prediction (B, D), and what they do."""
         damping = torch.zeros(_width(self.sites), dtype=torch.float64)
-        best = before = self._try(step, timestep, damping, root)
+        best = before = self._try(step, damping, root)
         for _ in range(self.settings.replans):
-            wanted = self._step(step, timestep, damping, root)
-            # The rows hold near the point they were taken at: go there, half-way there, or stay.
+            wanted = self._step(step, damping, root)
+            # Backtracking line search: the linearisation is only valid near its base point.
             for share in (1.0, 0.5, 0.25):
                 nearer = damping + share * (wanted - damping)
-                if (found := self._try(step, timestep, nearer, root)).cost < best.cost:
+                if (found := self._try(step, nearer, root)).cost < best.cost:
                     best, damping = found, nearer
                     break
             else:
@@ -299,10 +325,10 @@ class Walk:
         line = {"before": before.short, "after": best.short, "off_axis": best.moved, "damping": damping.mean().item()}
         return (1 - damping).float(), best.prediction, line
 
-    def _step(self, step: _Step, timestep: Tensor, damping: Tensor, root: Tensor | None) -> Tensor:
+    def _step(self, step: _Step, damping: Tensor, root: Tensor | None) -> Tensor:
         """The least-squares solution of the problem as it looks from the current damping, (N,)."""
         settings = self.settings
-        rows, wanted, kinds = self._linearise(step, timestep, (1 - damping).float(), root)
+        rows, wanted, kinds = self._linearise(step, (1 - damping).float(), root)
         if not self.ranks.first:
             return self.ranks.agree(damping)
         price = torch.tensor([1.0, settings.mu * (1 - settings.shrink), *[settings.keep] * (self.directions - 1)])
@@ -319,15 +345,15 @@ class Walk:
         return self.ranks.agree(solution)
 
     @torch.no_grad()
-    def _try(self, step: _Step, timestep: Tensor, damping: Tensor, root: Tensor | None) -> _Tried:
+    def _try(self, step: _Step, damping: Tensor, root: Tensor | None) -> _Tried:
         """What a damping does: predictions, and the objective as it is, no part of it estimated."""
         settings, leans, gather = self.settings, len(self.groups) - 1, self.ranks.gather
-        found = self._predict(step.latents, timestep, self.neutral, (1 - damping).float(), root)
+        found = self._predict(step.call, None, (1 - damping).float(), root)
         off = found - step.untreated
         now = lean(found, step.balanced, step.directions)
         left, short = (gather((each - now).T).double() for each in (step.goal, step.target))  # (samples, K)
-        away = gather((off_axis(off, step.directions) / axis_size(step.directions)).flatten(1).norm(dim=1)).double()
-        moves = gather((off * step.cotangents[leans:]).flatten(2).sum(2).T).double().square().flatten()
+        away = gather((off_axis(off, step.directions) / axis_size(step.directions)).norm(dim=1)).double()
+        moves = gather((off * step.cotangents[leans:]).sum(2).T).double().square().flatten()
         asked = gather(step.asked.T).flatten()
         along = torch.zeros(self.directions, dtype=torch.float64).index_add(0, asked, moves)
         along /= asked.bincount(minlength=self.directions)
@@ -335,9 +361,7 @@ class Walk:
         cost += settings.keep * along[1:].sum()
         return _Tried(found, *self.ranks.agree((cost.item(), short.abs().mean().item(), away.mean().item())))
 
-    def _linearise(
-        self, step: _Step, timestep: Tensor, factor: Tensor, root: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _linearise(self, step: _Step, factor: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """At the treated point: derivatives by the damping (M samples, N), what is wanted of each row, and its kind.
 
         Kinds: 0 a lean, 1 a random direction, from 2 on those that are to stay.
@@ -345,20 +369,18 @@ class Walk:
         leans = len(self.groups) - 1
 
         def derivatives(own: slice) -> tuple[Tensor, Tensor]:
-            with torch.enable_grad(), Damped(self.denoiser.unet, self.sites, factor, root) as watch:
-                start = step.latents[own].detach().requires_grad_()
-                prediction = self.denoiser.predict(start, timestep, self.neutral[own])
-                inputs = [watch.damped[site.name] for site in self.sites]
+            network = inner(self.model.network)
+            with torch.enable_grad(), with_gradients(network), Damped(network, self.sites, factor, root) as watch:
+                prediction = step.call.predict(part=own)
             rows = []
             for left, cotangent in zip(range(len(step.cotangents))[::-1], step.cotangents[:, own], strict=True):
-                grads = torch.autograd.grad(prediction, inputs, cotangent.to(prediction), retain_graph=left > 0)
-                rows.append(-watch.relevance(grads))
+                rows.append(-watch.relevance(watch.grads(prediction, cotangent.to(prediction), left > 0)))
             return prediction.detach(), torch.stack(rows, 1)
 
         found = self.portions.each(derivatives, len(self.rows))
         now, rows = torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])  # (B, M, N)
         short = step.goal - lean(now, step.balanced, step.directions)  # (K, B)
-        moves = ((now - step.untreated) * step.cotangents[leans:]).flatten(2).sum(2)  # (E, B)
+        moves = ((now - step.untreated) * step.cotangents[leans:]).sum(2)  # (E, B)
         wanted = torch.cat([short[:leans], -moves])
         kinds = torch.cat([torch.zeros(leans, len(now), dtype=torch.long), 1 + step.asked])
         rows, wanted, kinds = (self.ranks.gather(each).flatten(0, 1) for each in (rows, wanted.T, kinds.T))
@@ -367,9 +389,3 @@ class Walk:
 
 def _width(sites: Sequence[Site]) -> int:
     return sum(site.width for site in sites)
-
-
-def _encode(denoiser: Denoiser, rows: list[Row], axis: Axis) -> Tensor:
-    """(K, B, L, D)."""
-    texts = [group_prompts(row, axis) for row in rows]
-    return torch.stack([denoiser.encode([each[k] for each in texts]) for k in range(len(axis))])

@@ -2,9 +2,9 @@
 
 allot_masks(pipe, allotments(loaded_masks(pipe), prompts, seeds, axes=[axis]))     for a pipeline with masks loaded
 
-with Treatment(denoiser.pipe, mask, axes=[axis]) as treatment:       for batch after batch
+with Treatment(model, mask, axes=[axis]) as treatment:       for batch after batch
     treatment.begin(rows, prompts)      what each image of the next batch gets, from its own prompt and seed
-    sample(denoiser, rows, prompts, ...)
+    draw(model, rows, steps, guidance, prompts)
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,7 +91,7 @@ class Treatment:
     """Damps by a mask within a `with` block; every batch is announced by `begin`.
 
     Args:
-        target: A diffusers pipeline, or the denoiser itself.
+        target: A diffusers pipeline, a `Model`, or the denoiser itself.
         mask: What to damp. An allocating one allots each image a group, from its prompt and seed alone.
         axes: Axes whose groups the gate looks for: a prompt that names one is left alone. Empty opens the gate.
         strength: Scales the damping, 0 to 1.

@@ -10,10 +10,10 @@ One file each, and one row of `BASELINES`:
     icm           self-attention outputs moved along linear probes       Zaleska et al. 2026
 
     samples = calibration_samples(prompts, first=100, count=2, judged=range(5000, 5050))
-    made = baseline_class("h-space").fit(denoiser, axis, samples, Calibration(steps=20, guidance=2.0))
+    made = baseline_class("h-space").fit(model, axis, samples, Calibration(steps=20, guidance=2.0))
     with made:
         batch = made.begin(rows)
-        sample(denoiser, rows, batch.prompts, steps, guidance)
+        draw(model, rows, steps, guidance, batch.prompts)
 
 `kept.kept_baselines` makes several, for several ranks, and none twice.
 """

@@ -1,10 +1,10 @@
 """What comparators share at run time: how they are made, and how they reach into a running model.
 
-    unet(x, t, c):   note t
-      module:        output[conditional rows]  <-  steer(input, output)      each row by its own group, or left alone
+    denoiser(x, t, c):   note the timestep, and which rows see the prompt of which image
+      module:            output[those rows]  <-  steer(input, output)      each row by its image's group
 
-A batch of B images is B rows of the UNet's batch, or 2 B of which the second half is conditional. Rows that are left
-alone, and the unconditional half, come out bit for bit as they were.
+What a pass is about is asked of the watched call (`pass_of`): whether the pipeline guides in one call or in two, and
+however its batch is parted. Rows that are left alone, and those without prompt, come out bit for bit as they were.
 """
 
 import time
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stereoclinic.axes import Axis
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.digest import plain_digest
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.baselines.calibration import Calibration, Cost, Progress, Run
+from stereoclinic.evaluation.baselines.calibration import Calibration, Cost, Progress, Run, rows_of
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation
+from stereoclinic.pipelines.intercept import PASS, Pass, pass_of
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.recognise import network_of
 from stereoclinic.prompts import Row
 from stereoclinic.sns.allocate import allotted_group
 from stereoclinic.sns.reach import check_open
@@ -31,7 +33,7 @@ class Baseline(Mitigation):
     """A comparator, made by `fit`; it allots every image a group unless its `begin` says otherwise.
 
     Args:
-        denoiser: The model.
+        model: The pipeline.
         axis: The bias axis.
         target: (K,) shares of the groups.
         strength: Scales what it does; 0 is nothing.
@@ -42,23 +44,25 @@ class Baseline(Mitigation):
     source: ClassVar[str]  # paper
     defaults: ClassVar[Any]  # its settings, a frozen dataclass
     fitted: ClassVar[tuple[str, ...]]  # attributes that `fit` finds, and the constructor's arguments of the same names
-    both: ClassVar[bool] = False  # whether it also reaches the unconditional half
+    both: ClassVar[bool] = False  # whether it also reaches the rows without prompt
     by_prompt: ClassVar[bool] = False  # whether it is made for the very prompts it treats, and is of no use on others
 
     def __init__(
-        self, denoiser: Denoiser, axis: Axis, target: Tensor, strength: float, timesteps: Tensor | None = None
+        self, model: Model, axis: Axis, target: Tensor, strength: float, timesteps: Tensor | None = None
     ) -> None:
         super().__init__(self.title)
-        self.denoiser, self.axis, self.target, self.strength = denoiser, axis, target, strength
+        self.model, self.axis, self.target, self.strength = model, axis, target, strength
         self.timesteps, self.cost = timesteps, Cost()
         self._groups = torch.empty(0, dtype=torch.long)  # (B,), -1 where an image is left alone
         self._step = 0
+        self._pass: Pass | None = None
+        self._rows = self._images = self._groups  # of the pass, that are reached, and which image each is of
         self._handles: list[RemovableHandle] = []
 
     @classmethod
     def fit(
         cls,
-        denoiser: Denoiser,
+        model: Model,
         axis: Axis,
         samples: Sequence[Row],
         calibration: Calibration,
@@ -68,7 +72,7 @@ class Baseline(Mitigation):
         """Calibrate on samples, none of which may be judged.
 
         Args:
-            denoiser: The model, untreated.
+            model: The pipeline, untreated.
             axis: The bias axis.
             samples: Rows with `prompt` and `seed`.
             calibration: How their pictures are drawn and read.
@@ -78,10 +82,8 @@ class Baseline(Mitigation):
         Raises:
             InputError: Samples, reader or model do not serve; said in one line.
         """
-        check_open(denoiser.pipe)
-        # Forgets encoded texts: their last digits are those of the batch they were in, whoever asked for it before.
-        denoiser.to(denoiser.device)
-        run = Run(cls.title, denoiser, axis, samples, calibration, progress)
+        check_open(model)
+        run = Run(cls.title, model, axis, samples, calibration, progress)
         began = time.perf_counter()
         made = cls._fit(run, cls.defaults if settings is None else settings)
         run.cost.seconds = time.perf_counter() - began
@@ -96,14 +98,15 @@ class Baseline(Mitigation):
         """Those it reaches into, by name."""
         return {}
 
-    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor) -> Tensor:
+    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor, images: Tensor) -> Tensor:
         """What a module's output becomes.
 
         Args:
             name: Of the module.
-            x: (B, ...) what went in.
-            output: (B, ...).
-            groups: (B,) of each row.
+            x: (R, ...) what went in.
+            output: (R, ...).
+            groups: (R,) of each row.
+            images: (R,) which of the begun images each row is of.
         """
         raise NotImplementedError
 
@@ -123,7 +126,7 @@ class Baseline(Mitigation):
         return tensors, plain
 
     @classmethod
-    def restored(cls, denoiser: Denoiser, axis: Axis, tensors: dict[str, Tensor], plain: dict[str, Any]) -> Self:
+    def restored(cls, model: Model, axis: Axis, tensors: dict[str, Tensor], plain: dict[str, Any]) -> Self:
         """What `state` was taken of.
 
         Raises:
@@ -135,7 +138,7 @@ class Baseline(Mitigation):
                 key.removeprefix(f"{name}/"): each for key, each in tensors.items() if key.startswith(f"{name}/")
             }
             made[name] = tensors[name] if name in tensors else plain.get(name, by_module)
-        return cls(denoiser, axis, tensors["target"], plain["strength"], tensors.get("timesteps"), **made)
+        return cls(model, axis, tensors["target"], plain["strength"], tensors.get("timesteps"), **made)
 
     def key(self) -> str:
         tensors, plain = self.state()
@@ -146,29 +149,46 @@ class Baseline(Mitigation):
         self._groups = torch.tensor([allotted_group(row, self.target) for row in rows])
         return Batch([row["prompt"] for row in rows], allotted=self._groups.clone())
 
-    def _note(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.timesteps is not None:
-            self._step = nearest(self.timesteps, float(args[1]))
+    def _note(self, network: nn.Module, args: tuple[Any, ...]) -> None:
+        """Which rows of the pass that begins are reached.
 
-    def _hook(self, name: str) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            halves = []
-            for part, reached in halves_of(len(output), len(self._groups), self.both):
-                x, own = args[0][part], output[part]
-                if reached:
-                    groups = self._groups.to(own.device)
-                    alone = (groups < 0).view(-1, *[1] * (own.ndim - 1))
-                    own = torch.where(alone, own, self.steer(name, x, own, groups.clamp_min(0)).to(own.dtype))
-                halves.append(own)
-            return torch.cat(halves)
+        Raises:
+            InputError: Nobody says what the pass is about, or other images were begun than are drawn.
+        """
+        if len(self._handles) == 1:  # no module is reached
+            return
+        if PASS not in network.__dict__:
+            raise InputError(f"{self.name} acts on pictures that `pipelines.pictures.draw` draws, and on no others")
+        now, rows = pass_of(network), list[int]()
+        if now is not None and now.treated:
+            if now.total != len(self._groups):
+                raise InputError(
+                    f"{now.total} images are drawn, and {len(self._groups)} were begun; call begin with the rows drawn"
+                )
+            groups = self._groups.tolist()
+            pairs = enumerate(zip(now.samples, now.conditional, strict=True))
+            rows = [row for row, (image, sees) in pairs if (sees or self.both) and groups[image] >= 0]
+            if self.timesteps is not None:
+                self._step = nearest(self.timesteps, now.timestep)
+        self._pass, self._rows = now, torch.tensor(rows, dtype=torch.long)
+        self._images = torch.tensor(now.samples if now is not None else (), dtype=torch.long)[self._rows]
+
+    def _hook(self, name: str) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if self._pass is None or not len(self._rows):
+                return None
+            rows, who = self._rows.to(output.device), f"{self.title}: {name}"
+            x, own = rows_of(args[0], self._pass, who)[rows], rows_of(output, self._pass, who)[rows]
+            steered = self.steer(name, x, own, self._groups[self._images].to(own.device), self._images)
+            return output.index_copy(0, rows, steered.to(own.dtype))
 
         return hook
 
     def __enter__(self) -> Self:
         if self._handles:
             raise RuntimeError(f"{self.name} is active already")
-        check_open(self.denoiser.pipe)
-        self._handles = [self.denoiser.unet.register_forward_pre_hook(self._note)]
+        check_open(self.model)
+        self._handles = [network_of(self.model).register_forward_pre_hook(self._note)]
         self._handles += [module.register_forward_hook(self._hook(name)) for name, module in self.modules().items()]
         return self
 
@@ -177,19 +197,6 @@ class Baseline(Mitigation):
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
-
-
-def halves_of(rows: int, images: int, both: bool) -> list[tuple[slice, bool]]:
-    """The halves of a batch, and whether each is reached.
-
-    Raises:
-        InputError: The batch holds neither as many rows as images were begun, nor twice as many.
-    """
-    if rows == images:
-        return [(slice(0, rows), True)]
-    if rows == 2 * images:
-        return [(slice(0, images), both), (slice(images, rows), True)]
-    raise InputError(f"{rows} rows in a batch of which {images} images were begun; call begin with the rows drawn")
 
 
 def nearest(timesteps: Tensor, t: float) -> int:
@@ -203,16 +210,34 @@ def unit(x: Tensor) -> Tensor:
     return x / length.clamp_min(1e-12)
 
 
-def attention_blocks(denoiser: Denoiser, kind: str, who: str) -> dict[str, nn.Module]:
-    """The UNet's attention blocks by module path: "attn1" is self-attention, "attn2" cross-attention.
+def attention_blocks(network: nn.Module, cross: bool, who: str) -> dict[str, nn.Module]:
+    """The denoiser's blocks of cross-attention, `attn2`, or of self-attention, `attn1`, by module path.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none: a transformer in whose blocks text and image attend to each other, say.
     """
-    found = {name: module for name, module in denoiser.unet.named_modules() if name.endswith(f".{kind}")}
+    kind, what = ("attn2", "cross-attention") if cross else ("attn1", "self-attention")
+    found = {
+        name: module
+        for name, module in network.named_modules()
+        if name.endswith(f".{kind}") and getattr(module, "is_cross_attention", cross) == cross
+    }
     if not found:
-        raise InputError(f"{who}: this {type(denoiser.unet).__name__} has no module whose path ends in {kind}")
+        raise InputError(
+            f"{who}: this {type(network).__name__} has no {what} of its own: no module path ends in {kind}"
+        )
     return found
+
+
+def attended(name: str, o: Tensor) -> Tensor:
+    """An attention block's output (B, L, C).
+
+    Raises:
+        InputError: It is of another form: one in which heads stay apart, say.
+    """
+    if o.ndim != 3:
+        raise InputError(f"{name} gives {tuple(o.shape)}; expected rows, positions and channels")
+    return o
 
 
 def check_strength(who: str, strength: float, most: float = float("inf")) -> None:

@@ -1,6 +1,7 @@
 """Calibrating a comparator: how pictures are drawn and read, and what it costs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,16 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stereoclinic.axes import Axis
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import sample_latents
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers import Reader, group_columns, read_rows
+from stereoclinic.pipelines import pictures
+from stereoclinic.pipelines.arguments import inner
+from stereoclinic.pipelines.intercept import Left, Pass, pass_of
+from stereoclinic.pipelines.learn import schedule_of
+from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.watch import Call, Walk
 from stereoclinic.prompts import Row, group_prompts
 from stereoclinic.sns.allocate import shares_of
 
 Progress = Callable[[str, int], None]
-# (samples, step of their run, module's name, what was watched (B, ...))
-Keep = Callable[[slice, int, str, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Calibration:
 
 @dataclass
 class Cost:
-    """What making a comparator took: seconds, pictures drawn, and samples passed through the UNet each way."""
+    """What making a comparator took: seconds, pictures drawn, and samples passed through the denoiser each way."""
 
     seconds: float = 0.0
     images: int = 0
@@ -54,12 +58,29 @@ class Cost:
     backward: int = 0
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is watched while pictures are drawn.
+
+    Args:
+        modules: By name.
+        reduce: (module's name, its output for the rows that see the prompt (B, ...)) -> what is kept of it (B, ...).
+        keep: Takes (samples, step, module's name, what `reduce` gave) of each pass that was completed.
+        inputs: Look at what goes into the modules instead.
+    """
+
+    modules: Mapping[str, nn.Module]
+    reduce: Callable[[str, Tensor], Tensor]
+    keep: Callable[[list[int], int, str, Tensor], None]
+    inputs: bool = False
+
+
 class Run:
     """A calibration under way: draws, reads, and counts.
 
     Args:
         name: Of the comparator, for `progress`.
-        denoiser: The model.
+        model: The pipeline.
         axis: The bias axis.
         rows: N calibration samples.
         calibration: See there.
@@ -69,17 +90,22 @@ class Run:
     def __init__(
         self,
         name: str,
-        denoiser: Denoiser,
+        model: Model,
         axis: Axis,
         rows: Sequence[Row],
         calibration: Calibration,
         progress: Progress | None = None,
     ) -> None:
-        self.name, self.denoiser, self.axis, self.rows, self.calibration = name, denoiser, axis, list(rows), calibration
+        self.name, self.model, self.axis, self.rows, self.calibration = name, model, axis, list(rows), calibration
         self.target = shares_of(axis.groups, [calibration.shares] if calibration.shares else [])
-        self.progress, self.cost, self._step = progress, Cost(), -1
+        self.progress, self.cost, self.portions = progress, Cost(), Portions()
         if not self.rows or any("prompt" not in row or "seed" not in row for row in self.rows):
             raise InputError(f"{name}: no calibration samples; give rows with a prompt and a seed, as with_seeds makes")
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser."""
+        return inner(self.model.network)
 
     @property
     def neutral(self) -> list[str]:
@@ -89,62 +115,108 @@ class Run:
         """The samples' prompts for one group."""
         return [group_prompts(row, self.axis)[k] for row in self.rows]
 
-    def batches(self) -> Iterator[slice]:
-        size = self.calibration.batch_size
-        return (slice(start, min(start + size, len(self.rows))) for start in range(0, len(self.rows), size))
+    def batches(self, count: int | None = None) -> Iterator[slice]:
+        size, count = self.calibration.batch_size, len(self.rows) if count is None else count
+        return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
     def timesteps(self) -> Tensor:
         """(T,) of a picture, noisiest first."""
-        return self.denoiser.timesteps(self.calibration.steps).float().cpu()
+        steps, guidance = self.calibration.steps, self.calibration.guidance
+        return torch.tensor(schedule_of(self.model, steps, guidance).timesteps)
 
-    def draw(
-        self,
-        prompts: Sequence[str],
-        watch: Mapping[str, nn.Module] | None = None,
-        keep: Keep | None = None,
-        inputs: bool = False,
-    ) -> Tensor:
-        """Draw one picture a sample: its clean latents (N, C, h, w).
+    def draw(self, prompts: Sequence[str], look: Look | None = None) -> Tensor:
+        """Draw one picture a sample: (N, 3, H, W) uint8.
 
         Args:
             prompts: N, what each is conditioned on.
-            watch: Modules by name whose conditional rows are handed over at every step.
-            keep: Takes them.
-            inputs: Hand over what goes into the modules, rather than what comes out.
+            look: What is watched meanwhile.
         """
-        drawn, guidance = [], self.calibration.guidance
+        steps, guidance = self.calibration.steps, self.calibration.guidance
+        drawn = []
         for part in self.batches():
-            self._step = -1
-
-            def watcher(name: str, part: slice = part) -> Callable[..., None]:
-                def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-                    x = args[0] if inputs else output
-                    if keep is not None:
-                        keep(part, self._step, name, (x.chunk(2)[1] if guidance > 1 else x).detach())
-
-                return hook
-
-            handles = [module.register_forward_hook(watcher(name)) for name, module in (watch or {}).items()]
-            try:
-                with self.counted():
-                    rows = self.rows[part]
-                    drawn.append(
-                        sample_latents(self.denoiser, rows, list(prompts[part]), self.calibration.steps, guidance)
-                    )
-            finally:
-                for handle in handles:
-                    handle.remove()
-            self.cost.images += len(rows)
-            if self.progress is not None:
-                self.progress(self.name, len(rows))
+            with self._counted(part, look):
+                rows, own = self.rows[part], prompts[part]
+                drawn.append(pictures.draw(self.model, rows, steps, guidance, own, portions=self.portions))
         return torch.cat(drawn)
 
-    def counted(self) -> "Counted":
-        """Count the UNet's passes within a `with` block."""
-        return Counted(self)
+    def latents(self, prompts: Sequence[str]) -> Tensor:
+        """The clean latents (N, C, h, w) of the pictures that `draw` draws.
 
-    def read(self, latents: Tensor) -> Tensor:
-        """Which group each sample's picture shows: (N,), by the reader's largest probability.
+        Raises:
+            InputError: The pipeline does not give them.
+        """
+        drawn = []
+        for part in self.batches():
+            with self._counted(part):
+                found = self.walk(self.rows[part], prompts[part]).run("latent").images
+            if not isinstance(found, Tensor) or found.ndim != 4:
+                raise InputError(f"{self.name}: {type(self.model.pipe).__name__} gives no latents of its pictures")
+            drawn.append(found)
+        return torch.cat(drawn)
+
+    def walk(self, rows: Sequence[Row], prompts: Sequence[str], visit: Callable[[Call], None] | None = None) -> Walk:
+        """The pipeline's call for some samples, still to be run."""
+        steps, guidance = self.calibration.steps, self.calibration.guidance
+        return Walk(self.model, rows, steps, guidance, prompts, visit, self.portions)
+
+    @torch.no_grad()
+    def first(self, rows: Sequence[Row], prompts: Sequence[str], look: Look) -> None:
+        """One pass of each sample at its first timestep, of the rows that see the prompt alone; nothing is drawn."""
+
+        def visit(call: Call) -> None:
+            self.portions.each(lambda own: call.predict(part=own), call.count)
+            raise Left
+
+        for part in self.batches(len(rows)):
+            with self._watching(look, part.start):
+                self.walk(rows[part], prompts[part], visit).run()
+
+    @contextmanager
+    def _counted(self, part: slice, look: Look | None = None) -> Iterator[None]:
+        """Watch a batch while it is drawn, and count it."""
+        with self._watching(look, part.start):
+            yield
+        self.cost.images += part.stop - part.start
+        if self.progress is not None:
+            self.progress(self.name, part.stop - part.start)
+
+    @contextmanager
+    def _watching(self, look: Look | None, start: int) -> Iterator[None]:
+        """Count the denoiser's passes, and hand over what is watched of a batch whose first sample is `start`."""
+        network, kept = self.network, list[tuple[str, Tensor]]()
+
+        def begin(*_: Any) -> None:
+            kept.clear()  # of a pass that failed
+
+        def hook(name: str) -> Callable[..., None]:
+            def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+                now = pass_of(network)
+                if now is not None and look is not None and any(now.conditional):
+                    x = rows_of(args[0] if look.inputs else output, now, f"{self.name}: {name}")
+                    rows = [row for row, conditional in enumerate(now.conditional) if conditional]
+                    kept.append((name, look.reduce(name, x[rows].detach())))
+
+            return see
+
+        def end(*_: Any) -> None:
+            now = pass_of(network)
+            if now is not None:
+                self.cost.forward += len(now.samples)
+                for name, x in kept:
+                    assert look is not None
+                    pairs = zip(now.samples, now.conditional, strict=True)
+                    samples = [start + sample for sample, conditional in pairs if conditional]
+                    look.keep(samples, now.step, name, x.cpu())
+
+        with ExitStack() as handles:
+            handles.callback(network.register_forward_pre_hook(begin).remove)
+            for name, module in look.modules.items() if look is not None else ():
+                handles.callback(module.register_forward_hook(hook(name)).remove)
+            handles.callback(network.register_forward_hook(end).remove)
+            yield
+
+    def read(self, drawn: Tensor) -> Tensor:
+        """Which group each sample's picture (N, 3, H, W) uint8 shows: (N,), by the reader's largest probability.
 
         Raises:
             InputError: There is no reader, or it does not know the axis.
@@ -154,7 +226,7 @@ class Run:
             raise InputError(f"{self.name} needs labels of the model's own pictures; give its Calibration a reader")
         head, columns = group_columns(reader, self.axis)
         found = [
-            read_rows(reader, self.denoiser.decode(latents[part]).cpu(), self.rows[part])[head][:, columns].argmax(1)
+            read_rows(reader, drawn[part].float() / 255, self.rows[part])[head][:, columns].argmax(1)
             for part in self.batches()
         ]
         return torch.cat(found)
@@ -168,19 +240,12 @@ class Run:
         }
 
 
-class Counted:
-    """Counts a run's passes through the UNet, and keeps its step."""
+def rows_of(x: Any, now: Pass, name: str) -> Tensor:
+    """What a module of this name took or gave, if it has a row for each row of the pass.
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def _count(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.run._step += 1
-        self.run.cost.forward += len(args[0])
-        self.run.cost.backward += len(args[0]) if torch.is_grad_enabled() else 0
-
-    def __enter__(self) -> None:
-        self._handle = self.run.denoiser.unet.register_forward_pre_hook(self._count)
-
-    def __exit__(self, *failure: object) -> None:
-        self._handle.remove()
+    Raises:
+        InputError: It has not.
+    """
+    if not isinstance(x, Tensor) or len(x) != len(now.samples):
+        raise InputError(f"{name} has no row for each of the {len(now.samples)} rows of its denoiser's batch")
+    return x

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.base import Baseline, check_strength
-from stereoclinic.evaluation.baselines.calibration import Run
+from stereoclinic.evaluation.baselines.calibration import Look, Run
 from stereoclinic.evaluation.bench.mitigation import Batch
+from stereoclinic.pipelines.recognise import network_of
+from stereoclinic.pipelines.sites import Site, find_sites, layer_at
 from stereoclinic.prompts import Row, write
 
 
@@ -69,18 +70,22 @@ class ConceptPrune(Baseline):
 
     @classmethod
     def _fit(cls, run: Run, settings: PruneSettings) -> Self:
-        modules = dict(run.denoiser.unet.named_modules())
-        sites = {site.name: modules[site.name] for site in find_sites(run.denoiser.unet, ["ff"])}
+        sites = _linear_sites(run.network)
+        modules = {site.name: run.network.get_submodule(site.layer) for site in sites}
+        of = {site.name: site.of for site in sites}
         steps = max(1, round(settings.window * len(run.timesteps())))
         squares: list[dict[str, Tensor]] = []  # of each kind of prompt: site -> (steps, C)
 
-        def keep(part: slice, step: int, name: str, a: Tensor) -> None:
+        def reduce(name: str, a: Tensor) -> Tensor:
+            return functional.normalize(of[name](a).double(), dim=-1).square().flatten(1, -2).sum(1)
+
+        def keep(samples: list[int], step: int, name: str, square: Tensor) -> None:
             if step < steps:
-                squares[-1][name][step] += functional.normalize(a.double(), dim=-1).square().sum((0, 1)).cpu()
+                squares[-1][name][step] += square.sum(0)
 
         def record(prompts: list[str]) -> Tensor:
-            squares.append({name: torch.zeros(steps, site.in_features).double() for name, site in sites.items()})
-            return run.draw(prompts, sites, keep, inputs=True)
+            squares.append({site.name: torch.zeros(steps, site.width).double() for site in sites})
+            return run.draw(prompts, Look(modules, reduce, keep, inputs=True))
 
         shares = run.shares(run.read(record(run.neutral)))
         for k in range(len(run.axis)):
@@ -92,31 +97,50 @@ class ConceptPrune(Baseline):
                 return neutral[name].sqrt()
             return torch.stack([each[name] for i, each in enumerate(groups) if i != k]).mean(0).sqrt()
 
-        def mask(name: str, k: int) -> Tensor:
-            return skilled(sites[name].weight, groups[k][name].sqrt(), base(name, k), settings.fraction)
+        def mask(site: Site, k: int) -> Tensor:
+            own, name = _weight(run.network, site), site.name
+            return skilled(own, groups[k][name].sqrt(), base(name, k), settings.fraction)
 
-        masks = {name: torch.stack([mask(name, k) for k in range(len(groups))]) for name in sites}
+        masks = {site.name: torch.stack([mask(site, k) for k in range(len(groups))]) for site in sites}
         over = {prompt: int((p - run.target).argmax()) for prompt, p in shares.items() if (p - run.target).max() > 1e-6}
-        return cls(run.denoiser, run.axis, run.target, settings.strength, masks=masks, over=over)
+        return cls(run.model, run.axis, run.target, settings.strength, masks=masks, over=over)
 
     def modules(self) -> dict[str, nn.Module]:
-        modules = dict(self.denoiser.unet.named_modules())
         self._pruned.clear()
-        return {name: modules[name] for name in self.masks}
+        return {name: network_of(self.model).get_submodule(self._site(name).layer) for name in self.masks}
+
+    def _site(self, name: str) -> Site:
+        return Site(name, "ff", self.masks[name].shape[-1])
 
     def begin(self, rows: list[Row]) -> Batch:
         self._groups = torch.tensor([self.over.get(write(row), -1) for row in rows])
         return Batch([row["prompt"] for row in rows])
 
-    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor) -> Tensor:
-        pruned = output.clone()
+    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor, images: Tensor) -> Tensor:
+        pruned, site = output.clone(), self._site(name)
         for k in groups.unique().tolist():
             if (name, k) not in self._pruned:
-                weight = self.denoiser.unet.get_submodule(name).weight
+                weight = _weight(network_of(self.model), site)
                 self._pruned[name, k] = weight * self.masks[name][k].to(weight.device)
             rows = groups == k
-            pruned[rows] -= self.strength * functional.linear(x[rows], self._pruned[name, k].to(x.dtype))
+            pruned[rows] -= self.strength * functional.linear(site.of(x)[rows], self._pruned[name, k].to(x.dtype))
         return pruned
+
+
+def _linear_sites(network: nn.Module) -> list[Site]:
+    """Raises InputError where there is none."""
+    sites = [site for site in find_sites(network) if site.kind == "ff"]
+    sites = [site for site in sites if isinstance(layer_at(network, site.layer), nn.Linear)]
+    if not sites:
+        raise InputError(f"ConceptPrune: no feed-forward block of this {type(network).__name__} ends in a linear layer")
+    return sites
+
+
+def _weight(network: nn.Module, site: Site) -> Tensor:
+    """(O, C), of the site's channels."""
+    layer = layer_at(network, site.layer)
+    assert layer is not None
+    return site.of(layer.get_parameter("weight").detach())
 
 
 def wanda(weight: Tensor, norm: Tensor) -> Tensor:

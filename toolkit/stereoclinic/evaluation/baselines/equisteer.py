@@ -22,9 +22,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from stereoclinic.evaluation.baselines.base import Baseline, attention_blocks, check_strength, unit
-from stereoclinic.evaluation.baselines.calibration import Run
+from stereoclinic.evaluation.baselines.base import Baseline, attended, attention_blocks, check_strength, unit
+from stereoclinic.evaluation.baselines.calibration import Look, Run
 from stereoclinic.evaluation.bench.mitigation import Batch
+from stereoclinic.pipelines.recognise import network_of
 from stereoclinic.prompts import Row
 
 
@@ -73,22 +74,22 @@ class EquiSteer(Baseline):
         self.directions, self.sizes, self.gate, self.thresholds = directions, sizes, gate, thresholds
         self.keep_length = keep_length
         self._bases = {name: torch.stack([basis(s) for s in each]) for name, each in directions.items()}
-        self._open: Tensor | None = None  # (B,), once the gate has been passed
+        self._open = torch.empty(0, dtype=torch.long)  # (B,) 1 or 0, or -1 before the gate
 
     @classmethod
     def _fit(cls, run: Run, settings: SteerSettings) -> Self:
-        layers = attention_blocks(run.denoiser, "attn2", "EquiSteer")
+        layers = attention_blocks(run.network, cross=True, who="EquiSteer")
         timesteps, kinds = run.timesteps(), [run.neutral, *(run.group(k) for k in range(len(run.axis)))]
         sums: list[dict[str, Tensor]] = []  # of each kind of prompt: layer -> (T, C)
 
-        def keep(part: slice, step: int, name: str, o: Tensor) -> None:
+        def keep(samples: list[int], step: int, name: str, o: Tensor) -> None:
             if name not in sums[-1]:
                 sums[-1][name] = torch.zeros(len(timesteps), o.shape[-1])
-            sums[-1][name][step] += o.float().mean(1).sum(0).cpu()
+            sums[-1][name][step] += o.sum(0)
 
         for prompts in kinds:
             sums.append({})
-            run.draw(prompts, layers, keep)
+            run.draw(prompts, Look(layers, lambda name, o: attended(f"EquiSteer: {name}", o).float().mean(1), keep))
         means = {name: torch.stack([each[name] for each in sums]) / len(run.rows) for name in layers}  # (1 + K, T, C)
         directions = {name: unit(mean[1:] - mean[:1]).transpose(0, 1).contiguous() for name, mean in means.items()}
         sizes = {name: (mean[1:].transpose(0, 1) * directions[name]).sum(-1) for name, mean in means.items()}
@@ -97,28 +98,31 @@ class EquiSteer(Baseline):
             first = {name: s[0] for name, s in directions.items()}
             responses = [_responses(run, prompts, layers, first) for prompts in kinds]
             gate, thresholds = chosen_gate(responses[0], responses[1:])
-        common = (run.denoiser, run.axis, run.target, settings.strength, timesteps)
+        common = (run.model, run.axis, run.target, settings.strength, timesteps)
         kept = settings.keep_length
         return cls(*common, directions=directions, sizes=sizes, gate=gate, thresholds=thresholds, keep_length=kept)
 
     def modules(self) -> dict[str, nn.Module]:
-        return {name: self.denoiser.unet.get_submodule(name) for name in self.directions}
+        return {name: network_of(self.model).get_submodule(name) for name in self.directions}
 
     def begin(self, rows: list[Row]) -> Batch:
-        self._open = None if self.gate else torch.ones(len(rows), dtype=torch.bool)
+        self._open = torch.full((len(rows),), -1 if self.gate else 1)
         return super().begin(rows)
 
-    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor) -> Tensor:
+    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor, images: Tensor) -> Tensor:
         s, t = self.directions[name].to(output), self._step
-        if self._open is None:
-            if name != self.gate:
-                return output
-            self._open = (response(output, s[0]) <= self.thresholds.to(output)).all(1)
+        at_gate = self._open[images] < 0
+        if name == self.gate and at_gate.any():
+            below = (response(output, s[0]) <= self.thresholds.to(output)).all(1).cpu()
+            self._open[images[at_gate]] = below[at_gate].long()
+        is_open = self._open[images] > 0
+        if not is_open.any():
+            return output
         back = self.strength * self.sizes[name].to(output)[t, groups, None] * s[t, groups]  # (B, C)
         steered = cleared(output, self._bases[name].to(output)[t]) + back[:, None]
         if self.keep_length:
             steered = unit(steered) * output.norm(dim=-1, keepdim=True)
-        return torch.where(self._open.to(output.device)[:, None, None], steered, output)
+        return torch.where(is_open.to(output.device)[:, None, None], steered, output)
 
 
 def basis(s: Tensor) -> Tensor:
@@ -158,22 +162,12 @@ def chosen_gate(neutral: dict[str, Tensor], groups: list[dict[str, Tensor]]) -> 
     return name, (own + neutral[name].mean(0)) / 2
 
 
-@torch.no_grad()
 def _responses(run: Run, prompts: list[str], layers: dict[str, nn.Module], s: dict[str, Tensor]) -> dict[str, Tensor]:
     """layer -> (N, K) at the first timestep of every sample."""
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
-    handles = [
-        layer.register_forward_hook(
-            lambda module, args, output, name=name: found[name].append(response(output.float().cpu(), s[name]))
-        )
-        for name, layer in layers.items()
-    ]
-    try:
-        with run.counted():
-            for part in run.batches():
-                first = run.denoiser.timesteps(run.calibration.steps)[0]
-                run.denoiser.predict(run.denoiser.noise(run.rows[part]), first, run.denoiser.encode(prompts[part]))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: torch.cat(each) for name, each in found.items()}
+    found = {name: torch.zeros(len(run.rows), len(directions)) for name, directions in s.items()}
+
+    def keep(samples: list[int], step: int, name: str, each: Tensor) -> None:
+        found[name][samples] = each
+
+    run.first(run.rows, prompts, Look(layers, lambda name, o: response(o.float(), s[name].to(o.device)), keep))
+    return found

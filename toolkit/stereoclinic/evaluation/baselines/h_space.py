@@ -12,6 +12,8 @@ The vector has h's own shape (C, h, w), as in the authors' code, and is learned 
 pictures. Ours are: it starts at zero, the pictures stay latents and are not encoded anew, and there are fewer of them.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -23,6 +25,10 @@ from torch.nn import functional
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.base import Baseline, check_strength
 from stereoclinic.evaluation.baselines.calibration import Run
+from stereoclinic.pipelines.arguments import TIMESTEP
+from stereoclinic.pipelines.intercept import Left
+from stereoclinic.pipelines.recognise import network_of
+from stereoclinic.pipelines.watch import Call
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,15 @@ class HSpaceDirection(Baseline):
 
     @classmethod
     def _fit(cls, run: Run, settings: DirectionSettings) -> Self:
-        if getattr(run.denoiser.unet, "mid_block", None) is None:
-            raise InputError(f"h-space: this {type(run.denoiser.unet).__name__} has no mid_block to add a vector at")
-        vectors = torch.stack([learned(run, run.draw(run.group(k)), settings) for k in range(len(run.axis))])
-        return cls(run.denoiser, run.axis, run.target, settings.strength, vectors=vectors)
+        if getattr(run.network, "mid_block", None) is None:
+            raise InputError(f"h-space: this {type(run.network).__name__} has no mid_block to add a vector at")
+        vectors = torch.stack([learned(run, run.latents(run.group(k)), settings) for k in range(len(run.axis))])
+        return cls(run.model, run.axis, run.target, settings.strength, vectors=vectors)
 
     def modules(self) -> dict[str, nn.Module]:
-        return {"mid_block": self.denoiser.unet.mid_block}
+        return {"mid_block": network_of(self.model).get_submodule("mid_block")}
 
-    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor) -> Tensor:
+    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor, images: Tensor) -> Tensor:
         return output + self.strength * self.vectors.to(output)[groups]
 
 
@@ -82,43 +88,63 @@ def learned(run: Run, clean: Tensor, settings: DirectionSettings) -> Tensor:
     Raises:
         InputError: The model predicts neither noise nor v.
     """
-    denoiser, device = run.denoiser, clean.device
-    scheduler = DDPMScheduler.from_config(denoiser.pipe.scheduler.config)  # what any of the model's was trained as
-    kind = scheduler.config.prediction_type
+    config, device = run.model.pipe.scheduler.config, clean.device
+    kind = config.get("prediction_type")
     if kind not in ("epsilon", "v_prediction"):
         raise InputError(f"h-space: a model that predicts {kind!r}; expected one of noise (epsilon) or v_prediction")
+    scheduler = DDPMScheduler.from_config(config)  # what any of the model's was trained as
     generator = torch.Generator().manual_seed(settings.seed)
-    states = denoiser.encode(run.neutral)
-    with torch.no_grad():
-        h: list[Tensor] = []
-        handle = denoiser.unet.mid_block.register_forward_hook(lambda module, args, output: h.append(output))
-        try:
-            with run.counted():
-                _predict(run, clean[:1], torch.zeros(1, dtype=torch.long, device=device), states[:1])
-        finally:
-            handle.remove()
+    predict, mid_block = _predictor(run), run.network.get_submodule("mid_block")
+    h: list[Tensor] = []
+    with torch.no_grad(), _hooked(mid_block, lambda module, args, output: h.append(output)):
+        predict(clean[:1], torch.zeros(1, dtype=torch.long, device=device), [0])
     vector = torch.zeros_like(h[0][0], dtype=torch.float32, requires_grad=True)
     optimiser = torch.optim.Adam([vector], lr=settings.rate)
-    handle = denoiser.unet.mid_block.register_forward_hook(lambda module, args, output: output + vector.to(output))
-    try:
-        with torch.enable_grad(), run.counted():
-            for _ in range(settings.updates):
-                chosen = torch.randint(len(clean), (settings.batch,), generator=generator).to(device)
-                t = torch.randint(scheduler.config.num_train_timesteps, (settings.batch,), generator=generator)
-                noise = torch.randn((settings.batch, *clean.shape[1:]), generator=generator).to(clean)
-                x_0, t = clean[chosen], t.to(device)
-                target = noise if kind == "epsilon" else scheduler.get_velocity(x_0, noise, t)
-                found = _predict(run, scheduler.add_noise(x_0, noise, t), t, states[chosen])
-                loss = functional.mse_loss(found.float(), target.float())
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-    finally:
-        handle.remove()
+    with torch.enable_grad(), _hooked(mid_block, lambda module, args, output: output + vector.to(output)):
+        for _ in range(settings.updates):
+            chosen = torch.randint(len(clean), (settings.batch,), generator=generator)
+            t = torch.randint(scheduler.config.num_train_timesteps, (settings.batch,), generator=generator)
+            noise = torch.randn((settings.batch, *clean.shape[1:]), generator=generator).to(clean)
+            x_0, t = clean[chosen.to(device)], t.to(device)
+            target = noise if kind == "epsilon" else scheduler.get_velocity(x_0, noise, t)
+            found = predict(scheduler.add_noise(x_0, noise, t), t, chosen.tolist())
+            loss = functional.mse_loss(found.float(), target.float())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
     return vector.detach().cpu()
 
 
-def _predict(run: Run, x: Tensor, t: Tensor, states: Tensor) -> Tensor:
-    """The UNet's output (B, C, h, w) at latents of unit variance, without the scheduler's own scaling."""
-    prediction: Tensor = run.denoiser.unet(x, t, **run.denoiser._conditions(states)).sample
-    return prediction
+def _predictor(run: Run) -> Callable[[Tensor, Tensor, list[int]], Tensor]:
+    """Predicts (B, C, h, w) for some samples' neutral prompts, at latents of unit variance and timesteps (B,).
+
+    What else the denoiser is told is as in the pipeline's own call, which is left when it comes to it.
+    """
+    calls: list[Call] = []
+
+    def visit(call: Call) -> None:
+        calls.append(call)
+        raise Left
+
+    walk = run.walk(run.rows, run.neutral, visit)
+    with torch.no_grad():
+        walk.run()
+
+    def predict(x: Tensor, t: Tensor, samples: list[int]) -> Tensor:
+        told = calls[0].arguments(None, samples)
+        at = next(name for name in TIMESTEP if told.get(name) is not None)
+        run.cost.forward += len(x)
+        run.cost.backward += len(x) if torch.is_grad_enabled() else 0
+        prediction = walk.learnt.flat(run.network(**{**told, walk.learnt.latents: x, at: t}))
+        return prediction.view(x.shape)
+
+    return predict
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable[..., Tensor | None]) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

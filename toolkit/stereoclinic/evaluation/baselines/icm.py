@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.baselines.base import Baseline, attention_blocks, check_strength, unit
-from stereoclinic.evaluation.baselines.calibration import Run
+from stereoclinic.evaluation.baselines.base import Baseline, attended, attention_blocks, check_strength, unit
+from stereoclinic.evaluation.baselines.calibration import Look, Run
+from stereoclinic.pipelines.recognise import network_of
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,21 @@ class ImplicitChoice(Baseline):
 
     @classmethod
     def _fit(cls, run: Run, settings: ProbeSettings) -> Self:
-        layers, timesteps = attention_blocks(run.denoiser, "attn1", "ICM"), run.timesteps()
+        layers, timesteps = attention_blocks(run.network, cross=False, who="ICM"), run.timesteps()
         z: dict[str, Tensor] = {}  # layer -> (T, N, C)
         lengths = {name: torch.zeros(len(timesteps)) for name in layers}
 
-        def keep(part: slice, step: int, name: str, o: Tensor) -> None:
-            if name not in z:
-                z[name] = torch.zeros(len(timesteps), len(run.rows), o.shape[-1])
-            z[name][step, part] = o.float().mean(1).cpu()
-            lengths[name][step] += o.float().norm(dim=-1).mean(1).sum().cpu() / len(run.rows)
+        def reduce(name: str, o: Tensor) -> Tensor:
+            o = attended(f"ICM: {name}", o).float()
+            return torch.cat([o.mean(1), o.norm(dim=-1).mean(1, keepdim=True)], dim=1)
 
-        y = run.read(run.draw(run.neutral, layers, keep))
+        def keep(samples: list[int], step: int, name: str, found: Tensor) -> None:
+            if name not in z:
+                z[name] = torch.zeros(len(timesteps), len(run.rows), found.shape[1] - 1)
+            z[name][step, samples] = found[:, :-1]
+            lengths[name][step] += found[:, -1].sum() / len(run.rows)
+
+        y = run.read(run.draw(run.neutral, Look(layers, reduce, keep)))
         held_out = _fifth(y, run.axis.groups)
         theta, right = {}, {}
         for name, features in z.items():
@@ -83,14 +88,14 @@ class ImplicitChoice(Baseline):
             theta[name] = torch.stack([each for each, _ in found])
             right[name] = sum(share for _, share in found)
         best = sorted(layers, key=lambda name: -right[name])[: settings.layers]  # stable: the first of equals
-        common = (run.denoiser, run.axis, run.target, settings.strength, timesteps)
+        common = (run.model, run.axis, run.target, settings.strength, timesteps)
         kept = {"theta": {name: theta[name] for name in best}, "lengths": {name: lengths[name] for name in best}}
         return cls(*common, **kept, start=settings.start, keep_length=settings.keep_length)
 
     def modules(self) -> dict[str, nn.Module]:
-        return {name: self.denoiser.unet.get_submodule(name) for name in self.theta}
+        return {name: network_of(self.model).get_submodule(name) for name in self.theta}
 
-    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor) -> Tensor:
+    def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor, images: Tensor) -> Tensor:
         t, lengths = self._step, self.lengths[name]
         if t < self.start * len(lengths):
             return output

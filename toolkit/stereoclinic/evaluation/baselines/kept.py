@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.digest import plain_digest
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.baselines import baseline_class
@@ -26,6 +25,7 @@ from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
 from stereoclinic.evaluation.bench.drawing import Store, model_digest
 from stereoclinic.evaluation.readers import told_by
 from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts import Row
 
 #: The version is of the methods as well: one that makes something else of the same samples is to raise it.
@@ -36,7 +36,7 @@ PATIENCE, EVERY = 1800.0, 0.2
 
 def kept_baselines(
     names: Sequence[str],
-    denoiser: Denoiser,
+    model: Model,
     axis: Axis,
     samples: Sequence[Row],
     calibration: Calibration,
@@ -48,7 +48,7 @@ def kept_baselines(
 
     Args:
         names: Of `BASELINES`.
-        denoiser: The model, untreated.
+        model: The pipeline, untreated.
         axis: The bias axis.
         samples: Rows with `prompt` and `seed`, none of them a judged one: see `calibration_samples`.
         calibration: How pictures are drawn and read.
@@ -63,7 +63,7 @@ def kept_baselines(
     Store(folder)  # makes it
     made_from = [
         VERSION,
-        model_digest(denoiser),
+        model_digest(model),
         asdict(axis),
         [dict(row) for row in samples],
         [calibration.steps, calibration.guidance, dict(calibration.shares), calibration.batch_size],
@@ -73,7 +73,7 @@ def kept_baselines(
     def kept(name: str) -> Baseline | PromptAllocation:
         kind = baseline_class(name)
         if not issubclass(kind, Baseline):
-            return kind.fit(denoiser, axis, samples, calibration)  # there is nothing to make
+            return kind.fit(model, axis, samples, calibration)  # there is nothing to make
         digest = plain_digest([name, asdict(kind.defaults), *made_from])[:32]
         file = folder / f"{name}-{digest}.safetensors"
         signs = file.with_suffix(".making")
@@ -84,10 +84,10 @@ def kept_baselines(
                 making(name)
             try:
                 _give(signs)
-                _keep(file, digest, kind.fit(denoiser, axis, samples, calibration, lambda *_: _give(signs)))
+                _keep(file, digest, kind.fit(model, axis, samples, calibration, lambda *_: _give(signs)))
             finally:
                 signs.unlink(missing_ok=True)
-        return _read(file, digest, kind, denoiser, axis)
+        return _read(file, digest, kind, model, axis)
 
     return [kept(name) for name in names]
 
@@ -98,12 +98,12 @@ def _keep(file: Path, digest: str, made: Baseline) -> None:
     save_tensors(file, KIND, VERSION, tensors, {**about, "content": _content(digest, tensors, about)})
 
 
-def _read(file: Path, digest: str, kind: type[Baseline], denoiser: Denoiser, axis: Axis) -> Baseline:
+def _read(file: Path, digest: str, kind: type[Baseline], model: Model, axis: Axis) -> Baseline:
     """Raises InputError for a file that does not hold what was kept under its name."""
     tensors, about = load_tensors(file, KIND, VERSION)
     if about.pop("content", None) != _content(digest, tensors, about):
         raise InputError(f"{file} holds something else than was made; remove it and run again")
-    made = kind.restored(denoiser, axis, tensors, about["plain"])
+    made = kind.restored(model, axis, tensors, about["plain"])
     made.cost = Cost(**about["cost"])
     return made
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.digest import plain_digest
 from stereoclinic.evaluation.baselines.calibration import Calibration, Cost, Progress
 from stereoclinic.evaluation.bench.mitigation import Batch
 from stereoclinic.evaluation.bench.oracles import AllocationOracle
+from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts import Row
 from stereoclinic.sns.allocate import shares_of
 from stereoclinic.sns.gate import is_neutral
@@ -44,7 +44,7 @@ class PromptAllocation(AllocationOracle):
     @classmethod
     def fit(
         cls,
-        denoiser: Denoiser,
+        model: Model,
         axis: Axis,
         samples: Sequence[Row],
         calibration: Calibration,

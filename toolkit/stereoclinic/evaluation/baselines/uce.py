@@ -10,9 +10,9 @@ weights and read, and alpha_p += eta (tau_p - r_p) for each prompt whose shares 
 target tau; then W is made anew from W_old. lambda, and the scale of the attributes' values, are of
 the authors' code. Its eta is 0.1, for up to 30 rounds; a larger one takes fewer, for a coarser end.
 
-Text: c are the states of a neutral prompt from its last word to the end of the text, as in the authors' first code; a_p
-those of the group prompts, aligned at their own last word. Kept as they were (P) are the empty prompt, and all states
-of the group prompts: our choice, so that "a female doctor" stays what it was.
+Text: c are the states of a neutral prompt, as keys and values are made of them, from its last word to the end of the
+text, as in the authors' first code; a_p those of the group prompts, aligned at their own last word. Kept as they were
+(P) are the empty prompt, and all states of the group prompts: our choice, so that "a female doctor" stays what it was.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.base import Baseline, attention_blocks, check_strength
-from stereoclinic.evaluation.baselines.calibration import Run
+from stereoclinic.evaluation.baselines.calibration import Look, Run
 from stereoclinic.evaluation.bench.mitigation import Batch
+from stereoclinic.pipelines.recognise import network_of
 from stereoclinic.prompts import Row
 
 
@@ -63,16 +63,17 @@ class UnifiedConceptEditing(Baseline):
 
     @classmethod
     def _fit(cls, run: Run, settings: EditSettings) -> Self:
-        names = [
-            f"{name}.{part}" for name in attention_blocks(run.denoiser, "attn2", "UCE") for part in ("to_k", "to_v")
-        ]
-        old = {name: run.denoiser.unet.get_submodule(name).weight.detach().clone() for name in names}
-        made = cls(run.denoiser, run.axis, run.target, settings.strength, edited=old)
+        blocks = attention_blocks(run.network, cross=True, who="UCE")
+        if not all(hasattr(block, part) for block in blocks.values() for part in ("to_k", "to_v")):
+            raise InputError(f"UCE: the cross-attention of this {type(run.network).__name__} has no keys and values")
+        names = [f"{name}.{part}" for name in blocks for part in ("to_k", "to_v")]
+        old = {name: _weight(run.network, name).detach().clone() for name in names}
+        made = cls(run.model, run.axis, run.target, settings.strength, edited=old)
         prompts = list(dict.fromkeys(run.neutral))
         groups = [dict(zip(run.neutral, run.group(k), strict=True)) for k in range(len(run.axis))]
-        c, a = _concepts(run.denoiser, prompts, [[group[each] for each in prompts] for group in groups])
+        c, a = _concepts(run, blocks, prompts, [[group[each] for each in prompts] for group in groups])
         kept = [*dict.fromkeys(text for group in groups for text in group.values()), ""]
-        p = torch.cat([states.double() for states in _states(run.denoiser, kept)])
+        p = _states(run, blocks, kept).double().flatten(0, 1)
         alpha = torch.zeros(len(prompts), len(run.axis), dtype=torch.float64)
         for _ in range(settings.rounds):
             with made:
@@ -97,7 +98,7 @@ class UnifiedConceptEditing(Baseline):
     def __enter__(self) -> Self:
         super().__enter__()
         for name, weight in self.edited.items():
-            parameter = self.denoiser.unet.get_submodule(name).weight
+            parameter = _weight(network_of(self.model), name)
             self._kept[name] = parameter.data
             parameter.data = weight.to(parameter)
         return self
@@ -106,7 +107,7 @@ class UnifiedConceptEditing(Baseline):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for name, weight in self._kept.items():
-            parameter = self.denoiser.unet.get_submodule(name).weight
+            parameter = _weight(network_of(self.model), name)
             parameter.data = weight.to(parameter)  # a no-op, unless the model was moved meanwhile
         self._kept.clear()
         super().__exit__(kind, value, traceback)
@@ -140,21 +141,50 @@ def target_values(w: Tensor, c: Tensor, a: Tensor, alpha: Tensor) -> Tensor:
     return target
 
 
-def _states(denoiser: Denoiser, texts: list[str]) -> Tensor:
-    """(n, L, D) as cross-attention reads them."""
-    states: Tensor = denoiser._conditions(denoiser.encode(texts))["encoder_hidden_states"]
-    return states
+def _weight(network: nn.Module, name: str) -> nn.Parameter:
+    weight: nn.Parameter = network.get_submodule(name).weight  # type: ignore[assignment]
+    return weight
 
 
-def _concepts(denoiser: Denoiser, prompts: list[str], groups: list[list[str]]) -> tuple[list[Tensor], list[Tensor]]:
+def _states(run: Run, blocks: dict[str, nn.Module], texts: list[str]) -> Tensor:
+    """(n, L, D) as cross-attention reads them: what its keys are made of.
+
+    Raises:
+        InputError: Not every block reads the same.
+    """
+    first, found, seen = next(iter(blocks)), dict[int, Tensor](), list[Tensor]()
+
+    def reduce(name: str, states: Tensor) -> Tensor:
+        if name == first:
+            seen[:] = [states]
+            return states
+        if not seen or states.shape != seen[0].shape or not torch.equal(states, seen[0]):
+            raise InputError(
+                f"UCE: blocks of this {type(run.network).__name__} read the states of a text each in its own way"
+            )
+        return states.new_empty(len(states))
+
+    def keep(samples: list[int], step: int, name: str, states: Tensor) -> None:
+        if name == first:
+            found.update(zip(samples, states, strict=True))
+
+    rows = [{"prompt": text, "seed": 0} for text in texts]
+    keys = {name: block.get_submodule("to_k") for name, block in blocks.items()}
+    run.first(rows, texts, Look(keys, reduce, keep, inputs=True))
+    return torch.stack([found[number] for number in range(len(texts))]).to(_weight(run.network, f"{first}.to_k").device)
+
+
+def _concepts(
+    run: Run, blocks: dict[str, nn.Module], prompts: list[str], groups: list[list[str]]
+) -> tuple[list[Tensor], list[Tensor]]:
     """For each prompt c (n, D) and a (K, n, D), from the last word to the end of the text."""
 
     def last(text: str) -> int:  # the token before the one that ends the text
-        return len(denoiser.pipe.tokenizer(text, truncation=True).input_ids) - 2
+        return len(run.model.pipe.tokenizer(text, truncation=True).input_ids) - 2
 
     c, a = [], []
     for prompt, *own in zip(prompts, *groups, strict=True):
-        states = _states(denoiser, [prompt, *own]).double()
+        states = _states(run, blocks, [prompt, *own]).double()
         starts = [last(text) for text in (prompt, *own)]
         count = states.shape[1] - max(starts)
         aligned = torch.stack([each[start : start + count] for each, start in zip(states, starts, strict=True)])

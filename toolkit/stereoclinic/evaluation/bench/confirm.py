@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.evaluation.bench.arms import UNTREATED, Protocol
 from stereoclinic.evaluation.bench.experiment import Arm, drawn
 from stereoclinic.evaluation.bench.mitigation import Mitigation, Suppressed
@@ -14,6 +13,7 @@ from stereoclinic.evaluation.intervals.gap_intervals import gap_interval
 from stereoclinic.evaluation.intervals.statistics import Interval, NoiseFloor, PairedDifference, noise_floor
 from stereoclinic.evaluation.metrics.bias import parity_gap
 from stereoclinic.evaluation.readers import Reader
+from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts import with_seeds
 from stereoclinic.sns.mask import NeuronMask
 
@@ -43,7 +43,7 @@ class Confirmation:
 
 
 def confirm(
-    denoiser: Denoiser,
+    model: Model,
     reader: Reader,
     protocol: Protocol,
     mask: NeuronMask,
@@ -55,7 +55,7 @@ def confirm(
     """Draw the protocol's neutral prompts without and with a mask.
 
     Args:
-        denoiser: The model.
+        model: The pipeline.
         reader: Tells the axis's groups apart.
         protocol: Prompts, seeds, steps and scale; its group prompts are left out.
         mask: Made on other seeds.
@@ -69,9 +69,9 @@ def confirm(
     """
     rows = list(with_seeds(protocol.prompts, protocol.seed, protocol.images))
     shares = [dict(protocol.shares)] if protocol.shares else []
-    treated = Suppressed("treated", denoiser, mask, [protocol.axis], 1.0, shares, protocol.guidance > 1, force)
+    treated = Suppressed("treated", model, mask, [protocol.axis], 1.0, shares, force)
     arms = [Arm(each.name, each, rows, protocol.images) for each in (Mitigation(UNTREATED), treated)]
-    found = drawn(denoiser, reader, protocol, arms, progress, None, warn, alone=True, **trainer)
+    found = drawn(model, reader, protocol, arms, progress, None, warn, alone=True, **trainer)
     assert found is not None
     before, after = (each.reads for each in found)
     return Confirmation(

@@ -18,13 +18,15 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
-from stereoclinic.ddtd.memory import Peak, Portions
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import sample
 from stereoclinic.digest import plain_digest, weights_digest
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.bench.mitigation import Mitigation
 from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.pipelines.arguments import inner
+from stereoclinic.pipelines.memory import Peak, Portions
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.pictures import draw as draw_pictures
+from stereoclinic.pipelines.watch import Walk
 from stereoclinic.predict import predict
 from stereoclinic.prompts import Row
 
@@ -135,7 +137,7 @@ class Drawing(L.LightningModule):
     """Draws the parts that are not there yet.
 
     Args:
-        denoiser: The model.
+        model: The pipeline.
         parts: All there are, on every rank.
         store: Where they go.
         progress: Called with the arm's name and the number of its pictures that are done.
@@ -144,25 +146,23 @@ class Drawing(L.LightningModule):
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        model: Model,
         parts: Sequence[Part],
         store: Store,
         progress: Callable[[str, int], None] | None = None,
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         super().__init__()
-        self.denoiser, self.parts, self.store, self.progress = denoiser, parts, store, progress
-        self.unet = denoiser.unet  # registered, so that Lightning moves it
-        self.portions = Portions(warn=warn)
+        self.model, self.parts, self.store, self.progress = model, parts, store, progress
+        self.network = model.network  # registered, so that Lightning moves it
+        self.portions, self.within = Portions(warn=warn), Portions(warn=warn)
 
     def on_predict_start(self) -> None:
-        """Encode every prompt and draw one picture for nothing, so that the first arm does not pay for all of them."""
-        self.denoiser.to(self.device)
-        prompts = list(dict.fromkeys(row["prompt"] for part in self.parts for row in part.rows))
-        for start in range(0, len(prompts), 64):
-            self.denoiser.encode(prompts[start : start + 64])
+        """Take two steps for nothing, so that the first arm does not pay for what is done once."""
+        self.model.to(self.device)
         first = self.parts[0]
-        sample(self.denoiser, first.rows[:1], prompts[:1], min(first.steps, 2), first.guidance)
+        with torch.no_grad():
+            Walk(self.model, first.rows[:1], first.steps, first.guidance, last=2).run()
 
     def predict_step(self, batch: list[int], batch_idx: int) -> Tensor:
         for part in (self.parts[number] for number in batch):
@@ -176,8 +176,8 @@ class Drawing(L.LightningModule):
         def draw(portion: slice) -> tuple[Tensor, Tensor | None]:
             rows = part.rows[portion]
             how = part.mitigation.begin(rows)
-            drawn = sample(self.denoiser, rows, how.prompts, part.steps, part.guidance, how.conditional)
-            return (drawn.cpu() * 255).round().to(torch.uint8), how.allotted
+            drawn = draw_pictures(self.model, rows, part.steps, part.guidance, how.prompts, how.prepare, self.within)
+            return drawn, how.allotted
 
         with part.mitigation, Peak(self.device) as peak:
             began = time.perf_counter()
@@ -200,7 +200,7 @@ class Drawing(L.LightningModule):
 
 
 def draw(
-    denoiser: Denoiser,
+    model: Model,
     parts: Sequence[Part],
     store: Store,
     progress: Callable[[str, int], None] | None = None,
@@ -210,7 +210,7 @@ def draw(
     """Draw what is not there yet, on as many devices as the trainer is given.
 
     Args:
-        denoiser: The model.
+        model: The pipeline.
         parts: What to draw.
         store: Where it goes.
         progress: See `Drawing`.
@@ -225,20 +225,21 @@ def draw(
         Incomplete: Parts are missing at the end.
         KeyboardInterrupt: As pressed; what was drawn is kept.
     """
-    module = Drawing(denoiser, parts, store, progress, warn)
+    module = Drawing(model, parts, store, progress, warn)
     advice = "give fewer devices, or a smaller --batch-size"
-    return predict(module, denoiser, range(len(parts)), 1, what="batches", advice=advice, **trainer).is_global_zero
+    return predict(module, model, range(len(parts)), 1, what="batches", advice=advice, **trainer).is_global_zero
 
 
-def model_digest(denoiser: Denoiser) -> str:
-    """SHA-256 over what a picture depends on: a pipeline's weights, what its parts are set to, and its scheduler."""
-    modules = {name: part for name, part in denoiser.pipe.components.items() if isinstance(part, nn.Module)}
-    weights = {name: weights_digest(module) for name, module in sorted(modules.items())}
+def model_digest(model: Model) -> str:
+    """SHA-256 over what a picture depends on: a pipeline's weights, what its parts are set to, scheduler and call."""
+    modules = {name: part for name, part in model.pipe.components.items() if isinstance(part, nn.Module)}
+    weights = {name: weights_digest(inner(module)) for name, module in sorted(modules.items())}
     # Private entries say where a part came from.
     settings = {
         name: {key: value for key, value in module.config.items() if not key.startswith("_")}
         for name, module in sorted(modules.items())
         if isinstance(module, ConfigMixin)
     }
-    scheduler = denoiser.pipe.scheduler
-    return plain_digest([weights, settings, denoiser.latent_shape, type(scheduler).__name__, dict(scheduler.config)])
+    scheduler = model.pipe.scheduler
+    kind = type(model.pipe).__name__
+    return plain_digest([kind, weights, settings, model.call, type(scheduler).__name__, dict(scheduler.config)])

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.base import Baseline
 from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
@@ -37,6 +36,7 @@ from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOrac
 from stereoclinic.evaluation.readers import Reader, features_of, group_columns, groups_seen, read_rows
 from stereoclinic.evaluation.readers.ensemble import by_reader_key
 from stereoclinic.evaluation.results.comparison import summarise
+from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts import Row, group_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import random_like
@@ -51,10 +51,10 @@ class Arm:
     samples: list[Row]
     count: int
 
-    def parts(self, protocol: Protocol, model: str) -> list[Part]:
+    def parts(self, protocol: Protocol, digest: str) -> list[Part]:
         size = protocol.batch_size
         return [
-            Part(self.mitigation, self.samples[start : start + size], protocol.steps, protocol.guidance, model)
+            Part(self.mitigation, self.samples[start : start + size], protocol.steps, protocol.guidance, digest)
             for start in range(0, len(self.samples), size)
         ]
 
@@ -77,7 +77,7 @@ class Arms:
 
 
 def arms_of(
-    denoiser: Denoiser,
+    model: Model,
     protocol: Protocol,
     masks: dict[str, NeuronMask],
     strength: float = 1.0,
@@ -90,14 +90,14 @@ def arms_of(
 
     def suppressed(name: str, mask: NeuronMask, gate: bool = True) -> Suppressed:
         gates = [axis] if gate else []
-        return Suppressed(name, denoiser, mask, gates, strength, shares, protocol.guidance > 1, force)
+        return Suppressed(name, model, mask, gates, strength, shares, force)
 
     judged = list(with_seeds(protocol.prompts, protocol.seed, n))
     other = list(with_seeds(protocol.prompts, protocol.seed + n, n))
     made = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
     if masks:
         made.append(suppressed(RANDOM, random_like(next(iter(masks.values())), seed=protocol.seed)))
-    made += [*baselines, BalancedOracle(denoiser, axis), AllocationOracle(axis, protocol.target)]
+    made += [*baselines, BalancedOracle(axis), AllocationOracle(axis, protocol.target)]
     names = [each.name for each in made]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two arms are called {twice[0]!r}: give that mask another name")
@@ -123,7 +123,7 @@ def arms_of(
 
 
 def run(
-    denoiser: Denoiser,
+    model: Model,
     reader: Reader,
     protocol: Protocol,
     masks: dict[str, NeuronMask],
@@ -139,7 +139,7 @@ def run(
     """Draw every arm and compare.
 
     Args:
-        denoiser: The model.
+        model: The pipeline.
         reader: Reads group and occupation off images.
         protocol: What is drawn.
         masks: Name -> mask; none is fine, then only the model and its ceilings are measured.
@@ -160,8 +160,8 @@ def run(
         InputError: The reader does not know the axis, or there are fewer batches than devices.
         Incomplete: Pictures are missing at the end.
     """
-    arms = arms_of(denoiser, protocol, masks, strength, force, baselines)
-    found = drawn(denoiser, reader, protocol, list(arms), progress, parts, warn, **trainer)
+    arms = arms_of(model, protocol, masks, strength, force, baselines)
+    found = drawn(model, reader, protocol, list(arms), progress, parts, warn, **trainer)
     if found is None:
         return None
     rest = iter(found)
@@ -182,7 +182,7 @@ def run(
 
 
 def drawn(
-    denoiser: Denoiser,
+    model: Model,
     reader: Reader,
     protocol: Protocol,
     arms: Sequence[Arm],
@@ -193,11 +193,11 @@ def drawn(
 ) -> list[Drawn] | None:
     """Draw arms and read their pictures; arguments and errors as of `run`, None on any rank but the first."""
     group_columns(reader, protocol.axis)  # refused before anything is drawn
-    model = model_digest(denoiser)
+    digest = model_digest(model)
     with tempfile.TemporaryDirectory() as temporary:
         store = Store(Path(temporary) if parts is None else parts)
-        wanted = [arm.parts(protocol, model) for arm in arms]
-        if not draw(denoiser, [part for each in wanted for part in each], store, progress, warn, **trainer):
+        wanted = [arm.parts(protocol, digest) for arm in arms]
+        if not draw(model, [part for each in wanted for part in each], store, progress, warn, **trainer):
             return None
         found = [store.read(each) for each in wanted]
         if len(devices := {each.device for each in found}) > 1:

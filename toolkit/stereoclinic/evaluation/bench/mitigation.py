@@ -2,10 +2,10 @@
 
 with mitigation:
     batch = mitigation.begin(rows)
-    sample(denoiser, rows, batch.prompts, ..., batch.conditional)
+    draw(model, rows, steps, guidance, batch.prompts, batch.prepare)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import Conditional
 from stereoclinic.digest import plain_digest
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.watch import Visit, Walk
 from stereoclinic.prompts import Row
 from stereoclinic.sns.allocate import on_axis
 from stereoclinic.sns.mask import NeuronMask
@@ -29,12 +29,12 @@ class Batch:
 
     Args:
         prompts: What each is conditioned on.
-        conditional: Replaces the conditional prediction, see `denoisers.sampling.sample`.
+        prepare: Given the walk, what changes its predictions, see `pipelines.pictures.draw`.
         allotted: (B,) the group each was allotted to, -1 where it was left alone; None where none are allotted.
     """
 
     prompts: list[str]
-    conditional: Conditional | None = None
+    prepare: Callable[[Walk], Visit] | None = None
     allotted: Tensor | None = None
 
 
@@ -81,12 +81,11 @@ class Suppressed(Mitigation):
 
     Args:
         name: Of the arm.
-        denoiser: The model.
+        model: The pipeline.
         mask: What to damp.
         axes: Axes whose groups the gate looks for; empty opens it.
         strength: Scales the damping, 0 to 1.
         shares: Of the groups, see `shares_of`.
-        guided: Whether batches hold the unconditional half.
         force: Accept a mask that was made for other weights of the same shapes.
     """
 
@@ -95,16 +94,15 @@ class Suppressed(Mitigation):
     def __init__(
         self,
         name: str,
-        denoiser: Denoiser,
+        model: Model,
         mask: NeuronMask,
         axes: Sequence[Axis] = (),
         strength: float = 1.0,
         shares: Sequence[dict[str, float]] = (),
-        guided: bool = False,
         force: bool = False,
     ) -> None:
         super().__init__(name)
-        self.treatment = Treatment(denoiser.pipe, mask, axes, strength, shares, guided, force)
+        self.treatment = Treatment(model, mask, axes, strength, shares, force=force)
         self.strength = strength
 
     def key(self) -> str:

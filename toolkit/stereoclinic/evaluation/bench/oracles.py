@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import Conditional
 from stereoclinic.digest import plain_digest
 from stereoclinic.evaluation.bench.arms import ALLOCATION, BALANCED
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation
+from stereoclinic.pipelines.learn import schedule_of
+from stereoclinic.pipelines.watch import Call, Visit, Walk, encode_groups
 from stereoclinic.prompts import Row, group_prompts
 from stereoclinic.sns.allocate import allotted_group, uniform
 
@@ -24,14 +24,13 @@ class BalancedOracle(Mitigation):
     """The conditional prediction is fbar within a window of the steps, and f outside.
 
     Args:
-        denoiser: The model.
         axis: The bias axis.
         window: As shares of the run, from its start.
     """
 
-    def __init__(self, denoiser: Denoiser, axis: Axis, window: tuple[float, float] = (0.0, 1.0)) -> None:
+    def __init__(self, axis: Axis, window: tuple[float, float] = (0.0, 1.0)) -> None:
         super().__init__(BALANCED)
-        self.denoiser, self.axis, self.window = denoiser, axis, window
+        self.axis, self.window = axis, window
 
     def key(self) -> str:
         return plain_digest([BALANCED, asdict(self.axis), self.window])
@@ -40,8 +39,7 @@ class BalancedOracle(Mitigation):
         return group_prompts(row, self.axis)
 
     def begin(self, rows: list[Row]) -> Batch:
-        conditional = balanced_oracle(self.denoiser, self.axis, rows, self.window)
-        return Batch([row["prompt"] for row in rows], conditional)
+        return Batch([row["prompt"] for row in rows], lambda walk: balanced(walk, self.axis, self.window))
 
 
 class AllocationOracle(Mitigation):
@@ -69,19 +67,17 @@ class AllocationOracle(Mitigation):
         return Batch(allocation_prompts(self.axis, rows, self.shares), allotted=allotted)
 
 
-def balanced_oracle(
-    denoiser: Denoiser, axis: Axis, rows: list[Row], window: tuple[float, float] = (0.0, 1.0)
-) -> Conditional:
-    """A conditional prediction for `sampling.sample`: fbar inside the window (shares of the run), f outside."""
-    by_group = [group_prompts(row, axis) for row in rows]
-    groups = [denoiser.encode([each[k] for each in by_group]) for k in range(len(axis))]
+def balanced(walk: Walk, axis: Axis, window: tuple[float, float] = (0.0, 1.0)) -> Visit:
+    """What makes the prediction for the prompts fbar inside the window (shares of the run), and leaves it outside."""
+    (groups,) = encode_groups(walk, walk.rows, [axis])
+    steps = len(schedule_of(walk.model, walk.steps, walk.guidance).timesteps)
 
-    def conditional(model: Denoiser, latents: Tensor, timestep: Tensor, done: float, states: Tensor) -> Tensor:
-        if not window[0] <= done < window[1]:
-            return model.predict(latents, timestep, states)
-        return torch.stack([model.predict(latents, timestep, each) for each in groups]).mean(0)
+    def visit(call: Call) -> None:
+        if window[0] <= call.step / steps < window[1]:
+            parts = [torch.cat(walk.portions.each(lambda own: call.predict(each, own), call.count)) for each in groups]  # noqa: B023
+            call.reply = torch.stack(parts).mean(0)
 
-    return conditional
+    return visit
 
 
 def allocation_prompts(axis: Axis, rows: list[Row], shares: Tensor | None = None) -> list[str]:

@@ -1,26 +1,50 @@
-"""Where in a UNet a site lies, from its module path: down the left, through the middle, up the right.
+"""Where in a denoiser a site lies, from its module path.
 
-down 0 --------- up 2       down_blocks.0.resnets.0.conv2                              down 0 conv 0
-  down 1 ----- up 1         up_blocks.1.attentions.0.transformer_blocks.0.attn2...     up 1 cross 0
-    down 2 - up 0           mid_block.attentions.0.transformer_blocks.0.ff.net.2       mid ff 0
-         mid
+A U-Net goes down the left, through the middle and up the right:
+
+    down 0 --------- up 2       down_blocks.0.resnets.0.conv2                              down 0 conv 0
+      down 1 ----- up 1         up_blocks.1.attentions.0.transformer_blocks.0.attn2...     up 1 cross 0
+        down 2 - up 0           mid_block.attentions.0.transformer_blocks.0.ff.net.2       mid ff 0
+             mid
+
+A transformer is lists of blocks, one after the other, in which image and text may have layers of their own:
+
+    block 0             transformer_blocks.0.attn.to_add_out           block 0 text attention
+    block 1             transformer_blocks.1.ff.net.2                  block 1 image feed-forward
+    single block 0      single_transformer_blocks.0.proj_out[:64]      single block 0 joint attention
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
-from stereoclinic.ddtd.neurons import SITE_KINDS, Site
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import SITE_KINDS, Site
 
-#: What a site is, in the order that the data meets them within a stage.
-KINDS = {"conv": "convolution", "self": "self-attention", "cross": "cross-attention", "ff": "feed-forward"}
-PARTS = ("down", "mid", "up", "other")
+#: What a site is, in the order that the data meets them.
+KINDS = {
+    "conv": "convolution",
+    "attention": "attention",
+    "self": "self-attention",
+    "cross": "cross-attention",
+    "ff": "feed-forward",
+    "other": "other layers",
+}
+#: Whose tokens a site works on.
+STREAMS = {"image": "image tokens", "text": "text tokens", "joint": "image and text tokens"}
+#: The parts of a U-Net, and what lies in no block.
+UNET, OTHER = ("down", "mid", "up"), "other"
 
-_PATH = re.compile(
+_UNET_PATH = re.compile(
     r"(?:(?P<part>down|up)_blocks\.(?P<level>\d+)|mid_block)\."
     r"(?:resnets|attentions)\.(?P<stage>\d+)(?:\.transformer_blocks\.(?P<layer>\d+))?\."
 )
+_BLOCK_PATH = re.compile(
+    r"(?!down_blocks|up_blocks|mid_block)(?P<part>[^\d.][^.]*(?:\.[^\d.][^.]*)*)\.(?P<level>\d+)\.(?P<rest>.+)"
+)
+_SELF = re.compile(r"(^|\.)(attn1|self_attention|attention)\.")
+_CROSS = re.compile(r"(^|\.)(attn2|cross_attention)\.")
 
 
 @dataclass(frozen=True)
@@ -28,68 +52,127 @@ class Place:
     """Where a site lies.
 
     Args:
-        part: One of `PARTS`; "other" is a model that is no UNet of diffusers.
+        part: Of `UNET`; the module path of a transformer's list of blocks; or "other".
         level: The block's number within its part, 0 in the middle.
-        kind: One of `KINDS`.
-        stage: Which residual or attention stage of the block.
-        layer: Which transformer layer of the stage; 0 where there is one.
-        path: The module path.
+        kind: Of `KINDS`.
+        stream: Of `STREAMS`; empty where the model has one alone.
+        stage: In a U-Net, which residual or attention stage of the block; in a transformer, which of the block's sites
+            of this kind and stream.
+        layer: Which transformer layer of a U-Net's stage; 0 where there is one.
+        path: The module path, in a transformer within the block.
     """
 
     part: str
     level: int
     kind: str
+    stream: str
     stage: int
     layer: int
     path: str
 
     @property
+    def blocks(self) -> str:
+        """What a block of this part is called: "down", "block", "single block", "noise refiner"."""
+        words = [word for word in re.split(r"[._]", ".".join(self.part.split(".")[-2:])) if word]
+        words = [word for word in words if word != "transformer"] or words
+        words[-1] = {"blocks": "block", "layers": "layer"}.get(words[-1], words[-1])
+        return " ".join(word for i, word in enumerate(words) if word not in words[:i])
+
+    @property
     def block(self) -> str:
-        """ "down 1", "mid" or "up 0"."""
-        return self.part if self.part in ("mid", "other") else f"{self.part} {self.level}"
+        """ "down 1", "mid", "single block 12" or "other"."""
+        return self.part if self.part in ("mid", OTHER) else f"{self.blocks} {self.level}"
+
+    @property
+    def what(self) -> str:
+        """Its kind in words; of a layer that the user named, and of one outside of all blocks, the path."""
+        return self.path if OTHER in (self.part, self.kind) else KINDS[self.kind]
 
     @property
     def name(self) -> str:
-        """Within its block: "self 0", or "self 0.3" in the fourth layer of a deeper transformer."""
-        if self.part == "other":
-            return self.path
-        return f"{self.kind} {self.stage}" + (f".{self.layer}" if self.layer else "")
+        """Within its block: "self 0", "self 0.3" in the fourth layer of a deeper transformer, "text feed-forward"."""
+        if self.part in UNET:
+            return f"{self.kind} {self.stage}" + (f".{self.layer}" if self.layer else "")
+        again = f" {self.stage + 1}" if self.stage and self.kind != OTHER else ""
+        return f"{self.stream} {self.what}".strip() + again
 
     @property
-    def order(self) -> tuple[int, int, int, int, int]:
-        """Sorts places as data meets them."""
-        return PARTS.index(self.part), self.level, self.stage, self.layer, list(KINDS).index(self.kind)
+    def order(self) -> tuple[int, ...]:
+        """Sorts places of one part as data meets them."""
+        inside = list(KINDS).index(self.kind), ["", *STREAMS].index(self.stream)
+        return self.level, self.stage, self.layer, *inside
 
     def __str__(self) -> str:
-        return self.path if self.part == "other" else f"{self.block} {self.name}"
+        return self.name if self.part == OTHER else f"{self.block} {self.name}"
 
 
-def place_of(site: Site) -> Place:
-    """Read a site's place from its module path.
+def places(sites: Iterable[Site]) -> dict[Site, Place]:
+    """Read the sites' places from their module paths; in the order that data meets them.
+
+    Args:
+        sites: All of a model's, for what a site is called depends on its neighbours.
 
     Raises:
-        InputError: It is of no kind that is known here.
+        InputError: One is of no kind that is known.
     """
+    sites = list(sites)
+    streams = {site.stream for site in sites}
+    found = {site: _place(site, site.stream if len(streams) > 1 else "") for site in sites}
+    parts: dict[str, list[Site]] = {}
+    for site, place in found.items():
+        if place.part not in (*UNET, OTHER):
+            parts.setdefault(place.part, []).append(site)
+    for members in parts.values():
+        both = all(any(name.search(found[site].path) for site in members) for name in (_SELF, _CROSS))
+        alike: Counter[tuple[int, str, str]] = Counter()
+        for site in members:
+            place = found[site]
+            if both and place.kind == "attention":
+                place = replace(place, kind="cross" if _CROSS.search(place.path) else "self")
+            key = place.level, place.kind, place.stream
+            found[site] = replace(place, stage=alike[key])
+            alike[key] += 1
+    ranks = [*UNET, *parts, OTHER]
+    return dict(sorted(found.items(), key=lambda each: (ranks.index(each[1].part), *each[1].order)))
+
+
+def _place(site: Site, stream: str) -> Place:
     if site.kind not in SITE_KINDS:
         raise InputError(f"site {site.name!r} is of kind {site.kind!r}; expected one of {', '.join(SITE_KINDS)}")
-    # Cross-attention reads the text and bears this name in every transformer block of diffusers.
-    kind = ("cross" if ".attn2." in site.name else "self") if site.kind == "attention" else site.kind
-    match = _PATH.match(site.name)
-    if match is None:
-        return Place("other", 0, kind, 0, 0, site.name)
-    part, level, stage, layer = match["part"] or "mid", *(int(match[name] or 0) for name in ("level", "stage", "layer"))
-    return Place(part, level, kind, stage, layer, site.name)
+    match = _UNET_PATH.match(site.name)
+    if match is not None:
+        kind = site.kind
+        if kind == "attention" and ".attention." not in site.name:  # Kandinsky 3's do not say which they are
+            kind = "cross" if ".attn2." in site.name else "self"
+        level, stage, layer = (int(match[name] or 0) for name in ("level", "stage", "layer"))
+        return Place(match["part"] or "mid", level, kind, stream, stage, layer, site.name)
+    match = _BLOCK_PATH.match(site.name)
+    if match is not None:
+        return Place(match["part"], int(match["level"]), site.kind, stream, 0, 0, match["rest"])
+    return Place(OTHER, 0, site.kind, stream, 0, 0, re.sub(r"\.(to_out\.0|to_out|net\.2)$", "", site.name))
 
 
 def by_kind(sites: Iterable[Site]) -> dict[str, list[int]]:
     """Numbers of the sites of each kind that there is, in the order of `KINDS`."""
-    kinds = [place_of(site).kind for site in sites]
-    return {kind: [i for i, each in enumerate(kinds) if each == kind] for kind in KINDS if kind in kinds}
+    return _numbers(sites, lambda place: place.kind, KINDS)
+
+
+def by_stream(sites: Iterable[Site]) -> dict[str, list[int]]:
+    """Numbers of the sites of each stream, in the order of `STREAMS`; empty where the model has one alone."""
+    return _numbers(sites, lambda place: place.stream, STREAMS)
 
 
 def by_block(sites: Iterable[Site]) -> dict[str, list[int]]:
     """Numbers of the sites of each block, in the order that data meets them."""
+    return _numbers(sites, lambda place: place.block)
+
+
+def _numbers(
+    sites: Iterable[Site], name: Callable[[Place], str], order: Iterable[str] | None = None
+) -> dict[str, list[int]]:
+    sites = list(sites)
+    numbers = {site: i for i, site in enumerate(sites)}
     rows: dict[str, list[int]] = {}
-    for i, place in sorted(((i, place_of(site)) for i, site in enumerate(sites)), key=lambda each: each[1].order):
-        rows.setdefault(place.block, []).append(i)
-    return rows
+    for site, place in places(sites).items():
+        rows.setdefault(name(place), []).append(numbers[site])
+    return rows if order is None else {each: sorted(rows[each]) for each in order if each in rows}

@@ -1,4 +1,4 @@
-"""Where in the UNet the stereotype sits, and which neurons carry it: what `stereo inspect` says of a relevance file.
+"""Where in the denoiser the stereotype sits, and which neurons carry it: what `stereo inspect` says of relevance.
 
 A share of |relevance| means little by itself: neurons that carry nothing still show some, by their standard error.
 What they would show is given beside each share as `chance`. With a mean m_j of P labels and its standard error s_j,
@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.neurons import spans
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.evaluation.report.anatomy import KINDS, by_block, by_kind, place_of
+from stereoclinic.evaluation.report.anatomy import KINDS, STREAMS, by_block, by_kind, by_stream, places
 from stereoclinic.evaluation.report.summary import bin_ranges, number
+from stereoclinic.pipelines.sites import spans
 
 #: Standard errors that a neuron's mean is lowered by when neurons are ranked, as `sns.select.top_k` does.
 Z = 2.0
 
 
 def relevance_summary(relevance: Relevance, top: int = 12) -> dict[str, Any]:
-    """Where the stereotype sits, by kind of site, block, site and timestep bin, and the neurons that carry it.
+    """Where the stereotype sits: by kind of site, stream, block, site and timestep bin, and the neurons that carry it.
 
     Shares are of |mean stereotype relevance|, taken within each timestep bin and averaged over measured bins, so that
     no bin drowns the others. Whatever could not be measured is None.
@@ -34,9 +34,10 @@ def relevance_summary(relevance: Relevance, top: int = 12) -> dict[str, Any]:
         top: How many single neurons to name.
 
     Returns:
-        `kinds`, `blocks` and `sites`, each with its `share` (they add up to 1), the share `chance` alone would show,
-        `net` (the signed sum, in units of the target: layers lie behind each other, so nets of several do not add up)
-        with its standard error, clustered by label, and shares and chance by bin.
+        `kinds`, `streams` (empty where there is one alone), `blocks` and `sites`, each with its `share` (they add up
+        to 1), the share `chance` alone would show, `net` (the signed sum, in units of the target: layers lie behind
+        each other, so nets of several do not add up) with its standard error, clustered by label, and shares and
+        chance by bin.
         `timesteps`: for each bin the samples x steps `n`, `labels`, `size` (the sum of |relevance| over neurons), its
         part by `chance`, and how many neurons carry `half` of it.
         `neurons`: the first `top`, see `_neurons`.
@@ -49,7 +50,7 @@ def relevance_summary(relevance: Relevance, top: int = 12) -> dict[str, Any]:
     chance = by_chance(stderr, relevance.count) / total  # (T, N), NaN where there is no standard error
     pooled = shares.sum(0) / measured.sum().clamp_min(1)  # (N,)
 
-    own = [span for _, span in spans(relevance.sites)]
+    at, own = places(relevance.sites), [span for _, span in spans(relevance.sites)]
     site_shares, site_chance = _fold(shares, own), _fold(chance, own)  # (T, S) each
     site_sums = _fold(relevance.stereotype_sum, own)  # (P, T, S)
 
@@ -87,9 +88,13 @@ def relevance_summary(relevance: Relevance, top: int = 12) -> dict[str, Any]:
         "kinds": [
             {"kind": kind, "name": KINDS[kind], **row(members)} for kind, members in by_kind(relevance.sites).items()
         ],
+        "streams": [
+            {"stream": stream, "name": STREAMS[stream], **row(members)}
+            for stream, members in by_stream(relevance.sites).items()
+        ],
         "blocks": [{"name": name, **row(members)} for name, members in by_block(relevance.sites).items()],
         "sites": [
-            {"name": site.name, "kind": site.kind, "place": str(place_of(site)), **row([i])}
+            {"name": site.name, "kind": site.kind, "place": str(at[site]), **row([i])}
             for i, site in enumerate(relevance.sites)
         ],
         "neurons": _neurons(relevance, mean, stderr, pooled, top),
@@ -136,7 +141,7 @@ def _neurons(relevance: Relevance, mean: Tensor, stderr: Tensor, pooled: Tensor,
     sure = torch.where(measured[:, None], mean.abs() - Z * error, -torch.inf)  # (T, N)
     starts = torch.tensor([span.stop for _, span in spans(relevance.sites)])
     lean = relevance.lean()  # (P, T, K)
-    ranges, rows = bin_ranges(relevance.bin_edges), []
+    at, ranges, rows = places(relevance.sites), bin_ranges(relevance.bin_edges), []
     for j in surely.argsort(descending=True, stable=True)[:top].tolist():
         i = int(torch.searchsorted(starts, j, right=True))
         t = int(sure[:, j].argmax())
@@ -145,7 +150,7 @@ def _neurons(relevance: Relevance, mean: Tensor, stderr: Tensor, pooled: Tensor,
         rows.append(
             {
                 "site": site.name,
-                "place": str(place_of(site)),
+                "place": str(at[site]),
                 "neuron": j - first,
                 "share": float(pooled[j]),
                 "sign": int(mean[t, j].sign()),

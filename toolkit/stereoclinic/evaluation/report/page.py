@@ -168,6 +168,7 @@ def _mask(summary: Data) -> dict[str, Any]:
     selection = summary["metadata"].get("selection") or {}
     parts = [
         ("by kind of layer", [(row["name"], row["damping"] / row["neurons"], row) for row in summary["kinds"]]),
+        ("by stream of tokens", [(row["name"], row["damping"] / row["neurons"], row) for row in summary["streams"]]),
         ("by block", [(row["name"], row["damping"] / row["neurons"], row) for row in summary["blocks"]]),
         (
             "by timestep, noise first",
@@ -196,6 +197,7 @@ def _mask(summary: Data) -> dict[str, Any]:
                 ],
             }
             for title, rows in parts
+            if rows
         ],
     }
 

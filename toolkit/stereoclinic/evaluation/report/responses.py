@@ -6,6 +6,7 @@ FOLDER/index.json           what they show: neurons, prompts, seeds, and the rel
 """
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,13 @@ from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.ddtd.maps import Spot, relevance_maps
-from stereoclinic.ddtd.memory import Portions
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.report.report import slug
 from stereoclinic.files import whole_folder
+from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts import Row, write
 
 SCHEMA = "stereo inspect --images, 1"
@@ -34,6 +35,7 @@ INDEX, SHEET = "index.json", "sheet.png"
 #: Labels shown of each neuron: those in which it is largest, either way.
 SHOWN = 4
 
+_LETTERS = 24  # of a line of the legend
 _TILE, _GAP, _MARGIN, _LEGEND, _CAPTION, _HEAD, _FOOT = 1.15, 0.05, 0.15, 1.75, 0.2, 0.65, 0.55  # inches
 #: Apart for every kind of colour vision, and of no group's colour in particular.
 _COLOURS = "PuOr_r"
@@ -101,7 +103,7 @@ def axis_of(relevance: Relevance) -> Axis:
 
 
 def respond(
-    denoiser: Denoiser,
+    model: Model,
     relevance: Relevance,
     neurons: Sequence[dict[str, Any]],
     rows: list[Row],
@@ -112,8 +114,10 @@ def respond(
 ) -> list[Response]:
     """Draw a picture of each row, and map the neurons over those of the labels that they matter most in.
 
+    Neurons of layers that work on text tokens have no place in a picture; they are left out, and `warn` is told.
+
     Args:
-        denoiser: The model that the relevance is of.
+        model: The pipeline that the relevance is of.
         relevance: What was located.
         neurons: Rows of `located.relevance_summary`.
         rows: One for each of these labels, see `samples`.
@@ -123,20 +127,29 @@ def respond(
         progress: Called after each measured step with the number of pictures in it.
 
     Raises:
-        InputError: As `maps.relevance_maps`.
+        InputError: As `maps.relevance_maps`; or no neuron has a place in a picture.
     """
     at = {row["label"]: i for i, row in enumerate(rows)}
     sites = {site.name: site for site in relevance.sites}
+    asked, neurons = len(neurons), [each for each in neurons if sites[each["site"]].stream == "image"]
     spots = [Spot(sites[each["site"]], each["neuron"], each["bin"]["number"]) for each in neurons]
     portions = Portions(batch_size, warn)
     found = portions.each(
         lambda part: relevance_maps(
-            denoiser, axis_of(relevance), rows[part], settings, relevance.bin_edges, spots, progress=progress
+            model, axis_of(relevance), rows[part], settings, relevance.bin_edges, spots, progress=progress
         ),
-        len(rows),
+        len(rows) if spots else 0,
     )
-    pictures = torch.cat([part.pictures for part in found])
     maps = [torch.cat(parts) for parts in zip(*(part.maps for part in found), strict=True)]
+    placed = [spot.site.dim == 1 or _fits(over, found[0].pictures) for spot, over in zip(spots, maps, strict=True)]
+    if not any(placed):
+        raise InputError(
+            f"none of the top {asked} neurons works on image tokens alone, so none has a place in a picture; name more"
+            " by --top"
+        )
+    if sum(placed) < asked:
+        warn(f"{asked - sum(placed)} of {asked} neurons work on text tokens too: they have no place in a picture")
+    pictures = torch.cat([part.pictures for part in found])
 
     def view(label: str, own: Tensor) -> View:
         i = at[label]
@@ -144,8 +157,15 @@ def respond(
 
     return [
         Response(neuron, [view(label, own) for label in loudest(neuron, relevance.groups[0])])
-        for neuron, own in zip(neurons, maps, strict=True)
+        for neuron, own, fits in zip(neurons, maps, placed, strict=True)
+        if fits
     ]
+
+
+def _fits(maps: Tensor, pictures: Tensor) -> bool:
+    """Whether (B, h, w) has the shape of the pictures (B, 3, H, W), give or take one row or column of padding."""
+    (height, width), (high, wide) = maps.shape[1:], pictures.shape[2:]
+    return abs(height - width * high / wide) <= 1 or abs(width - height * wide / high) <= 1
 
 
 def loudest(neuron: dict[str, Any], group: str, count: int = SHOWN) -> list[str]:
@@ -271,9 +291,11 @@ def draw(responses: Sequence[Response], groups: Sequence[str], facts: str = "") 
     for i, response in enumerate(responses):
         y, neuron = _HEAD + i * line, response.neuron
         error = "" if neuron["stderr"] is None else f" ± {neuron['stderr']:.3f}"
-        text(_MARGIN, y + _CAPTION + 0.15, f"{neuron['place']} #{neuron['neuron']}", fontsize=8, fontweight="bold")
-        text(_MARGIN, y + _CAPTION + 0.32, f"t {neuron['bin']['from']:.0f} to {neuron['bin']['to']:.0f}", fontsize=7.5)
-        text(_MARGIN, y + _CAPTION + 0.47, f"stereotype {neuron['mean']:+.3f}{error}", fontsize=7.5)
+        names = textwrap.wrap(f"{neuron['place']} #{neuron['neuron']}", _LETTERS)
+        times = f"t {neuron['bin']['from']:.0f} to {neuron['bin']['to']:.0f}"
+        for j, words in enumerate((*names, times, f"stereotype {neuron['mean']:+.3f}{error}")):
+            weight = "bold" if j < len(names) else "normal"
+            text(_MARGIN, y + _CAPTION + 0.15 * (j + 1), words, fontsize=7.5, fontweight=weight)
         maps = [_enlarged(view.map, view.picture.shape[1:]) for view in response.views]
         most = max(float(each.abs().max()) for each in maps) or 1.0
         for column, (view, over) in enumerate(zip(response.views, maps, strict=True)):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.ddtd.trajectory import bin_of
-from stereoclinic.evaluation.report.anatomy import KINDS, by_block, by_kind, place_of
+from stereoclinic.evaluation.report.anatomy import KINDS, STREAMS, by_block, by_kind, by_stream, places
 from stereoclinic.sns.compare import DAMPED
 from stereoclinic.sns.mask import NeuronMask
 
@@ -87,7 +87,7 @@ def _mean_absolute(lean: Tensor) -> list[float | None]:
 
 
 def mask_summary(mask: NeuronMask) -> dict[str, Any]:
-    """How much a mask damps, by kind of site, block, site and timestep bin.
+    """How much a mask damps, by kind of site, stream (where there are several), block, site and timestep bin.
 
     `damped` counts neurons with a factor below 0.999 (in a bin, or in any bin), `damping` adds up 1 - factor (in a bin,
     or as the mean over bins). Of a mask that allocates, `groups` are named, damping is the mean over them, and a neuron
@@ -99,11 +99,12 @@ def mask_summary(mask: NeuronMask) -> dict[str, Any]:
     damped, damping = mask.factors < DAMPED, mask.damping.double()
     if mask.allocates:
         damped, damping = damped.any(0), damping.mean(0)  # (K, T, N) -> (T, N)
+    at = places(mask.sites)
     sites: list[dict[str, Any]] = [
         {
             "name": site.name,
             "kind": site.kind,
-            "place": str(place_of(site)),
+            "place": str(at[site]),
             "neurons": site.width,
             "damped": int(damped[:, span].any(0).sum()),
             "damping": float(damping[:, span].sum(1).mean()),
@@ -131,6 +132,10 @@ def mask_summary(mask: NeuronMask) -> dict[str, Any]:
         "root": "zero" if mask.roots is None else (mask.metadata.get("selection") or {}).get("root", "stored"),
         "kinds": [
             {"kind": kind, "name": KINDS[kind], **total(members)} for kind, members in by_kind(mask.sites).items()
+        ],
+        "streams": [
+            {"stream": stream, "name": STREAMS[stream], **total(members)}
+            for stream, members in by_stream(mask.sites).items()
         ],
         "blocks": [{"name": name, **total(members)} for name, members in by_block(mask.sites).items()],
         "sites": sites,

@@ -6,14 +6,13 @@ said before anything large is read or fetched; no code that comes with a model i
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from stereoclinic.denoisers.families import FAMILIES, check_family
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.reading import read_json
 
@@ -21,16 +20,45 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
+    from stereoclinic.pipelines.model import Model
+
 BUILT_IN = {"portraits": Path(__file__).parent.parent / "portraits" / "weights"}
 DTYPES = ("float32", "bfloat16", "float16")
 SINGLE_FILES = (".safetensors", ".ckpt")
 #: What makes a folder or a repository a diffusers pipeline.
 INDEX = "model_index.json"
-#: Part -> how its weights' names begin in the layout of the original repositories.
-_ORIGINAL = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
+#: How the denoiser's weights' names begin in the layout of the original repositories, and by part those of which every
+#: weight has a counterpart in diffusers.
+_DENOISER = "model.diffusion_model."
+_ORIGINAL = {"unet": _DENOISER, "vae": "first_stage_model."}
 
 #: What loading raises for files that are not what they should be; ImportError for a library that a part needs.
 _FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+
+
+def open_model(
+    model: str | Path = "portraits",
+    device: str = "cpu",
+    dtype: str = "float32",
+    variant: str | None = None,
+    call: Mapping[str, Any] | None = None,
+) -> "Model":
+    """`open_pipeline`, frozen and with options of its call, as the toolkit's functions take it.
+
+    Args:
+        model: As of `open_pipeline`, and so are the next three.
+        device: Where it runs.
+        dtype: Of its weights.
+        variant: Of its weight files.
+        call: Options of the pipeline's own call, such as `{"height": 512, "true_cfg_scale": 4.0}`.
+
+    Raises:
+        InputError: Nothing can be opened under this name, the pipeline is not text-to-image with one denoiser, or its
+            call does not take an option.
+    """
+    from stereoclinic.pipelines.model import Model
+
+    return Model(open_pipeline(model, device, dtype, variant), str(model), model_folder(model), call)
 
 
 def model_folder(model: str | Path) -> Path | None:
@@ -99,10 +127,8 @@ def _from_folder(model: str, folder: Path, dtype: "torch.dtype", variant: str | 
 
 
 def _from_hub(model: str, dtype: "torch.dtype", variant: str | None) -> "DiffusionPipeline":
-    from huggingface_hub import hf_hub_download
-
     try:  # this small file first: weights of no use here are then never fetched
-        path = Path(hf_hub_download(model, INDEX))
+        path = Path(_fetch(model))
     except _FAILURES as error:
         raise InputError(
             f"model {model!r} is no built-in model ({', '.join(BUILT_IN)}), no pipeline folder, no checkpoint, and"
@@ -117,6 +143,13 @@ def _from_hub(model: str, dtype: "torch.dtype", variant: str | None) -> "Diffusi
             f"model {model!r}: {what} could not be fetched from https://huggingface.co/{model}{_offline()}:"
             f" {first_line(error)}"
         ) from error
+
+
+def _fetch(repository: str) -> str:
+    """The local path of a repository's index."""
+    from huggingface_hub import hf_hub_download
+
+    return str(hf_hub_download(repository, INDEX))
 
 
 def _from_pretrained(
@@ -135,7 +168,6 @@ def _from_pretrained(
 
 def _from_file(path: Path, dtype: "torch.dtype") -> "DiffusionPipeline":
     """A checkpoint in the layout of the original repositories."""
-    import diffusers
     from diffusers.loaders.single_file_utils import (
         DIFFUSERS_DEFAULT_PIPELINE_PATHS,
         SingleFileComponentError,
@@ -145,27 +177,29 @@ def _from_file(path: Path, dtype: "torch.dtype") -> "DiffusionPipeline":
     if not path.is_file():
         raise InputError(f"model {path}: no such file")
     shapes = _shapes(path)
-    if not any(each.startswith(_ORIGINAL["unet"]) for each in shapes):
+    if not any(each.startswith(_DENOISER) for each in shapes):
         raise InputError(
-            f"model {path}: no denoiser in it (no weights named {_ORIGINAL['unet']}...); give a whole checkpoint, not a"
+            f"model {path}: no denoiser in it (no weights named {_DENOISER}...); give a whole checkpoint, not a"
             " LoRA, an autoencoder or one component of a diffusers folder"
         )
     if (path.parent / INDEX).is_file():
-        index, source = _read_index(path.parent, str(path)), str(path.parent)
-        _check_index(index, str(path))
-        name, config = index["_class_name"], source
+        source, config = str(path.parent), str(path.parent)
+        index = _read_index(path.parent, str(path))
     else:
         kind = infer_diffusers_model_type(shapes)
-        name = next((each for each, family in FAMILIES.items() if kind in family.single_file), "")
         source, config = DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"], None
-        if not name:
+        try:
+            index = _read_index(Path(_fetch(source)).parent, str(path))
+        except _FAILURES as error:
             raise InputError(
-                f"model {path}: a checkpoint of the kind {kind!r} (such as {source}), which is not supported;"
-                f" {' and '.join(FAMILIES)} are"
-            )
+                f"model {path} is of the kind {kind!r}; its configuration could not be fetched from"
+                f" https://huggingface.co/{source}{_offline()}: {first_line(error)}; or put the file into a diffusers"
+                " folder, which is then read instead"
+            ) from error
+    kind_of_pipeline = _check_index(index, str(path))
     where = f"the folder {source}" if config else f"https://huggingface.co/{source}"
     try:
-        pipe = getattr(diffusers, name).from_single_file(str(path), config=config, dtype=dtype, low_cpu_mem_usage=False)
+        pipe = kind_of_pipeline.from_single_file(str(path), config=config, dtype=dtype, low_cpu_mem_usage=False)
     except (*_FAILURES, SingleFileComponentError) as error:
         hint = "" if config else "; or put the file into a diffusers folder, which is then read instead"
         raise InputError(
@@ -173,6 +207,8 @@ def _from_file(path: Path, dtype: "torch.dtype") -> "DiffusionPipeline":
             f" {first_line(error)}{hint}"
         ) from error
     for part, prefix in _ORIGINAL.items():
+        if getattr(pipe, part, None) is None:
+            continue
         held = sum(each.startswith(prefix) for each in shapes)
         if (wanted := len(getattr(pipe, part).state_dict())) > held:  # diffusers leaves the rest at random
             raise InputError(
@@ -217,9 +253,28 @@ def _read_index(folder: Path, model: str) -> dict[str, Any]:
     return index
 
 
-def _check_index(index: dict[str, Any], model: str) -> None:
+def _check_index(index: dict[str, Any], model: str) -> Any:
+    """The pipeline class that an index names.
+
+    Raises:
+        InputError: It is code that came with the model, not in this diffusers, or not text-to-image.
+    """
+    import diffusers
+
+    from stereoclinic.pipelines.model import check_class
+
+    name = index.get("_class_name")
+    if not isinstance(name, str):  # [module, class]
+        raise InputError(f"model {model!r} brings a pipeline of its own, {name!r}; code from models is not run")
+    kind = getattr(diffusers, name, None)
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+        raise InputError(
+            f"model {model!r} is a {name}, which diffusers {diffusers.__version__} does not have; install a version"
+            " that does"
+        )
     components = [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
-    check_family(index.get("_class_name"), components, model)
+    check_class(kind, components, model)
+    return kind
 
 
 def _offline() -> str:

@@ -1,4 +1,4 @@
-"""What is asked of a diffusers scheduler beyond its `step`: seeds, set-up, and the clean latents of a prediction.
+"""What is asked of a diffusers scheduler beyond its `step`: seeds, and the clean latents of a prediction.
 
 Nothing here lists schedulers by name: what one takes is read off the signature of its `step`, and its noise level off
 what it does to the model's input.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 
-_NEEDED = ("set_timesteps", "scale_model_input", "step")
+_NEEDED = ("set_timesteps", "step")
 
 
 def takes(scheduler: Any, option: str) -> bool:
@@ -43,33 +43,7 @@ def check(scheduler: Any, model: str) -> None:
         )
 
 
-def set_up(scheduler: Any, steps: int, device: torch.device) -> Tensor:
-    """Start a run of `steps` steps; the timesteps, noisiest first.
-
-    Raises:
-        InputError: The scheduler cannot make so many steps, or its timesteps rise.
-    """
-    name = type(scheduler).__name__
-    try:
-        scheduler.set_timesteps(steps, device=device)
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise InputError(f"{name} cannot make {steps} steps: {error}") from error
-    timesteps: Tensor = scheduler.timesteps
-    if len(timesteps) > 1 and timesteps[0] < timesteps[-1]:
-        raise InputError(f"{name} walks from a picture to noise; use the scheduler that it inverts")
-    # As the pipelines do: a timestep that occurs twice does not say which of the two is meant.
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
-    return timesteps
-
-
-def step_options(scheduler: Any, generators: list[torch.Generator] | None) -> dict[str, Any]:
-    """What `step` is given beside prediction, timestep and sample: eta 0, as the pipelines' default is, and seeds."""
-    options: dict[str, Any] = {"eta": 0.0} if takes(scheduler, "eta") else {}
-    return options if generators is None else {**options, "generator": generators}
-
-
-def clean(scheduler: Any, prediction: Tensor, timestep: Tensor, latents: Tensor) -> Tensor:
+def clean(scheduler: Any, prediction: Tensor, timestep: Tensor, seen: Tensor) -> Tensor:
     """The clean latents that a prediction amounts to, before any clipping.
 
     With the latents brought to unit variance, z = alpha x_0 + sigma eps, alpha^2 + sigma^2 = 1:
@@ -82,10 +56,10 @@ def clean(scheduler: Any, prediction: Tensor, timestep: Tensor, latents: Tensor)
     on in doing so.
 
     Args:
-        scheduler: At this timestep: between `scale_model_input` and `step`.
+        scheduler: At this timestep, before its `step`.
         prediction: (B, C, h, w).
         timestep: The one it was made at.
-        latents: (B, C, h, w), as the scheduler steps them.
+        seen: (B, C, h, w), the latents as the denoiser sees them: z, or the scheduler's own times its scale.
 
     Returns:
         (B, C, h, w).
@@ -94,15 +68,17 @@ def clean(scheduler: Any, prediction: Tensor, timestep: Tensor, latents: Tensor)
         InputError: The scheduler's kind of prediction, or its noise level, is not known.
     """
     # Called for what it does to the scheduler, too: it finds out which step this is.
-    scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep))
+    scale = 1.0
+    if hasattr(scheduler, "scale_model_input"):
+        scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep))
     if hasattr(scheduler, "precondition_outputs"):  # EDM (Karras et al. 2022, eq. 7)
-        found: Tensor = scheduler.precondition_outputs(latents, prediction, scheduler.sigmas[scheduler.step_index])
+        found: Tensor = scheduler.precondition_outputs(seen / scale, prediction, scheduler.sigmas[scheduler.step_index])
         return found
-    kind = scheduler.config.get("prediction_type")
+    kind = scheduler.config.get("prediction_type", "flow_prediction" if "Flow" in type(scheduler).__name__ else None)
     if kind == "sample":
         return prediction
     alpha, sigma = (scale, (1 - scale**2) ** 0.5) if scale != 1 else _level(scheduler, timestep)
-    z = scale * latents
+    z = seen
     if kind == "epsilon":
         return (z - sigma * prediction) / alpha
     if kind == "v_prediction":
@@ -120,7 +96,7 @@ def _level(scheduler: Any, timestep: Tensor) -> tuple[float, float]:
         if index is None:  # nothing was stepped yet
             index = getattr(scheduler, "begin_index", None) or 0
         sigma = float(sigmas[index])
-        if scheduler.config.get("use_flow_sigmas", False):
+        if scheduler.config.get("use_flow_sigmas", False) or "Flow" in type(scheduler).__name__:
             return 1 - sigma, sigma
         return 1 / (1 + sigma**2) ** 0.5, sigma / (1 + sigma**2) ** 0.5
     if not hasattr(scheduler, "alphas_cumprod"):

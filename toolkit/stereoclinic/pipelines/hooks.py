@@ -1,0 +1,163 @@
+"""The one set of hooks on sites: whatever watches or changes a layer's input does it through these."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from stereoclinic.errors import InputError
+from stereoclinic.pipelines.intercept import pass_of
+from stereoclinic.pipelines.sites import Site, calls_of
+
+#: Layer -> how rows run in its input where they do not come first, in an attribute of this name of the network:
+#: "second" (tokens first), or "folded" (rows and some positions in one dimension). Learnt, see `learn`.
+LAYOUTS = "_stereoclinic_layouts"
+
+#: (layer's path, its input) -> what goes on, or None to leave it.
+Act = Callable[[str, Tensor], Tensor | None]
+
+
+@contextmanager
+def with_gradients(network: nn.Module) -> Iterator[None]:
+    """Run modules that have a method under torch.no_grad, as routed experts do, as in training: gradients pass then."""
+    kinds = {type(module) for module in network.modules()}
+    stopped = {
+        kind for kind in kinds if any(getattr(each, "__code__", None) is _NO_GRAD for each in vars(kind).values())
+    }
+    found = [module for module in network.modules() if type(module) in stopped and not module.training]
+    for module in found:
+        module.training = True  # of this module alone, so that no dropout within it wakes up
+    try:
+        yield
+    finally:
+        for module in found:
+            module.training = False
+
+
+#: The code of every function that a context manager of torch decorates.
+_NO_GRAD = torch.no_grad()(lambda: None).__code__
+
+
+class Hooks:
+    """Hands each layer's input to `act` within a `with` block, or between `attach` and `detach`.
+
+    Args:
+        network: The denoiser.
+        layers: Module paths.
+        act: Sees the input, and may give another.
+
+    Raises:
+        InputError: On entering, a path is not in the network.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str], act: Act) -> None:
+        self.network, self.layers, self.act = network, list(dict.fromkeys(layers)), act
+        self.rows: int | None = None  # of a pass that is not watched
+        self._handle: RemovableHandle | None = None
+        self._places: dict[str, tuple[nn.Module, str, nn.Module, RemovableHandle]] = {}
+
+    def __enter__(self) -> Self:
+        self.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def attach(self) -> None:
+        """Put the hooks on."""
+        self._handle = self.network.register_forward_pre_hook(lambda *_: self.began())
+        for name in self.layers:
+            parent, _, leaf = name.rpartition(".")
+            try:
+                self._hook(name, self.network.get_submodule(parent), leaf)
+            except (AttributeError, KeyError):
+                self.detach()
+                raise InputError(
+                    f"site {name!r} is not in this {type(self.network).__name__}; find_sites(network) lists those that"
+                    " are"
+                ) from None
+
+    def detach(self) -> None:
+        """Take them off again."""
+        if self._handle is not None:
+            self._handle.remove()
+        while self._places:
+            self._places.popitem()[1][-1].remove()
+
+    def began(self) -> None:
+        """Called when a pass of the whole network begins."""
+
+    def follow(self) -> None:
+        """Move hooks to where the layers are now: peft puts a wrapper in a layer's place, and takes it away again."""
+        for name, (parent, leaf, layer, handle) in list(self._places.items()):
+            if parent._modules.get(leaf) is not layer:
+                handle.remove()
+                self._hook(name, parent, leaf)
+
+    def _hook(self, name: str, parent: nn.Module, leaf: str) -> None:
+        layer = parent._modules[leaf]
+        assert layer is not None
+        self._places[name] = (parent, leaf, layer, layer.register_forward_pre_hook(partial(self._see, name)))
+
+    def _see(self, name: str, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        x = args[0]
+        layout = self.network.__dict__.get(LAYOUTS, {}).get(name)
+        if layout is None:
+            new = self.act(name, x)
+            return None if new is None else (new, *args[1:])
+        if layout == "second":
+            new = self.act(name, x.transpose(0, 1))
+            return None if new is None else (new.transpose(0, 1), *args[1:])
+        now = pass_of(self.network)
+        rows = len(now.samples) if now is not None else self.rows
+        if not rows or len(x) % rows:
+            return None  # a pass that is about nothing
+        new = self.act(name, x.unflatten(0, (rows, -1)))
+        return None if new is None else (new.flatten(0, 1), *args[1:])
+
+
+def key_of(kept: Mapping[str, Tensor], layer: str) -> str:
+    """The key of a layer's next input: its path, or `path#2`, ... where it ran before in the same pass."""
+    number = len(calls_of(kept, layer)) + 1
+    return layer if number == 1 else f"{layer}#{number}"
+
+
+class Watch(Hooks):
+    """Keeps the input of every site's layer, of the latest pass.
+
+    An input that does not require grad (nothing upstream does) is replaced by a leaf that does, so that relevance can
+    be asked for at it. Under `torch.no_grad` inputs are kept as they are.
+
+    Attributes:
+        activations: Layer -> its input, (B, ..., C) or (B, C, h, w), in the order the layers ran; `layer#2` where a
+            pass runs it again.
+    """
+
+    def __init__(self, network: nn.Module, sites: Sequence[Site]) -> None:
+        self.activations: dict[str, Tensor] = {}
+        super().__init__(network, [site.layer for site in sites], self._keep)
+
+    def began(self) -> None:
+        self.activations.clear()
+
+    def _keep(self, name: str, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and not x.requires_grad:
+            x = x.detach().requires_grad_()
+        # During backward this is a checkpoint's recomputation, whose tensors are not those of the target's graph.
+        if torch._C._current_graph_task_id() == -1:
+            self.activations[key_of(self.activations, name)] = x
+        return x
+
+    def grads(self, output: Tensor, cotangent: Tensor, retain: bool) -> Mapping[str, Tensor | None]:
+        """Layer -> the vector-Jacobian product of the output at its input; None where nothing arrives."""
+        found = torch.autograd.grad(
+            output, list(self.activations.values()), cotangent, retain_graph=retain, allow_unused=True
+        )
+        return dict(zip(self.activations, found, strict=True))

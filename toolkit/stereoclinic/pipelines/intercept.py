@@ -1,0 +1,178 @@
+"""The calls of a pipeline's denoiser, seen before the denoiser does.
+
+    pipe(prompts)  --arguments-->  watcher  --pass-->  denoiser     once for the pipeline's own rows, and as often
+                   <--output-----           <--------               as a visitor asks at the same point
+
+For the time of the call the denoiser's class is one whose `__call__` hands its arguments to the watcher. Inside a pass
+it is its own class again, so hooks, offloading, compiled code and shared-out weights work as they always do.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from stereoclinic.errors import InputError, first_line
+from stereoclinic.pipelines import arguments as tree
+from stereoclinic.pipelines.model import Model
+
+#: What a pass does, in the attribute of this name of the network: hooks of masks look there. See `Pass`.
+PASS = "_stereoclinic_pass"
+
+
+class Left(BaseException):
+    """Leaves a pipeline's call early. No Exception, so that no pipeline catches it."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the denoiser.
+
+    Args:
+        step: Steps of the scheduler done before.
+        timestep: The scheduler's.
+        samples: Which picture of the pipeline's call each row belongs to.
+        conditional: Whether each row sees the prompt.
+        treated: False for a comparison, which masks leave alone.
+        total: Pictures in the pipeline's call.
+    """
+
+    step: int
+    timestep: float
+    samples: tuple[int, ...]
+    conditional: tuple[bool, ...]
+    treated: bool
+    total: int
+
+
+def pass_of(network: nn.Module) -> Pass | None:
+    """What the watched pass that a network is in is about; None outside one, or of one that says nothing."""
+    found: Pass | None = tree.inner(network).__dict__.get(PASS)
+    return found
+
+
+@contextmanager
+def announced(network: nn.Module, what: Pass | None) -> Iterator[None]:
+    """Say what the passes of a network within a `with` block are about; None for nothing that masks should act on."""
+    network.__dict__[PASS] = what
+    try:
+        yield
+    finally:
+        del network.__dict__[PASS]
+
+
+class Watcher:
+    """Replaces the denoiser's `__call__` and counts the scheduler's steps within a `with` block.
+
+    Args:
+        model: The pipeline.
+        called: Takes the arguments of each of the denoiser's calls by name, and gives the output.
+        stepped: Told the number of steps done after each one; may raise `Left`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        called: Callable[["Watcher", dict[str, Any]], Any],
+        stepped: Callable[[int, Any], None] = lambda step, prediction: None,
+    ) -> None:
+        self.model, self.called, self.stepped = model, called, stepped
+        self.steps = 0
+        self.failure: BaseException | None = (
+            None  # what `called` or `stepped` raised, which is not the pipeline's fault
+        )
+        self._network, self._scheduler = model.network, model.pipe.scheduler
+
+    def __enter__(self) -> "Watcher":
+        own = type(self._network)
+
+        def call(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            with self._ours():
+                return self.called(self, tree.named(network, args, kwargs))
+
+        self._own, self._watched = own, type(own.__name__, (own,), {"__call__": call, "__module__": own.__module__})
+        self._network.__class__ = self._watched
+        step, self._step = self._scheduler.step, self._scheduler.__dict__.get("step")
+
+        @functools.wraps(step)
+        def counted(prediction: Any, *args: Any, **kwargs: Any) -> Any:
+            found = step(prediction, *args, **kwargs)
+            self.steps += 1
+            with self._ours():
+                self.stepped(self.steps, prediction)
+            return found
+
+        self._scheduler.step = counted
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._network.__class__ = self._own
+        del self._scheduler.step
+        if self._step is not None:  # somebody else's wrapper
+            self._scheduler.step = self._step
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    @property
+    def timestep(self) -> float:
+        """The scheduler's timestep of the step under way."""
+        timesteps = self._scheduler.timesteps
+        return float(timesteps[min(self.steps, len(timesteps) - 1)])
+
+    def run(self, arguments: dict[str, Any], what: Pass | None = None) -> Any:
+        """One pass of the denoiser, as it is when nobody watches."""
+        self._network.__class__ = self._own
+        try:
+            with announced(tree.inner(self._network), what):
+                return self._network(**arguments)
+        finally:
+            self._network.__class__ = self._watched
+
+
+def call_pipeline(
+    model: Model,
+    watcher: Watcher | None,
+    prompts: Sequence[str],
+    generators: Sequence[torch.Generator],
+    steps: int,
+    guidance: float,
+    output: str = "latent",
+) -> Any:
+    """`pipe(...)`; None where the watcher left it.
+
+    Raises:
+        InputError: The pipeline refuses what it is given.
+    """
+    given = {"prompt": list(prompts), "generator": list(generators), "num_inference_steps": steps}
+    given |= model.options(guidance) | {"output_type": output}
+    for name, value in given.items():
+        if name.startswith("negative_prompt") and isinstance(value, str):  # some pipelines want one for each prompt
+            given[name] = [value] * len(prompts)
+    bars = getattr(model.pipe, "_progress_bar_config", {})
+    model.pipe.set_progress_bar_config(disable=True)
+    try:
+        if watcher is None:
+            return model.pipe(**given)
+        with watcher:
+            return model.pipe(**given)
+    except Left:
+        free = getattr(model.pipe, "maybe_free_model_hooks", None)
+        if free is not None:
+            free()
+        return None
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        if watcher is not None and (watcher.steps or watcher.failure is error):
+            raise
+        raise InputError(f"{type(model.pipe).__name__} cannot make {steps} steps so: {first_line(error)}") from error
+    finally:
+        model.pipe._progress_bar_config = bars

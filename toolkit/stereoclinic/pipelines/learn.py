@@ -1,0 +1,370 @@
+"""What is learnt of a pipeline by comparing four of its calls, left at the first step.
+
+[p0]                its denoiser runs: how many calls a step, what they give
+[p0, p0]            what is twice as long holds a row for each picture
+[p0, p1]            what is another depends on the prompt: the conditions. Rows that differ see the prompt
+[p0, p1, p0, p1]    what only prompts of several lengths bring, such as a mask of their padding
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stereoclinic.errors import InputError, first_line
+from stereoclinic.pipelines import arguments as tree
+from stereoclinic.pipelines import schedulers
+from stereoclinic.pipelines.arguments import inner
+from stereoclinic.pipelines.hooks import LAYOUTS
+from stereoclinic.pipelines.intercept import Left, Watcher, announced, call_pipeline
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import channels_of
+
+#: Two prompts of different lengths that every model tells apart.
+PROMPTS = ("a photo of a doctor", "a photo of an old female doctor")
+
+
+@dataclass(frozen=True)
+class LearntCall:
+    """One of the denoiser's calls in a step: which blocks of rows see the prompts, and what it gives."""
+
+    blocks: tuple[bool, ...]
+    output: Any
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What is learnt.
+
+    Attributes:
+        axes: Where rows run in each of the arguments that hold any.
+        conditions: Paths of what depends on the prompt.
+        telling: One of them with rows, by which rows are told apart.
+        latents: Name of the argument that holds the noisy latents.
+        calls: Of a step, in order.
+        used: Which of an output's channels, or tokens (dimension 1), are the prediction; the others are not compared.
+        sign: -1 where the pipeline steps with the negated output, 1 where with the output, None where it is neither.
+    """
+
+    axes: dict[tree.Path, int | None]
+    conditions: frozenset[tree.Path]
+    telling: tree.Path
+    latents: str
+    calls: tuple[LearntCall, ...]
+    used: slice
+    sign: int | None
+
+    def rows(self, arguments: dict[str, Any]) -> int:
+        """Rows in a call."""
+        return tree.length(arguments[self.latents], self.axes[(self.latents,)])
+
+    def axes_of(self, arguments: dict[str, Any]) -> dict[tree.Path, int | None]:
+        """Where rows run in a call: some are given what all rows share where others get one each.
+
+        Raises:
+            InputError: What depends on the prompt packs what belongs to several pictures.
+        """
+        rows, found = self.rows(arguments), dict[tree.Path, int | None]()
+        for path, leaf in tree.leaves(arguments, self.axes):
+            if path in self.axes and isinstance(leaf, Tensor | list | tuple):
+                length = tree.length(leaf, self.axes[path])
+                if length == rows:
+                    found[path] = self.axes[path]
+                elif length > 1 and path in self.conditions:
+                    raise InputError(
+                        f"{'.'.join(map(str, path))} packs what belongs to several pictures, so the rows of one picture"
+                        " cannot be told; this pipeline is not supported"
+                    )
+        return found
+
+    def blocks(self, number: int, count: int) -> tuple[bool, ...]:
+        """Which of `count` blocks see the prompts in a step's call of this number; one that was not learnt does not."""
+        if number < len(self.calls) and len(self.calls[number].blocks) == count:
+            return self.calls[number].blocks
+        if number == 0:
+            return (True,) if count == 1 else (*(False,) * (count - 1), True)
+        return (False,) * count
+
+    @property
+    def guides(self) -> bool:
+        """Whether the pipeline predicts without prompt as well."""
+        return any(not all(call.blocks) for call in self.calls)
+
+    @property
+    def apart(self) -> bool:
+        """Whether what the prompt does not see goes through the denoiser in a call of its own."""
+        return any(not any(call.blocks) for call in self.calls)
+
+    def flat(self, output: Any) -> Tensor:
+        """The prediction in an output, (rows, D)."""
+        sample = tree.stacked(tree.sample_of(output))
+        return sample[:, self.used].flatten(1)
+
+    def put(self, output: Any, flat: Tensor) -> Any:
+        """An output whose prediction is another, (rows, D)."""
+        sample = tree.sample_of(output)
+        whole = tree.stacked(sample).clone()
+        whole[:, self.used] = flat.view(whole[:, self.used].shape).to(whole)
+        return tree.with_sample(output, tree.like(sample, whole))
+
+    def stub(self, number: int, arguments: dict[str, Any]) -> Any:
+        """An output of zeros for a call, in place of running the denoiser."""
+        return _zeros(self.calls[min(number, len(self.calls) - 1)].output, self.rows(arguments))
+
+
+def _zeros(output: Any, rows: int) -> Any:
+    sample = tree.sample_of(output)
+    first = tree.stacked(sample)[:1]
+    return tree.with_sample(output, tree.like(sample, torch.zeros_like(first).repeat(rows, *[1] * (first.ndim - 1))))
+
+
+_KNOWN: "weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]]" = weakref.WeakKeyDictionary()
+
+
+def _remembered(model: Model, *key: Any) -> tuple[dict[tuple[Any, ...], Any], tuple[Any, ...]]:
+    """What is known of a pipeline, and the key of what is asked: another scheduler or denoiser is another pipeline."""
+    scheduler = model.pipe.scheduler
+    whole = (*key, sorted(model.call.items(), key=str), type(scheduler).__name__, dict(scheduler.config))
+    whole = (*whole, id(model.network), str(model.device), str(model.dtype))
+    return _KNOWN.setdefault(model.pipe, {}), (repr(whole),)
+
+
+def learnt_of(model: Model, guidance: float) -> Learnt:
+    """What is learnt of a pipeline at a guidance scale, once.
+
+    Raises:
+        InputError: The pipeline refuses its options, its denoiser keeps a state between calls, nothing that it is told
+            depends on the prompt, or rows cannot be told.
+    """
+    known, key = _remembered(model, "learnt", guidance)
+    if key not in known:
+        known[key] = _learn(model, guidance)
+    found: Learnt = known[key]
+    return found
+
+
+@torch.no_grad()
+def _learn(model: Model, guidance: float) -> Learnt:
+    kind = type(model.pipe).__name__
+    schedulers.check(model.pipe.scheduler, model.name)
+    outputs: list[Any] = []
+    predictions: list[Tensor] = []
+    passes: list[tuple[Watcher, dict[str, Any]]] = []
+
+    def record(prompts: Sequence[str]) -> list[dict[str, Any]]:
+        seen: list[dict[str, Any]] = []
+
+        def called(watcher: Watcher, arguments: dict[str, Any]) -> Any:
+            seen.append(arguments)
+            if len(prompts) > 1:
+                number = min(len(seen), len(outputs)) - 1
+                rows = len(prompts) * len(tree.stacked(tree.sample_of(outputs[number])))
+                return _zeros(outputs[number], rows)
+            outputs.append(watcher.run(arguments))
+            passes.append((watcher, arguments))
+            return outputs[-1]
+
+        def stepped(step: int, prediction: Tensor) -> None:
+            predictions.append(prediction)
+            raise Left
+
+        generators = [torch.Generator().manual_seed(0) for _ in prompts]
+        call_pipeline(model, Watcher(model, called, stepped), prompts, generators, model.defaults.steps, guidance)
+        if not predictions:
+            raise InputError(f"model {model.name!r}: {kind} never asked its scheduler for a step")
+        return seen
+
+    one, two, other, four = (record(each) for each in (PROMPTS[:1], PROMPTS[:1] * 2, PROMPTS, PROMPTS * 2))
+    if not len(one) == len(two) == len(other) == len(four):
+        raise InputError(f"model {model.name!r}: {kind} calls its denoiser more or less often as prompts change")
+    latents = tree.first_name(model.network)
+    pairs = [*zip(other, four, strict=True), *zip(one, two, strict=True)]
+    axes = {path: axis for a, b in pairs for path, axis in tree.row_axes(a, b).items()}
+    if (latents,) not in axes:
+        raise InputError(f"model {model.name!r}: {latents}, the first argument of its denoiser, holds no row a picture")
+    conditions = frozenset(
+        path
+        for a, b in zip(two, other, strict=True)
+        for path, leaf in tree.leaves(b, axes)
+        if path != (latents,) and path[0] not in tree.TIMESTEP and not tree.same(leaf, _leaf(a, path))
+    )
+    telling, largest, calls = None, 0, []
+    for arguments, output in zip(other, outputs, strict=True):
+        rows = tree.length(arguments[latents], axes[(latents,)])
+        blocks = [False] * (rows // 2)
+        for path in sorted(conditions & axes.keys(), key=str):
+            leaf, axis = _leaf(arguments, path), axes[path]
+            if leaf is None or tree.length(leaf, axis) != rows:
+                continue
+            for block in range(len(blocks)):
+                pair = [tree.take(leaf, axis, [2 * block + i]) for i in range(2)]
+                if not tree.same(*pair):
+                    blocks[block] = True
+                    if (size := _size(leaf)) > largest:
+                        telling, largest = path, size
+        calls.append(LearntCall(tuple(blocks), output))
+    if telling is None:
+        raise InputError(
+            f"model {model.name!r}: nothing that its denoiser is told depends on the prompt ({PROMPTS[0]!r} or"
+            f" {PROMPTS[1]!r}); check its text encoder and tokenizer"
+        )
+    learnt = Learnt(axes, conditions, telling, latents, tuple(calls), *_used(outputs, calls, predictions[0]))
+    number = next(i for i, call in enumerate(calls) if any(call.blocks))
+    _check_function(model, learnt, calls[number], passes[number][1])
+    return learnt
+
+
+def _size(leaf: Any) -> int:
+    return sum(map(_size, leaf)) if isinstance(leaf, list | tuple) else leaf.numel() if isinstance(leaf, Tensor) else 1
+
+
+def _leaf(arguments: dict[str, Any], path: tree.Path) -> Any:
+    """The leaf at a path; None where a call has none."""
+    try:
+        return tree.get(arguments, path)
+    except (KeyError, IndexError, TypeError):
+        return None
+
+
+def _check_function(model: Model, learnt: Learnt, call: LearntCall, arguments: dict[str, Any]) -> None:
+    """Call the denoiser on the row that sees the prompt alone, and on it twice, and see where rows run in its layers.
+
+    Raises:
+        InputError: Its predictions are others than before: it keeps a state between calls, or treats a row by its
+            place in the batch.
+    """
+    row, axes = call.blocks.index(True), learnt.axes_of(arguments)
+    network, shapes, found = inner(model.network), list[dict[str, torch.Size]](), list[Tensor]()
+    for rows in ([row], [row, row]):
+        given = tree.changed(arguments, lambda path, x: tree.take(x, axes[path], rows) if path in axes else x, axes)  # noqa: B023
+        seen = dict[str, torch.Size]()
+        shapes.append(seen)
+        handles = [
+            layer.register_forward_pre_hook(partial(_note, seen, name))
+            for name, layer in network.named_modules()
+            if channels_of(layer)
+        ]
+        try:
+            with announced(network, None):
+                found += learnt.flat(network(**given)).float().unbind(0)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise InputError(
+                f"model {model.name!r}: its denoiser cannot run on the rows that see the prompt alone"
+                f" ({first_line(error)}), so predictions cannot be compared; this pipeline is not supported"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+    before = learnt.flat(call.output)[row].float()
+    scale = float(before.abs().max())
+    if any(float((each - before).abs().max()) > 0.02 * scale for each in found if each.isfinite().all()):
+        raise InputError(
+            f"model {model.name!r}: its denoiser gives another prediction when it is called again with the same"
+            " arguments (it keeps a state between calls, drops out, or treats rows by their place in the batch), so"
+            " predictions cannot be compared"
+        )
+    one, two = shapes
+    layouts = {name: layout for name, shape in one.items() if (layout := _layout(shape, two.get(name, shape)))}
+    network.__dict__[LAYOUTS] = layouts
+
+
+def _note(seen: dict[str, torch.Size], name: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
+    if args:
+        seen[name] = args[0].shape
+
+
+def _layout(one: torch.Size, two: torch.Size) -> str | None:
+    """How rows run in a layer's input, from its shapes for one row and two; None where they come first, one each."""
+    if len(one) != len(two):
+        return None
+    longer = [d for d, (n, m) in enumerate(zip(one, two, strict=True)) if m == 2 * n]
+    if longer == [1]:
+        return "second"
+    return "folded" if longer == [0] and one[0] != 1 else None
+
+
+def _used(outputs: Sequence[Any], calls: Sequence[LearntCall], prediction: Any) -> tuple[slice, int | None]:
+    """Which part of an output the scheduler is given, and with which sign."""
+    number = next(i for i, call in enumerate(calls) if any(call.blocks))
+    sample = tree.stacked(tree.sample_of(outputs[number]))[calls[number].blocks.index(True)].float()
+    used = slice(None)
+    if not isinstance(prediction, Tensor):
+        return used, None
+    given = prediction[0].float()
+    if sample.ndim == given.ndim and sample.shape[1:] == given.shape[1:]:
+        if len(sample) == 2 * len(given) and sample.ndim > 2:  # a variance beside it
+            used = slice(0, len(given))
+        elif len(sample) > len(given) and sample.ndim == 2:  # tokens of the text before those of the picture
+            used = slice(-len(given), None)
+    sample = sample[used]
+    if sample.numel() != given.numel():
+        return used, None
+    alike = float(torch.nn.functional.cosine_similarity(sample.flatten(), given.flatten(), dim=0))
+    return used, None if abs(alike) < 0.5 else int(alike > 0) or -1
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a pipeline's call.
+
+    Attributes:
+        timesteps: The scheduler's, noisiest first, at which the denoiser is called.
+        told: What the denoiser is told at each; empty where it is told none.
+    """
+
+    timesteps: tuple[float, ...]
+    told: tuple[float, ...]
+
+    def timestep(self, told: float) -> float:
+        """The scheduler's timestep of what the denoiser is told, also between the steps: linearly."""
+        if not self.told or self.told == self.timesteps:
+            return told
+        pairs = sorted(set(zip(self.told, self.timesteps, strict=True)))
+        if len(pairs) == 1:
+            return pairs[0][1] * told / pairs[0][0] if pairs[0][0] else pairs[0][1]
+        after = next((i for i, (x, _) in enumerate(pairs) if x >= told), len(pairs) - 1)
+        (x0, y0), (x1, y1) = pairs[max(after, 1) - 1], pairs[max(after, 1)]
+        return y0 + (told - x0) * (y1 - y0) / (x1 - x0)
+
+
+def schedule_of(model: Model, steps: int, guidance: float) -> Schedule:
+    """The timesteps of a pipeline's call of so many steps, which it sets up itself; its denoiser is not run.
+
+    Raises:
+        InputError: The pipeline cannot make so many steps, or walks from a picture to noise.
+    """
+    known, key = _remembered(model, "schedule", steps, guidance)
+    if key not in known:
+        known[key] = _schedule(model, steps, guidance)
+    found: Schedule = known[key]
+    return found
+
+
+@torch.no_grad()
+def _schedule(model: Model, steps: int, guidance: float) -> Schedule:
+    learnt = learnt_of(model, guidance)
+    timesteps, told = dict[int, float](), dict[int, float]()
+
+    def called(watcher: Watcher, arguments: dict[str, Any]) -> Any:
+        if watcher.steps not in timesteps:
+            timesteps[watcher.steps] = watcher.timestep
+            value = tree.timestep_of(arguments)
+            if value is not None:
+                told[watcher.steps] = value
+        return learnt.stub(0, arguments)
+
+    def stepped(step: int, prediction: Any) -> None:
+        if step >= len(model.pipe.scheduler.timesteps):
+            raise Left
+
+    watcher = Watcher(model, called, stepped)
+    call_pipeline(model, watcher, PROMPTS[:1], [torch.Generator().manual_seed(0)], steps, guidance)
+    found = tuple(timesteps.values())
+    if len(found) > 1 and found[0] < found[-1]:
+        name = type(model.pipe.scheduler).__name__
+        raise InputError(f"{name} walks from a picture to noise; use the scheduler that it inverts")
+    return Schedule(found, tuple(told.values()) if len(told) == len(found) else ())

@@ -1,0 +1,235 @@
+"""A text-to-image pipeline as the toolkit uses it: which of its parts denoises, how it is called, what is refused."""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from stereoclinic.errors import InputError
+from stereoclinic.pipelines.arguments import inner
+from stereoclinic.reading import read_json
+
+#: What the toolkit says to a pipeline's call itself, or what would change what comes out of it.
+RESERVED = frozenset(
+    [
+        "self",
+        "args",
+        "kwargs",
+        "prompt",
+        "generator",
+        "num_inference_steps",
+        "guidance_scale",
+        "num_images_per_prompt",
+        "images_per_prompt",
+        "latents",
+        "output_type",
+        "return_dict",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "timesteps",
+        "sigmas",
+        "callback_on_step_end",
+        "callback",
+        "callback_steps",
+        "image",
+        "images",
+        "input_images",
+    ]
+)
+#: Parameters of a pipeline's call that say what it is made for, and what is said of such a pipeline.
+_OTHER_TASKS = {
+    "num_frames": "it makes videos",
+    "video_length": "it makes videos",
+    "audio_length_in_s": "it makes sound",
+    "audio_end_in_s": "it makes sound",
+    "mask_image": "it fills in parts of a given picture; give the text-to-image model",
+    "control_image": "a ControlNet steers it by pictures; give the model without it",
+    "controlnet_conditioning_scale": "a ControlNet steers it by pictures; give the model without it",
+    "strength": "it starts from a given picture; give the text-to-image model",
+    "image_embeds": "it draws from the output of another model (a prior); pipelines of two denoisers are not supported",
+    "image_embeddings": "it draws from the output of another model (a prior); two denoisers are not supported",
+    "prior_guidance_scale": "it has two denoisers, a prior and a decoder; one U-Net or one transformer is expected",
+}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Steps and guidance scale where the user gives none."""
+
+    steps: int = 50
+    guidance: float = 7.5
+
+
+def check_class(kind: type, components: Iterable[str], model: str) -> None:
+    """Refuse a pipeline class that does not draw pictures from text with one denoiser.
+
+    Args:
+        kind: The class.
+        components: The names of its parts that are there.
+        model: The name it was asked for by.
+
+    Raises:
+        InputError: Says what it is for.
+    """
+    components = set(components)
+    parameters = inspect.signature(kind.__call__).parameters
+    denoisers = [name for name in ("unet", "transformer") if name in components]
+    more = [name for name in ("transformer_2", "unet_2", "prior", "prior_prior", "decoder") if name in components]
+    why = next((reason for name, reason in _OTHER_TASKS.items() if name in parameters), "")
+    if "controlnet" in components:
+        why = _OTHER_TASKS["control_image"]
+    elif "text_encoder_2" in components and "text_encoder" not in components and denoisers == ["unet"]:
+        why = "an SDXL refiner only finishes another model's pictures; give the base model"
+    elif not why and "prompt" not in parameters:
+        why = "it takes no prompt; a text-to-image pipeline is expected"
+    elif not why and (len(denoisers) != 1 or more):
+        found = ", ".join([*denoisers, *more]) or "none"
+        why = f"one denoiser is expected, a `unet` or a `transformer`; found {found}"
+    elif not why and "num_inference_steps" not in parameters:
+        why = "its call takes no num_inference_steps"
+    if why:
+        raise InputError(f"model {model!r} is a {kind.__name__}: {why}")
+
+
+class Model:
+    """A frozen text-to-image pipeline, and the options of its call.
+
+    All parts are put in eval mode, as dropout in a text encoder would make noise of every comparison. A safety checker
+    is taken out: it paints pictures black, and black pictures count as no group.
+
+    Args:
+        pipe: The pipeline.
+        name: What it was asked for by, kept in files; the pipeline's own name by default.
+        folder: Where it lies, if it is local.
+        call: Further options of the pipeline's own call, such as `{"height": 512, "true_cfg_scale": 4.0}`.
+        prepare: False leaves the pipeline as it is, to learn about it alone.
+
+    Attributes:
+        defaults: Steps and guidance scale where the user gives none: of `stereoclinic.json` beside its
+            `model_index.json`, or of the pipeline's own call.
+
+    Raises:
+        InputError: The pipeline is for something else, or its call does not take an option.
+    """
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        name: str = "",
+        folder: Path | None = None,
+        call: Mapping[str, Any] | None = None,
+        prepare: bool = True,
+    ) -> None:
+        self.pipe, self.folder = pipe, folder
+        self.name = name or str(getattr(pipe, "name_or_path", "") or "")
+        check_class(type(pipe), (each for each, part in pipe.components.items() if part is not None), self.name)
+        self._parameters = inspect.signature(type(pipe).__call__).parameters
+        self.call = self._checked(dict(call or {}))
+        if prepare:
+            for component in pipe.components.values():
+                if isinstance(component, nn.Module):
+                    component.eval().requires_grad_(False)
+            if getattr(pipe, "safety_checker", None) is not None:
+                pipe.safety_checker = None
+            pipe.set_progress_bar_config(disable=True)
+        self._slot = "transformer" if getattr(pipe, "transformer", None) is not None else "unet"
+        if getattr(inner(self.network), "is_cache_enabled", False):
+            raise InputError(
+                f"model {self.name!r}: its denoiser keeps a cache between calls, so that a prediction depends on the"
+                " ones before it; call disable_cache() on it"
+            )
+        config = getattr(inner(self.network), "config", {})
+        if any(config.get(name) is not None for name in ("num_class_embeds", "class_embed_type")):
+            raise InputError(f"model {self.name!r}: its denoiser takes class labels; text alone is supported")
+        taken = config.get("in_channels")
+        made = getattr(getattr(getattr(pipe, "vae", None), "config", None), "latent_channels", taken)
+        if self._slot == "unet" and taken != made:
+            raise InputError(
+                f"model {self.name!r}: its UNet takes {taken} channels, its autoencoder makes {made}; inpainting and"
+                " other image-conditioned variants are not supported, give the text-to-image model"
+            )
+        self.defaults = self._read_defaults()
+
+    def _checked(self, call: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(name for name in self._parameters if name not in RESERVED and not name.startswith("callback"))
+        for name in call:
+            if name not in taken or name in RESERVED:
+                why = "is set by stereo itself" if name in RESERVED else f"is not taken by {type(self.pipe).__name__}"
+                raise InputError(f"call option {name!r} {why}; it takes {', '.join(taken)}")
+        return call
+
+    def _read_defaults(self) -> Defaults:
+        path = self.folder / "stereoclinic.json" if self.folder else None
+        if path is None or not path.is_file():
+            steps, guidance = (self._parameters.get(name) for name in ("num_inference_steps", "guidance_scale"))
+            scale = guidance.default if guidance is not None and isinstance(guidance.default, int | float) else 1.0
+            return Defaults(steps.default if steps and isinstance(steps.default, int) else 50, float(scale))
+        data = read_json(path, "model's defaults")
+        try:
+            found = Defaults(**data)
+            if not (isinstance(found.steps, int) and found.steps >= 1 and float(found.guidance) >= 0):
+                raise ValueError(f"steps {found.steps!r} and guidance {found.guidance!r}")
+            return found
+        except (TypeError, ValueError) as error:
+            raise InputError(f'{path}: expected {{"steps": 50, "guidance": 7.5}}: {error}') from error
+
+    def options(self, guidance: float) -> dict[str, Any]:
+        """What the pipeline's call is given beside prompts, generators and steps.
+
+        Raises:
+            InputError: It takes no guidance scale, and another than its default was asked for.
+        """
+        parameter = self._parameters.get("guidance_scale")
+        if parameter is None or parameter.default is None:
+            if guidance != self.defaults.guidance:
+                raise InputError(
+                    f"guidance {guidance:g}: {type(self.pipe).__name__} takes no guidance_scale; leave it out, and see"
+                    " what its call takes instead (true_cfg_scale, say) for --call"
+                )
+            return dict(self.call)
+        return {**self.call, "guidance_scale": guidance}
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser: the pipeline's `unet` or `transformer`, as it is in the pipeline now."""
+        found: nn.Module = getattr(self.pipe, self._slot)
+        return found
+
+    def replace(self, network: nn.Module) -> None:
+        """Have another network, of the same shape, denoise."""
+        setattr(self.pipe, self._slot, network)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline runs, also while its parts are offloaded."""
+        device: torch.device = self.pipe._execution_device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the denoiser's weights."""
+        return next(inner(self.network).parameters()).dtype
+
+    @property
+    def training_steps(self) -> float:
+        """The noisiest timestep there is, in the scheduler's own count."""
+        steps = self.pipe.scheduler.config.get("num_train_timesteps")
+        return float(steps or 1000)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether accelerate moves its parts about."""
+        hooks = [getattr(part, "_hf_hook", None) for part in self.pipe.components.values()]
+        return any(hook is not None for hook in hooks)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move all parts, unless accelerate does that."""
+        if not self.offloaded:
+            self.pipe.to(device)
+        return self

@@ -1,0 +1,152 @@
+"""What a pass of the denoiser is about: its timestep, its pictures, and the rows that see a prompt.
+
+A watched call says so itself. In a plain `pipe(...)`, the way in which the pipeline calls its denoiser was learnt when
+the mask was loaded; of the call it is asked only how often the same latents are repeated in its batch.
+"""
+
+import copy
+import weakref
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from stereoclinic.errors import InputError
+from stereoclinic.pipelines import arguments as tree
+from stereoclinic.pipelines.intercept import PASS, Pass
+from stereoclinic.pipelines.learn import Learnt, Schedule, learnt_of, schedule_of
+from stereoclinic.pipelines.model import Model
+
+
+class Recogniser:
+    """Tells what each pass of a denoiser is about.
+
+    Args:
+        target: A pipeline, a `Model` (which holds options of the pipeline's call), or a bare denoiser, whose timesteps
+            are taken for the scheduler's, and whose batches for conditional as a whole.
+        guided: Whether a batch holds rows without prompt first and as many with it; None to find out.
+
+    Raises:
+        InputError: The pipeline is not supported, see `Model` and `learnt_of`.
+    """
+
+    def __init__(self, target: Any, guided: bool | None = None) -> None:
+        self.guided = guided
+        self._learnt: Learnt | None = None
+        self._schedule: Schedule | None = None
+        self._pipe: weakref.ref[Any] | None = None
+        self._last: tuple[Any, int] | None = None  # the latest latents, and which call with them it was
+        self._learn(target)
+
+    def _learn(self, target: Any) -> None:
+        if isinstance(target, nn.Module):
+            return
+        model = target if isinstance(target, Model) else Model(target, prepare=False)
+        self._learnt = learnt_of(model, model.defaults.guidance)
+        self._schedule = schedule_of(model, model.defaults.steps, model.defaults.guidance)
+        self._pipe = weakref.ref(model.pipe)
+
+    def now(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass | None:
+        """What the pass that begins is about; None for one that is to be left alone.
+
+        Raises:
+            InputError: Nobody says at which timestep it is, or whether its rows see the prompt.
+        """
+        if PASS in network.__dict__:
+            found: Pass | None = network.__dict__[PASS]
+            return found if found is not None and found.treated else None
+        given = tree.named(network, args, kwargs)
+        try:
+            told = tree.timestep_of(given)
+        except ValueError as error:
+            raise InputError(f"{error}; a mask needs one timestep for the whole batch") from None
+        latents = given.get(tree.first_name(network))
+        if told is None or latents is None:
+            raise InputError(f"{type(network).__name__} was called without a timestep, which a mask needs")
+        timestep = told if self._schedule is None else self._schedule.timestep(told)
+        axis = None if self._learnt is None else self._learnt.axes[(self._learnt.latents,)]
+        blocks = self._blocks(latents, axis)
+        rows = tree.length(latents, axis if self._learnt is not None else 0)
+        count = rows // len(blocks)
+        conditional = tuple(each for each in blocks for _ in range(count))
+        return Pass(0, timestep, tuple(range(count)) * len(blocks), conditional, True, count)
+
+    def _blocks(self, latents: Any, axis: int | None) -> tuple[bool, ...]:
+        """Which blocks of rows see the prompts."""
+        if self.guided is not None or self._learnt is None:
+            if not self.guided:
+                return (True,)
+            rows = len(latents)
+            if rows % 2:
+                raise InputError(
+                    f"a guided batch of {rows} has no two halves; pass guided=False if there is no guidance"
+                )
+            return (False, True)
+        for blocks in dict.fromkeys(call.blocks for call in self._learnt.calls):
+            if len(blocks) > 1 and _repeats(latents, axis, len(blocks)):
+                return blocks
+        if _repeats(latents, axis, 2):
+            return (False, True)  # as diffusers' pipelines do it
+        return (self._alone(latents),)
+
+    def _alone(self, latents: Any) -> bool:
+        """Whether a call of one block sees the prompts: by its place among those with the same latents."""
+        assert self._learnt is not None
+        number = 0
+        if self._last is not None and tree.same(self._last[0], latents):
+            number = self._last[1] + 1
+        kept = latents.clone() if isinstance(latents, Tensor) else [each.clone() for each in latents]
+        self._last = kept, number
+        calls = [call.blocks for call in self._learnt.calls]
+        if not self._learnt.apart:
+            return number == 0
+        if number < len(calls) and len(calls[number]) == 1:
+            sees = calls[number][0]
+            if number == 0 and not sees:  # only a guided call begins so
+                pipe = None if self._pipe is None else self._pipe()
+                return not bool(getattr(pipe, "do_classifier_free_guidance", True))
+            return sees
+        return number == 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = copy.copy(self)
+        twin._last = None
+        return twin
+
+
+def _repeats(latents: Any, axis: int | None, times: int) -> bool:
+    """Whether a batch holds the same rows so many times, one set after the other."""
+    rows = tree.length(latents, axis)
+    if rows % times:
+        return False
+    count = rows // times
+    parts = [tree.take(latents, axis, range(i * count, (i + 1) * count)) for i in range(times)]
+    return all(tree.same(parts[0], part) for part in parts[1:])
+
+
+def network_of(target: Any) -> nn.Module:
+    """The denoiser of a model or a pipeline, or the denoiser itself, as it was before `torch.compile` wrapped it.
+
+    Raises:
+        InputError: There is none.
+    """
+    return tree.inner(outer_network(target))
+
+
+def outer_network(target: Any) -> nn.Module:
+    """As `network_of`, but as it is in the pipeline.
+
+    Raises:
+        InputError: There is none.
+    """
+    if isinstance(target, nn.Module):
+        return target
+    if isinstance(target, Model):
+        return target.network
+    found = getattr(target, "transformer", None)
+    found = found if found is not None else getattr(target, "unet", None)
+    if not isinstance(found, nn.Module):
+        raise InputError(
+            f"cannot damp a {type(target).__name__}; expected a diffusers pipeline with a U-Net or a transformer, or"
+            " the denoiser itself"
+        )
+    return found
