@@ -136,7 +136,6 @@ def test_a_call_that_runs_out_of_memory_is_parted_and_said_once(sd1: Model) -> N
 
 def test_passes_at_a_point_are_functions_of_conditions_and_samples(model: Model) -> None:
     """Of other prompts: what those prompts' own call gives at its first step, from the same noise."""
-    other = [{**row, "pattern": "x", "prompt": row["prompt"]} for row in ROWS]
     found: dict[str, Tensor] = {}
 
     def visit(call: Call) -> None:
@@ -147,7 +146,7 @@ def test_passes_at_a_point_are_functions_of_conditions_and_samples(model: Model)
         torch.testing.assert_close(part, found["groups"][1][[2, 0]], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(call.predict(), found["own"], atol=1e-5, rtol=1e-4)
 
-    walk = Walk(model, other, 2, 3.0, visit=visit, last=1)
+    walk = Walk(model, ROWS, 2, 3.0, visit=visit, last=1)
     (groups,) = encode_groups(walk, ROWS, [AXIS])
     walk.run()
     for k, word in enumerate(AXIS.words):
