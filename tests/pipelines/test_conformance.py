@@ -1,11 +1,13 @@
 """The laws that every pipeline class keeps, on tiny random pipelines of each; see `tiny`."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from tests.pipelines.table import PAGE, opened, scale
+from tests.pipelines.table import row as table_row
 from tests.pipelines.tiny import REFUSED, TINY, build
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.hooks import Hooks
 from stereoclinic.pipelines.intercept import pass_of
 from stereoclinic.pipelines.learn import learnt_of
-from stereoclinic.pipelines.model import Defaults, Model
+from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.pictures import as_tensor
 from stereoclinic.pipelines.sites import Site, find_sites, spans
 from stereoclinic.pipelines.watch import Call, Walk, encode_groups
@@ -50,19 +52,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(name: str) -> Iterator[Model]:
-    yield opened(name)
-
-
-def opened(name: str) -> Model:
-    made = Model(build(name), name, call=TINY[name].call)
-    made.defaults = Defaults(TINY[name].steps, made.defaults.guidance)
-    return made
-
-
-def scale(name: str, model: Model) -> float:
-    given = TINY[name].guidance
-    return model.defaults.guidance if given is None else given
+def model(name: str) -> Model:
+    return opened(name)
 
 
 #: Pipelines that give pictures alone, and no latents.
@@ -199,6 +190,11 @@ def test_gradient_relevance_of_a_site_is_what_damping_it_does(name: str, model: 
     assert wanted.abs().max() > 0
     error = (wanted - found).abs() / wanted.abs().amax(0)  # (sites, B)
     assert (error.median() if name in ROUTED else error.max()).item() < TOLERANCE
+
+
+def test_the_documentation_says_what_was_seen(name: str, model: Model) -> None:
+    """`python -m tests.pipelines.table` writes the rows."""
+    assert table_row(name, model) in PAGE.read_text().splitlines()
 
 
 @pytest.mark.parametrize("name", NOT_SUPPORTED)
