@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from stereoclinic.denoisers.stable_diffusion import StableDiffusion
+from stereoclinic.pipelines.model import Model
 from stereoclinic.portraits import model
 
 CROSS, PLAIN = "cross attention", "no attention"
@@ -80,7 +80,7 @@ def inputs_once() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture(scope="session")
-def denoiser() -> StableDiffusion:
+def denoiser() -> Model:
     """The embedded model's architecture with random weights: every part of a real pipeline, nothing learnt."""
     torch.manual_seed(0)
     tokenizer = model.build_tokenizer(CAPTIONS)
@@ -89,12 +89,11 @@ def denoiser() -> StableDiffusion:
         if name.endswith("conv2"):  # training starts these at zero
             module.reset_parameters()
     pipe = model.build_pipeline(model.build_autoencoder(), model.build_text_encoder(tokenizer), tokenizer, unet)
-    pipe.set_progress_bar_config(disable=True)
-    return StableDiffusion(pipe.to(dtype=torch.float64), "random")
+    return Model(pipe.to(dtype=torch.float64), "random")
 
 
 @pytest.fixture(scope="session")
-def little() -> StableDiffusion:
+def little() -> Model:
     """The embedded model's text encoder and autoencoder round a random UNet of two levels, as small as one can be."""
     torch.manual_seed(0)
     tokenizer = model.build_tokenizer(CAPTIONS)
@@ -111,5 +110,4 @@ def little() -> StableDiffusion:
         norm_num_groups=4,
     )
     pipe = model.build_pipeline(model.build_autoencoder(), model.build_text_encoder(tokenizer), tokenizer, unet)
-    pipe.set_progress_bar_config(disable=True)
-    return StableDiffusion(pipe.to(dtype=torch.float64), "random")
+    return Model(pipe.to(dtype=torch.float64), "random")

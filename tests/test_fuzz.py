@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from tests.fuzz.samples import CONFIGURATION, TENSORS, TEXTS, read_shard, states
 from torch import Tensor
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.shards import KIND as SHARD
 from stereoclinic.ddtd.shards import VERSION as SHARD_VERSION
-from stereoclinic.denoisers.sampling import sample  # noqa: F401  (imported here, so that no example pays for it)
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.bench.drawing import KIND as DRAWN
 from stereoclinic.evaluation.bench.drawing import Part, Store
 from stereoclinic.evaluation.bench.mitigation import Mitigation
 from stereoclinic.evaluation.report.report import slug
 from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.pipelines.pictures import draw  # noqa: F401  (imported here, so that no example pays for it)
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.prompts import load_prompts
 from stereoclinic.sns.planning import KIND as PLAN
 from stereoclinic.sns.planning import VERSION as PLAN_VERSION

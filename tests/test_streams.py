@@ -13,8 +13,8 @@ from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.module import locate
 from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts import load_prompts, with_seeds
 from stereoclinic.streams import Stream
 
@@ -111,7 +111,7 @@ def by_label(relevance: Relevance, name: str) -> torch.Tensor:
     return value[[relevance.labels.index(label) for label in sorted(relevance.labels)]]
 
 
-def test_a_stream_is_measured_as_the_same_prompts_are(little: Denoiser, names: Path):
+def test_a_stream_is_measured_as_the_same_prompts_are(little: Model, names: Path):
     expected = locate(little, AXIS, with_seeds(load_prompts(names), 0, 2), SETTINGS, **CPU)
     ticks: list[int] = []
     stream = Stream(names, range(2))
@@ -124,7 +124,7 @@ def test_a_stream_is_measured_as_the_same_prompts_are(little: Denoiser, names: P
         assert (one - two).abs().max() <= 1e-4 * two.abs().max(), name
 
 
-def test_a_stream_that_was_cut_off_goes_on(little: Denoiser, names: Path, tmp_path: Path):
+def test_a_stream_that_was_cut_off_goes_on(little: Model, names: Path, tmp_path: Path):
     expected = locate(little, AXIS, Stream(names, range(1)), SETTINGS, batch_size=1, **CPU)
     first = Stream(names, range(1), 3)
     first.about = Stream(names, range(1)).about  # type: ignore[method-assign]
@@ -142,14 +142,14 @@ def test_a_stream_that_was_cut_off_goes_on(little: Denoiser, names: Path, tmp_pa
         assert (one - two).abs().max() <= 1e-12 * two.abs().max(), name
 
 
-def test_an_empty_stream_is_refused(little: Denoiser, tmp_path: Path):
+def test_an_empty_stream_is_refused(little: Model, tmp_path: Path):
     (tmp_path / "p.txt").write_text("\n \n")
     with pytest.raises(InputError, match="no prompts in it"):
         locate(little, AXIS, Stream(tmp_path / "p.txt", range(1)), SETTINGS, **CPU)
 
 
 def test_more_labels_than_memory_holds_are_refused_before_they_are_made(
-    little: Denoiser, names: Path, monkeypatch: pytest.MonkeyPatch
+    little: Model, names: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1000}.__getitem__)
     for samples in (Stream(names, range(1)), with_seeds(load_prompts("portraits"), 0, 1)):

@@ -16,18 +16,23 @@ a collateral row, from which a treatment plan can be made.
     |activation|, |difference|  mean |a_j|; |difference of position means between the groups' passes|
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stereoclinic.axes import Axis
-from stereoclinic.ddtd.neurons import Site, Watch, neuron_relevance, to_neurons
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.target import group_directions, lean, off_axis_cotangent
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.prompts import group_prompts
+from stereoclinic.pipelines import arguments as tree
+from stereoclinic.pipelines.hooks import Watch
+from stereoclinic.pipelines.intercept import Pass, announced
+from stereoclinic.pipelines.learn import Learnt
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import Site, neuron_relevance, to_neurons
+from stereoclinic.pipelines.watch import Call, Walk, encode_groups
 
 LRP = ("epsilon-cp", "epsilon-attnlrp", "gamma-cp", "zplus-cp")
 IG_STEPS = 4
@@ -39,13 +44,27 @@ class Point:
 
     rows: list[dict]
     step: int  # among the measured ones
-    timestep: Tensor
-    latents: Tensor  # (B, C, h, w)
-    neutral: Tensor  # (B, L, D)
-    groups: Tensor  # (K, B, L, D)
-    prediction: Tensor  # (B, C, h, w), for the neutral prompt
-    balanced: Tensor  # (B, C, h, w)
-    directions: Tensor  # (K, B, C, h, w)
+    timestep: float
+    neutral: dict[str, Any]  # what the denoiser is told of the neutral prompts, and of each group's
+    groups: list[dict[str, Any]]
+    prediction: Tensor  # (B, D), for the neutral prompt
+    balanced: Tensor  # (B, D)
+    directions: Tensor  # (K, B, D)
+    learnt: Learnt
+
+    def predict(self, network: nn.Module, told: dict[str, Any]) -> Tensor:
+        """(B, D) at the same latents; hooks of masks act as in the pipeline's own call."""
+        count = len(self.rows)
+        with announced(network, Pass(self.step, self.timestep, tuple(range(count)), (True,) * count, True, count)):
+            return self.learnt.flat(network(**told))
+
+    def between(self, one: dict[str, Any], other: dict[str, Any], share: float) -> dict[str, Any]:
+        """What is told, with the conditions on the way from one prompt's to another's."""
+
+        def mixed(path: tree.Path, leaf: Any) -> Any:
+            return torch.lerp(leaf, tree.get(other, path), share) if path in self.learnt.conditions else leaf
+
+        return tree.changed(one, mixed, self.learnt.axes)
 
     @property
     def leans(self) -> Tensor:
@@ -54,24 +73,24 @@ class Point:
 
 
 @torch.no_grad()
-def points(
-    denoiser: Denoiser, axis: Axis, rows: list[dict], steps: int, every: int, batch: int = 24
-) -> Iterator[Point]:
-    """The samples' trajectories without guidance, each `every`-th step of them a point for every batch."""
+def points(model: Model, axis: Axis, rows: list[dict], steps: int, every: int, batch: int = 24) -> Iterator[Point]:
+    """The samples' trajectories without guidance, every Nth step of them a point for every batch."""
     for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        timesteps = denoiser.timesteps(steps)
-        latents = denoiser.noise(part)
-        neutral = denoiser.encode([row["prompt"] for row in part])
-        words = [group_prompts(row, axis) for row in part]
-        groups = torch.stack([denoiser.encode([each[k] for each in words]) for k in range(len(axis))])
-        for i, timestep in enumerate(timesteps):
-            prediction = denoiser.predict(latents, timestep, neutral)
-            if i % every == 0:
-                towards = torch.stack([denoiser.predict(latents, timestep, states) for states in groups])
-                balanced, directions = group_directions(towards)
-                yield Point(part, i // every, timestep, latents, neutral, groups, prediction, balanced, directions)
-            latents = denoiser.step(prediction, timestep, latents)
+        part, found = rows[start : start + batch], list[Point]()
+        walk = Walk(model, part, steps, 1.0)
+        (groups,) = encode_groups(walk, part, [axis])
+
+        def visit(call: Call, part=part, found=found, walk=walk, groups=groups) -> None:
+            if call.step % every == 0:
+                told = [call.arguments(each, slice(None)) for each in groups]
+                balanced, directions = group_directions(torch.stack([call.predict(each) for each in groups]))
+                neutral = call.arguments(None, slice(None))
+                at = call.step // every, call.timestep
+                found.append(Point(part, *at, neutral, told, call.own(), balanced, directions, walk.learnt))
+
+        walk.visit = visit
+        walk.run()
+        yield from found
 
 
 @dataclass(frozen=True)
@@ -86,37 +105,33 @@ class Attribution:
 class Reading:
     """One point read by all methods; what they share (group passes, the plain gradient) is computed once."""
 
-    def __init__(self, denoiser: Denoiser, sites: list[Site], point: Point) -> None:
-        self.denoiser, self.sites, self.point = denoiser, sites, point
+    def __init__(self, network: nn.Module, sites: list[Site], point: Point) -> None:
+        self.network, self.sites, self.point = network, sites, point
         self.signs = point.leans.sign()  # (K, B)
-        self.off_axis = off_axis_cotangent(point.directions, point.rows, float(point.timestep))
-        size = point.directions.flatten(2).square().sum(-1)[..., None, None, None]
-        self.towards = point.directions / size.clamp_min(1e-30)  # (K, B, C, h, w): cotangent of each lean
-        self.by_group = [self._watched(states) for states in point.groups]
+        self.off_axis = off_axis_cotangent(point.directions, point.rows, point.timestep)
+        size = point.directions.square().sum(-1, keepdim=True)
+        self.towards = point.directions / size.clamp_min(1e-30)  # (K, B, D): cotangent of each lean
+        self.by_group = [self._watched(told) for told in point.groups]
         count = len(self.by_group)
-        self.balanced = {site.name: sum(each[site.name] for each in self.by_group) / count for site in sites}
+        self.balanced = {name: sum(each[name] for each in self.by_group) / count for name in self.by_group[0]}
 
         # What a mask can damp toward: a number for each neuron, the same at every position.
-        self.means = {site.name: _over_positions(self.balanced[site.name], site) for site in sites}
+        self.means = {site.layer: _over_positions(self.balanced[site.layer], site) for site in sites}
 
     @torch.no_grad()
-    def _watched(self, states: Tensor) -> dict[str, Tensor]:
-        with Watch(self.denoiser.unet, self.sites) as watch:
-            self.denoiser.predict(self.point.latents, self.point.timestep, states)
+    def _watched(self, told: dict[str, Any]) -> dict[str, Tensor]:
+        with Watch(self.network, self.sites) as watch:
+            self.point.predict(self.network, told)
         return dict(watch.activations)
 
     def _vjp(
-        self, composite: str, states: Tensor, cotangents: Sequence[Tensor]
-    ) -> tuple[dict[str, Tensor], list[Sequence[Tensor | None]]]:
+        self, composite: str, told: dict[str, Any], cotangents: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], list[Mapping[str, Tensor | None]]]:
         """Activations at the sites, and for each cotangent of the prediction what arrives there."""
-        with torch.enable_grad(), Watch(self.denoiser.unet, self.sites) as watch:
-            with propagate(composite, self.denoiser.unet):
-                found = self.denoiser.predict(self.point.latents.clone().requires_grad_(), self.point.timestep, states)
-            inputs = [watch.activations[site.name] for site in self.sites]
-            grads = [
-                torch.autograd.grad(found, inputs, each.to(found), retain_graph=True, allow_unused=True)
-                for each in cotangents
-            ]
+        with torch.enable_grad(), Watch(self.network, self.sites) as watch:
+            with propagate(composite, self.network):
+                found = self.point.predict(self.network, told)
+            grads = [watch.grads(found, each.to(found), retain=True) for each in cotangents]
         return dict(watch.activations), grads
 
     def signed(self, rows: Tensor) -> Tensor:
@@ -138,47 +153,50 @@ class Reading:
 
     def integrated(self, collateral: Tensor) -> Attribution:
         """Conductance along the text path; its collateral is the plain gradient's rooted one, there being no other."""
-        start, end = self.point.groups.mean(0), self.point.neutral
+        assert len(self.point.groups) == 2, "the path is worked out for two groups"
+        start, end = self.point.between(*self.point.groups, 0.5), self.point.neutral
         before, total = self._watched(start), 0.0
         for i in range(IG_STEPS):
-            middle = start + (i + 0.5) / IG_STEPS * (end - start)
+            middle = self.point.between(start, end, (i + 0.5) / IG_STEPS)
             _, (grads,) = self._vjp("gradient", middle, [self.towards[0]])
-            after = self._watched(start + (i + 1) / IG_STEPS * (end - start))
+            after = self._watched(self.point.between(start, end, (i + 1) / IG_STEPS))
             total = total + neuron_relevance(after, grads, self.sites, before)
             before = after
-        assert len(self.towards) == 2, "the path is worked out for two groups"
         rows = torch.stack([total, -total])
         return Attribution(self.signed(rows), rows, collateral)
 
     def cad(self, collateral: Tensor) -> Attribution:
         """One pass a group's prompt; J_g is taken in units of ||d_g||^2, so that steps and samples count alike."""
         rows = []
-        for k, states in enumerate(self.point.groups):
+        for k, told in enumerate(self.point.groups):
             apart = self.point.balanced + self.point.directions[k] - self.point.prediction
-            size = self.point.directions[k].flatten(1).square().sum(1)[:, None, None, None]
-            activations, (grads,) = self._vjp("gradient", states, [2 * apart / size.clamp_min(1e-30)])
+            size = self.point.directions[k].square().sum(1, keepdim=True)
+            activations, (grads,) = self._vjp("gradient", told, [2 * apart / size.clamp_min(1e-30)])
             rows.append(neuron_relevance(activations, grads, self.sites))
         return Attribution(self.signed(torch.stack(rows)), torch.stack(rows), collateral)
 
     def wanda(self) -> Attribution:
-        modules = dict(self.denoiser.unet.named_modules())
+        modules = dict(self.network.named_modules())
         scores = []
         for activations in self.by_group:
             columns = []
             for site in self.sites:
-                weight = modules[site.name].weight  # (O, C) or (O, C, 3, 3)
-                weight = weight.abs().flatten(2).sum(-1).sum(0) if site.kind == "conv" else weight.abs().sum(0)
-                columns.append(to_neurons(activations[site.name].square(), site.kind).sqrt() * weight)
+                weight = modules[site.layer].weight  # (O, C) or (O, C, 3, 3)
+                weight = weight.abs().flatten(2).sum(-1).sum(0) if weight.ndim > 2 else weight.abs().sum(0)
+                columns.append(
+                    to_neurons(site.of(activations[site.layer]).square(), site.dim).sqrt()
+                    * weight[site.start :][: site.width]
+                )
             scores.append(torch.cat(columns, dim=1))
         rows = torch.stack(scores)
         return Attribution(self.signed(rows - rows.mean(0)))
 
     def magnitude(self) -> Attribution:
         activations = self._watched(self.point.neutral)
-        return Attribution(torch.cat([_mean(activations[site.name].abs(), site) for site in self.sites], dim=1))
+        return Attribution(torch.cat([_mean(activations[site.layer].abs(), site) for site in self.sites], dim=1))
 
     def difference(self) -> Attribution:
-        means = [torch.cat([_mean(each[site.name], site) for site in self.sites], dim=1) for each in self.by_group]
+        means = [torch.cat([_mean(each[site.layer], site) for site in self.sites], dim=1) for each in self.by_group]
         return Attribution((torch.stack(means) - torch.stack(means).mean(0)).abs().mean(0))
 
     def all(self) -> dict[str, Attribution]:
@@ -198,13 +216,13 @@ class Reading:
 
 def _over_positions(x: Tensor, site: Site) -> Tensor:
     """Means over positions, of a shape that broadcasts against x."""
-    return x.mean((2, 3), keepdim=True) if site.kind == "conv" else x.mean(1, keepdim=True)
+    return x.mean(tuple(range(2, x.ndim)) if site.dim == 1 else tuple(range(1, x.ndim - 1)), keepdim=True)
 
 
 def _mean(x: Tensor, site: Site) -> Tensor:
-    """(B, N) mean over positions."""
-    channels = 1 if site.kind == "conv" else -1
-    return to_neurons(x, site.kind) / (x.numel() // (x.shape[0] * x.shape[channels]))
+    """(B, N) mean over positions of a site's channels."""
+    x = site.of(x)
+    return to_neurons(x, site.dim) / (x.numel() // (x.shape[0] * x.shape[site.dim]))
 
 
 @dataclass
@@ -243,11 +261,11 @@ class Ledger:
             self.leans = torch.zeros(len(self.labels), self.steps, groups, dtype=torch.float64)
             self.means = torch.zeros(groups, self.steps, neurons, dtype=torch.float64)
         assert self.means is not None
-        self.timesteps[m] = float(point.timestep)
+        self.timesteps[m] = point.timestep
         self.count[:, m].index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
         self.leans[:, m].index_add_(0, index, point.leans.double().T)
         for k, activations in enumerate(reading.by_group):
-            self.means[k, m] += torch.cat([_mean(activations[s.name], s) for s in reading.sites], 1).double().sum(0)
+            self.means[k, m] += torch.cat([_mean(activations[s.layer], s) for s in reading.sites], 1).double().sum(0)
         for name, each in found.items():
             if name not in self.sums:
                 shape = (len(self.labels), self.steps)
@@ -264,7 +282,7 @@ class Ledger:
 
 
 def ledger(
-    denoiser: Denoiser,
+    model: Model,
     sites: list[Site],
     axis: Axis,
     rows: list[dict],
@@ -276,8 +294,8 @@ def ledger(
     """Read every point of the samples' trajectories by all methods."""
     labels = list(dict.fromkeys(row["label"] for row in rows))
     kept = Ledger(labels, axis.groups, len(range(0, steps, every)))
-    for point in points(denoiser, axis, rows, steps, every):
-        reading = Reading(denoiser, sites, point)
+    for point in points(model, axis, rows, steps, every):
+        reading = Reading(tree.inner(model.network), sites, point)
         kept.add(reading, read(reading))
         advance(len(point.rows))
     return kept

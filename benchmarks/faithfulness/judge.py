@@ -10,22 +10,26 @@ balanced point: every neuron of every site is set to its mean over the groups' p
 best-ranked ones get their own activation back; the tilt they restore is theirs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from attributions import Ledger, Point
 from torch import Tensor, nn
 
-from stereoclinic.ddtd.neurons import Site, Watch
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.ddtd.target import lean
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import sample
+from stereoclinic.ddtd.target import axis_size, lean, off_axis
 from stereoclinic.evaluation.metrics.bias import parity_gap, shares_from_reads, unsure_rate
 from stereoclinic.evaluation.metrics.quality import frechet_between
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.pipelines.hooks import Hooks, Watch
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.pictures import draw
+from stereoclinic.pipelines.recognise import network_of
+from stereoclinic.pipelines.sites import Site, by_layer
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask
 
@@ -41,25 +45,27 @@ class Verdict:
 
 
 @torch.no_grad()
-def on_leans(denoiser: Denoiser, held_out: Sequence[Point], mask: NeuronMask | None) -> Verdict:
+def on_leans(model: Model, held_out: Sequence[Point], mask: NeuronMask | None) -> Verdict:
     """Damp at the points of the undamped trajectories; d and fbar stay those of the undamped model."""
     tilts, leans, moves = [], [], []
-    with suppress(denoiser.unet, mask) if mask is not None else nullcontext():
+    with suppress(model, mask) if mask is not None else nullcontext():
         for point in held_out:
-            damped = denoiser.predict(point.latents, point.timestep, point.neutral)
+            damped = point.predict(network_of(model), point.neutral)
             after = lean(damped, point.balanced, point.directions)  # (K, B)
             tilts.append((point.leans.sign() * after).mean(0))
             leans.append(after.abs().mean(0))
-            moves.append(_off_axis(damped - point.prediction, point.directions))
+            directions = point.directions.double()
+            moved = off_axis((damped - point.prediction).double(), directions).norm(dim=1, keepdim=True)
+            moves.append((moved / axis_size(directions).clamp_min(1e-12))[:, 0])
     return Verdict(*(torch.cat(each).mean().item() for each in (tilts, leans, moves)))
 
 
 @torch.no_grad()
-def inserted(denoiser: Denoiser, sites: list[Site], held_out: Sequence[Point], chosen: Sequence[Tensor]) -> list[float]:
+def inserted(model: Model, sites: list[Site], held_out: Sequence[Point], chosen: Sequence[Tensor]) -> list[float]:
     """The tilt when only the chosen neurons are the neutral prompt's own: one figure for each choice.
 
     Args:
-        denoiser: The model.
+        model: The pipeline.
         sites: Its sites.
         held_out: Points, whose groups' passes give the balanced activations.
         chosen: For each choice (T, N) bool, by timestep bins of equal width.
@@ -69,56 +75,39 @@ def inserted(denoiser: Denoiser, sites: list[Site], held_out: Sequence[Point], c
     """
     tilts = torch.zeros(len(chosen), dtype=torch.float64)
     for point in held_out:
-        balanced = balanced_activations(denoiser, sites, point.latents, point.timestep, point.groups)
+        network = network_of(model)
+        passes = [partial(point.predict, network, told) for told in point.groups]
+        balanced = balanced_activations(network, sites, passes)
         for i, each in enumerate(chosen):
-            kept = each[min(len(each) - 1, int((1 - float(point.timestep) / 1000) * len(each)))]
-            with given_back(denoiser.unet, sites, balanced, kept):
-                found = denoiser.predict(point.latents, point.timestep, point.neutral)
+            kept = each[min(len(each) - 1, int((1 - point.timestep / 1000) * len(each)))]
+            with given_back(network, sites, balanced, kept):
+                found = point.predict(network_of(model), point.neutral)
             tilt = point.leans.sign() * lean(found, point.balanced, point.directions)
             tilts[i] += tilt.mean(0).double().sum()
     return (tilts / sum(len(point.rows) for point in held_out)).tolist()
 
 
 def balanced_activations(
-    denoiser: Denoiser, sites: list[Site], latents: Tensor, timestep: Tensor, groups: Tensor
+    network: nn.Module, sites: list[Site], passes: Sequence[Callable[[], Any]]
 ) -> dict[str, Tensor]:
-    """The mean over the groups' passes, position by position. Groups: (K, B, L, D) text states."""
+    """The mean over the groups' passes, position by position."""
     balanced: dict[str, Tensor] = {}
-    for states in groups:
-        with Watch(denoiser.unet, sites) as watch:
-            denoiser.predict(latents, timestep, states)
+    for run in passes:
+        with Watch(network, sites) as watch:
+            run()
         for name, activation in watch.activations.items():
-            balanced[name] = balanced.get(name, 0) + activation / len(groups)
+            balanced[name] = balanced.get(name, 0) + activation / len(passes)
     return balanced
 
 
-@contextmanager
-def given_back(unet: nn.Module, sites: list[Site], balanced: dict[str, Tensor], kept: Tensor) -> Iterator[None]:
+def given_back(network: nn.Module, sites: list[Site], balanced: dict[str, Tensor], kept: Tensor) -> Hooks:
     """Every neuron at its balanced activation, but for those that are kept, (N,) bool, as the pass makes them."""
-    modules, handles, start = dict(unet.named_modules()), [], 0
-    for site in sites:
-        own = kept[start : start + site.width].to(balanced[site.name])
-        start += site.width
-        handles.append(modules[site.name].register_forward_pre_hook(_patch(balanced[site.name], own, site)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _patch(root: Tensor, own: Tensor, site: Site) -> Callable[[nn.Module, tuple], tuple]:
-    share = own.view(-1, *[1] * (root.ndim - 2)) if site.kind == "conv" else own
-    return lambda module, args: (root + share * (args[0] - root), *args[1:])
-
-
-def _off_axis(moved: Tensor, directions: Tensor) -> Tensor:
-    """(B,): length of what lies outside the span of the K directions (which sum to zero), over their mean length."""
-    flat = moved.flatten(1).double()
-    axes = directions.flatten(2).transpose(0, 1).double()  # (B, K, D)
-    basis, _ = torch.linalg.qr(axes[:, :-1].transpose(1, 2))
-    rest = flat - (basis @ (basis.transpose(1, 2) @ flat[..., None]))[..., 0]
-    return rest.norm(dim=1) / axes.norm(dim=2).mean(1).clamp_min(1e-12)
+    shares: dict[str, Tensor] = {}
+    for layer, own in by_layer(sites).items():
+        root, dim = balanced[layer], own[0][0].dim
+        share = torch.cat([kept[span] for _, span in own]).to(root)  # a layer's sites are all of its channels
+        shares[layer] = share.view(-1, *[1] * (root.ndim - 2)) if dim == 1 else share
+    return Hooks(network, list(shares), lambda layer, x: balanced[layer] + shares[layer] * (x - balanced[layer]))
 
 
 @dataclass(frozen=True)
@@ -182,28 +171,28 @@ def best(scores: Tensor, share: float, least: bool = False) -> Tensor:
 
 
 @torch.no_grad()
-def true_effects(denoiser: Denoiser, chart: Chart, held_out: Sequence[Point], neurons: Sequence[int]) -> Tensor:
+def true_effects(model: Model, chart: Chart, held_out: Sequence[Point], neurons: Sequence[int]) -> Tensor:
     """What silencing each neuron alone does to the tilt: (T, len(neurons)), positive where it makes it smaller."""
     bins, width = len(chart.edges) - 1, sum(site.width for site in chart.sites)
     effects = torch.zeros(bins, len(neurons), dtype=torch.float64)
     inner = chart.edges[1:-1].tolist()
-    where = [sum(float(point.timestep) < edge for edge in inner) for point in held_out]
+    where = [sum(point.timestep < edge for edge in inner) for point in held_out]
     weight = torch.zeros(bins, dtype=torch.float64)
     for t, point in zip(where, held_out, strict=True):
         weight[t] += len(point.rows)
     for i, neuron in enumerate(neurons):
         factors = torch.ones(bins, width)
         factors[:, neuron] = 0
-        with suppress(denoiser.unet, chart.mask(factors)):
+        with suppress(model, chart.mask(factors)):
             for t, point in zip(where, held_out, strict=True):
-                damped = denoiser.predict(point.latents, point.timestep, point.neutral)
+                damped = point.predict(network_of(model), point.neutral)
                 after = lean(damped, point.balanced, point.directions)
                 effects[t, i] += (point.leans.sign() * (point.leans - after)).double().mean(0).sum()
     return effects / weight[:, None]
 
 
 def on_images(
-    denoiser: Denoiser,
+    model: Model,
     reader: PortraitsReader,
     axis: str,
     rows: list[dict],
@@ -214,10 +203,10 @@ def on_images(
 ) -> tuple[dict[str, float], Tensor]:
     """Draw one image a row; parity gap (mean over prompts), occupation read right, unsure reads; and their features."""
     reads, right, features = [], [], []
-    with suppress(denoiser.unet, mask, guided=guidance > 1) if mask is not None else nullcontext():
+    with suppress(model, mask) if mask is not None else nullcontext():
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
-            pictures = sample(denoiser, part, [row["prompt"] for row in part], steps, guidance)
+            pictures = draw(model, part, steps, guidance).float() / 255
             read = reader.read(pictures)
             reads.append(read[axis])
             names = reader.classes["occupation"]

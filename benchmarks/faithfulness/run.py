@@ -24,11 +24,11 @@ from rich.progress import Progress
 from torch import Tensor
 
 from stereoclinic.axes import Axis, load_axis
-from stereoclinic.ddtd.neurons import Site, find_sites
-from stereoclinic.denoisers import open_denoiser
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.files import load_tensors, save_tensors, write_text
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.prompts import occupation_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import treatment_plan
@@ -56,10 +56,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("faithfulness.json"))
     options = parser.parse_args()
 
-    denoiser, axis = open_denoiser(options.model), load_axis(options.axis)
-    assert denoiser.folder is not None
-    reader = PortraitsReader(denoiser.folder / "reader")
-    bench = Bench(denoiser, reader, axis, options)
+    model, axis = open_model(options.model), load_axis(options.axis)
+    assert model.folder is not None
+    reader = PortraitsReader(model.folder / "reader")
+    bench = Bench(model, reader, axis, options)
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "sets")}
     settings["model"] = Path(options.model).name
     found = json.loads(options.out.read_text()) if options.out.exists() else {"settings": settings, "sets": []}
@@ -89,22 +89,22 @@ def scores_of(out: Path, number: int) -> Path:
 class Bench:
     """The model, its prompts, and the seeds of each repetition."""
 
-    def __init__(self, denoiser: Denoiser, reader: PortraitsReader, axis: Axis, options: argparse.Namespace) -> None:
-        self.denoiser, self.reader, self.axis, self.options = denoiser, reader, axis, options
-        self.sites: list[Site] = find_sites(denoiser.unet)
+    def __init__(self, model: Model, reader: PortraitsReader, axis: Axis, options: argparse.Namespace) -> None:
+        self.model, self.reader, self.axis, self.options = model, reader, axis, options
+        self.sites: list[Site] = find_sites(model.network)
         self.prompts = occupation_prompts(reader.classes["occupation"])
 
     def rows(self, first: int, each: int, number: int) -> list[dict]:
         return list(with_seeds(self.prompts, first + number * each, each))
 
-    def locate(self, number: int, denoiser: Denoiser | None = None, rows: list[dict] | None = None) -> Ledger:
+    def locate(self, number: int, rows: list[dict] | None = None) -> Ledger:
         options = self.options
         rows = rows or self.rows(CALIBRATION, options.seeds, number)
         total = len(rows) * len(range(0, options.steps, options.every))
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("attributing", total=total)
             return ledger(
-                denoiser or self.denoiser, self.sites, self.axis, rows, options.steps, options.every, Reading.all,
+                self.model, self.sites, self.axis, rows, options.steps, options.every, Reading.all,
                 lambda count: progress.advance(task, count),
             )  # fmt: skip
 
@@ -121,13 +121,13 @@ class Bench:
 
     def held_out(self, number: int, every: int = 4) -> list[Point]:
         rows = self.rows(HELD_OUT, self.options.judged, number)
-        return list(points(self.denoiser, self.axis, rows, self.options.steps, every))
+        return list(points(self.model, self.axis, rows, self.options.steps, every))
 
     def judge(self, kept: Ledger, number: int) -> dict:
         """Curves, plans and images of one repetition."""
         held_out, chart = self.held_out(number), self.chart(kept)
         scores = self.scores(kept)
-        untreated = on_leans(self.denoiser, held_out, None)
+        untreated = on_leans(self.model, held_out, None)
         found: dict = {"untreated": untreated.json(), "rankings": {}, "plans": {}, "variants": {}, "images": {}}
         masks: dict[str, NeuronMask | None] = {"untreated": None}
         early = 0.6 * float(chart.edges[0])
@@ -137,9 +137,9 @@ class Bench:
                 curve = {"most": [], "least": []}
                 for side, share in [(side, share) for side in curve for share in DELETED]:
                     mask = chart.ranked(score, share, least=side == "least")
-                    curve[side].append({"share": share, **on_leans(self.denoiser, held_out, mask).json()})
+                    curve[side].append({"share": share, **on_leans(self.model, held_out, mask).json()})
                 chosen = [best(score, share) for share in INSERTED]
-                tilts = inserted(self.denoiser, self.sites, held_out, chosen)
+                tilts = inserted(self.model, self.sites, held_out, chosen)
                 curve["inserted"] = [{"share": s, "tilt": t} for s, t in zip(INSERTED, tilts, strict=True)]
                 found["rankings"][name] = curve
                 if name in IMAGE_RANKINGS:
@@ -152,20 +152,20 @@ class Bench:
                 found["plans"][name] = []
                 for mu in PRICES:
                     mask = treatment_plan(relevance, mu, root=root)
-                    verdict = on_leans(self.denoiser, held_out, mask).json()
+                    verdict = on_leans(self.model, held_out, mask).json()
                     found["plans"][name].append({"mu": mu, "damping": mask.damping.mean().item(), **verdict})
                 masks[f"plan: {name}"] = treatment_plan(relevance, 1.0, overshoot=1.0, window=window, root=root)
             for bins, kinds in progress.track(self.variants(), description="sites and bins"):
                 other = self.chart(kept, bins).relevance(kept, "epsilon-cp")
                 mask = treatment_plan(other, 1.0, kinds=kinds or None)
-                verdict = on_leans(self.denoiser, held_out, mask)
+                verdict = on_leans(self.model, held_out, mask)
                 found["variants"][f"{bins} bins, {' + '.join(kinds) or 'all sites'}"] = verdict.json()
             if self.options.images:
                 rows = self.rows(IMAGES, self.options.images, number)
                 untreated_features = None
                 for name, mask in progress.track(masks.items(), description="images"):
                     figures, features = on_images(
-                        self.denoiser,
+                        self.model,
                         self.reader,
                         self.axis.name,
                         rows,
@@ -189,12 +189,13 @@ class Bench:
         if self.options.single:
             found["single neurons"] = self.single(chart, scores)
         rows = self.rows(CALIBRATION, 1, 0)
-        true = self.scores(self.locate(0, rows=rows))
+        true = self.scores(self.locate(0, rows))
         found["random weights"] = {}
         for part, prefixes in (("up path", ("up_blocks", "conv_norm_out", "conv_out")), ("all", ("",))):
-            other = copy.copy(self.denoiser)
-            other.unet = randomised(self.denoiser.unet, prefixes)
-            wrong = self.scores(self.locate(0, other, rows))
+            own = self.model.network
+            self.model.replace(randomised(own, prefixes))
+            wrong = self.scores(self.locate(0, rows))
+            self.model.replace(own)
             found["random weights"][part] = {
                 name: self.within_sites(true[name], wrong[name]) for name in true if name != "random"
             }
@@ -229,7 +230,7 @@ class Bench:
             members = (kind_of == i).nonzero().flatten()
             drawn[kind] = members[torch.randperm(len(members), generator=generator)[: self.options.single]]
         together = torch.cat(list(drawn.values()))
-        truth = true_effects(self.denoiser, chart, self.held_out(0), together.tolist())
+        truth = true_effects(self.model, chart, self.held_out(0), together.tolist())
         found: dict = {"neurons": {kind: len(each) for kind, each in drawn.items()}, "pearson": {}, "spearman": {}}
         for name, score in scores.items():
             said = score[:, together]
@@ -242,9 +243,9 @@ class Bench:
         return found
 
 
-def randomised(unet: torch.nn.Module, prefixes: tuple[str, ...]) -> torch.nn.Module:
+def randomised(network: torch.nn.Module, prefixes: tuple[str, ...]) -> torch.nn.Module:
     """A copy whose weights under these paths are dealt out anew within each tensor: their distribution is kept."""
-    wrong = copy.deepcopy(unet)
+    wrong = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(1)
     for name, value in wrong.named_parameters():
         if name.startswith(prefixes):

@@ -18,6 +18,8 @@ interval over repetitions. A repetition that is in the output already is not dra
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +34,16 @@ from show import DRAWN, said
 from torch import Tensor
 
 from stereoclinic.axes import Axis, load_axis
-from stereoclinic.ddtd.neurons import Site, find_sites
-from stereoclinic.denoisers import open_denoiser
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import Conditional, sample
 from stereoclinic.evaluation.metrics.bias import shares_from_reads, unsure_rate
 from stereoclinic.evaluation.readers import PortraitsReader, group_columns
 from stereoclinic.files import write_text
-from stereoclinic.prompts import group_prompts, occupation_prompts, with_seeds
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.pictures import draw
+from stereoclinic.pipelines.recognise import network_of
+from stereoclinic.pipelines.sites import Site, find_sites
+from stereoclinic.pipelines.watch import Call, Visit, Walk, encode_groups
+from stereoclinic.prompts import occupation_prompts, with_seeds
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask
 
@@ -62,9 +66,9 @@ def read(reading: Reading) -> dict[str, Attribution]:
 class Pictures:
     """One model's pictures under treatments of ranked neurons."""
 
-    def __init__(self, denoiser: Denoiser, reader: PortraitsReader, axis: Axis, options: argparse.Namespace) -> None:
-        self.denoiser, self.reader, self.axis, self.options = denoiser, reader, axis, options
-        self.sites: list[Site] = find_sites(denoiser.unet)
+    def __init__(self, model: Model, reader: PortraitsReader, axis: Axis, options: argparse.Namespace) -> None:
+        self.model, self.reader, self.axis, self.options = model, reader, axis, options
+        self.sites: list[Site] = find_sites(model.network)
         self.prompts = occupation_prompts(reader.classes["occupation"])
         self.column, self.order = group_columns(reader, axis)
 
@@ -74,7 +78,7 @@ class Pictures:
     def scores(self, number: int, advance: Callable[[int], None]) -> tuple[Chart, dict[str, Tensor]]:
         options = self.options
         rows = self.rows(CALIBRATION, options.seeds, number)
-        kept: Ledger = ledger(self.denoiser, self.sites, self.axis, rows, 20, 2, read, advance)
+        kept: Ledger = ledger(self.model, self.sites, self.axis, rows, 20, 2, read, advance)
         chart = Chart.of(kept, self.sites, options.bins)
         found = {name: chart.scores(kept, name) for name in kept.sums}
         generator = torch.Generator().manual_seed(number)
@@ -82,42 +86,38 @@ class Pictures:
         return chart, found
 
     def draw(
-        self, rows: list[dict], mask: NeuronMask | None = None, conditional: Conditional | None = None
+        self, rows: list[dict], mask: NeuronMask | None = None, prepare: Callable[[Walk], Visit] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Reads (P, n, K) and features."""
         reads, features = [], []
         size = 4 * len(self.prompts)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
-            prompts = [row["prompt"] for row in part]
-            if mask is None:
-                drawn = sample(self.denoiser, part, prompts, self.options.steps, 1.0, conditional)
-            else:
-                with suppress(self.denoiser.unet, mask):
-                    drawn = sample(self.denoiser, part, prompts, self.options.steps, 1.0)
+            with suppress(self.model, mask) if mask is not None else nullcontext():
+                drawn = draw(self.model, part, self.options.steps, 1.0, prepare=prepare).float() / 255
             reads.append(self.reader.read(drawn)[self.column][:, self.order])
             features.append(self.reader.features(drawn))
         # Rows come seed by seed, and within a seed prompt by prompt.
         return torch.cat(reads).unflatten(0, (-1, len(self.prompts))).transpose(0, 1), torch.cat(features)
 
-    def given_back(self, chart: Chart, chosen: Tensor) -> Conditional:
-        """Balanced down to `until` but for the chosen neurons (T, N), as it is below.
+    def given_back(self, chart: Chart, chosen: Tensor) -> Callable[[Walk], Visit]:
+        """Balanced down to `until` but for the chosen neurons (T, N), as it is below."""
+        network = network_of(self.model)
 
-        A batch holds whole seeds, each with every prompt in turn, so a sample's prompt follows from its place.
-        """
-        words = [group_prompts(row, self.axis) for row in self.prompts]
+        def prepare(walk: Walk) -> Visit:
+            (groups,) = encode_groups(walk, walk.rows, [self.axis])
 
-        def conditional(model: Denoiser, latents: Tensor, timestep: Tensor, done: float, states: Tensor) -> Tensor:
-            if float(timestep) < self.options.until:
-                return model.predict(latents, timestep, states)
-            seeds = len(latents) // len(words)
-            groups = torch.stack([model.encode([each[k] for each in words] * seeds) for k in range(len(self.axis))])
-            balanced = balanced_activations(model, self.sites, latents, timestep, groups)
-            kept = chosen[sum(float(timestep) < edge for edge in chart.edges[1:-1].tolist())]
-            with given_back(model.unet, self.sites, balanced, kept):
-                return model.predict(latents, timestep, states)
+            def visit(call: Call) -> None:
+                if call.timestep < self.options.until:
+                    return
+                balanced = balanced_activations(network, self.sites, [partial(call.predict, each) for each in groups])
+                kept = chosen[sum(call.timestep < edge for edge in chart.edges[1:-1].tolist())]
+                with given_back(network, self.sites, balanced, kept):
+                    call.reply = call.predict()
 
-        return conditional
+            return visit
+
+        return prepare
 
     def repetition(self, number: int) -> dict:
         options = self.options
@@ -151,7 +151,7 @@ class Pictures:
                     progress.advance(task)
                 for share in INSERTED:
                     back = self.given_back(chart, best(score, share))
-                    curves["inserted"].append({"share": share, **judged(self.draw(rows, conditional=back))})
+                    curves["inserted"].append({"share": share, **judged(self.draw(rows, prepare=back))})
                     progress.advance(task)
                 found["methods"][name] = curves
         return found
@@ -231,14 +231,14 @@ def main() -> None:
         if options.figure:
             figure(results).savefig(options.figure, dpi=130)
         return
-    denoiser, axis = open_denoiser(options.model), load_axis(options.axis)
-    assert denoiser.folder is not None
+    model, axis = open_model(options.model), load_axis(options.axis)
+    assert model.folder is not None
     kept = ("axis", "seeds", "images", "steps", "bins", "until")
     settings = {"model": Path(options.model).name, **{name: getattr(options, name) for name in kept}}
     found = json.loads(options.out.read_text()) if options.out.exists() else {"settings": settings, "sets": []}
     if found["settings"] != settings:
         parser.error(f"{options.out} was made with {found['settings']}; choose another --out")
-    pictures = Pictures(denoiser, PortraitsReader(denoiser.folder / "reader"), axis, options)
+    pictures = Pictures(model, PortraitsReader(model.folder / "reader"), axis, options)
     for number in range(len(found["sets"]), options.sets):
         found["sets"].append(pictures.repetition(number))
         write_text(options.out, json.dumps(found, indent=1))

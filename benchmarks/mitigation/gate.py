@@ -19,9 +19,11 @@ from rich.table import Table
 
 from stereoclinic.axes import known_axes, load_axis
 from stereoclinic.ddtd.target import group_directions, lean
-from stereoclinic.denoisers import open_denoiser
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.evaluation.intervals.statistics import wilson_interval
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.learn import schedule_of
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.watch import Call, Walk, encode_groups
 from stereoclinic.prompts import BUILT_IN, group_prompts, load_prompts, occupation_prompts, with_seeds, write
 from stereoclinic.sns.gate import by_lean, is_neutral
 
@@ -29,18 +31,18 @@ BOUNDS = (0.05, 0.1, 0.2, 0.3)
 
 
 @torch.no_grad()
-def early_leans(denoiser: Denoiser, axis: str, rows: list[dict], steps: int) -> torch.Tensor:
+def early_leans(model: Model, axis: str, rows: list[dict], steps: int) -> torch.Tensor:
     """(M, K, B): leans of neutral prompts at the first third of the steps of their unguided trajectories."""
-    timesteps, latents = denoiser.timesteps(steps), denoiser.noise(rows)
-    neutral = denoiser.encode([row["prompt"] for row in rows])
-    words = [group_prompts(row, load_axis(axis)) for row in rows]
-    groups = [denoiser.encode([each[k] for each in words]) for k in range(len(words[0]))]
-    found = []
-    for timestep in timesteps[: max(1, len(timesteps) // 3)]:
-        prediction = denoiser.predict(latents, timestep, neutral)
-        towards = torch.stack([denoiser.predict(latents, timestep, states) for states in groups])
-        found.append(lean(prediction, *group_directions(towards)))
-        latents = denoiser.step(prediction, timestep, latents)
+    last = max(1, len(schedule_of(model, steps, 1.0).timesteps) // 3)
+    walk, found = Walk(model, rows, steps, 1.0, last=last), list[torch.Tensor]()
+    (groups,) = encode_groups(walk, rows, [load_axis(axis)])
+
+    def visit(call: Call) -> None:
+        towards = torch.stack([call.predict(each) for each in groups])
+        found.append(lean(call.own(), *group_directions(towards)))
+
+    walk.visit = visit
+    walk.run()
     return torch.stack(found)
 
 
@@ -70,11 +72,11 @@ def main() -> None:
             table.add_row(name, source, rate(sum(named), len(named)), rate(sum(neutral), len(neutral)))
     console = Console(width=110)
     console.print(table)
-    denoiser = open_denoiser(options.model)
+    model = open_model(options.model)
     rows = list(with_seeds(occupation_prompts(BUILT_IN["portraits"]), options.first, options.seeds))
     table = Table("axis", *(f"within {bound:g}" for bound in BOUNDS), title="False alarms of the gate by lean")
     for name in known_axes():
-        leans = early_leans(denoiser, name, rows, denoiser.defaults.steps)
+        leans = early_leans(model, name, rows, model.defaults.steps)
         alarms = {bound: int(by_lean(leans, bound).sum()) for bound in BOUNDS}
         found["lean"][name] = {"neutral": len(rows), "false_alarms": alarms}
         table.add_row(name, *(rate(each, len(rows)).split(", ", 1)[1] for each in alarms.values()))

@@ -22,11 +22,11 @@ from rich.progress import Progress
 
 from stereoclinic.axes import known_axes, load_axis
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.denoisers import open_denoiser
 from stereoclinic.evaluation.bench.arms import Protocol
 from stereoclinic.evaluation.bench.experiment import arms_of, run
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.files import write_text
+from stereoclinic.pipelines import open_model
 from stereoclinic.prompts import occupation_prompts
 from stereoclinic.sns.choose import Selection, adjusted, choose
 from stereoclinic.sns.mask import NeuronMask
@@ -128,9 +128,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("map.json"))
     options = parser.parse_args()
 
-    denoiser, axis = open_denoiser(options.model), load_axis(options.axis)
-    assert denoiser.folder is not None
-    reader = PortraitsReader(denoiser.folder / "reader")
+    model, axis = open_model(options.model), load_axis(options.axis)
+    assert model.folder is not None
+    reader = PortraitsReader(model.folder / "reader")
     masks = {}
     for path in options.relevance:
         before = f"{path.name.split('.')[0]}: " if len(options.relevance) > 1 else ""
@@ -143,16 +143,16 @@ def main() -> None:
     found = []
     for guidance in options.guidance or [2.0]:
         protocol = Protocol(
-            axis, prompts, options.images, options.group_images, CALIBRATION_SEED, denoiser.defaults.steps, guidance,
+            axis, prompts, options.images, options.group_images, CALIBRATION_SEED, model.defaults.steps, guidance,
             others=others,
         )  # fmt: skip
         with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task(f"guidance {guidance:g}", total=arms_of(denoiser, protocol, masks).images)
+            task = progress.add_task(f"guidance {guidance:g}", total=arms_of(model, protocol, masks).images)
 
             def advance(arm: str, count: int, task=task, progress=progress) -> None:
                 progress.update(task, advance=count, description=arm)
 
-            experiment = run(denoiser, reader, protocol, masks, progress=advance, parts=options.parts)
+            experiment = run(model, reader, protocol, masks, progress=advance, parts=options.parts)
         assert experiment is not None
         found.append(experiment.results)
         write_text(options.out, json.dumps({"experiments": found}, indent=1))

@@ -24,7 +24,7 @@ from show import said
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.module import locate
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.denoisers import open_denoiser
+from stereoclinic.pipelines import open_model
 from stereoclinic.prompts import load_prompts, with_seeds
 from stereoclinic.sns.plan import treatment_plan
 
@@ -39,20 +39,20 @@ def main() -> None:
     parser.add_argument("--mu", type=float, default=1.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    denoiser, axis, prompts = open_denoiser(options.model), load_axis("gender"), load_prompts("portraits")
+    model, axis, prompts = open_model(options.model), load_axis("gender"), load_prompts("portraits")
     settings = Settings(steps=20, every=2)
     found: list[dict[int, dict[str, float]]] = []
     for number in range(options.sets):
         samples = with_seeds(prompts, CALIBRATION + number * options.seeds, options.seeds)
         rows = list(with_seeds(prompts, HELD_OUT + 2 * number, 2))
-        held_out = list(points(denoiser, axis, rows, 20, 4))
+        held_out = list(points(model, axis, rows, 20, 4))
         verdicts = {}
         for every in (1, 2):
             relevance = locate(
-                denoiser, axis, samples, replace(settings, collateral_every=every), accelerator="cpu", devices=1
+                model, axis, samples, replace(settings, collateral_every=every), accelerator="cpu", devices=1
             )
             assert relevance is not None
-            verdicts[every] = on_leans(denoiser, held_out, treatment_plan(relevance, options.mu)).json()
+            verdicts[every] = on_leans(model, held_out, treatment_plan(relevance, options.mu)).json()
         found.append(verdicts)
     table = Table("off-axis rows", "mean |lean| left", "off axis", title=f"{options.model}, {options.sets} repetitions")
     for every, name in ((1, "at every measured step"), (2, "at half of them")):

@@ -17,7 +17,8 @@ from rich.progress import Progress
 
 from stereoclinic.axes import known_axes, load_axis
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.denoisers import open_denoiser
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.prompts import load_prompts, with_seeds
 from stereoclinic.sns.planning import plan_stepwise
 from stereoclinic.sns.select import most_relevant
@@ -51,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
 
     located = Relevance.load(options.relevance)
-    denoiser, axis = open_denoiser(str(located.metadata["model"])), load_axis(str(located.metadata["axis"]))
+    model, axis = open_model(str(located.metadata["model"])), load_axis(str(located.metadata["axis"]))
     others = [load_axis(name) for name in known_axes() if name != axis.name]
     prompts = load_prompts("portraits")
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +65,9 @@ def main() -> None:
         seeds = max(1, round(options.seeds * changed.pop("share", 1.0)))
         samples = with_seeds(measured, changed.pop("seed", 0), seeds)
         among = changed.pop("among", 1.0)
-        settings = replace(Stepwise(guidance=options.guidance, steps=denoiser.defaults.steps), **changed)
-        treated = sum(float(each) >= settings.until for each in denoiser.timesteps(settings.steps))
+        settings = replace(Stepwise(guidance=options.guidance, steps=model.defaults.steps), **changed)
+        timesteps = schedule_of(model, settings.steps, settings.guidance).timesteps
+        treated = sum(each >= settings.until for each in timesteps)
         candidates = most_relevant(located, among, (float(located.bin_edges[0]), settings.until)) if among < 1 else None
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task(name, total=treated * len(samples) * len(axis))
@@ -73,7 +75,7 @@ def main() -> None:
             def advance(count: int, task=task, progress=progress) -> None:
                 progress.update(task, advance=count)
 
-            mask = plan_stepwise(denoiser, axis, samples, settings, True, others, candidates, progress=advance)
+            mask = plan_stepwise(model, axis, samples, settings, True, others, candidates, progress=advance)
         mask.save(file)
 
 

@@ -3,15 +3,16 @@
     python benchmarks/scaling/bookkeeping.py --json bookkeeping.json
     python benchmarks/scaling/bookkeeping.py --stream --prompts 1000000
 
-The stub is a UNet of one block, and text states drawn from a text's hash; everything else is what `stereo locate`
-runs: Lightning's loop, the metric, the shards. Printed at each tenth of the way: the resident set beyond what it was
-after the first hundredth, and the rate. Flat memory means that the first figure does not grow with the prompts.
+The stub is a pipeline of a UNet of one block, and text states drawn by a text's digest; everything else is what
+`stereo locate` runs: the watched call, Lightning's loop, the metric, the shards. Printed at each tenth of the way: the
+resident set beyond what it was after the first hundredth, and the rate. Flat memory means that the first figure does
+not grow with the prompts.
 """
 
 import argparse
 import gc
-import hashlib
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,48 +20,27 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
+from problems import RandomText
 
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.module import locate
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts import PORTRAITS, Samples, load_prompts, with_seeds
 from stereoclinic.streams import Stream
 
-STATES = (2, 8)  # of a text: length, width
 
-
-class Parts:
-    """As much of a pipeline as a trajectory needs."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.unet = UNet2DConditionModel(
-            sample_size=4, in_channels=4, out_channels=4, block_out_channels=(8,), layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), mid_block_type=None,
-            cross_attention_dim=STATES[1], attention_head_dim=2, norm_num_groups=2,
-        )  # fmt: skip
-        self.vae = nn.Module()
-        self.vae.config = argparse.Namespace(latent_channels=4)
-        self.scheduler = DDIMScheduler()
-        self.components = {"unet": self.unet}
-
-    def to(self, device: str | torch.device) -> "Parts":
-        self.unet.to(device)
-        return self
-
-
-class Stub(Denoiser):
+def stub() -> Model:
     """Costs next to nothing."""
-
-    def _encode(self, texts: list[str]) -> Tensor:
-        size = STATES[0] * STATES[1]
-        digests = [hashlib.shake_128(text.encode()).digest(size) for text in texts]
-        return torch.tensor([list(each) for each in digests], dtype=torch.float32).unflatten(1, STATES) / 128 - 1
-
-    def _conditions(self, states: Tensor) -> dict[str, Any]:
-        return {"encoder_hidden_states": states}
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(8,), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), mid_block_type=None,
+        cross_attention_dim=8, attention_head_dim=2, norm_num_groups=2,
+    )  # fmt: skip
+    return Model(RandomText(unet, DDIMScheduler(), tokens=2), "stub")
 
 
 def resident() -> int:
@@ -99,7 +79,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(f"{done:9d} prompts  {rows[-1]['grown'] / 2**20:+7.1f} MiB  {rate:7.0f}/s", flush=True)
 
     found = locate(
-        Stub(Parts(), "stub"), load_axis("gender"), samples, Settings(steps=1, bins=1), batch_size=options.batch,
+        stub(), load_axis("gender"), samples, Settings(steps=1, bins=1), batch_size=options.batch,
         progress=tick, shards=folder / "shards", accelerator="cpu", devices=1,
     )  # fmt: skip
     assert found is not None and int(found.count.sum()) == options.prompts

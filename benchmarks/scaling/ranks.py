@@ -6,8 +6,8 @@ Ranks: the command, as a user starts it, on few and on many samples, in turn. Th
 what is left at none is the start-up: imports, loading, starting the ranks, adding up, choosing the mask, writing. Each
 rank has one thread, so on a machine of C cores up to C ranks can be told apart.
 
-Outside: in this process, one rank: the share of the loop's time that is spent neither in the UNet's forward passes nor
-in the backward passes through it (data, text, metric, shards, scheduler).
+Outside: in this process, one rank: the share of the loop's time that is spent neither in the denoiser's forward passes
+nor in the backward passes through it (data, text, metric, shards, scheduler, watching).
 
 Resume: how long it takes to go on with a run of which everything is measured: reading shards and adding them up.
 """
@@ -28,7 +28,7 @@ import torch
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.module import DDTD, locate
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.denoisers import open_denoiser
+from stereoclinic.pipelines import open_model
 from stereoclinic.prompts import PORTRAITS, load_prompts, with_seeds
 
 BATCH = 12
@@ -91,9 +91,9 @@ class Clock:
 def outside(options: argparse.Namespace) -> dict[str, float]:
     """The share of the loop's time beside the denoiser, and the time to resume."""
     torch.set_num_threads(1)
-    denoiser, clock, loop = open_denoiser("portraits"), Clock(), Clock()
+    model, clock, loop = open_model("portraits"), Clock(), Clock()
     samples = with_seeds(load_prompts("portraits"), 0, options.seeds[1])
-    denoiser.unet.forward = clock.timed(denoiser.unet.forward)
+    model.network.forward = clock.timed(model.network.forward)
     grad, step = torch.autograd.grad, DDTD.predict_step
     torch.autograd.grad = clock.timed(grad)  # type: ignore[assignment]
     DDTD.predict_step = loop.timed(step)  # type: ignore[method-assign]
@@ -103,7 +103,7 @@ def outside(options: argparse.Namespace) -> dict[str, float]:
         def run() -> float:
             began = time.perf_counter()
             locate(
-                denoiser, load_axis("gender"), samples, settings, batch_size=BATCH, shards=Path(folder) / "shards",
+                model, load_axis("gender"), samples, settings, batch_size=BATCH, shards=Path(folder) / "shards",
                 accelerator="cpu", devices=1,
             )  # fmt: skip
             return time.perf_counter() - began

@@ -32,15 +32,15 @@ def leaf(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def sinusoids(unet: nn.Module, wrap: Callable[[Tensor], Tensor] = leaf) -> Iterator[list[Tensor]]:
+def sinusoids(network: nn.Module, wrap: Callable[[Tensor], Tensor] = leaf) -> Iterator[list[Tensor]]:
     """Make the timestep's sinusoids an input that relevance can be asked for at; they are in the list after a pass."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        kept[:] = [wrap(output.to(unet.dtype))]
+        kept[:] = [wrap(output.to(network.dtype))]
         return kept[0]
 
-    handle = unet.time_proj.register_forward_hook(keep)
+    handle = network.time_proj.register_forward_hook(keep)
     try:
         yield kept
     finally:
@@ -59,16 +59,16 @@ def times_gradient(problem: Problem, kept: list[Tensor]) -> tuple[Leaves, Tensor
 
 @contextmanager
 def plain(problem: Problem) -> Iterator[Pass]:
-    with sinusoids(problem.unet) as kept:
+    with sinusoids(problem.network) as kept:
         yield lambda: times_gradient(problem, kept)
 
 
 @contextmanager
 def ours(problem: Problem, composite: str) -> Iterator[Pass]:
-    with sinusoids(problem.unet) as kept:
+    with sinusoids(problem.network) as kept:
 
         def run() -> tuple[Leaves, Tensor]:
-            with propagate(composite, model=problem.unet):
+            with propagate(composite, model=problem.network):
                 return times_gradient(problem, kept)
 
         yield run
@@ -90,7 +90,7 @@ def zennit(problem: Problem, rule: str) -> Iterator[Pass]:
     convolution = {"epsilon": Epsilon, "gamma": Gamma, "z+": ZPlus}[rule]()
     norms = ((nn.GroupNorm, nn.LayerNorm), PassNorm())
     composite = LayerMapComposite([*layer_map_base(), norms, (Convolution, convolution), (nn.Linear, Epsilon())])
-    composite.register(problem.unet)
+    composite.register(problem.network)
 
     def run() -> tuple[Leaves, Tensor]:
         latents, states = leaf(problem.latents), leaf(problem.states)
@@ -102,7 +102,7 @@ def zennit(problem: Problem, rule: str) -> Iterator[Pass]:
         ), prediction
 
     try:
-        with sinusoids(problem.unet) as kept:
+        with sinusoids(problem.network) as kept:
             yield run
     finally:
         composite.remove()
@@ -113,11 +113,11 @@ class Scalar(nn.Module):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
-        self.unet, self.problem = problem.unet, problem
+        self.network, self.problem = problem.network, problem
         self.prediction = torch.empty(0)
 
     def forward(self, latents: Tensor, states: Tensor, times: Tensor) -> Tensor:
-        with sinusoids(self.unet, lambda _: times):
+        with sinusoids(self.network, lambda _: times):
             self.prediction = self.problem.predict(latents, states)
         return (self.prediction * self.prediction.detach()).flatten(1).sum(1)
 
@@ -134,7 +134,7 @@ def captum(problem: Problem, by_hand: bool) -> Iterator[Pass]:
         for module in model.modules():
             if not list(module.children()) and type(module) not in SUPPORTED_LAYERS_WITH_RULES:
                 module.rule = IdentityRule() if isinstance(module, nn.SiLU | nn.Dropout) else EpsilonRule()
-    times = problem.unet.time_proj(problem.timestep).to(problem.unet.dtype)
+    times = problem.network.time_proj(problem.given["timestep"]).to(problem.network.dtype)
     yield lambda: (LRP(model).attribute((problem.latents, problem.states, times)), model.prediction)
 
 
@@ -158,14 +158,14 @@ def lxt(problem: Problem, attention: str) -> Iterator[Pass]:
     patch_method(non_linear_forward, nn.SiLU, keep_original=True)
     patch_method(gelu, GEGLU, "gelu", keep_original=True)
     handles = []
-    for module in problem.unet.modules():
+    for module in problem.network.modules():
         if isinstance(module, Attention):
             handles += [each.register_forward_hook(on_output(scores)) for each in (module.to_q, module.to_k)]
             handles.append(module.to_v.register_forward_hook(on_output(values)))
         elif isinstance(module, GEGLU):
             handles.append(module.register_forward_hook(on_output(partial(divide_gradient, factor=2))))
     try:
-        with sinusoids(problem.unet) as kept:
+        with sinusoids(problem.network) as kept:
             yield lambda: times_gradient(problem, kept)
     finally:
         for handle in handles:
@@ -193,7 +193,7 @@ def autolrp(problem: Problem, preset: str) -> Iterator[Pass]:
         "gamma, cp": library.CPLRP | {"ConvolutionBackward": ("gamma", {"gamma": 0.25})},
     }[preset]
     config = library.LRPConfig(rule=library.BASE | extra)
-    with sinusoids(problem.unet, library.tensor) as kept:
+    with sinusoids(problem.network, library.tensor) as kept:
 
         def run() -> tuple[Leaves, Tensor]:
             latents, states = library.tensor(problem.latents), library.tensor(problem.states)

@@ -25,8 +25,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from stereoclinic.ddtd import rules
 from stereoclinic.ddtd.composites import Composite, get_composite
-from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.ddtd.propagate import propagate
+from stereoclinic.pipelines.sites import find_sites
 
 REPEATS = 5
 
@@ -60,10 +60,10 @@ def job(options: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(options["threads"])
     device, dtype = options["device"], measure.dtype_of(argparse.Namespace(**options))
     problem = build(options["model"], options["batch"], device, dtype)
-    sites = find_sites(problem.unet)
+    sites = find_sites(problem.network)
 
     def under(which: Composite | str) -> Callable[[], AbstractContextManager]:
-        return lambda: propagate(which, model=problem.unet)
+        return lambda: propagate(which, model=problem.network)
 
     plain = partial(differentiate, problem, sites, nullcontext)
     ruled = partial(differentiate, problem, sites, under(options["composite"]))
@@ -85,7 +85,7 @@ def job(options: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--model", choices=tuple(MODELS), default="portraits")
+    parser.add_argument("--model", choices=MODELS, default="portraits")
     parser.add_argument("--composite", default="epsilon-cp")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=20)

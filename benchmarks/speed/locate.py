@@ -3,9 +3,10 @@
     python benchmarks/speed/locate.py --json locate.json
     python benchmarks/speed/locate.py --model sd15 --device cuda --batch 8 --steps 20 --pairs 5
 
-Walk: the same denoiser, samples, seeds, steps and guidance, every second step analysed, no pictures decoded on either
-side; what is timed is all that a batch costs `stereo locate`, sums included. Both run in turn; the figure is the median
-of the pairs' ratios. `sd15` and `sdxl` are the full UNets with random weights and random text states.
+Walk: the same pipeline, samples, seeds, steps and guidance, every second step analysed, no pictures decoded on either
+side; what is timed is all that a batch costs `stereo locate`, sums included, against the pipeline's own call, which
+nobody watches. Both run in turn; the figure is the median of the pairs' ratios. `sd15` and `sdxl` are the full UNets
+with random weights and random text states.
 
 Growth: the whole of `locate` on the shipped model, in a process of its own for each number of prompts and of steps:
 seconds, and the peak resident set, in all and beyond what the process held when it began. Results are kept by label, so
@@ -13,7 +14,6 @@ prompts of the same 12 occupations share rows, and prompts that name a person of
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import tempfile
@@ -24,70 +24,32 @@ from typing import Any
 
 import measure
 import torch
-from diffusers import DDIMScheduler
-from problems import MODELS, build
-from torch import Tensor
+from problems import UNETS, random_text
 
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.module import DDTD
 from stereoclinic.ddtd.module import locate as locate_all
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.denoisers import open_denoiser
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import sample_latents
-from stereoclinic.prompts import PORTRAITS, Samples, load_prompts, with_seeds
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.intercept import call_pipeline
+from stereoclinic.pipelines.model import Model
+from stereoclinic.prompts import PORTRAITS, Samples, generator, load_prompts, with_seeds
 
 GOAL = 2.2  # with every second step analysed
 
 
-class Parts:
-    """As much of a pipeline as a trajectory needs."""
-
-    def __init__(self, unet: torch.nn.Module) -> None:
-        self.unet = unet
-        self.vae = torch.nn.Module()
-        self.vae.config = argparse.Namespace(latent_channels=unet.config.in_channels)
-        self.scheduler = DDIMScheduler()
-        self.components = {"unet": unet}
-
-    def to(self, device: str | torch.device) -> "Parts":
-        self.unet.to(device)
-        return self
-
-
-class RandomText(Denoiser):
-    """A UNet of random weights, and states drawn at random for each text."""
-
-    def __init__(self, model: str, device: str, dtype: torch.dtype) -> None:
-        self.problem = build(model, 1, device, dtype)
-        self.added = self.problem.unet.config.addition_embed_type
-        super().__init__(Parts(self.problem.unet), model)
-
-    def _encode(self, texts: list[str]) -> Tensor:
-        states = []
-        for text in texts:
-            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-            states.append(torch.randn(self.problem.states.shape[1:], generator=torch.Generator().manual_seed(seed)))
-        return torch.stack(states).to(self.device)
-
-    def _conditions(self, states: Tensor) -> dict[str, Any]:
-        added = self.problem.added and {name: each.expand(len(states), -1) for name, each in self.problem.added.items()}
-        return {"encoder_hidden_states": states, "added_cond_kwargs": added}
-
-
 def walk_against_sampling(
-    denoiser: Denoiser, samples: Samples, batch: int, settings: Settings, pairs: int, device: str
+    model: Model, samples: Samples, batch: int, settings: Settings, pairs: int, device: str
 ) -> dict[str, Any]:
     """Cost of a batch of `stereo locate`, relative to sampling it."""
     rows = samples[:batch]
-    module = DDTD(denoiser, load_axis("gender"), settings, samples).to(device)
-    plain, walked = measure.paired(
-        lambda: sample_latents(denoiser, rows, [row["prompt"] for row in rows], settings.steps, settings.guidance),
-        lambda: module.predict_step(rows, 0),
-        pairs,
-        device,
-        warm=1,
-    )
+    module, prompts = DDTD(model, load_axis("gender"), settings, samples).to(device), [row["prompt"] for row in rows]
+
+    def sample() -> None:
+        generators = [generator(row, "noise") for row in rows]
+        call_pipeline(model, None, prompts, generators, settings.steps, settings.guidance)
+
+    plain, walked = measure.paired(sample, lambda: module.predict_step(rows, 0), pairs, device, warm=1)
     return {
         "guidance": settings.guidance,
         "steps": settings.steps,
@@ -102,13 +64,13 @@ def walk_against_sampling(
 def walks(options: dict[str, Any]) -> dict[str, Any]:
     """One row a guidance scale."""
     device, dtype = options["device"], measure.dtype_of(argparse.Namespace(**options))
-    model = options["model"]
-    denoiser = open_denoiser(model, device) if model == "portraits" else RandomText(model, device, dtype)
+    name = options["model"]
+    model = open_model(name, device) if name == "portraits" else Model(random_text(name, device, dtype), name)
     samples = with_seeds(load_prompts("portraits"), 0, -(-options["batch"] // len(PORTRAITS)))
     return {
         "rows": [
             walk_against_sampling(
-                denoiser,
+                model,
                 samples,
                 options["batch"],
                 Settings(options["composite"], steps=options["steps"], guidance=guidance, every=2, bins=1),
@@ -133,7 +95,7 @@ def many_prompts(count: int, own_labels: bool, folder: Path) -> Path:
 
 def grown(options: dict[str, Any]) -> dict[str, Any]:
     """The whole of `locate`, for one number of prompts and steps."""
-    denoiser = open_denoiser("portraits")
+    model = open_model("portraits")
     with tempfile.TemporaryDirectory() as folder:
         rows = load_prompts(many_prompts(options["prompts"], options["own_labels"], Path(folder)))
     settings = Settings(options["composite"], steps=options["steps"], every=2, bins=2)
@@ -141,7 +103,7 @@ def grown(options: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     samples = with_seeds(rows, 0, 1)
     found = locate_all(
-        denoiser, load_axis("gender"), samples, settings, batch_size=options["batch"], accelerator="cpu", devices=1
+        model, load_axis("gender"), samples, settings, batch_size=options["batch"], accelerator="cpu", devices=1
     )
     after = measure.peak_resident()
     return {
@@ -214,7 +176,7 @@ def show_growth(rows: list[dict[str, Any]]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--model", choices=tuple(MODELS), default="portraits")
+    parser.add_argument("--model", choices=tuple(UNETS), default="portraits")
     parser.add_argument("--composite", default="epsilon-cp")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)

@@ -27,16 +27,17 @@ from typing import Any
 import measure
 import torch
 from adapters import PEERS, Setup, plain
-from problems import MODELS, Problem, build
+from problems import UNETS, Problem, build
 
 
 def conservation_error(problem: Problem, peer: Setup) -> float:
     """Mean over samples of |sum of relevance - T| / |T|, in double precision, every bias zeroed."""
-    unet = deepcopy(problem.unet).double()
-    for name, parameter in unet.named_parameters():
+    network = deepcopy(problem.network).double()
+    for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
-    exact = Problem(unet, problem.latents.double(), problem.timestep, problem.states.double(), None, problem.cotangent)
+    inputs = problem.latents.double(), problem.states.double(), problem.cotangent
+    exact = Problem(network, *inputs, {"timestep": problem.given["timestep"]})
     with peer(exact) as run:
         relevance, prediction = run()
     target = prediction.detach().double().square().flatten(1).sum(1)  # (B,)
@@ -89,7 +90,7 @@ def version_of(distribution: str) -> str | None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--model", choices=[name for name in MODELS if name != "sdxl"], default="portraits")
+    parser.add_argument("--model", choices=[name for name in UNETS if name != "sdxl"], default="portraits")
     parser.add_argument("--peer", action="append", help="only rows that begin so; repeatable")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=15)

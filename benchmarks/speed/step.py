@@ -1,7 +1,9 @@
-"""One relevance step against plain forward and backward through the same UNet.
+"""One relevance step against plain forward and backward through the same denoiser.
 
     python benchmarks/speed/step.py                                        # portraits, on the CPU
     python benchmarks/speed/step.py --model sd15 --model sdxl --device cuda --batch 4 --json step.json
+    python benchmarks/speed/step.py --model transformer
+    python benchmarks/speed/step.py --pipeline FOLDER                      # any text-to-image pipeline
 
 Both go from the target to every site's input and the latents, weights frozen. A composite is timed in a process of its
 own, plain and rule passes in turn; the figure is the median of the pairs' ratios with its bootstrap interval. Memory is
@@ -25,8 +27,8 @@ from problems import MODELS, Problem, build, differentiate
 
 from stereoclinic.ddtd.composites import COMPOSITES, Composite
 from stereoclinic.ddtd.layer_rules import z_plus
-from stereoclinic.ddtd.neurons import find_sites, neuron_relevance
 from stereoclinic.ddtd.propagate import propagate
+from stereoclinic.pipelines.sites import find_sites, neuron_relevance
 
 PLAIN = "plain"
 #: Composite -> the most that a step may cost, as a share of plain forward and backward.
@@ -46,16 +48,18 @@ EXTRA = {
 
 def rules_of(composite: str, problem: Problem) -> Callable[[], AbstractContextManager]:
     """What a pass runs in; made anew for every pass, as `stereo locate` does."""
-    return nullcontext if composite == PLAIN else lambda: propagate(EXTRA.get(composite, composite), model=problem.unet)
+    return (
+        nullcontext if composite == PLAIN else lambda: propagate(EXTRA.get(composite, composite), model=problem.network)
+    )
 
 
 def timed(composite: str, problem: Problem, pairs: int, device: str) -> dict[str, Any]:
     """Cost of a composite's pass relative to a plain one, without and with the sums over positions."""
-    sites = find_sites(problem.unet)
+    sites = find_sites(problem.network)
 
     def summed() -> None:
         activations, grads = differentiate(problem, sites, rules_of(composite, problem))
-        neuron_relevance(activations, grads[:-1], sites)
+        neuron_relevance(activations, grads, sites)
 
     plain = partial(differentiate, problem, sites, nullcontext)
     ruled = partial(differentiate, problem, sites, rules_of(composite, problem))
@@ -71,13 +75,13 @@ def timed(composite: str, problem: Problem, pairs: int, device: str) -> dict[str
 
 def held(composite: str, problem: Problem, device: str) -> dict[str, int]:
     """Bytes that one kind of pass holds; the process must have run no other kind."""
-    sites = find_sites(problem.unet)
+    sites = find_sites(problem.network)
     step = partial(differentiate, problem, sites, rules_of(composite, problem))
     for _ in range(2):
         step()
     resident = measure.peak_resident()  # before the profiler adds its own
     return {
-        "kept": measure.kept_for_backward(step, problem.unet),
+        "kept": measure.kept_for_backward(step, problem.network),
         "peak": measure.peak_allocated(step, device),
         "resident": resident,
     }
@@ -87,7 +91,8 @@ def job(options: dict[str, Any]) -> dict[str, Any]:
     """What a process of its own does."""
     torch.set_num_threads(options["threads"])
     dtype = measure.dtype_of(argparse.Namespace(**options))
-    problem = build(options["model"], options["batch"], options["device"], dtype)
+    call = json.loads(options["call"] or "{}")
+    problem = build(options["model"], options["batch"], options["device"], dtype, call)
     if options["part"] == "time":
         return timed(options["composite"], problem, options["pairs"], options["device"])
     return held(options["composite"], problem, options["device"])
@@ -141,7 +146,9 @@ def show(model: str, rows: list[dict[str, Any]], about: dict[str, Any], batch: i
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--model", action="append", choices=tuple(MODELS), help="repeatable; default: portraits")
+    parser.add_argument("--model", action="append", choices=MODELS, help="repeatable; default: portraits")
+    parser.add_argument("--pipeline", action="append", metavar="FOLDER", help="a text-to-image pipeline; repeatable")
+    parser.add_argument("--call", metavar="JSON", help="options of the pipelines' own call")
     parser.add_argument("--composite", action="append", help="repeatable; default: all that have a goal")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=40)
@@ -150,7 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
         measure.answer(job, options.job)
         return
     about, collected = measure.environment(options), []
-    for model in options.model or ["portraits"]:
+    asked = [*(options.model or []), *(options.pipeline or [])]
+    for model in asked or ["portraits"]:
         rows = compare(model, options)
         collected += rows
         show(model, rows, about, options.batch)

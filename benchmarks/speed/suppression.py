@@ -1,13 +1,14 @@
-"""What damping costs a step of the denoiser: hooked, and fused, against the same UNet untouched.
+"""What damping costs a step of the denoiser: hooked, and fused, against the same denoiser untouched.
 
     python benchmarks/speed/suppression.py                                   # portraits, on the CPU
     python benchmarks/speed/suppression.py --model sd15 --device cuda --batch 4
 
 A guided batch: half of it unconditional. Every mask damps every neuron in five bins of timesteps, the most that a mask
 can hold; `1 %` damps that share. Both passes run in turn; *time* is the median of the pairs' ratios in each process,
-over processes. `nothing` runs the untouched UNet twice: what of a ratio is noise. *In hooks* is the share of a treated
-pass that is spent in them, which noise of the whole pass leaves alone; what hooks cost the layers after them, by what
-they drive out of the caches, is in *time* only. On a GPU, where hooks only ask for work, there is no such share.
+over processes. `nothing` runs the untouched denoiser twice: what of a ratio is noise. *In hooks* is the share of a
+treated pass that is spent in them, which noise of the whole pass leaves alone; what hooks cost the layers after them,
+by what they drive out of the caches, is in *time* only. On a GPU, where hooks only ask for work, there is no such
+share.
 """
 
 import json
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -25,7 +27,7 @@ import measure
 import torch
 from problems import MODELS, Problem, build
 
-from stereoclinic.ddtd.neurons import find_sites
+from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.fuse import fuse, unfuse
 from stereoclinic.sns.mask import NeuronMask
@@ -38,13 +40,13 @@ KINDS = ("nothing", "every neuron", "1 %", "conditional half", "rooted", "allott
 def guided(model: str, batch: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
     """A guided batch is at one timestep."""
     problem = build(model, batch, device, dtype)
-    problem.timestep = problem.timestep[:1].expand(batch).clone()
-    return problem
+    timestep = problem.given["timestep"]
+    return replace(problem, given={**problem.given, "timestep": timestep[:1].expand(batch).clone()})
 
 
 def mask_of(kind: str, problem: Problem) -> NeuronMask:
     """Random factors; what they are costs nothing."""
-    sites = find_sites(problem.unet)
+    sites = find_sites(problem.network)
     bins, neurons = len(EDGES) - 1, sum(site.width for site in sites)
     drawn = torch.Generator().manual_seed(0)
     shape = (len(GROUPS), bins, neurons) if kind == "allotted" else (bins, neurons)
@@ -65,12 +67,11 @@ def treated(kind: str, mask: NeuronMask | None, problem: Problem) -> Iterator[No
     if mask is None:
         yield
     elif kind == "fused":
-        pipe = SimpleNamespace(unet=problem.unet)
-        fuse(pipe, mask)
+        fuse(problem.network, mask)
         yield
-        unfuse(pipe)
+        unfuse(problem.network)
     else:
-        with suppress(problem.unet, mask, guided=True) as suppression:
+        with suppress(problem.network, mask, guided=True) as suppression:
             if mask.allocates:
                 images = len(problem.latents) // 2
                 suppression.allot([GROUPS[i % len(GROUPS)] for i in range(images)])
@@ -79,7 +80,7 @@ def treated(kind: str, mask: NeuronMask | None, problem: Problem) -> Iterator[No
 
 @contextmanager
 def timed(problem: Problem) -> Iterator[list[float]]:
-    """Yields a list that takes the seconds of every hook before a site or the UNet: all that suppression does.
+    """Yields a list that takes the seconds of every hook before a site or the denoiser: all that suppression does.
 
     Hooks that are there already run between those of the watch.
     """
@@ -92,8 +93,8 @@ def timed(problem: Problem) -> Iterator[list[float]]:
         spent.append(time.perf_counter() - began[0])
 
     with ExitStack() as handles:
-        for name in ("", *(site.name for site in find_sites(problem.unet))):
-            module = problem.unet.get_submodule(name)
+        for name in dict.fromkeys(("", *(site.layer for site in find_sites(problem.network)))):
+            module = problem.network.get_submodule(name)
             for handle in (
                 module.register_forward_pre_hook(begin, prepend=True),
                 module.register_forward_pre_hook(end),
@@ -147,7 +148,7 @@ def job(options: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--model", action="append", choices=tuple(MODELS), help="repeatable; default: portraits")
+    parser.add_argument("--model", action="append", choices=MODELS, help="repeatable; default: portraits")
     parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; default: all")
     parser.add_argument("--batch", type=int, default=16, help="of both halves together")
     parser.add_argument("--pairs", type=int, default=10)

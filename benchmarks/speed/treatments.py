@@ -18,49 +18,55 @@ from typing import Any
 
 import measure
 import torch
+from torch import Tensor
 
 from stereoclinic.axes import load_axis
-from stereoclinic.denoisers import open_denoiser
-from stereoclinic.denoisers.base import Denoiser
-from stereoclinic.denoisers.sampling import sample_latents
 from stereoclinic.evaluation.baselines import BASELINES, calibration_samples
 from stereoclinic.evaluation.baselines.calibration import Calibration
 from stereoclinic.evaluation.baselines.kept import kept_baselines
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts import Row, load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 
 FIRST = 700  # of the seeds that are drawn; nothing is judged here
 
 
-def treatments(options: SimpleNamespace, denoiser: Denoiser) -> list[Mitigation]:
+def treatments(options: SimpleNamespace, model: Model) -> list[Mitigation]:
     """All that are compared; other methods are made by the first process, and read by the rest."""
     axis, prompts = load_axis(options.axis), load_prompts("portraits")
     masks: list[Mitigation] = [
-        Suppressed(Path(file).stem, denoiser, NeuronMask.load(file), (axis,), guided=options.guidance > 1)
-        for file in options.masks
+        Suppressed(Path(file).stem, model, NeuronMask.load(file), (axis,)) for file in options.masks
     ]
-    assert denoiser.folder is not None
-    how = Calibration(options.steps, options.guidance, PortraitsReader(denoiser.folder / "reader"))
+    assert model.folder is not None
+    how = Calibration(options.steps, options.guidance, PortraitsReader(model.folder / "reader"))
     samples = calibration_samples(prompts, 100, options.seeds, judged=range(0))
     return [
         Mitigation("nothing"),
         *masks,
-        *kept_baselines(options.baseline or [], denoiser, axis, samples, how, Path(options.kept)),
+        *kept_baselines(options.baseline or [], model, axis, samples, how, Path(options.kept)),
     ]
 
 
-def compare(options: SimpleNamespace, denoiser: Denoiser, rows: list[Row], treatment: Mitigation) -> float:
+def draw(options: SimpleNamespace, model: Model, rows: list[Row], batch: Batch) -> Tensor:
+    """Latents of the pictures."""
+    walk = Walk(model, rows, options.steps, options.guidance, batch.prompts)
+    if batch.prepare is not None:
+        walk.visit = batch.prepare(walk)
+    return walk.run().images
+
+
+def compare(options: SimpleNamespace, model: Model, rows: list[Row], treatment: Mitigation) -> float:
     """The median ratio of drawing with a treatment to drawing without."""
-    draw = partial(sample_latents, denoiser, rows, steps=options.steps, guidance=options.guidance)
     ratios = []
     for number in range(options.pairs + 1):
         seconds = [0.0, 0.0]
         for which in (0, 1) if number % 2 == 0 else (1, 0):
             with treatment if which else Mitigation("untreated") as acting:
-                batch: Batch = acting.begin(rows)
-                step = partial(draw, batch.prompts, conditional=batch.conditional)
+                step = partial(draw, options, model, rows, acting.begin(rows))
                 seconds[which] = measure.seconds(step, options.device)
         ratios.append(seconds[1] / seconds[0])
     return median(ratios[1:])  # the first prepares what is prepared once a run
@@ -70,10 +76,10 @@ def job(given: dict[str, Any]) -> dict[str, Any]:
     """What a process of its own does."""
     options = SimpleNamespace(**given)
     torch.set_num_threads(options.threads)
-    denoiser = open_denoiser("portraits", options.device, dtype=options.dtype or "float32")
+    model = open_model("portraits", options.device, options.dtype or "float32")
     every = len(load_prompts("portraits"))
     rows = list(with_seeds(load_prompts("portraits"), FIRST, -(-options.batch // every)))[: options.batch]
-    return {each.name: compare(options, denoiser, rows, each) for each in treatments(options, denoiser)}
+    return {each.name: compare(options, model, rows, each) for each in treatments(options, model)}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,12 +1,14 @@
 """`stereo apply`: draw prompts with a mask beside without, or write a checkpoint that has it folded in."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stereo_cli import common, options
+from stereo_cli.call import call_from
 from stereo_cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ def apply(
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to draw.", show_default=False)
     ] = None,
-    count: Annotated[int, typer.Option("--images", "-n", min=1, help="Images a prompt, on each side.")] = 6,
+    count: Annotated[int, typer.Option("--images", "-n", min=1, help="Number of images per prompt, on each side.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
     strength: Annotated[
         float, typer.Option(min=0, max=1, help="0 leaves the model as it is, 1 is the mask as made.")
@@ -49,6 +51,9 @@ def apply(
     model: options.Model = "portraits",
     dtype: options.Dtype = "float32",
     variant: options.Variant = None,
+    call: options.Call = None,
+    height: options.Height = None,
+    width: options.Width = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Guidance scale.", show_default="the model's own")
     ] = None,
@@ -84,12 +89,12 @@ def apply(
     folded in when it damps toward zero, alike at all timesteps, in both halves of guidance, and allots nothing: stereo
     mask RELEVANCE --until 0 makes such a one.
     """
-    from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.bench.drawing import Part, Store, draw, model_digest
     from stereoclinic.evaluation.bench.mitigation import Mitigation, Suppressed
     from stereoclinic.evaluation.report import report
     from stereoclinic.files import write_image
+    from stereoclinic.pipelines import open_model
     from stereoclinic.sns.compose import compose
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask
@@ -102,26 +107,33 @@ def apply(
     common.check_distinct(masks, "--mask")
     loaded = [NeuronMask.load(path) for path in masks]
     mask = loaded[0] if len(loaded) == 1 else compose(loaded, force=force)
-    given = options.shares_from(shares)
+    given, called = options.shares_from(shares), call_from(call, height, width)
     if (given or allocate) and not mask.allocates:
         raise InputError(
             "--shares and --allocate: this mask only balances, it allots no groups; make one that does with"
             " `stereo plan --allocate`"
         )
     if fuse:
-        if texts or given:
-            raise InputError("--fuse writes a checkpoint and draws nothing: give it no prompts and no shares")
+        if texts or given or called:
+            raise InputError("--fuse writes a checkpoint and draws nothing: give it no prompts, shares or call options")
         _fuse(mask, strength, out, model, dtype, variant, force, as_json, dry_run)
         return
     axes = _axes_of(mask) if gate else []
     out = out or Path("stereo-apply")
     report.check_folder(out)
     device = common.device_of(accelerator)
-    denoiser = open_denoiser(model, dtype=dtype, variant=variant)  # Lightning moves it
-    check_fits(mask, denoiser.unet, force)
-    steps, guidance = steps or denoiser.defaults.steps, denoiser.defaults.guidance if guidance is None else guidance
+    opened = open_model(model, common.place_of(device), dtype, variant, called)
+    opened.defaults = replace(opened.defaults, steps=steps or opened.defaults.steps)
+    check_fits(mask, opened.network, force)
+    steps, guidance = steps or opened.defaults.steps, opened.defaults.guidance if guidance is None else guidance
+
+    from stereoclinic.pipelines.learn import schedule_of
+
+    schedule_of(opened, steps, guidance)  # refused before anything is drawn
+    for path, each in zip(masks, loaded, strict=True):
+        common.note_other_call(path.name, each, called)
     rows: list[dict[str, Any]] = [{"prompt": text, "seed": seed + i} for text in texts for i in range(count)]
-    treated = Suppressed("treated", denoiser, mask, axes, strength, given, guidance > 1, force)
+    treated = Suppressed("treated", opened, mask, axes, strength, given, force)
     allotted = treated.treatment.allotment(rows)
     ranks = devices * num_nodes
     if dry_run:
@@ -135,7 +147,7 @@ def apply(
     common.hush_lightning()
     unfinished = out / "apply-parts"
     kept = Store(unfinished)
-    digest = model_digest(denoiser)
+    digest = model_digest(opened)
     parts = {
         arm.name: [
             Part(arm, rows[start : start + batch_size], steps, guidance, digest)
@@ -145,7 +157,7 @@ def apply(
     }
     with common.threads_for(device, ranks), progress_bar(2 * len(rows), "drawing", quiet) as advance:
         first = draw(
-            denoiser, [part for each in parts.values() for part in each], kept,
+            opened, [part for each in parts.values() for part in each], kept,
             lambda arm, count: advance(count * ranks, arm), common.warn,
             accelerator=device, devices=devices, num_nodes=num_nodes, strategy=common.strategy_for(strategy, ranks),
         )  # fmt: skip
@@ -171,6 +183,7 @@ def apply(
                     "allotted": allotted[i] if arm == "treated" and isinstance(allotted[i], str) else None,
                     "guidance": float(guidance),
                     "steps": steps,
+                    "call": called,
                 }
                 folder.add(entry, picture)
                 entries.append({**entry, "file_name": str(folder.final / entry["file_name"])})
@@ -215,8 +228,8 @@ def _fuse(
     dry_run: bool,
 ) -> None:
     """Write the model with the mask folded in."""
-    from stereoclinic.denoisers import model_folder, open_pipeline
     from stereoclinic.errors import InputError
+    from stereoclinic.pipelines import model_folder, open_pipeline
     from stereoclinic.sns.fuse import fuse, is_fusable, save_fused
 
     if out is None:
@@ -235,4 +248,4 @@ def _fuse(
     if as_json:
         common.print_json({"out": str(out), "strength": strength})
         return
-    common.say(f"wrote {out}; diffusers opens it: StableDiffusionPipeline.from_pretrained({str(out)!r})")
+    common.say(f"wrote {out}; diffusers opens it: DiffusionPipeline.from_pretrained({str(out)!r})")

@@ -1,6 +1,7 @@
 """`stereo bench`: draw the same seeds with and without a mask, and compare."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from stereo_cli import bench_options, common, judging, options
 from stereo_cli.beside import relevance_beside
+from stereo_cli.call import call_from
 from stereo_cli.progress import progress_bar
 
 _DRAWN = "What is drawn"
@@ -24,6 +26,9 @@ def bench(
     model: options.Model = "portraits",
     dtype: options.Dtype = "float32",
     variant: options.Variant = None,
+    call: options.Call = None,
+    height: options.Height = None,
+    width: options.Width = None,
     axis: Annotated[
         str | None,
         typer.Option("--axis", help="Axis to judge on.", show_default="the first mask's, or gender"),
@@ -31,10 +36,14 @@ def bench(
     prompts: options.Prompts = "portraits",
     limit: options.Limit = None,
     images: Annotated[
-        int | None, typer.Option(min=2, help="Images a neutral prompt.", show_default="25, or the protocol's")
+        int | None,
+        typer.Option(min=2, help="Number of images per neutral prompt.", show_default="25, or the protocol's"),
     ] = None,
     group_images: Annotated[
-        int, typer.Option(min=0, help="Images a prompt that names a group; 0 leaves them out.", rich_help_panel=_DRAWN)
+        int,
+        typer.Option(
+            min=0, help="Number of images per prompt that names a group; 0 leaves them out.", rich_help_panel=_DRAWN
+        ),
     ] = 4,
     unrelated: Annotated[
         str | None,
@@ -47,7 +56,7 @@ def bench(
         ),
     ] = None,
     unrelated_images: Annotated[
-        int, typer.Option(min=1, help="--unrelated: images a prompt.", rich_help_panel=_DRAWN)
+        int, typer.Option(min=1, help="--unrelated: number of images per prompt.", rich_help_panel=_DRAWN)
     ] = 4,
     seed: Annotated[
         int, typer.Option(min=0, help="First of the judged seeds; others than the mask was made on.")
@@ -149,7 +158,6 @@ def bench(
     """
     from stereoclinic.axes import known_axes, load_axis
     from stereoclinic.ddtd.relevance import Relevance
-    from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.baselines import check_names
     from stereoclinic.evaluation.bench.arms import Experiment, Protocol
@@ -158,13 +166,14 @@ def bench(
     from stereoclinic.evaluation.readers import can_read
     from stereoclinic.evaluation.report.report import check_folder, write_results
     from stereoclinic.evaluation.report.scalars import check_tensorboard, log_scalars
+    from stereoclinic.pipelines import open_model
     from stereoclinic.prompts import load_plain_prompts
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask
 
     check_names(baselines or [])
     limits = [judging.bound(text) for text in fail_above or []]
-    aimed = options.shares_from(shares)
+    aimed, called = options.shares_from(shares), call_from(call, height, width)
     if len(aimed) > 1:
         raise InputError("--shares: one axis is judged at a time; give shares of its groups alone")
     paths = judging.named(masks or [], baselines or [])
@@ -186,7 +195,7 @@ def bench(
     for name, mask in loaded.items():
         judging.check_seeds(name, mask, seed, max(images, group_images))
         if published is not None and (note := judging.judged_too(published, name, mask)):
-            common.stderr().print(note, markup=False)
+            common.note(note)
     if baselines:
         judging.baseline_samples(rows, baseline_seed, baseline_seeds, seed, max(images, group_images))
     truths = judging.truths(reference, confusion, chosen, list(rows["label"]))
@@ -203,9 +212,10 @@ def bench(
     )
     others = tuple(each for each in beside if can_read(reads, each))
     instruments = judging.instruments(clip_score, features, lpips, device)
-    denoiser = open_denoiser(model, dtype=dtype, variant=variant)  # Lightning moves it
+    opened = open_model(model, common.place_of(device), dtype, variant, called)
+    opened.defaults = replace(opened.defaults, steps=steps or opened.defaults.steps)
     for mask in loaded.values():
-        check_fits(mask, denoiser.unet, force)
+        check_fits(mask, opened.network, force)
     protocols = [
         Protocol(
             chosen,
@@ -213,7 +223,7 @@ def bench(
             images,
             group_images,
             seed,
-            steps or denoiser.defaults.steps,
+            steps or opened.defaults.steps,
             scale,
             batch_size,
             aimed[0] if aimed else {},
@@ -221,13 +231,19 @@ def bench(
             beyond,
             unrelated_images,
         )
-        for scale in dict.fromkeys(guidance or [denoiser.defaults.guidance])
+        for scale in dict.fromkeys(guidance or [opened.defaults.guidance])
     ]
+
+    from stereoclinic.pipelines.learn import schedule_of
+
+    for setup in protocols:
+        schedule_of(opened, setup.steps, setup.guidance)  # refused before anything is drawn
     for name, mask in loaded.items():
         made_for = mask.metadata.get("axis")
         if made_for is not None and chosen.name not in [made_for, *str(made_for).split("+")]:
-            common.stderr().print(f"note: mask {name} was made for axis {made_for}, and is judged on {chosen.name}")
-    total = sum(arms_of(denoiser, setup, loaded, strength, force).images for setup in protocols)
+            common.note(f"mask {name} was made for axis {made_for}, and is judged on {chosen.name}")
+        common.note_other_call(name, mask, called)
+    total = sum(arms_of(opened, setup, loaded, strength, force).images for setup in protocols)
     total += len(baselines or []) * sum(
         len(rows) * (each.images + len(chosen) * each.group_images) + len(beyond or ()) * each.unrelated_images
         for each in protocols
@@ -252,10 +268,10 @@ def bench(
                 advance(count * ranks, f"{at}: {arm}")
 
             others_made = judging.made_baselines(
-                baselines or [], denoiser, setup, reads, baseline_seed, baseline_seeds, device, kept, quiet, published
+                baselines or [], opened, setup, reads, baseline_seed, baseline_seeds, kept, quiet, published
             )
             found = run(
-                denoiser, reads, setup, loaded, strength, draw, force, kept, common.warn, others_made, instruments,
+                opened, reads, setup, loaded, strength, draw, force, kept, common.warn, others_made, instruments,
                 accelerator=device, devices=devices, num_nodes=num_nodes,
                 strategy=common.strategy_for(strategy, ranks),
             )  # fmt: skip
@@ -266,7 +282,7 @@ def bench(
                 experiments.append(found)
     if not experiments:
         return  # another rank writes
-    provenance = judging.provenance(denoiser, chosen.name, rows, paths, loaded, strength, reads, published)
+    provenance = judging.provenance(opened, chosen.name, rows, paths, loaded, strength, reads, published)
     if relevance is None and paths:
         found_beside = relevance_beside(next(iter(paths.values())), chosen.groups, provenance)
         relevance, located = found_beside or (None, None)

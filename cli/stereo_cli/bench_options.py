@@ -46,8 +46,8 @@ ClipScore = Annotated[
 Features = Annotated[
     str,
     typer.Option(
-        help="What Fréchet and kernel distances are taken in: reader (its own features) or inception (FID and KID"
-        " as others give them; needs the extra `inception`).",
+        help="Feature extractor for FID and KID: reader (its own features) or inception (as others report them; needs"
+        " the extra `inception`).",
         rich_help_panel=_READ,
     ),
 ]
@@ -90,4 +90,6 @@ Baselines = Annotated[
 BaselineSeed = Annotated[
     int, typer.Option(min=0, help="--baseline: first seed to make it on.", rich_help_panel=_OTHERS)
 ]
-BaselineSeeds = Annotated[int, typer.Option(min=1, help="--baseline: seeds a prompt.", rich_help_panel=_OTHERS)]
+BaselineSeeds = Annotated[
+    int, typer.Option(min=1, help="--baseline: number of seeds per prompt.", rich_help_panel=_OTHERS)
+]

@@ -10,7 +10,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
@@ -19,11 +19,13 @@ import typer
 from rich.console import Console
 
 from stereo_cli import ranks
+from stereo_cli.call import call_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from stereoclinic.axes import Axis
+    from stereoclinic.pipelines import Model
     from stereoclinic.sns.mask import NeuronMask
 
 P = ParamSpec("P")
@@ -73,6 +75,12 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A line on stderr about something that stops nothing; from every rank, for each speaks of its own samples."""
     print(f"stereo: {_line(text)}", file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """A line on stderr, from the first rank alone, about what the results may depend on."""
+    if is_rank_zero():
+        print(f"note: {_line(text)}", file=sys.stderr)
 
 
 def _line(text: str) -> str:
@@ -127,9 +135,9 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _fault() -> NoReturn:
-    """An error that nobody thought of, with all there is to say about it; not to be taken for --fail-above."""
+    """An internal error, with its traceback; its exit code is not that of --fail-above."""
     traceback.print_exc()
-    fail("this is a fault of stereo's own; please report it with the lines above", FAULT)
+    fail("internal error; please report it with the traceback above", FAULT)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -215,8 +223,8 @@ def reader_folder(model: str, advice: str) -> Path:
     Raises:
         InputError: It brings none, and what to do about it.
     """
-    from stereoclinic.denoisers import model_folder
     from stereoclinic.errors import InputError
+    from stereoclinic.pipelines import model_folder
 
     folder = model_folder(model)
     if folder is None or not (folder / "reader").is_dir():
@@ -266,6 +274,59 @@ def device_of(accelerator: str, float64: bool = False) -> str:
     return device
 
 
+def place_of(device: str, strategy: str = "auto") -> str:
+    """Where a rank opens its model: on its own device, or on the CPU where the weights are to be shared out."""
+    if device != "cuda" or strategy.startswith("fsdp"):
+        return "cpu" if strategy.startswith("fsdp") else device
+    import torch
+
+    number = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    return f"cuda:{number % torch.cuda.device_count()}"
+
+
+def patterns_of(made: Mapping[str, Any]) -> list[str]:
+    """The --sites that a file was made with.
+
+    Raises:
+        InputError: They are no list of texts.
+    """
+    from stereoclinic.errors import InputError
+
+    found = made.get("patterns", [])
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise InputError(f"the file was made with the sites {found!r}, which are no list of texts; make it again")
+    return found
+
+
+#: So few steps are all measured.
+FEW = 8
+
+
+def every_of(steps: int) -> int:
+    """Which steps `stereo locate` measures by default: every second one, or all of few."""
+    return 1 if steps <= FEW else 2
+
+
+def unguided(model: "Model", steps: int | None) -> float:
+    """The guidance scale to locate at by default: none, but the model's own where no prediction without prompt is made.
+
+    There the scale is an argument of the denoiser, or nothing at all; other than its own it was not trained for.
+    """
+    from stereoclinic.pipelines.learn import learnt_of
+
+    own = model.defaults.guidance
+    return 1.0 if learnt_of(model, own, steps).guides else own
+
+
+def note_other_call(name: str, mask: "NeuronMask", call: Mapping[str, Any]) -> None:
+    """Say that a mask was made with other options of the pipeline's call than it is used with."""
+    for made in (each.get("call") for each in mask.origins):
+        if isinstance(made, dict) and made != call:
+            spelt = [" ".join(call_words(each)) or "none" for each in (made, call)]
+            note(f"mask {name} was made with other call options ({spelt[0]}) than are used now ({spelt[1]})")
+            return
+
+
 #: Options of choosing -> the --select that they belong to.
 _OF = {"--mu": "plan", "--overshoot": "plan", "--at-most": "plan", "--top": "top-k", "--z": "top-k"}
 
@@ -282,10 +343,11 @@ def check_method(method: str, given: list[str]) -> None:
 _BENCH = {"model": "portraits", "dtype": "float32", "prompts": "portraits"}
 
 
-def say_next(mask: Path, **given: str | None) -> None:
+def say_next(mask: Path, call: Mapping[str, Any], **given: str | None) -> None:
     """Say the command that judges a mask, with those options that are not as `stereo bench` has them by default."""
     told = {name: value for name, value in given.items() if value not in (None, _BENCH.get(name))}
     words = [str(each) for name, value in told.items() for each in (f"--{name}", value)]
+    words += [word for each in call_words(call) for word in ("--call", each)]
     say(f"next: {shlex.join(['stereo', 'bench', '--mask', str(mask), *words])}")
 
 

@@ -12,7 +12,7 @@ from stereo_cli import common, options
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from stereoclinic.ddtd.neurons import Site
+    from stereoclinic.pipelines.sites import Site
 
 _WIDEST = 40  # characters of a value that differs
 
@@ -37,7 +37,7 @@ def diff(
     """
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.report.anatomy import KINDS, place_of
+    from stereoclinic.evaluation.report.anatomy import KINDS, places
     from stereoclinic.files import kind_of
     from stereoclinic.sns.compare import compare
     from stereoclinic.sns.mask import NeuronMask
@@ -52,8 +52,10 @@ def diff(
         first, second = ("a mask" if isinstance(file, NeuronMask) else "relevance" for file in loaded)
         raise InputError(f"{a} is {first} and {b} is {second}; give two masks, or two relevance files")
 
+    known = places(dict.fromkeys(site for file in loaded for site in file.sites))
+
     def kind_name(site: "Site") -> str:
-        return KINDS[place_of(site).kind]
+        return KINDS[known[site].kind]
 
     found = compare(loaded[0], loaded[1], kind_name)
     if as_json:

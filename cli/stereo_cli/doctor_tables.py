@@ -8,38 +8,57 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from stereo_cli.call import call_words
 from stereo_cli.tables import captioned, new_table
 
 Data = dict[str, Any]
 
 
 def doctor_tables(data: Data) -> list[RenderableType]:
-    """The model, its neurons, conservation cut by cut, and what it costs here."""
-    return [_model(data["model"]), _neurons(data["neurons"]), *_conservation(data), _here(data)]
+    """The model, its neurons, conservation cut by cut, and what memory and time it takes here."""
+    return [_model(data["model"]), _neurons(data["neurons"]), *_conservation(data), _here(data), _time(data["time"])]
 
 
 def _model(model: Data) -> Group:
     table = _table(f"Model {model['name']}", "", "", header=False)
-    channels, height, width = model["latents"]
     steps = f"{model['steps']} steps, guidance {model['guidance']:g}"
     kind = "draws at every step, seeded" if model["draws"] else "deterministic"
     for name, value in (
-        ("family", model["family"]),
+        ("pipeline", model["family"]),
         ("lies in", model["folder"] or model["name"]),
+        ("call options", " ".join(call_words(model["call"])) or "none"),
         ("denoiser", f"{model['unet']}, {model['parameters']:,} parameters, {model['dtype']}"),
-        ("latents", f"{channels} x {height} x {width}"),
+        ("latents", " x ".join(map(str, model["latents"]))),
+        ("calls a step", _calls(model["calls"])),
+        ("conditions", ", ".join(model["conditions"])),
         ("scheduler", f"{model['scheduler']}, predicts {model['prediction']}, {kind}; {steps}"),
+        ("timesteps", _timesteps(model)),
     ):
         table.add_row(name, escape(value))
-    return captioned(table)
+    return captioned(table, "Conditions: the denoiser's arguments that depend on the prompt, found by comparing calls.")
+
+
+def _calls(calls: list[list[bool]]) -> str:
+    """How often the denoiser is called a step, and which rows of each call see the prompt."""
+    said = [" then ".join("with prompt" if sees else "without" for sees in blocks) for blocks in calls]
+    return f"{len(calls)}, rows: {'; '.join(said)}"
+
+
+def _timesteps(model: Data) -> str:
+    """The scheduler's first and last timestep, and what the denoiser is told there."""
+    timesteps, told = model["timesteps"], model["told"]
+    ends = f"{timesteps[0]:g} to {timesteps[-1]:g}"
+    if not told:
+        return f"{ends}; the denoiser is told none"
+    return f"{ends}; the denoiser is told {told[0]:g} to {told[-1]:g}"
 
 
 def _neurons(neurons: Data) -> Group:
-    table = _table("Neurons that can be watched and damped", "kind", "sites", "neurons")
-    for kind, row in neurons["kinds"].items():
-        table.add_row(kind, f"{row['sites']:,}", f"{row['neurons']:,}")
+    table = _table("Neurons that can be watched and damped", "kind", "stream", "sites", "neurons")
+    for row in neurons["streams"]:
+        table.add_row(row["kind"], row["stream"], f"{row['sites']:,}", f"{row['neurons']:,}")
     table.add_section()
-    table.add_row("all", f"{neurons['sites']:,}", f"{neurons['neurons']:,}")
+    table.add_row("all", "", f"{neurons['sites']:,}", f"{neurons['neurons']:,}")
     return captioned(table)
 
 
@@ -60,14 +79,16 @@ def _conservation(data: Data) -> list[RenderableType]:
     if not found["cuts"]:
         return parts
     title = f"Conservation under {found['composite']}"
-    table = _table(title, "cut before", "hidden", "skips", "time", "text", "bias", "sum", "error")
+    items = [name for name in found["cuts"][0] if name not in ("before", "error")]
+    table = _table(title, "cut before", *(name.replace("_", " ") for name in items), "error")
     for cut in found["cuts"]:
-        shares = (_share(cut[each]) for each in ("hidden", "skips", "time", "text", "bias", "sum"))
+        shares = (_share(cut[each]) for each in items)
         table.add_row(cut["before"], *shares, "-" if cut["error"] is None else f"{cut['error']:.0e}")
     caption = (
-        f"Shares of the relevance that crosses each cut (hidden state, skip connections) or enters behind it, in % of"
-        f" the target; {found['samples']} sample(s), timestep {found['timestep']:g}, {found['dtype']}."
+        f"Shares of the relevance that crosses each cut, or enters behind it, in % of the target;"
+        f" {found['samples']} sample(s), timestep {found['timestep']:g}, {found['dtype']}."
         + " Time holds the added conditions (pooled text, sizes) too." * bool(data["model"]["added"])
+        + " Modulation holds time, guidance and pooled text." * ("modulation" in items)
         + " Bias holds all that layers with a rule of their own absorb." * found["absorbs"]
         + f" {found['meaning'][0].upper()}{found['meaning'][1:]}."
     )
@@ -79,20 +100,38 @@ def _here(data: Data) -> Group:
     for device in data["devices"]:
         size = "" if device["memory"] is None else f", {_bytes(device['memory'])}"
         table.add_row(device["name"], escape(f"{device['what']}{size}") + (" (used here)" if device["used"] else ""))
-    table.add_row("weights", f"{_bytes(memory['unet_weights'])} of the UNet, in {data['model']['dtype']}")
+    table.add_row("weights", f"{_bytes(memory['unet_weights'])} of the denoiser, in {data['model']['dtype']}")
     table.add_row(
         "relevance",
         f"keeps {_bytes(memory['kept_by_a_sample'])} a sample; {_bytes(memory['batch_total'])} with the weights for"
         f" {memory['batch']} samples at a time",
     )
-    return captioned(table, "Measured; what a device's own kernels need beside it is not in it.")
+    return captioned(table, "Measured; what a device's own kernels need besides is not included.")
+
+
+def _time(time: Data) -> Group:
+    table = _table("Estimated time", "", "", header=False)
+    if time["why"]:
+        table.add_row("not measured", escape(time["why"]))
+        return captioned(table)
+    table.add_row("denoiser", f"{time['forward_seconds']:.3g} s per sample and prediction")
+    table.add_row("relevance", f"{time['relevance_seconds']:.3g} s per sample and measured step")
+    for name in ("locate", "plan", "bench"):
+        table.add_row(f"stereo {name}", _minutes(time[f"{name}_minutes"]))
+    return captioned(table, f"One step of each was timed and the others counted. Assumes {time['assumes']}.")
+
+
+def _minutes(minutes: float) -> str:
+    if minutes < 1:
+        return "less than a minute"
+    return f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.0f} hours"
 
 
 def _table(title: str, *columns: str, header: bool = True) -> Table:
     table = new_table(title)
     table.show_header = header
     for i, name in enumerate(columns):
-        left = i == 0 or not header
+        left = i == 0 or not header or name == "stream"
         table.add_column(name, justify="left" if left else "right", no_wrap=i == 0, overflow="fold")
     return table
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from stereoclinic.axes import Axis
-    from stereoclinic.denoisers.base import Denoiser
     from stereoclinic.evaluation.readers import Reader
+    from stereoclinic.pipelines import Model
     from stereoclinic.sns.mask import NeuronMask
 
 Bound = Annotated[
@@ -29,7 +29,7 @@ Confirm = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="--dose: then draw so many images a prompt, on further seeds, without and with the mask; 0 for none.",
+        help="--dose: then draw this many images per prompt, on further seeds, without and with the mask; 0 for none.",
         show_default="4, where the model brings a reader",
     ),
 ]
@@ -81,8 +81,8 @@ def confirmed_by(images: int | None, model: str, axis: "Axis") -> "tuple[int, Re
     Raises:
         InputError: The model brings no reader, or one that does not know the axis.
     """
-    from stereoclinic.denoisers import model_folder
     from stereoclinic.evaluation.readers import PortraitsReader, group_columns
+    from stereoclinic.pipelines import model_folder
 
     if images is None:
         folder = model_folder(model)
@@ -96,7 +96,7 @@ def confirmed_by(images: int | None, model: str, axis: "Axis") -> "tuple[int, Re
 
 def give_dose(
     mask: "NeuronMask",
-    denoiser: "Denoiser",
+    model: "Model",
     axis: "Axis",
     rows: "Dataset",
     how: Dosing,
@@ -114,7 +114,7 @@ def give_dose(
     samples = with_seeds(rows, how.first, how.seeds)
     with progress_bar(7, "dosing", quiet) as advance:
         found = find_dose(
-            denoiser, axis, samples, mask, how.bound, how.steps, how.guidance, batch_size=how.batch_size, force=force,
+            model, axis, samples, mask, how.bound, how.steps, how.guidance, batch_size=how.batch_size, force=force,
             progress=lambda strength, left: advance(1, f"strength {strength:.2f} leaves {left:.2f}"),
         )  # fmt: skip
     made = dosed(mask, found, how.bound, samples)
@@ -125,7 +125,7 @@ def give_dose(
         protocol = Protocol(axis, rows, images, 0, further, how.steps, how.guidance, how.batch_size)
         with progress_bar(2 * images * len(rows), "confirming", quiet) as advance:
             seen = confirm(
-                denoiser, how.reader, protocol, made, lambda arm, count: advance(count, arm), common.warn, force,
+                model, how.reader, protocol, made, lambda arm, count: advance(count, arm), common.warn, force,
                 accelerator=device, devices=1,
             )  # fmt: skip
         said["confirmed"] = seen.plain()

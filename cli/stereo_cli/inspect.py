@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stereo_cli import common, options
+from stereo_cli.call import call_from
 from stereo_cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 def inspect(
     file: Annotated[Path, typer.Argument(help="A mask or relevance file, .pt or .safetensors.", show_default=False)],
     picture: Annotated[
-        Path | None, typer.Option(help="Also draw it as a map of the UNet, to this PNG.", show_default=False)
+        Path | None, typer.Option(help="Also draw it as a map of the denoiser, to this PNG.", show_default=False)
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="relevance: how many single neurons, and sites, to name.")] = 12,
+    top: Annotated[int, typer.Option(min=1, help="How many sites, and single neurons of relevance, to name.")] = 12,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -33,6 +34,9 @@ def inspect(
     ] = None,
     dtype: options.Dtype = "float32",
     variant: options.Variant = None,
+    call: options.Call = None,
+    height: options.Height = None,
+    width: options.Width = None,
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +65,8 @@ def inspect(
 ) -> None:
     """Say what a file holds: how much a mask damps, or where relevance sits and which neurons carry it.
 
-    By kind of layer, by depth in the UNet and by timestep. Shares of relevance come with what chance alone would show.
+    By kind of layer, by depth in the denoiser and by timestep. Shares of relevance come with what chance alone would
+    show.
     """
     from stereoclinic.errors import InputError
     from stereoclinic.files import kind_of, write_whole
@@ -87,6 +92,7 @@ def inspect(
         found = {**summary, "lean": lean_summary(relevance)}
         if images is not None:
             settings: dict[str, Any] = {"model": model, "dtype": dtype, "variant": variant, "composite": composite}
+            settings["call"] = call_from(call, height, width, relevance.metadata)
             settings |= {"prompts": prompts, "seed": seed, "batch_size": batch_size, "force": force}
             settings |= {"accelerator": accelerator, "quiet": quiet}
             found["images"] = str(_draw_images(file, relevance, summary["neurons"], images, **settings))
@@ -106,7 +112,7 @@ def inspect(
     from stereo_cli import inspect_tables, tables
 
     if kind == "mask":
-        shown = [tables.mask_table(summary), inspect_tables.mask_sites_table(summary)]
+        shown = [tables.mask_table(summary), *inspect_tables.mask_tables(summary, top)]
     else:
         shown = [tables.lean_table(found["lean"]), *inspect_tables.relevance_tables(summary, top)]
     for table in (*shown, inspect_tables.metadata_table(summary["metadata"])):
@@ -124,6 +130,7 @@ def _draw_images(
     model: str | None,
     dtype: str,
     variant: str | None,
+    call: dict[str, Any],
     prompts: str | None,
     seed: int,
     composite: str | None,
@@ -133,9 +140,9 @@ def _draw_images(
     quiet: bool,
 ) -> Path:
     """Draw what the neurons respond to; returns the sheet."""
-    from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.report import responses
+    from stereoclinic.pipelines import open_model
     from stereoclinic.prompts import occupation_prompts
     from stereoclinic.sns.fits import check_fits
 
@@ -149,16 +156,17 @@ def _draw_images(
     groups = relevance.groups
     asked = common.neutral_prompts(prompts, None) if prompts else occupation_prompts(relevance.labels)
     rows = responses.samples(asked, neurons, groups[0], seed)
-    denoiser = open_denoiser(name, common.device_of(accelerator), dtype, variant)
-    check_fits(relevance, denoiser.unet, force)
-    measured = len(denoiser.timesteps(settings.steps)[:: settings.every])
+    opened = open_model(name, common.device_of(accelerator), dtype, variant, call)
+    check_fits(relevance, opened.network, force)
+    measured = len(settings.timesteps(opened))
     with progress_bar(len(rows) * measured, "drawing", quiet) as advance:
         found = responses.respond(
-            denoiser, relevance, neurons, rows, settings, batch_size, warn=common.warn, progress=advance
+            opened, relevance, neurons, rows, settings, batch_size, warn=common.warn, progress=advance
         )
     about = {
         "relevance": str(file),
-        "model": denoiser.model,
+        "model": opened.name,
+        "call": opened.call,
         "axis": relevance.metadata.get("axis"),
         "composite": settings.composite,
         "root": settings.root,

@@ -12,6 +12,7 @@ Data = dict[str, Any]
 
 UP, DOWN = " ▁▂▃▄▅▆▇█", " ▔▀█"
 WIDEST = 24  # labels of a profile
+WIDE = 9  # no more blocks have a column each
 
 
 def relevance_tables(summary: Data, top: int) -> list[Group]:
@@ -36,9 +37,10 @@ def _where(summary: Data) -> Group:
         f"Relevance for {summary['axis'] or 'an axis it does not name'}: half of it in {summary['half']} of"
         f" {total['neurons']} neurons"
     )
-    for name in ("where", "sites", "neurons", "share", "by\nchance", "per\nneuron", "net"):
-        drawn.add_column(name, justify="left" if name == "where" else "right", no_wrap=True)
-    for rows in (summary["kinds"], summary["blocks"]):
+    drawn.add_column("where")
+    for name in ("sites", "neurons", "share", "by\nchance", "per\nneuron", "net"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for rows in (summary["kinds"], summary["streams"], summary["blocks"] if len(summary["blocks"]) <= WIDE else []):
         for row in rows:
             drawn.add_row(
                 row["name"], str(row["sites"]), str(row["neurons"]), percent(row["share"]),
@@ -68,12 +70,14 @@ def _by_timestep(summary: Data) -> Group:
         )  # fmt: skip
     return captioned(
         drawn,
-        "n: samples x measured steps. |R|: sum of |mean relevance| over neurons. half in: so many neurons hold half of"
-        " it. Then each kind's share (%): convolution, self- and cross-attention, feed-forward.",
+        "n: samples x measured steps. |R|: sum of |mean relevance| over neurons. half in: this many neurons hold half"
+        " of it. Then the share of each kind of layer (%); ff is feed-forward.",
     )
 
 
 def _by_block(summary: Data) -> Group:
+    if len(summary["blocks"]) > WIDE:
+        return _rows("By depth, input to output", "block", summary["blocks"], "name", summary)
     drawn = new_table("By depth: share of |mean relevance| (%)")
     drawn.add_column("timesteps", justify="right", no_wrap=True)
     for row in summary["blocks"]:
@@ -88,15 +92,20 @@ def _by_block(summary: Data) -> Group:
 def _relevance_sites(summary: Data, top: int) -> Group:
     """The strongest sites; --json and the picture show all."""
     sites = sorted(summary["sites"], key=lambda site: -(site["share"] or 0))[:top]
-    drawn = new_table(f"Strongest {len(sites)} of {len(summary['sites'])} sites")
-    drawn.add_column("site", overflow="fold")
-    for name in ("neurons", "share", "by\nchance", "per\nneuron", "net", "noise to\nimage"):
-        drawn.add_column(name, justify="right", no_wrap=True)
-    most = max((share or 0 for site in sites for share in site["bins"]), default=0)
-    for site in sites:
+    return _rows(f"Strongest {len(sites)} of {len(summary['sites'])} sites", "site", sites, "place", summary)
+
+
+def _rows(title: str, what: str, rows: list[Data], name: str, summary: Data) -> Group:
+    """A line each."""
+    drawn = new_table(title)
+    drawn.add_column(what, overflow="fold")
+    for heading in ("neurons", "share", "by\nchance", "per\nneuron", "net", "noise to\nimage"):
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    most = max((share or 0 for row in rows for share in row["bins"]), default=0)
+    for row in rows:
         drawn.add_row(
-            escape(site["place"]), str(site["neurons"]), percent(site["share"]), percent(site["chance"]),
-            _per_neuron(site, summary), _net(site), Text(bars(site["bins"], most)),
+            escape(row[name]), str(row["neurons"]), percent(row["share"]), percent(row["chance"]),
+            _per_neuron(row, summary), _net(row), Text(bars(row["bins"], most)),
         )  # fmt: skip
     return captioned(drawn, f"noise to image: share by timestep; a full bar is {percent(most)}.")
 
@@ -130,24 +139,36 @@ def _neurons(summary: Data) -> Group:
     )
 
 
-def mask_sites_table(summary: Data) -> Group:
-    """Each site of a mask with what is damped of it."""
-    drawn = new_table("By site, strongest first")
-    drawn.add_column("site", overflow="fold")
-    for name in ("neurons", "damped", "damping", "noise to\nimage"):
-        drawn.add_column(name, justify="right", no_wrap=True)
+def mask_tables(summary: Data, top: int) -> list[Group]:
+    """What is damped of each block, and of the sites that are damped most; --json and the picture show all.
+
+    Args:
+        summary: Plain data (`evaluation.report.summary.mask_summary`).
+        top: How many sites are named.
+    """
+    blocks = new_table("By depth, input to output")
+    sites = new_table(f"Most damped {min(top, len(summary['sites']))} of {len(summary['sites'])} sites")
+    for drawn, what in ((blocks, "block"), (sites, "site")):
+        drawn.add_column(what, overflow="fold")
+        for name in ("neurons", "damped", "damping", "part of\nneurons"):
+            drawn.add_column(name, justify="right", no_wrap=True)
+    sites.add_column("noise to\nimage", no_wrap=True)
+    for row in summary["blocks"]:
+        blocks.add_row(escape(row["name"]), *_damped(row))
     most = max((value / site["neurons"] for site in summary["sites"] for value in site["bins"]), default=0)
-    for site in sorted(summary["sites"], key=lambda site: -site["damping"]):
+    for site in sorted(summary["sites"], key=lambda site: -site["damping"])[:top]:
         parts = [value / site["neurons"] for value in site["bins"]]
-        drawn.add_row(
-            escape(site["place"]), str(site["neurons"]), str(site["damped"]), figure(site["damping"], 1),
-            Text(bars(parts, most)),
-        )  # fmt: skip
-    return captioned(
-        drawn,
-        "damping: sum over neurons of 1 - factor, mean over timesteps. noise to image: the part of the site's neurons"
-        f" that is damped away, by timestep; a full bar is {percent(most)}.",
+        sites.add_row(escape(site["place"]), *_damped(site), Text(bars(parts, most)))
+    text = (
+        "damping: sum over neurons of 1 - factor, mean over timesteps; part of neurons: damping over neurons. noise to"
+        f" image: the same by timestep; a full bar is {percent(most)}."
     )
+    return [captioned(blocks), captioned(sites, text)]
+
+
+def _damped(row: Data) -> tuple[str, str, str, str]:
+    share = percent(row["damping"] / row["neurons"])
+    return str(row["neurons"]), str(row["damped"]), figure(row["damping"], 1), share
 
 
 def metadata_table(metadata: Data) -> Group:

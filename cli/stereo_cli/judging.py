@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stereoclinic.evaluation.bench.instruments import Instruments
     from stereoclinic.evaluation.bench.protocols import PublishedProtocol
     from stereoclinic.evaluation.readers import Reader
+    from stereoclinic.pipelines import Model
     from stereoclinic.prompts import Row
     from stereoclinic.sns.mask import NeuronMask
 
@@ -70,7 +71,7 @@ def judged_too(published: "PublishedProtocol", name: str, mask: "NeuronMask") ->
     if not both:
         return ""
     return (
-        f"note: mask {name} was made on {len(both)} of the {len(published.occupations)} occupations that"
+        f"mask {name} was made on {len(both)} of the {len(published.occupations)} occupations that"
         f" {published.name} judges ({', '.join(both[:3])}{', ...' * (len(both) > 3)}), so they are not held out;"
         f" `stereo locate --prompts protocol:{published.name}` makes one on others"
     )
@@ -122,7 +123,7 @@ def exceeded(results: list[dict[str, Any]], judged: str, limits: list[tuple[str,
 
 
 def provenance(
-    denoiser: Any,
+    model: "Model",
     axis: str,
     rows: Any,
     paths: dict[str, Path],
@@ -135,8 +136,10 @@ def provenance(
     from stereoclinic.digest import plain_digest, shapes_digest, weights_digest
     from stereoclinic.evaluation.bench.drawing import model_digest
     from stereoclinic.evaluation.readers import known_errors, limits, told_by
+    from stereoclinic.pipelines.arguments import inner
     from stereoclinic.prompts import digest
 
+    network = inner(model.network)
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in ("stereoclinic", *_LIBRARIES):
         try:
@@ -144,12 +147,13 @@ def provenance(
         except PackageNotFoundError:  # run from a checkout
             versions[name] = None
     return {
-        "model": denoiser.model,
-        "unet_shapes": shapes_digest(denoiser.unet),
-        "unet_weights": weights_digest(denoiser.unet),
-        "pipeline": model_digest(denoiser),
-        "scheduler": type(denoiser.pipe.scheduler).__name__,
-        "device": str(denoiser.device),
+        "model": model.name,
+        "call": model.call,
+        "unet_shapes": shapes_digest(network),
+        "unet_weights": weights_digest(network),
+        "pipeline": model_digest(model),
+        "scheduler": type(model.pipe.scheduler).__name__,
+        "device": str(model.device),
         "axis": axis,
         "prompts": digest(rows),
         "reader": reader.name,
@@ -222,12 +226,11 @@ def baseline_samples(prompts: "Dataset", first: int, seeds: int, judged: int, im
 
 def made_baselines(
     names: list[str],
-    denoiser: Any,
+    model: "Model",
     protocol: "Protocol",
     reader: "Reader",
     first: int,
     seeds: int,
-    device: str,
     kept: Path,
     quiet: bool,
     published: "PublishedProtocol | None" = None,
@@ -253,11 +256,10 @@ def made_baselines(
         samples = baseline_samples(prompts, first, seeds, protocol.seed, most)
 
         def making(name: str, count: int = len(samples)) -> None:
-            denoiser.to(device)
             if not quiet:
                 common.stderr().print(f"making baseline {name} on {count} samples, guidance {protocol.guidance:g}")
 
-        made += kept_baselines([name], denoiser, protocol.axis, samples, how, kept, common.is_rank_zero(), making)
+        made += kept_baselines([name], model, protocol.axis, samples, how, kept, common.is_rank_zero(), making)
     return made
 
 

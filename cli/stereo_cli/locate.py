@@ -9,6 +9,7 @@ import typer
 
 from stereo_cli import common, options
 from stereo_cli.beside import relevance_file
+from stereo_cli.call import call_from
 from stereo_cli.progress import progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ def locate(
     model: options.Model = "portraits",
     dtype: options.Dtype = "float32",
     variant: options.Variant = None,
+    call: options.Call = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    sites: options.Sites = None,
     axis: options.AxisName = "gender",
     prompts: options.Prompts = "portraits",
     out: Annotated[
@@ -33,7 +38,7 @@ def locate(
         typer.Option("--out", "-o", help="The mask, .pt or .safetensors.", show_default="AXIS.pt"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="First of the calibration seeds.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds a prompt.")] = 16,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds per prompt.")] = 16,
     limit: options.Limit = None,
     stream: Annotated[
         bool,
@@ -70,18 +75,33 @@ def locate(
         ),
     ] = None,
     steps: options.Steps = None,
-    every: Annotated[int, typer.Option(min=1, help="Measure each so-many-th step.", rich_help_panel=_RELEVANCE)] = 2,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Measure every Nth step.",
+            show_default=f"2, or 1 where there are {common.FEW} steps or fewer",
+            rich_help_panel=_RELEVANCE,
+        ),
+    ] = None,
     bins: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Timestep bins that relevance is kept by; stereo mask --per-bin plans each anew.",
+            help="Timestep bins that relevance is kept by, at most one per measured step; stereo mask --per-bin plans"
+            " each anew.",
             rich_help_panel=_RELEVANCE,
         ),
     ] = 5,
     guidance: Annotated[
-        float, typer.Option(min=0, help="Guidance scale along the trajectory; 1 is none.", rich_help_panel=_RELEVANCE)
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Guidance scale along the trajectory; 1 is none.",
+            show_default="1, or the model's own where it is distilled into the weights",
+            rich_help_panel=_RELEVANCE,
+        ),
+    ] = None,
     select: Annotated[
         str,
         typer.Option(
@@ -132,8 +152,8 @@ def locate(
     The lean by occupation and timestep is a forecast of the bias that images will show, before any image is drawn.
     """
     from stereoclinic.axes import load_axis
-    from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
+    from stereoclinic.pipelines import open_model
     from stereoclinic.prompts import with_seeds
     from stereoclinic.sns.choose import Selection, choose
     from stereoclinic.sns.select import check_root, neurons_of, number_of
@@ -143,6 +163,7 @@ def locate(
     choosing = {name: value for name, value in choosing.items() if value is not None}
     selection = Selection(select, until=until, root=mask_root, branch=branch, **choosing)
     common.check_method(select, [f"--{name}" for name in choosing])
+    called = call_from(call, height, width)
     chosen = load_axis(axis)
     samples: Samples | Stream
     if stream:
@@ -161,25 +182,31 @@ def locate(
     if total is not None and total < devices * num_nodes:
         raise InputError(f"{measures} for {devices * num_nodes} devices: give more prompts or seeds, or fewer devices")
     classifier = _reader_of(model, chosen) if target == "classifier" else None
-    denoiser = open_denoiser(model, dtype=dtype, variant=variant)
+    opened = open_model(model, common.place_of(device, strategy), dtype, variant, called)
 
-    from stereoclinic.ddtd.neurons import find_sites
     from stereoclinic.ddtd.sharding import SHARDED, check_sharded
     from stereoclinic.ddtd.trajectory import Settings
+    from stereoclinic.pipelines.arguments import inner
+    from stereoclinic.pipelines.learn import schedule_of
+    from stereoclinic.pipelines.sites import find_sites
+    from stereoclinic.sns.mask import in_unit
 
-    steps = steps or denoiser.defaults.steps
-    settings = Settings(composite, root, steps, guidance, every, bins, target=target)
-    edges = settings.edges(denoiser.pipe.scheduler.config.num_train_timesteps)
-    timesteps = denoiser.timesteps(steps)
-    settings.check_bins(timesteps, edges)
-    measured = len(timesteps[::every])
+    steps = steps or opened.defaults.steps
+    every = every or common.every_of(steps)
+    guidance = common.unguided(opened, steps) if guidance is None else guidance
+    settings = Settings(composite, root, steps, guidance, every, bins, target=target, sites=tuple(sites or ()))
+    network = inner(opened.network)
+    watched = find_sites(network, settings.kinds, settings.sites)
+    timesteps = settings.timesteps(opened)
+    edges = settings.edges(timesteps, opened.training_steps)
+    measured, walked = len(timesteps), len(schedule_of(opened, steps, guidance).timesteps)
     if select == "top-k":
-        number_of(selection.k, len(neurons_of(find_sites(denoiser.unet, settings.kinds), None)))
-    if until >= edges[0]:
+        number_of(selection.k, len(neurons_of(watched, None)))
+    if in_unit(until, float(edges[0])) >= edges[0]:
         raise InputError(f"--until {until:g}: nothing is left to damp; timesteps run from {edges[0]:g} down to 0")
     ranks = devices * num_nodes
     if strategy == SHARDED:
-        check_sharded(denoiser.unet, samples, composite, precision, ranks)
+        check_sharded(network, samples, composite, precision, ranks)
     stored = file.with_name(relevance_file(file.stem))
     shards = file.with_name(f"{file.stem}.shards")
     if not dry_run:
@@ -188,7 +215,7 @@ def locate(
     if dry_run:
         common.say(
             f"would measure {measures} at {measured} of"
-            f" {len(timesteps)} steps on {ranks} device(s), and write {stored} and {file}"
+            f" {walked} steps on {ranks} device(s), and write {stored} and {file}"
         )
         return
 
@@ -199,7 +226,7 @@ def locate(
     bar = progress_bar(total and total * measured, f"locating {chosen.name}", quiet)
     with says_what_is_kept(shards), common.threads_for(device, ranks), bar as advance:
         relevance = run(
-            denoiser,
+            opened,
             chosen,
             samples,
             settings,
@@ -239,7 +266,7 @@ def locate(
     console.print(mask_table(damping))
     common.say(f"wrote {file} and {stored}")
     own, listed = axis if Path(axis).suffix else None, None if stream else prompts  # a stream is too long to be judged
-    common.say_next(file, model=model, dtype=dtype, variant=variant, axis=own, prompts=listed)
+    common.say_next(file, called, model=model, dtype=dtype, variant=variant, axis=own, prompts=listed)
 
 
 def _reader_of(model: str, axis: "Axis") -> "Callable[[Tensor], Tensor]":

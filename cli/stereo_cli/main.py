@@ -1,5 +1,7 @@
 """`stereo`: the commands and what they are for. Nothing heavy is imported until a command runs."""
 
+from inspect import cleandoc
+
 import typer
 
 from stereo_cli.apply import apply
@@ -29,22 +31,22 @@ app = typer.Typer(
     stereo diff gender.pt gentle.pt  what two masks have in common
     stereo apply "a photo of a doctor" --mask gender.pt
     stereo compare A B               which figures of two benches differ
-    stereo doctor --model MODEL      can this model be treated here
+    stereo doctor --model MODEL      is this model supported
 
-    The embedded model `portraits` is used unless --model names a diffusers folder or a hub id.
+    The embedded model `portraits` is used unless --model names another text-to-image pipeline of diffusers.
 
-    Exit codes: 0 done; 1 --fail-above exceeded; 2 usage or bad input; 3 incomplete; 70 a fault of its own; 130
-    interrupted.""",
+    Exit codes: 0 done; 1 --fail-above exceeded; 2 bad input; 3 incomplete; 70 internal error; 130 interrupted.""",
 )
-app.command()(locate)
-app.command()(plan)
-app.command()(mask)
-app.command()(inspect)
-app.command()(diff)
-app.command()(apply)
-app.command()(bench)
-app.command()(compare)
-app.command()(doctor)
+
+
+def paragraphs(text: str) -> str:
+    """A docstring whose paragraphs are one line each, to be wrapped at the terminal's width; all but examples."""
+    parts = cleandoc(text).split("\n\n")
+    return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in parts)
+
+
+for command in (locate, plan, mask, inspect, diff, apply, bench, compare, doctor):
+    app.command(help=paragraphs(command.__doc__ or ""))(command)
 
 
 def main() -> None:

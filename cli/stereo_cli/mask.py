@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stereo_cli import common, dosing, options
+from stereo_cli.call import call_from
 
 if TYPE_CHECKING:
     from stereoclinic.sns.mask import NeuronMask
@@ -45,7 +46,7 @@ def mask(
     z: Annotated[
         float | None,
         typer.Option(
-            help="top-k: rank by the mean less so many standard errors, so that sure neurons come before lucky ones.",
+            help="top-k: rank by the mean minus this many standard errors: sure neurons come before lucky ones.",
             show_default="2.0",
             rich_help_panel=options.CHOOSING,
         ),
@@ -58,11 +59,12 @@ def mask(
             rich_help_panel=options.CHOOSING,
         ),
     ] = None,
-    sites: Annotated[
+    kinds: Annotated[
         str | None,
         typer.Option(
             metavar="KIND,...",
-            help="relevance: kinds of site to choose among, of ff, attention, conv.",
+            help="relevance: kinds of site to choose among: ff, attention, conv, other; of one stream (image, text,"
+            " joint) by its name, as in ff:text.",
             show_default="all",
             rich_help_panel=options.CHOOSING,
         ),
@@ -116,6 +118,9 @@ def mask(
     ] = None,
     dtype: options.Dtype = "float32",
     variant: options.Variant = None,
+    call: options.Call = None,
+    height: options.Height = None,
+    width: options.Width = None,
     axis: Annotated[
         str | None,
         typer.Option(
@@ -130,10 +135,9 @@ def mask(
             min=0,
             help="--dose: first seed.",
             show_default="after those that the mask was made on",
-            rich_help_panel=options.MODEL,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="--dose: seeds a prompt.", rich_help_panel=options.MODEL)] = 2,
+    seeds: Annotated[int, typer.Option(min=1, help="--dose: number of seeds per prompt.")] = 2,
     steps: options.Steps = None,
     guidance: Annotated[
         float | None,
@@ -175,15 +179,15 @@ def mask(
     common.check_target(out, "--out", ENDINGS)
     common.check_distinct(files)
     dosing.check_confirm(dose, confirm)
-    kinds = {path: kind_of(path) for path in files}
-    if other := [path for path, kind in kinds.items() if kind not in ("mask", "relevance")]:
-        raise InputError(f"{other[0]} is a {kinds[other[0]]} file; expected a mask or relevance")
+    held = {path: kind_of(path) for path in files}
+    if other := [path for path, kind in held.items() if kind not in ("mask", "relevance")]:
+        raise InputError(f"{other[0]} is a {held[other[0]]} file; expected a mask or relevance")
     choosing = {
         "--select": select, "--mu": mu, "--overshoot": overshoot, "--at-most": at_most, "--top": top, "--z": z,
-        "--root": root, "--sites": sites, "--per-bin/--one-for-all": per_bin,
+        "--root": root, "--kinds": kinds, "--per-bin/--one-for-all": per_bin,
     }  # fmt: skip
     given = [name for name, value in choosing.items() if value is not None]
-    located = [path for path, kind in kinds.items() if kind == "relevance"]
+    located = [path for path, kind in held.items() if kind == "relevance"]
     if not located:
         if given:
             raise InputError(
@@ -205,17 +209,17 @@ def mask(
         common.check_method(method, given)
         settings: dict[str, Any] = {
             "select": select, "mu": mu, "overshoot": overshoot, "at_most": at_most, "top": top, "z": z, "root": root,
-            "kinds": sites and tuple(kind.strip() for kind in sites.split(",")), "per_bin": per_bin, "since": since,
+            "kinds": kinds and tuple(kind.strip() for kind in kinds.split(",")), "per_bin": per_bin, "since": since,
             "until": until, "branch": branch,
         }  # fmt: skip
         settings = {name: value for name, value in settings.items() if value is not None}
         made = _from_relevance(files[0], settings, (strength or [1.0])[0], quiet)
         done = f"chosen by {method} from {files[0]}"
 
-    found = None
+    called, found = call_from(call, height, width, made.metadata), None
     if dose is not None and not dry_run:
         from stereoclinic.axes import load_axis
-        from stereoclinic.denoisers import open_denoiser
+        from stereoclinic.pipelines import open_model
         from stereoclinic.sns.fits import check_fits
 
         name = model or str(made.metadata.get("model", "portraits"))
@@ -224,13 +228,13 @@ def mask(
             raise InputError("--dose: the mask does not say what axis it was made for; give --axis")
         images, reader = dosing.confirmed_by(confirm, name, chosen)
         device = common.device_of(accelerator)
-        denoiser = open_denoiser(name, device, dtype, variant)
-        check_fits(made, denoiser.unet, force)
+        opened = open_model(name, device, dtype, variant, called)
+        check_fits(made, opened.network, force)
         first = max((last + 1 for _, last in made.made_on), default=0) if seed is None else seed
-        scale = denoiser.defaults.guidance if guidance is None else guidance
-        steps = steps or denoiser.defaults.steps
+        scale = opened.defaults.guidance if guidance is None else guidance
+        steps = steps or opened.defaults.steps
         how = dosing.Dosing(dose, first, seeds, images, reader, steps, scale, batch_size)
-        made, found = dosing.give_dose(made, denoiser, chosen, rows, how, device, force, quiet)
+        made, found = dosing.give_dose(made, opened, chosen, rows, how, device, force, quiet)
 
     summary = mask_summary(made)
     if dry_run:
@@ -251,7 +255,7 @@ def mask(
     common.say(f"wrote {out}, {done}")
     own, *others = str(summary["axis"]).split("+")  # as compositions are named
     of = model or str(made.metadata.get("model", "portraits"))
-    common.say_next(out, model=of, axis=own if others else None)
+    common.say_next(out, called, model=of, axis=own if others else None)
 
 
 def _from_relevance(file: Path, settings: dict[str, Any], strength: float, quiet: bool) -> "NeuronMask":

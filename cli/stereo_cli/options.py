@@ -32,11 +32,43 @@ Model = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str, typer.Option(help="What the model's weights are loaded in: float32, bfloat16, float16.", rich_help_panel=MODEL)
+    str, typer.Option(help="Precision of the model's weights: float32, bfloat16, float16.", rich_help_panel=MODEL)
 ]
 Variant = Annotated[
     str | None,
-    typer.Option(help="Of the model's weight files, such as fp16.", show_default=False, rich_help_panel=MODEL),
+    typer.Option(help="Variant of the model's weight files, such as fp16.", show_default=False, rich_help_panel=MODEL),
+]
+Call = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--call",
+        metavar="KEY=VALUE",
+        help="Option of the pipeline's own call, such as true_cfg_scale=4; may repeat.",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
+Height = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Height of the pictures, in pixels.", show_default="the pipeline's own", rich_help_panel=MODEL
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Width of the pictures, in pixels.", show_default="the pipeline's own", rich_help_panel=MODEL
+    ),
+]
+Sites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sites",
+        metavar="PATTERN",
+        help="Module path of layers to watch in place of the built-in table, such as 'blocks.*.proj_out'; may repeat.",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
 ]
 Mu = Annotated[
     float | None,
@@ -51,7 +83,7 @@ Overshoot = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="plan: take away so much more than each lean; later steps restore part of it.",
+        help="plan: overshoot, remove this fraction more than the measured lean; later steps restore part of it.",
         show_default="0.0",
         rich_help_panel=CHOOSING,
     ),
@@ -72,7 +104,7 @@ Prompts = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many prompts only.", rich_help_panel=MODEL)]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts.", rich_help_panel=MODEL)]
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Sampler steps.", show_default="the model's own", rich_help_panel=MODEL)
 ]
@@ -80,8 +112,8 @@ Shares = Annotated[
     list[str] | None,
     typer.Option(
         metavar="GROUP=SHARE,...",
-        help="Allocating masks: how many images each group gets, such as female=0.5,male=0.5; once an axis.",
-        show_default="the same for all",
+        help="Allocating masks: share of the images for each group, such as female=0.5,male=0.5; once per axis.",
+        show_default="equal shares",
     ),
 ]
 Devices = Annotated[int, typer.Option(min=1, help="Devices, or processes on a CPU.", rich_help_panel=DEVICES)]
@@ -97,8 +129,8 @@ Strategy = Annotated[
 SharingStrategy = Annotated[
     str,
     typer.Option(
-        help="auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds its share of"
-        " the UNet's weights, and they are put together a block at a time: for a UNet that does not fit one device.",
+        help="auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds a share of"
+        " the denoiser's weights, which are gathered one block at a time: for a denoiser that does not fit one device.",
         rich_help_panel=DEVICES,
     ),
 ]

@@ -7,11 +7,12 @@ import typer
 
 from stereo_cli import common, dosing, options
 from stereo_cli.beside import PLANNED
+from stereo_cli.call import call_from
 from stereo_cli.progress import Advance, progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
     from stereoclinic.axes import Axis
-    from stereoclinic.denoisers.base import Denoiser
+    from stereoclinic.pipelines import Model
     from stereoclinic.prompts import Samples
     from stereoclinic.sns.mask import NeuronMask
     from stereoclinic.sns.stepwise import Stepwise
@@ -56,6 +57,10 @@ def plan(
     ] = None,
     dtype: options.Dtype = "float32",
     variant: options.Variant = None,
+    call: options.Call = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    sites: options.Sites = None,
     axis: Annotated[
         str | None,
         typer.Option("--axis", help="Axis of bias.", show_default="the file's, or gender"),
@@ -80,7 +85,7 @@ def plan(
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="First of the calibration seeds.")] = 0,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Seeds a prompt. What a plan has not seen enough of, it misses on other seeds.")
+        int, typer.Option(min=1, help="Number of seeds per prompt. A plan made on few seeds misses on others.")
     ] = 16,
     mu: Annotated[
         float, typer.Option(min=0, help="Price of moving the prediction off the axis.", rich_help_panel=_PLAN)
@@ -95,8 +100,8 @@ def plan(
         float,
         typer.Option(
             min=0,
-            help="Aim so much further than the target, as a share of the way there. Where there is no guidance 0.25,"
-            " with --seeds 32, took more of the gap.",
+            help="Overshoot: remove this fraction more than the measured lean. Without guidance, 0.25 with --seeds 32"
+            " removed more of the gap.",
             rich_help_panel=_PLAN,
         ),
     ] = 0.0,
@@ -127,8 +132,8 @@ def plan(
         int,
         typer.Option(
             min=0,
-            help="Seeds a prompt, after those planned on, on which it is then seen what the plan leaves; 0 for none."
-            " A plan fits its own samples better than others, the more so the fewer they are.",
+            help="Number of further seeds per prompt on which the plan is then checked; 0 for none. A plan fits its own"
+            " samples better than others.",
             rich_help_panel=_PLAN,
         ),
     ] = 2,
@@ -168,8 +173,8 @@ def plan(
     stereo locate found.
     """
     from stereoclinic.axes import known_axes, load_axis
-    from stereoclinic.denoisers import open_denoiser
     from stereoclinic.errors import InputError
+    from stereoclinic.pipelines import open_model
     from stereoclinic.prompts import with_seeds
 
     dosing.check_confirm(dose, confirm)
@@ -185,6 +190,7 @@ def plan(
             "--among: give the relevance file that stereo locate wrote, such as gender.relevance.safetensors"
         )
     said = located.metadata if located is not None else {}
+    called = call_from(call, height, width, said)
     chosen = load_axis(axis or str(said.get("axis", "gender")))
     if stay == ["none"]:
         stay = []
@@ -200,26 +206,29 @@ def plan(
     if len(samples) < ranks:
         raise InputError(f"{len(samples)} samples for {ranks} devices: give more prompts or seeds, or fewer devices")
     images, reader = (0, None) if dose is None else dosing.confirmed_by(confirm, name, chosen)
-    denoiser = open_denoiser(name, dtype=dtype, variant=variant)
+    opened = open_model(name, common.place_of(device), dtype, variant, called)
 
+    from stereoclinic.pipelines.learn import schedule_of
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.planning import plan_stepwise
     from stereoclinic.sns.select import most_relevant
     from stereoclinic.sns.stepwise import Stepwise
 
     if located is not None:
-        check_fits(located, denoiser.unet, force)
-    scale = denoiser.defaults.guidance if guidance is None else guidance
+        check_fits(located, opened.network, force)
+    scale = opened.defaults.guidance if guidance is None else guidance
     settings = Stepwise(
-        mu, keep, overshoot, root, until, replans, steps=steps or denoiser.defaults.steps, guidance=scale,
-        batch_size=batch_size,
+        mu, keep, overshoot, root, until, replans, steps=steps or opened.defaults.steps, guidance=scale,
+        batch_size=batch_size, sites=tuple(sites or common.patterns_of(said)),
     )  # fmt: skip
-    timesteps = denoiser.timesteps(settings.steps)
+    timesteps = schedule_of(opened, settings.steps, scale).timesteps
     if not (treated := len(settings.treated(timesteps))):
-        raise InputError(f"--until {until:g}: no step lies above it; timesteps run from {float(timesteps[0]):g}")
+        raise InputError(f"--until {until:g}: no step lies above it; timesteps run from {timesteps[0]:g}")
     candidates = None
     if located is not None and among < 1:
-        candidates = most_relevant(located, among, (float(located.bin_edges[0]), until))
+        from stereoclinic.sns.mask import in_unit
+
+        candidates = most_relevant(located, among, (first := float(located.bin_edges[0]), in_unit(until, first)))
     unfinished = file.with_name(f"{file.stem}.unfinished.safetensors")
     if not dry_run:
         common.claim(file)
@@ -235,13 +244,12 @@ def plan(
     bar = progress_bar(passes, f"planning {chosen.name}", quiet)
     with says_what_is_kept(unfinished), common.threads_for(device, ranks), bar as advance:
         mask = plan_stepwise(
-            denoiser, chosen, samples, settings, allocate, others, candidates,
+            opened, chosen, samples, settings, allocate, others, candidates,
             progress=advance, warn=common.warn, unfinished=unfinished,
             accelerator=device, devices=devices, num_nodes=num_nodes, strategy=common.strategy_for(strategy, ranks),
         )  # fmt: skip
     if mask is None:
         return  # another rank writes
-    denoiser.to(device)
     found = None
     unfinished.unlink(missing_ok=True)
     if bool((mask.factors == 1).all()):
@@ -251,7 +259,7 @@ def plan(
         half = max(1, seeds // 2)
         how = dosing.Dosing(dose, seed + seeds, half, images, reader, settings.steps, scale, batch_size)
         try:
-            mask, found = dosing.give_dose(mask, denoiser, chosen, rows, how, device, force, quiet)
+            mask, found = dosing.give_dose(mask, opened, chosen, rows, how, device, force, quiet)
         except InputError as error:
             raise InputError(f"{error}; {file} holds the mask as it was planned") from error
         mask.save(file)
@@ -259,7 +267,7 @@ def plan(
     if check and dose is None:
         further = with_seeds(rows, seed + seeds, check)
         with progress_bar(treated * len(further), "checking on further seeds", quiet) as advance:
-            held = _held_out(mask, denoiser, chosen, further, settings, force, advance)
+            held = _held_out(mask, opened, chosen, further, settings, force, advance)
 
     from stereo_cli.tables import mask_table
     from stereoclinic.evaluation.report.summary import mask_summary
@@ -280,12 +288,12 @@ def plan(
         )
     common.say(f"wrote {file}")
     own = axis if axis and Path(axis).suffix else None
-    common.say_next(file, model=name, dtype=dtype, variant=variant, axis=own, prompts=prompts)
+    common.say_next(file, called, model=name, dtype=dtype, variant=variant, axis=own, prompts=prompts)
 
 
 def _held_out(
     mask: "NeuronMask",
-    denoiser: "Denoiser",
+    model: "Model",
     axis: "Axis",
     samples: "Samples",
     settings: "Stepwise",
@@ -296,7 +304,7 @@ def _held_out(
     from stereoclinic.sns.dose import lean_left
 
     left = lean_left(
-        denoiser, axis, samples, mask, 1.0, settings.steps, settings.guidance, batch_size=settings.batch_size,
+        model, axis, samples, mask, 1.0, settings.steps, settings.guidance, batch_size=settings.batch_size,
         force=force, progress=progress,
     )  # fmt: skip
     bins = mask.metadata["selection"]["bins"]

@@ -58,9 +58,11 @@ def mask_table(summary: Data) -> Group:
         stepwise = selection.get("method") == "stepwise"
         for name in ("|lean -\ntarget|" if stepwise else f"mean\n|{decomposed}|", "planned", "off\naxis"):
             table.add_column(name, justify="right", no_wrap=True)
-    for row in summary["kinds"]:
-        table.add_row(row["name"], str(row["sites"]), str(row["neurons"]), str(row["damped"]), f"{row['damping']:.1f}")
-    table.add_section()
+    for rows in (summary["kinds"], summary["streams"]):
+        for row in rows:
+            counts = (str(row[name]) for name in ("sites", "neurons", "damped"))
+            table.add_row(row["name"], *counts, f"{row['damping']:.1f}")
+        table.add_section()
     for row in summary["bins"]:
         cells = ["t " + timesteps(row), "", "", str(row["damped"]), f"{row['damping']:.1f}"]
         if planned:
@@ -68,7 +70,7 @@ def mask_table(summary: Data) -> Group:
         table.add_row(*cells)
     return captioned(
         table,
-        "damping: sum over neurons of 1 - factor (by kind: mean over bins)."
+        "damping: sum over neurons of 1 - factor (by kind and stream: mean over bins)."
         + f" Damping differs by the group that an image is allotted to ({', '.join(summary['groups'])}): counted is"
         " what any of them damps, and damping is their mean."
         * bool(summary["groups"])
@@ -119,9 +121,9 @@ def _baselines_table(results: Data) -> Group:
         table.add_row(escape(name), cost["needs"], f"{cost['seconds']:.0f} s", str(cost["images"]), passes, time)
     return captioned(
         table,
-        "Made on seeds of their own, at their default settings. Passes: samples through the UNet, forward + backward."
-        " Drawing: seconds over the untreated model's, in one run. Prompts that name a group are drawn treated, as they"
-        " are by the masks. Sources stand in results.json.",
+        "Made on seeds of their own, at their default settings. Passes: samples through the denoiser, forward +"
+        " backward. Drawing: seconds over the untreated model's, in one run. Prompts that name a group are drawn"
+        " treated, as they are by the masks. Sources stand in results.json.",
     )
 
 

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.neurons import find_sites
-from stereoclinic.ddtd.step import measure
-from stereoclinic.ddtd.trajectory import Settings, _encode
-from stereoclinic.denoisers.base import Denoiser
+from stereoclinic.ddtd.step import Measured, measure
+from stereoclinic.ddtd.trajectory import Settings
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import find_sites
+from stereoclinic.pipelines.watch import Call, Walk, encode_groups
 from stereoclinic.prompts import load_prompts, with_seeds
 
 FAITHFULNESS = Path(__file__).parents[2] / "benchmarks" / "faithfulness"
@@ -33,35 +35,45 @@ def bench() -> Iterator[dict[str, ModuleType]]:
 
 
 @pytest.fixture(scope="module")
-def point(bench: dict[str, ModuleType], denoiser: Denoiser):
+def point(bench: dict[str, ModuleType], denoiser: Model):
     rows = list(with_seeds(load_prompts("portraits", 2), 0, 1))
     return next(bench["attributions"].points(denoiser, AXIS, rows, 4, 1))
 
 
-def test_relevance_is_what_locate_measures(bench, point, denoiser: Denoiser) -> None:
-    sites = find_sites(denoiser.unet)
-    reading = bench["attributions"].Reading(denoiser, sites, point)
-    states = _encode(denoiser, point.rows, AXIS)
-    found = reading.decomposed("epsilon-cp")
+def test_relevance_is_what_locate_measures(bench, point, denoiser: Model) -> None:
+    sites = find_sites(denoiser.network)
+    found = bench["attributions"].Reading(denoiser.network, sites, point).decomposed("epsilon-cp")
+
+    def measured_with(root: str) -> Measured:
+        kept, walk = list[Measured](), Walk(denoiser, point.rows, 4, 1.0, last=1)
+        (groups,) = encode_groups(walk, point.rows, [AXIS])
+        how = Settings("epsilon-cp", root, steps=4).how(denoiser.network)
+
+        def visit(call: Call) -> None:
+            kept.append(measure(denoiser, call, groups, sites, point.rows, how)[-1])
+
+        walk.visit = visit
+        walk.run()
+        return kept[0]
+
     for name, root in (("epsilon-cp", "plain"), ("epsilon-cp rooted", "rooted")):
-        how = Settings("epsilon-cp", root, steps=4).how(denoiser.unet)
-        _, measured = measure(denoiser, sites, point.rows, point.latents, point.timestep, states, how)
+        measured = measured_with(root)
         torch.testing.assert_close(found[name].rows, measured.relevance, rtol=1e-6, atol=1e-12)
         torch.testing.assert_close(found[name].collateral, measured.collateral, rtol=1e-6, atol=1e-12)
     torch.testing.assert_close(point.leans, measured.lean)
 
 
-def test_cad_adds_up_over_a_neuron_s_column_of_weights(bench, point, denoiser: Denoiser) -> None:
+def test_cad_adds_up_over_a_neuron_s_column_of_weights(bench, point, denoiser: Model) -> None:
     """Gradient x weight, summed over the column, is the neuron's activation x gradient."""
-    sites = find_sites(denoiser.unet)
-    reading = bench["attributions"].Reading(denoiser, sites, point)
+    sites = find_sites(denoiser.network)
+    reading = bench["attributions"].Reading(denoiser.network, sites, point)
     found = reading.cad(torch.zeros(1)).rows
     site, start = sites[0], 0
-    weight = dict(denoiser.unet.named_modules())[site.name].weight
+    weight = dict(denoiser.network.named_modules())[site.name].weight
     weight.requires_grad_(True)
     try:
-        prediction = denoiser.predict(point.latents, point.timestep, point.groups[0])
-        size = point.directions[0].flatten(1).square().sum(1)[:, None, None, None]
+        prediction = point.predict(denoiser.network, point.groups[0])
+        size = point.directions[0].square().sum(1, keepdim=True)
         ((prediction - point.prediction).square() / size).sum().backward()
         by_weight = (weight.grad * weight).detach()
     finally:
@@ -71,17 +83,17 @@ def test_cad_adds_up_over_a_neuron_s_column_of_weights(bench, point, denoiser: D
     torch.testing.assert_close(found[0, :, start : start + site.width].sum(0), columns, rtol=1e-5, atol=1e-9)
 
 
-def test_insertion_of_everything_restores_the_tilt(bench, point, denoiser: Denoiser) -> None:
-    sites = find_sites(denoiser.unet)
+def test_insertion_of_everything_restores_the_tilt(bench, point, denoiser: Model) -> None:
+    sites = find_sites(denoiser.network)
     neurons = sum(site.width for site in sites)
     everything = torch.ones(2, neurons, dtype=torch.bool)
     (all_,) = bench["judge"].inserted(denoiser, sites, [point], [everything])
     assert all_ == pytest.approx(bench["judge"].on_leans(denoiser, [point], None).tilt, rel=1e-6)
 
 
-def test_silencing_nothing_changes_nothing_and_one_neuron_what_it_says(bench, point, denoiser: Denoiser) -> None:
+def test_silencing_nothing_changes_nothing_and_one_neuron_what_it_says(bench, point, denoiser: Model) -> None:
     judge = bench["judge"]
-    sites = find_sites(denoiser.unet)
+    sites = find_sites(denoiser.network)
     neurons = sum(site.width for site in sites)
     chart = judge.Chart(sites, torch.tensor([1000.0, 0.0], dtype=torch.float64), [0])
     untreated = judge.on_leans(denoiser, [point], None)
@@ -116,15 +128,17 @@ def test_area_between_the_curves_of_generated_shares(bench) -> None:
     assert bench["shares"].abpc(curves(1.0, 1.0), "m") == 0
 
 
-def test_giving_everything_back_is_the_model_and_nothing_the_balanced_point(bench, point, denoiser: Denoiser) -> None:
-    sites = find_sites(denoiser.unet)
+def test_giving_everything_back_is_the_model_and_nothing_the_balanced_point(bench, point, denoiser: Model) -> None:
+    sites = find_sites(denoiser.network)
     neurons = sum(site.width for site in sites)
-    judge, at = bench["judge"], (point.latents, point.timestep)
-    balanced = judge.balanced_activations(denoiser, sites, *at, point.groups)
+    judge, network = bench["judge"], denoiser.network
+    passes = [partial(point.predict, network, told) for told in point.groups]
+    with torch.no_grad():
+        balanced = judge.balanced_activations(network, sites, passes)
     found = []
     for kept in (torch.ones(neurons, dtype=torch.bool), torch.zeros(neurons, dtype=torch.bool)):
-        with torch.no_grad(), judge.given_back(denoiser.unet, sites, balanced, kept):
-            found.append(denoiser.predict(*at, point.neutral))
+        with torch.no_grad(), judge.given_back(network, sites, balanced, kept):
+            found.append(point.predict(network, point.neutral))
     torch.testing.assert_close(found[0], point.prediction)
     assert not torch.allclose(found[1], point.prediction)
-    assert not any(module._forward_pre_hooks for module in denoiser.unet.modules())
+    assert not any(module._forward_pre_hooks for module in denoiser.network.modules())

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.ddtd.neurons import Site
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.mask import NeuronMask
 
 MITIGATION = Path(__file__).parents[2] / "benchmarks" / "mitigation"

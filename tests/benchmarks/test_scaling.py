@@ -20,7 +20,7 @@ def scaling() -> Iterator[dict[str, ModuleType]]:
         yield {name: importlib.import_module(name) for name in ("bookkeeping", "ranks")}
     finally:
         sys.path.remove(str(SCALING))
-        for name in ("bookkeeping", "ranks"):
+        for name in ("bookkeeping", "ranks", "problems"):
             sys.modules.pop(name, None)
 
 

@@ -1,23 +1,32 @@
-"""What the speed benchmarks measure with, on a tiny UNet. How long anything took is no business of a test."""
+"""What the speed benchmarks measure with, on tiny denoisers. How long anything took is no business of a test."""
 
 import importlib
 import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from tests.cli.conftest import write_model
+from tests.pipelines.tiny import TINY, save
 from torch import nn
 
-from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.ddtd.trajectory import Settings
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import find_sites
+from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts import load_prompts, with_seeds
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "speed"
-NAMES = ("measure", "problems", "step", "adapters", "peers", "locate", "breakdown", "suppression", "treatments")
+NAMES = (
+    *("measure", "problems", "step", "watching", "adapters", "peers", "locate", "breakdown", "suppression"),
+    "treatments",
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +70,55 @@ def test_step_prints_a_row_a_composite_and_writes_its_figures(speed, monkeypatch
     assert by_name["gradient"]["kept"] == 1
     assert by_name["epsilon-cp"]["kept"] < 1
     assert {"torch", "device", "dtype", "threads", "load"} <= set(written["environment"])
+
+
+def test_step_takes_what_any_pipeline_asks_of_its_denoiser(speed, monkeypatch, tmp_path) -> None:
+    """At the first step, of the rows that see the prompt: the prediction is the pipeline's own."""
+    folder, file = save("pixart-sigma", tmp_path / "pixart"), tmp_path / "step.json"
+    (folder / "stereoclinic.json").write_text('{"steps": 2, "guidance": 3.0}')
+    call = dict(TINY["pixart-sigma"].call)
+    problem = speed["problems"].build(str(folder), 3, call=call)
+    model, seen = open_model(folder, call=call), []
+    rows = list(with_seeds(load_prompts("portraits"), 0, 1))[:3]
+    Walk(model, rows, 2, 3.0, visit=lambda call: seen.append(call.predict()), last=1).run()
+    prediction = problem.predict(problem.latents, problem.states)
+    assert problem.cotangent.shape == prediction.shape and len(prediction) == 3
+    assert torch.allclose(prediction[:, :4].flatten(1), seen[0], atol=1e-5)  # the other channels hold a variance
+    within(monkeypatch, speed, "step")
+    options = ["--pipeline", str(folder), "--composite", "gradient", "--composite", "epsilon-cp", "--json", str(file)]
+    speed["step"].main([*options, "--call", json.dumps(call), "--batch", "1", "--pairs", "2", "--threads", "1"])
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["error"] for row in rows] == [None, None] and all(row["time"]["median"] > 0 for row in rows)
+
+
+def test_the_transformer_that_is_timed_has_sites_of_both_kinds(speed) -> None:
+    problem = speed["problems"].build("transformer", 1)
+    assert 7e6 < sum(each.numel() for each in problem.network.parameters()) < 8.5e6
+    sites = find_sites(problem.network)
+    activations, grads = speed["problems"].differentiate(problem, sites, nullcontext)
+    assert {site.kind for site in sites} == {"ff", "attention"}
+    assert list(activations) == list(grads) and all(grads[name].shape == x.shape for name, x in activations.items())
+
+
+def test_watching_is_compared_with_the_call_that_nobody_watches(speed, monkeypatch, capsys, tmp_path) -> None:
+    within(monkeypatch, speed, "watching")
+    write_model(tmp_path / "tiny", seed=0)
+    file, watching, calls = tmp_path / "watching.json", speed["watching"], []
+    call_pipeline = watching.call_pipeline
+    monkeypatch.setattr(watching, "call_pipeline", lambda *how: calls.append(how[1]) or call_pipeline(*how))
+    arguments = "--batch 2 --steps 2 --pairs 2 --threads 1 --guidance 2 --json"
+    watching.main(["--model", str(tmp_path / "tiny"), *arguments.split(), str(file)])
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["guidance"] == 2 and 0 < row["time"]["low"] <= row["time"]["median"] <= row["time"]["high"]
+    assert calls == [None] * 5 and "1.02" in capsys.readouterr().out  # once to compare, twice to warm up, two pairs
+
+    def other(*how):
+        torch.manual_seed(1)
+        return call_pipeline(*how[:3], [torch.Generator().manual_seed(5) for _ in how[3]], *how[4:])
+
+    monkeypatch.setattr(watching, "call_pipeline", other)
+    with pytest.raises(RuntimeError, match="draws other pictures"):
+        watching.main(["--model", str(tmp_path / "tiny"), *arguments.split(), str(file)])
 
 
 def test_what_raises_costs_its_own_row_alone(speed, monkeypatch, capsys, tmp_path) -> None:
@@ -128,11 +186,19 @@ def test_relevance_of_the_three_inputs_conserves(speed) -> None:
 def test_sampling_is_the_trajectory_that_locate_walks(speed, monkeypatch) -> None:
     locate = speed["locate"]
     rows = with_seeds(load_prompts("portraits", 2), 0, 1)
-    denoiser = locate.RandomText("tiny", "cpu", torch.float64)
-    visited: list[torch.Tensor] = []
-    step = denoiser.step
-    monkeypatch.setattr(denoiser, "step", lambda *args: visited.append(step(*args)) or visited[-1])
-    found = locate.walk_against_sampling(denoiser, rows, 2, Settings(steps=3, guidance=3.0, every=2, bins=1), 1, "cpu")
+    model, visited = Model(locate.random_text("tiny", "cpu", torch.float64), "tiny"), list[torch.Tensor]()
+    scheduler = type(model.pipe.scheduler)
+    step = scheduler.step
+
+    def kept(*args, **named):
+        found = step(*args, **named)
+        visited.extend(found[:1] if len(found[0]) == 2 else ())  # texts are encoded by a call of more rows
+        return found
+
+    settings = Settings(steps=3, guidance=3.0, every=2, bins=1)
+    settings.timesteps(model)  # is learnt now
+    monkeypatch.setattr(scheduler, "step", kept)
+    found = locate.walk_against_sampling(model, rows, 2, settings, 1, "cpu")
     assert all(math.isfinite(value) for value in found["time"].values())
     walks = torch.stack(visited).unflatten(0, (-1, 3))  # both, twice: one pair warms up
     assert len(walks) == 4
@@ -174,7 +240,7 @@ def test_what_hooks_take_is_watched_and_nothing_else_is(speed, monkeypatch) -> N
     suppression, clock = speed["suppression"], [0.0]
     monkeypatch.setattr(suppression.time, "perf_counter", lambda: clock[0])
     problem = suppression.guided("tiny", 4)
-    (site, *_), inner = find_sites(problem.unet), problem.unet.conv_in
+    (site, *_), inner = find_sites(problem.network), problem.network.conv_in
 
     def taking(seconds: float):
         def hook(*_: object) -> None:
@@ -183,13 +249,13 @@ def test_what_hooks_take_is_watched_and_nothing_else_is(speed, monkeypatch) -> N
         return hook
 
     handles = [
-        problem.unet.get_submodule(site.name).register_forward_pre_hook(taking(2.0)),
-        problem.unet.register_forward_pre_hook(taking(3.0)),
+        problem.network.get_submodule(site.layer).register_forward_pre_hook(taking(2.0)),
+        problem.network.register_forward_pre_hook(taking(3.0)),
         inner.register_forward_hook(taking(50.0)),  # what the network itself takes
     ]
     with suppression.timed(problem) as spent:
         problem.predict(problem.latents, problem.states)
-    assert sum(spent) == 5.0 and len(spent) == 1 + len(find_sites(problem.unet))
+    assert sum(spent) == 5.0 and len(spent) == 1 + len(find_sites(problem.network))
     for handle in handles:
         handle.remove()
     spent.clear()
@@ -199,19 +265,19 @@ def test_what_hooks_take_is_watched_and_nothing_else_is(speed, monkeypatch) -> N
 
 def test_treatments_act_while_pictures_are_drawn(speed, monkeypatch, tmp_path) -> None:
     treatments, drawn = speed["treatments"], {}
-    sample_latents = treatments.sample_latents
+    draw = treatments.draw
 
-    def kept(*args, **named):
-        drawn.setdefault(tuple(acting), []).append(sample_latents(*args, **named))
+    def kept(*args):
+        drawn.setdefault(tuple(acting), []).append(draw(*args))
 
     acting: list[str] = []
     compare = treatments.compare
 
-    def noted(options, denoiser, rows, treatment) -> float:
+    def noted(options, model, rows, treatment) -> float:
         acting[:] = [treatment.name]
-        return compare(options, denoiser, rows, treatment)
+        return compare(options, model, rows, treatment)
 
-    monkeypatch.setattr(treatments, "sample_latents", kept)
+    monkeypatch.setattr(treatments, "draw", kept)
     monkeypatch.setattr(treatments, "compare", noted)
     within(monkeypatch, speed, "treatments")
     file = tmp_path / "times.json"

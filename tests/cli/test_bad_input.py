@@ -1,18 +1,24 @@
 """Bad input: one clear line on stderr, exit code 2, nothing on stdout, and nothing written."""
 
+import functools
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from tests.pipelines.tiny import save
 
 from stereo_cli.apply import _axes_of
 from stereoclinic.axes import load_axis
 from stereoclinic.errors import UncoveredOperation
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
 
@@ -82,7 +88,6 @@ def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str,
         (("--every", 1, "--bins", 2, "--select", "top-k", "--top", 0, "--dry-run"), "k = 0"),
         (("--every", 1, "--bins", 2, "--select", "top-k", "--top", 2.5, "--dry-run"), "k = 2.5"),
         (("--every", 1, "--bins", 2, "--select", "top-k", "--top", 1e6, "--dry-run"), "k = 1000000; expected 1 to"),
-        (("--bins", 4, "--dry-run"), "4 bins, but the 1 measured steps fall into 1"),
         (("--out", "mask.txt"), "ending in .pt or .safetensors"),
         (("--out", "nowhere/mask.pt"), "nowhere is no folder that can be written to"),
         (("--mu", "inf", "--dry-run"), "mu inf: expected 0 or a positive number"),
@@ -195,7 +200,7 @@ def test_settings_of_bench(refused, model, arguments: tuple, says: str):
 
 
 def test_a_hub_model_brings_no_reader_and_is_not_fetched_to_find_out(refused, monkeypatch):
-    monkeypatch.setattr("stereoclinic.denoisers.open_denoiser", None)
+    monkeypatch.setattr("stereoclinic.pipelines.open_model", None)
     line = refused("bench", "--model", "nobody/nothing")
     assert "'nobody/nothing' has no reader of its own, as it is no folder here; give --reader clip" in line
 
@@ -334,13 +339,114 @@ def test_weights_of_a_dtype_or_variant_that_is_not_there(refused, model):
     assert "cannot be opened" in refused("locate", "--model", model, "--variant", "ema")
 
 
-def test_a_model_of_another_family(refused, model, tmp_path: Path):
-    shutil.copytree(model, tmp_path / "flux")
-    index = (model / "model_index.json").read_text().replace("StableDiffusionPipeline", "FluxPipeline")
-    (tmp_path / "flux" / "model_index.json").write_text(index)
-    line = refused("locate", "--model", "flux")
-    assert "'flux' is a FluxPipeline" in line
-    assert "StableDiffusionPipeline and StableDiffusionXLPipeline are supported" in line
+@pytest.fixture
+def opening(model, located) -> list[tuple]:
+    """Every command that opens a model, called so that it does."""
+    relevance = located.with_name("gender.relevance.safetensors")
+    return [
+        ("locate", "--model", model),
+        ("plan", relevance, "--model", model, "--until", 0),
+        ("mask", located, "--dose", 0.5, "--model", model, "-o", "dosed.pt"),
+        ("bench", "--mask", located, "--model", model, "--reader", model / "reader"),
+        ("apply", "a photo of a doctor", "--mask", located, "--model", model),
+        ("inspect", relevance, "--images", "pictures", "--model", model),
+        ("doctor", "--model", model),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("StableDiffusionImg2ImgPipeline", "it starts from a given picture; give the text-to-image model"),
+        ("StableDiffusionInpaintPipeline", "it fills in parts of a given picture"),
+        ("StableDiffusionControlNetPipeline", "a ControlNet steers it by pictures"),
+        ("TextToVideoSDPipeline", "it makes videos"),
+        ("NoSuchPipeline", "does not have; install a version that does"),
+    ],
+)
+def test_a_pipeline_that_is_not_from_text_to_picture(refused, opening, model, tmp_path: Path, kind: str, says: str):
+    shutil.copytree(model, tmp_path / "other")
+    index = (model / "model_index.json").read_text().replace("StableDiffusionPipeline", kind)
+    (tmp_path / "other" / "model_index.json").write_text(index)
+    for command in opening:
+        line = refused(*("other" if each == model else each for each in command))
+        assert f"model 'other' is a {kind}" in line and says in line, command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--call", "true_cfg_scale=4"), "'true_cfg_scale' is not taken by StableDiffusionPipeline; it takes "),
+        (("--call", "output_type=latent"), "call option 'output_type' is set by stereo itself"),
+        (("--call", "guidance_scale=3"), "call option 'guidance_scale' is set by stereo itself"),
+        (("--call", "blurry"), "--call 'blurry': expected KEY=VALUE, such as true_cfg_scale=4"),
+        (("--call", "=4"), "--call '=4': expected KEY=VALUE"),
+        (("--call", "eta=0", "--call", "eta=1"), "eta is given twice"),
+        (("--height", 64, "--call", "height=64"), "height is given twice"),
+        (("--height", 64), "height and width go together, and height alone is given"),
+        (("--height", 20, "--width", 20), "divisible by 8"),
+        (("--call", "height=tall", "--width", 64), "StableDiffusionPipeline cannot make 2 steps so"),
+    ],
+)
+def test_options_of_the_pipelines_own_call(refused, opening, arguments: tuple, says: str):
+    for command in opening:
+        assert says in refused(*command, *arguments), command
+
+
+def test_a_denoiser_that_keeps_a_state_between_calls(refused, opening, monkeypatch: pytest.MonkeyPatch):
+    forward, calls = UNet2DConditionModel.forward, []
+
+    @functools.wraps(forward)
+    def stateful(self, sample, *args, **kwargs):
+        calls.append(sample)
+        return forward(self, sample + len(calls) % 2, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", stateful)
+    for command in opening:
+        assert "it keeps a state between calls" in refused(*command), command
+
+
+def test_a_text_encoder_that_gives_the_same_for_every_prompt(refused, opening, model, tmp_path: Path):
+    shutil.copytree(model, tmp_path / "mute")
+    (path,) = (tmp_path / "mute" / "text_encoder").glob("*.safetensors")
+    state = load_file(path)
+    save_file({name: 0 * value for name, value in state.items()}, path, {"format": "pt"})
+    for command in opening:
+        line = refused(*("mute" if each == model else each for each in command))
+        assert "nothing that its denoiser is told depends on the prompt" in line, command
+
+
+@pytest.mark.parametrize("command", [("locate",), ("plan", "--until", 0)])
+def test_groups_that_the_model_does_not_tell_apart(refused, model, tmp_path: Path, command: tuple):
+    words = AXIS.format('["female", "male"]').replace('= "female"', '= "flying"').replace('= "male"', '= "swimming"')
+    (tmp_path / "mine.toml").write_text(words)
+    save("sd1", tmp_path / "sd1")  # to whose tokenizer they are two unknown words
+    small = ("--axis", "mine.toml", "--limit", 1, "--steps", 2, "--height", 16, "--width", 16, "--quiet")
+    line = refused(*command, "--model", "sd1", *small)
+    assert "is the same as 'a photo of a flying doctor' to this model" in line
+    (tmp_path / "long.txt").write_text(f"a photo {'of a doctor ' * 40}and a {{group}} nurse")
+    line = refused(*command, "--model", model, "--prompts", "long.txt", "--quiet")
+    assert "is the same as" in line and "that the prompt is not too long for the model" in line
+
+
+def test_a_mask_of_other_layers(refused, opening, located, tmp_path: Path):
+    mask = NeuronMask.load(located)
+    own = {name: mask.metadata[name] for name in ("axis", "words", "seeds")}
+    layer = Site("transformer_blocks.0.attn.to_out.0", "attention", 32)
+    NeuronMask([layer], mask.bin_edges, mask.factors[:, :32], metadata=own).save(tmp_path / "other.pt")
+    renamed = [replace(site, name=site.name.replace("down_blocks.1", "down_blocks.7")) for site in mask.sites]
+    NeuronMask(renamed, mask.bin_edges, mask.factors, metadata=own).save(tmp_path / "renamed.pt")
+    cut = [replace(mask.sites[0], width=mask.sites[0].width - 1), *mask.sites[1:]]
+    NeuronMask(cut, mask.bin_edges, mask.factors[:, 1:], metadata=own).save(tmp_path / "cut.pt")
+    for name, says in (
+        ("other.pt", "has no site 'transformer_blocks.0.attn.to_out.0'"),
+        ("renamed.pt", "has no site 'down_blocks.7"),
+        ("cut.pt", f"has {cut[0].width} neurons in the mask, {cut[0].width + 1} in this UNet2DConditionModel"),
+    ):
+        commands = [each for each in opening if located in each]
+        assert [each[0] for each in commands] == ["mask", "bench", "apply"]
+        for command in commands:
+            assert says in refused(*(name if each == located else each for each in command)), command
 
 
 @pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.safetensors", "reader/model.safetensors"])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.files import save_tensors
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.compare import compare
 from stereoclinic.sns.mask import NeuronMask
 

@@ -21,7 +21,7 @@ from stereoclinic.ddtd.module import locate
 from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.ddtd.shards import Shards
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.denoisers import open_denoiser
+from stereoclinic.pipelines import open_model
 from stereoclinic.prompts import load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 
@@ -115,7 +115,7 @@ def test_several_devices_plan_what_one_plans(model, prompts, tmp_path: Path):
 def test_a_run_goes_on_where_fewer_samples_are_left_than_devices(model, prompts, alone: Relevance, tmp_path: Path):
     """Four of five were measured when it was cut off."""
     out = tmp_path / "gender.pt"
-    denoiser, samples = open_denoiser(str(model)), with_seeds(load_prompts(prompts), 0, 1)
+    opened, samples = open_model(str(model)), with_seeds(load_prompts(prompts), 0, 1)
     done: list[int] = []
 
     def until_the_fifth(count: int) -> None:
@@ -128,7 +128,7 @@ def test_a_run_goes_on_where_fewer_samples_are_left_than_devices(model, prompts,
         write = Shards.write
         patch.setattr(Shards, "write", lambda self, *what, last=True: write(self, *what[:5], last=True))
         locate(
-            denoiser, load_axis("gender"), samples, settings, batch_size=1, progress=until_the_fifth,
+            opened, load_axis("gender"), samples, settings, batch_size=1, progress=until_the_fifth,
             shards=out.with_suffix(".shards"), accelerator="cpu", devices=1,
         )  # fmt: skip
     run(command(model, prompts, out, "--devices", 3, "--resume"), out)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,13 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from stereo_cli.doctor import describe
-from stereoclinic import check, open_denoiser
-from stereoclinic.ddtd.neurons import find_sites
+from stereo_cli.doctor_time import Workload, estimate
+from stereoclinic import check, load_axis, load_prompts, open_model, with_seeds
+from stereoclinic.ddtd.check import Conservation
+from stereoclinic.pipelines.learn import learnt_of
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import find_sites
+from stereoclinic.prompts import generator
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -35,12 +41,26 @@ def variant(model, tmp_path: Path):
     return make
 
 
-def test_a_model_that_can_be_treated(model, stereo) -> None:
+def first_call(opened: Model) -> Conservation:
+    """The check of what the bare pipeline tells its denoiser first, for the first prompt and seed 0."""
+    row, seen = with_seeds(load_prompts("portraits"), 0, 1)[0], []
+    handle = opened.network.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    options = {"num_inference_steps": opened.defaults.steps, "guidance_scale": opened.defaults.guidance}
+    opened.pipe(prompt=[row["prompt"]], generator=[generator(row, "noise")], **options)
+    handle.remove()
+    args, kwargs = seen[0]
+    text = [kwargs["encoder_hidden_states"]]
+    return check(opened.network, lambda: opened.network(*args, **{**kwargs, "return_dict": True}).sample, text=text)
+
+
+def test_a_model_that_is_supported(model, stereo) -> None:
     result = stereo("doctor", "--model", model, "--json")
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
-    denoiser = open_denoiser(model)
-    sites, outcome = find_sites(denoiser.unet), check(denoiser, batch=1)
+    opened = open_model(model)
+    sites, outcome = find_sites(opened.network), first_call(opened)
     assert data["treatable"] and data["uncovered"] == {}
     assert data["neurons"]["sites"] == len(sites)
     assert data["neurons"]["neurons"] == sum(site.width for site in sites)
@@ -49,14 +69,22 @@ def test_a_model_that_can_be_treated(model, stereo) -> None:
             "sites": sum(site.kind == kind for site in sites),
             "neurons": sum(site.width for site in sites if site.kind == kind),
         }
+    assert {row["stream"] for row in data["neurons"]["streams"]} == {"image"}
+    about = data["model"]
+    assert about["family"] == "StableDiffusionPipeline" and about["unet"] == "UNet2DConditionModel"
+    # Without guidance: one call, all of whose rows see the prompt, through the text states alone.
+    assert about["calls"] == [[True]] and about["conditions"] == ["encoder_hidden_states"]
+    assert about["told"] == about["timesteps"] and len(about["timesteps"]) == 2
+    size = opened.pipe.unet.config.sample_size
+    assert about["latents"] == [opened.pipe.unet.config.in_channels, size, size]
     found = data["conservation"]
     assert found["conserves"] and found["error"] < 1e-5
     assert [cut["before"] for cut in found["cuts"]] == [cut.before for cut in outcome.cuts]
     for row, cut in zip(found["cuts"], outcome.cuts, strict=True):
         assert row["sum"] == pytest.approx(1, abs=1e-5)
         for name in ("hidden", "skips", "time", "text", "bias"):
-            assert row[name] == pytest.approx(getattr(cut, name) / outcome.total, abs=1e-6)
-    weights = sum(parameter.numel() for parameter in denoiser.unet.parameters())
+            assert row[name] == pytest.approx(cut.shares[name] / outcome.total, abs=1e-6)
+    weights = sum(parameter.numel() for parameter in opened.network.parameters())
     assert data["model"]["parameters"] == weights
     memory = data["memory"]
     assert memory["unet_weights"] == 4 * weights
@@ -77,7 +105,9 @@ def test_the_tables_say_the_same(model, stereo) -> None:
     assert f"{data['neurons']['neurons']:,}" in result.stdout
     assert "none: every operation that mixes its inputs has a rule" in result.stdout
     assert "rounding: relevance adds up at every cut" in " ".join(result.stdout.split())
-    assert lines[-2] == "verdict: this model can be treated here with epsilon-cp"
+    assert lines[-2] == "verdict: this model is supported with epsilon-cp"
+    for name in ("locate", "plan", "bench"):
+        assert f"stereo {name}" in result.stdout
     assert lines[-1] == f"next: {data['next']}"
     assert max(map(len, lines[:-1])) <= 110
 
@@ -86,7 +116,7 @@ def test_the_tables_say_the_same(model, stereo) -> None:
     ("composite", "says"),
     [("epsilon-attnlrp", "does not conserve through softmax, by definition"), ("gradient", "plain gradients have no")],
 )
-def test_what_does_not_conserve_by_definition_can_be_treated(model, stereo, composite: str, says: str) -> None:
+def test_what_does_not_conserve_by_definition_is_supported(model, stereo, composite: str, says: str) -> None:
     result = stereo("doctor", "--model", model, "--composite", composite, "--json")
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
@@ -110,7 +140,7 @@ def test_an_uncovered_operation_is_named_and_refused(variant, stereo) -> None:
     assert "torch.nn.functional.mish: " in result.stdout
     assert "what is not covered was passed by its own gradient" in " ".join(result.stdout.split())
     *_, word, following = result.stdout.splitlines()
-    assert "cannot be treated with epsilon-cp" in word and "without a rule" in word
+    assert "is not supported with epsilon-cp" in word and "without a rule" in word
     assert following == f"next: stereo doctor --model {folder} --composite gradient"
     result = stereo("doctor", "--model", folder, "--composite", "gradient")
     assert result.exit_code == 0
@@ -154,19 +184,51 @@ def test_bad_input_is_one_clear_line(
     assert line.startswith("stereo: ") and says in line
 
 
-def test_a_family_that_is_not_supported_is_one_clear_line(stereo, tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", "transformer": ["a", "b"]}))
+def test_a_pipeline_that_is_for_something_else_is_one_clear_line(stereo, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", "transformer": ["a", "b"]}))
     result = stereo("doctor", "--model", tmp_path)
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
-    assert "FluxPipeline" in line and "StableDiffusionPipeline" in line
+    assert "is a WanPipeline: it makes videos" in line
+
+
+def test_both_rows_of_guidance_are_told(model, stereo) -> None:
+    data = json.loads(stereo("doctor", "--model", model, "--guidance", 3, "--json").stdout)
+    assert data["model"]["calls"] == [[False, True]] and data["model"]["guidance"] == 3
+
+
+def test_time_grows_with_what_is_asked_for(model) -> None:
+    """Passes are counted: twice the seeds or images are twice the time of one and the same measurement."""
+    opened, axis, prompts = open_model(model), load_axis("gender"), load_prompts("portraits", limit=3)
+    sites, one, two = find_sites(opened.network), with_seeds(prompts, 0, 1), with_seeds(prompts, 0, 2)
+    rows = one[:1]
+    for samples, images in ((one, 10), (two, 20)):
+        time = estimate(opened, sites, rows, Workload(axis, samples, images, 4, 2.0, "gradient", ()))
+        forward, relevance = time["forward_seconds"], time["relevance_seconds"]
+        assert relevance > forward > 0 and time["why"] == ""
+        # All four steps are measured, of each sample.
+        assert time["locate_minutes"] == pytest.approx(len(samples) * 4 * relevance / 60)
+        # Seven arms and the group prompts, in both halves; and the balanced oracle's second group.
+        pictures = 3 * (7 * images + 2 * 4 * 2)
+        assert time["bench_minutes"] == pytest.approx(4 * forward * (2 * pictures + 3 * images) / 60)
+        assert time["plan_minutes"] > 0
+
+
+def test_a_relevance_step_that_cannot_be_made_is_said(model) -> None:
+    opened, prompts = open_model(model), load_prompts("portraits", limit=1)
+    samples = with_seeds(prompts, 0, 1)
+    same = replace(load_axis("gender"), words=("flying", "flying"))
+    time = estimate(opened, find_sites(opened.network), samples[:1], Workload(same, samples, 2, 2, 1.0, "gradient", ()))
+    assert time["locate_minutes"] is None and "predicts the same for every group" in time["why"]
 
 
 @pytest.mark.parametrize(("scheduler", "draws"), [(DDIMScheduler, False), (EulerAncestralDiscreteScheduler, True)])
 def test_whether_a_scheduler_draws(model, scheduler: type, draws: bool) -> None:
-    denoiser = open_denoiser(model)
-    denoiser.pipe.scheduler = scheduler.from_config(denoiser.pipe.scheduler.config)
+    opened = open_model(model)
+    opened.pipe.scheduler = scheduler.from_config(opened.pipe.scheduler.config)
+    learnt = learnt_of(opened, 1.0)
     state = torch.get_rng_state()
-    assert describe(denoiser)["draws"] == draws
-    assert describe(denoiser)["scheduler"] == scheduler.__name__
+    about = describe(opened, learnt, 2, 1.0)
+    assert about["draws"] == draws
+    assert about["scheduler"] == scheduler.__name__
     assert torch.equal(torch.get_rng_state(), state)

@@ -237,11 +237,11 @@ def test_a_fault_of_its_own_is_not_taken_for_a_figure_above_its_limit(stereo, mo
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("nobody thought of this")
 
-    monkeypatch.setattr("stereoclinic.denoisers.open_denoiser", broken)
+    monkeypatch.setattr("stereoclinic.pipelines.open_model", broken)
     result = stereo("locate", "--model", model, "--dry-run")
     assert result.exit_code == 70
     assert "nobody thought of this" in result.stderr and "Traceback" in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("stereo: this is a fault of stereo's own")
+    assert result.stderr.splitlines()[-1].startswith("stereo: internal error")
 
 
 def test_signs_that_a_pipe_cannot_show(located: Path):

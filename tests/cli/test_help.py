@@ -51,6 +51,17 @@ def test_help_begins_with_what_a_first_run_needs(command: str):
     assert places[0] == min(places)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_paragraphs_wrap_where_the_terminal_ends(command: str):
+    """No line break of the source stands inside a paragraph, but for examples."""
+    whole = typer.main.get_command(app).commands[command].help
+    for part in whole.split("\n\n"):
+        assert part.startswith("\b") or "\n" not in part
+    shown = CliRunner(env={"COLUMNS": "60"}).invoke(app, [command, "--help"]).stdout
+    for part in whole.split("\n\n"):
+        assert part.startswith("\b") or " ".join(part.split()) in " ".join(shown.split())
+
+
 def test_no_arguments_show_help_and_a_wrong_command_exits_2():
     run = subprocess.run([sys.executable, "-m", "stereo_cli"], capture_output=True, text=True, timeout=60)
     assert "stereo locate" in run.stdout + run.stderr

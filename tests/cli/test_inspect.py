@@ -32,7 +32,8 @@ def test_a_mask(located, stereo, tmp_path: Path):
     picture = tmp_path / "mask.png"
     result = stereo("inspect", located, "--picture", picture)
     assert result.exit_code == 0, result.stderr
-    assert "Mask for gender" in result.stdout
+    for title in ("Mask for gender", "By depth", "Most damped"):
+        assert title in result.stdout
     assert f"wrote {picture}" in result.stdout
     assert Image.open(picture).width > 400
     data = json.loads(stereo("inspect", located, "--json").stdout)
@@ -85,7 +86,7 @@ def test_tables_fit_80_columns(file, located):
     text = printed(
         *inspect_tables.relevance_tables(summary, 5),
         tables.mask_table(mask),
-        inspect_tables.mask_sites_table(mask),
+        *inspect_tables.mask_tables(mask, 5),
         inspect_tables.metadata_table(mask["metadata"]),
     )
     assert max(map(len, text.splitlines())) <= 80
@@ -101,6 +102,20 @@ def test_nine_blocks_fit_80_columns(file):
     summary["blocks"] = [{**block, "name": name} for name in names]
     text = printed(*inspect_tables.relevance_tables(summary, 5))
     assert "…" not in text
+
+
+def test_sixty_blocks_have_a_line_each(file, located):
+    """A large transformer's, with streams."""
+    summary, mask = relevance_summary(Relevance.load(file)), mask_summary(NeuronMask.load(located))
+    names = [f"single block {i}" for i in range(60)]
+    for found in (summary, mask):
+        found["blocks"] = [{**found["blocks"][0], "name": name} for name in names]
+        found["streams"] = [{**found["kinds"][0], "name": "image and text tokens"}]
+    for tables_of in (inspect_tables.relevance_tables(summary, 5), inspect_tables.mask_tables(mask, 5)):
+        text = printed(*tables_of)
+        assert "…" not in text and max(map(len, text.splitlines())) <= 80
+        assert all(f" {name} " in text for name in names)
+    assert "image and text" in printed(*inspect_tables.relevance_tables(summary, 5))
 
 
 def test_bars():

@@ -69,7 +69,7 @@ def test_other_options_agree_too(stereo, made, model, tmp_path: Path, of_locate,
 
 
 def test_options_reach_the_choice(made, file):
-    plan = made(file, "--at-most", 5, "--sites", "ff, conv", "--one-for-all", "--until", 0, "--mu", 0.5)
+    plan = made(file, "--at-most", 5, "--kinds", "ff, conv", "--one-for-all", "--until", 0, "--mu", 0.5)
     selection = plan.metadata["selection"]
     assert (selection["at_most"], selection["kinds"], selection["per_bin"]) == (5, ["ff", "conv"], False)
     assert (selection["mu"], selection["window"]) == (0.5, [1000.0, 0.0])
@@ -89,7 +89,7 @@ def test_strength_scales_what_was_chosen(made, file):
 
 
 def test_chosen_once_for_all_timesteps_it_can_be_fused(made, file, model):
-    from stereoclinic.denoisers import open_pipeline
+    from stereoclinic.pipelines import open_pipeline
 
     pipe = open_pipeline(str(model))
     before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
@@ -195,7 +195,7 @@ def refusal(result) -> str:
     ("arguments", "says"),
     [
         (("mask", "--mu", 2), "--mu: {mask} is a mask, whose neurons are chosen; give the relevance"),
-        (("mask", "--sites", "ff"), "--sites: "),
+        (("mask", "--kinds", "ff"), "--kinds: "),
         (("mask", "--one-for-all"), "--per-bin/--one-for-all: "),
         (("mask", "mask copy", "--at-most", 3), "--at-most: "),
         (("mask", "--strength", 0.5, "--strength", 0.5), "--strength is given 2 times for 1 masks"),
@@ -211,8 +211,10 @@ def refusal(result) -> str:
         (("file", "--select", "top-k", "--at-most", 3), "--at-most belongs to --select plan"),
         (("file", "--select", "best"), "expected plan or top-k"),
         (("file", "--root", "nurse"), "root 'nurse' is not known"),
-        (("file", "--sites", "mlp"), "site kind 'mlp' is not known; choose from ff, attention, conv"),
-        (("file", "--sites", ","), "site kind '' is not known"),
+        (("file", "--kinds", "mlp"), "site kind 'mlp' is not known; choose from ff, attention, conv, other, image"),
+        (("file", "--kinds", "text"), "no site is of kind 'text'; there are attention:image, conv:image, ff:image"),
+        (("file", "--kinds", "ff:texts"), "site kind 'texts' is not known"),
+        (("file", "--kinds", ","), "site kind '' is not known"),
         (("file", "--until", 2000), "nothing is left to damp; timesteps run from 1000 down to 0"),
         (("file", "--from", 100), "from 100 until 600: nothing is left"),
         (("file", "--select", "top-k", "--top", 0), "k = 0"),

@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stereoclinic.ddtd import rules
-from stereoclinic.ddtd.check import Conservation, Cut, check
-from stereoclinic.ddtd.composites import get_composite
+from stereoclinic.ddtd.check import Conservation, check
+from stereoclinic.ddtd.composites import Composite, get_composite
+from stereoclinic.ddtd.cuts import Cut
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules import RuleFunction
 from stereoclinic.errors import InputError
@@ -49,8 +51,27 @@ def sdxl_unet() -> UNet2DConditionModel:
     return unet.double().requires_grad_(False).eval()
 
 
+def checked(unet: Any, composite: str | Composite = "epsilon-cp", *, batch: int = 2, seed: int = 0) -> Conservation:
+    """The check of one prediction for latents and text states that are all noise."""
+    generator, weight = torch.Generator().manual_seed(seed), unet.conv_in.weight
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(batch, *shape, generator=generator).to(weight.dtype)
+
+    latents, text, added = noise(4, 8, 8), noise(5, 8), None
+    conditions = [text]
+    if unet.config.addition_embed_type:  # SDXL: a pooled text, and six sizes
+        conditions.append(noise(8))
+        added = {"text_embeds": conditions[1], "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * batch).to(weight)}
+
+    def run() -> Tensor:
+        return unet(latents, 999, encoder_hidden_states=text, added_cond_kwargs=added).sample
+
+    return check(unet, run, composite, text=conditions)
+
+
 def test_relevance_adds_up_at_every_cut(any_unet) -> None:
-    outcome = check(any_unet)
+    outcome = checked(any_unet)
     assert [cut.before for cut in outcome.cuts] == [
         name for name in BLOCKS if any_unet.mid_block or name != "mid_block"
     ]
@@ -60,35 +81,37 @@ def test_relevance_adds_up_at_every_cut(any_unet) -> None:
 
 
 def test_without_biases_the_bias_share_is_zero(any_unet) -> None:
-    outcome = check(without_biases(any_unet))
-    assert all(cut.bias == 0 for cut in outcome.cuts)
+    outcome = checked(without_biases(any_unet))
+    assert all(cut.shares["bias"] == 0 for cut in outcome.cuts)
     assert outcome.error < 1e-12
 
 
 def test_what_enters_behind_a_cut(unet) -> None:
-    cuts = check(unet).cuts
+    cuts = checked(unet).cuts
     first, last = cuts[0], cuts[-1]
-    assert first.skips == last.skips == last.time == last.text == 0
-    assert all(cut.skips != 0 for cut in cuts[1:-1])
-    assert all(cut.time != 0 for cut in cuts[:-1])
-    assert cuts[0].text == cuts[1].text == cuts[2].text != 0  # text enters from down_blocks.1 on,
-    assert cuts[5].text == 0  # and not behind up_blocks.0
-    assert all(cut.bias != 0 for cut in cuts)
+    assert first.shares["skips"] == last.shares["skips"] == last.shares["time"] == last.shares["text"] == 0
+    assert all(cut.shares["skips"] != 0 for cut in cuts[1:-1])
+    assert all(cut.shares["time"] != 0 for cut in cuts[:-1])
+    assert (
+        cuts[0].shares["text"] == cuts[1].shares["text"] == cuts[2].shares["text"] != 0
+    )  # text enters from down_blocks.1 on,
+    assert cuts[5].shares["text"] == 0  # and not behind up_blocks.0
+    assert all(cut.shares["bias"] != 0 for cut in cuts)
 
 
 def test_no_attention_no_text(plain_unet) -> None:
-    assert all(cut.text == 0 for cut in check(plain_unet).cuts)
+    assert all(cut.shares["text"] == 0 for cut in checked(plain_unet).cuts)
 
 
 def test_the_first_cut_agrees_with_plain_autograd_on_the_inputs(unet) -> None:
     """The independent reference: no hooks in the blocks, the UNet's own arguments and embedding made leaves."""
-    outcome = check(unet, batch=3, seed=5)
+    outcome = checked(unet, batch=3, seed=5)
     seen: list[dict[str, Tensor]] = []
     handle = unet.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append({"latents": args[0], "text": kwargs["encoder_hidden_states"]}),
         with_kwargs=True,
     )
-    check(unet, batch=3, seed=5)
+    checked(unet, batch=3, seed=5)
     handle.remove()
     latents, text = seen[0]["latents"].clone().requires_grad_(), seen[0]["text"].clone().requires_grad_()
     assert len(latents) == 3
@@ -104,29 +127,31 @@ def test_the_first_cut_agrees_with_plain_autograd_on_the_inputs(unet) -> None:
     grads = torch.autograd.grad(f, [latents, kept[0], text], f.detach())
     want = [float((x * g).sum()) for x, g in zip((latents, kept[0], text), grads, strict=True)]
     first = outcome.cuts[0]
-    assert [first.hidden, first.time, first.text] == pytest.approx(want, rel=1e-10)
+    assert [first.shares["hidden"], first.shares["time"], first.shares["text"]] == pytest.approx(want, rel=1e-10)
     assert first.total == pytest.approx(float(f.square().sum()), rel=1e-12)
-    assert first.bias == pytest.approx(first.total - sum(want), rel=1e-10)
+    assert first.shares["bias"] == pytest.approx(first.total - sum(want), rel=1e-10)
 
 
 def test_a_block_owes_the_next_cut_what_enters_it(unet) -> None:
     """Without time, text and biases, an `up` block without skips left would hand its relevance on unchanged."""
-    cuts = check(without_biases(unet)).cuts
+    cuts = checked(without_biases(unet)).cuts
     last_up, last = cuts[-2], cuts[-1]
-    assert last_up.hidden + last_up.skips + last_up.time == pytest.approx(last.hidden, rel=1e-10)
+    assert last_up.shares["hidden"] + last_up.shares["skips"] + last_up.shares["time"] == pytest.approx(
+        last.shares["hidden"], rel=1e-10
+    )
 
 
 def test_what_does_not_conserve_is_shown(unet) -> None:
-    attnlrp = check(unet, "epsilon-attnlrp")
+    attnlrp = checked(unet, "epsilon-attnlrp")
     assert 1e-6 < attnlrp.error < 0.1 and not attnlrp.conserves
     assert attnlrp.cuts[-1].error < 1e-12  # no attention behind the last cut
-    gradient = check(unet, "gradient")
+    gradient = checked(unet, "gradient")
     assert gradient.error > 0.1 and not gradient.conserves
-    assert [check(unet, name).exact for name in ("epsilon-cp", "epsilon-attnlrp", "gradient")] == [True, False, False]
+    assert [checked(unet, name).exact for name in ("epsilon-cp", "epsilon-attnlrp", "gradient")] == [True, False, False]
 
 
 def test_attnlrp_conserves_where_there_is_no_softmax(plain_unet) -> None:
-    assert check(plain_unet, "epsilon-attnlrp").error < 1e-12
+    assert checked(plain_unet, "epsilon-attnlrp").error < 1e-12
 
 
 class Leak(RuleFunction):
@@ -143,41 +168,39 @@ class Leak(RuleFunction):
 
 def test_a_leak_is_seen_at_the_cuts_before_it_and_not_behind(unet) -> None:
     unet.up_blocks[0].register_forward_hook(lambda module, args, output: Leak.apply(output))
-    errors = {cut.before: cut.error for cut in check(unet).cuts}
+    errors = {cut.before: cut.error for cut in checked(unet).cuts}
     assert all(errors[name] > 1e-4 for name in BLOCKS[:5])
     assert all(errors[name] < 1e-12 for name in BLOCKS[5:])
 
 
 def test_a_rule_that_does_not_conserve_is_shown(plain_unet) -> None:
     cp = get_composite("epsilon-cp")
-    assert check(plain_unet, replace(cp, name="mine", rules={**cp.rules, "silu": rules.native})).error > 1e-2
+    assert checked(plain_unet, replace(cp, name="mine", rules={**cp.rules, "silu": rules.native})).error > 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_stays_within_what_counts_as_rounding(unet, dtype: torch.dtype) -> None:
-    outcome = check(unet.to(dtype))
+    outcome = checked(unet.to(dtype))
     assert outcome.dtype == dtype
     assert outcome.error > 0 and outcome.conserves
 
 
 def test_sdxl_conditions_go_with_time() -> None:
     unet = sdxl_unet()
-    outcome = check(unet)
+    outcome = checked(unet)
     assert outcome.error < 1e-12
-    assert all(cut.time != 0 for cut in outcome.cuts[:-1])
+    assert all(cut.shares["time"] != 0 for cut in outcome.cuts[:-1])
 
 
 def test_gradient_checkpointing_and_trainable_weights_change_nothing_but_memory(unet) -> None:
-    plain = check(unet)
+    plain = checked(unet)
     unet.train().requires_grad_(True)
-    trainable = check(unet)
+    trainable = checked(unet)
     unet.enable_gradient_checkpointing()
-    checkpointed = check(unet)
+    checkpointed = checked(unet)
     for other in (trainable, checkpointed):
         for a, b in zip(plain.cuts, other.cuts, strict=True):
-            assert [a.hidden, a.skips, a.time, a.text, a.bias] == pytest.approx(
-                [b.hidden, b.skips, b.time, b.text, b.bias], rel=1e-9, abs=1e-9
-            )
+            assert a.shares == pytest.approx(b.shares, rel=1e-9, abs=1e-9)
     assert all(parameter.grad is None for parameter in unet.parameters())
     assert 0 < checkpointed.kept_bytes < plain.kept_bytes
 
@@ -190,24 +213,24 @@ def test_memory_is_by_sample_and_weights_are_not_counted(unet) -> None:
 
     for module in {id(m): m for m in unet.modules() if isinstance(m, nn.SiLU)}.values():
         module.register_forward_pre_hook(count)
-    one = check(unet, batch=1).kept_bytes
+    one = checked(unet, batch=1).kept_bytes
     assert one >= sum(needed)
-    assert check(unet, batch=4).kept_bytes == pytest.approx(one, rel=0.05)
+    assert checked(unet, batch=4).kept_bytes == pytest.approx(one, rel=0.05)
     for block in unet.down_blocks:
         for resnet in block.resnets:  # wider weights of a layer whose sizes in and out stay
             resnet.conv1 = (
                 nn.Conv2d(resnet.in_channels, resnet.out_channels, 5, padding=2).double().requires_grad_(False)
             )
-    assert check(unet, batch=1).kept_bytes == one
+    assert checked(unet, batch=1).kept_bytes == one
 
 
 def test_the_model_is_left_as_it_came(unet, inputs) -> None:
     before = unet(*inputs).sample
-    check(unet)
+    checked(unet)
     assert torch.equal(unet(*inputs).sample, before)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
     unet.conv_out.weight.data.fill_(math.nan)
-    assert check(unet).fault
+    assert checked(unet).fault
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
 
 
@@ -215,15 +238,15 @@ def test_nothing_is_held_on_to_afterwards(unet) -> None:
     """Gigabytes, for a large model: hooks on a graph that hold the graph would never be freed."""
     passed: list[weakref.ref[Tensor]] = []
     unet.mid_block.register_forward_hook(lambda module, args, output: passed.append(weakref.ref(output)))
-    check(unet)
-    check(unet, "gamma-cp")
+    checked(unet)
+    checked(unet, "gamma-cp")
     gc.collect()
     assert [each() for each in passed] == [None, None]
 
 
 def test_a_seed_names_the_pass(unet) -> None:
-    assert check(unet, seed=3) == check(unet, seed=3)
-    assert check(unet, seed=3).cuts != check(unet, seed=4).cuts
+    assert checked(unet, seed=3) == checked(unet, seed=3)
+    assert checked(unet, seed=3).cuts != checked(unet, seed=4).cuts
 
 
 class Mish(nn.Module):
@@ -233,11 +256,11 @@ class Mish(nn.Module):
 
 def test_uncovered_operations_are_named(unet) -> None:
     unet.mid_block.resnets[0].nonlinearity = Mish()
-    outcome = check(unet)
+    outcome = checked(unet)
     assert outcome.uncovered == {"torch.nn.functional.mish": 3}  # twice in the resnet, once on its time embedding
     errors = {cut.before: cut.error for cut in outcome.cuts}
     assert errors["mid_block"] > 1e-6 and errors["up_blocks.0"] < 1e-12  # what it costs, and where
-    assert check(unet, "gradient").uncovered == {}
+    assert checked(unet, "gradient").uncovered == {}
 
 
 @pytest.mark.parametrize(
@@ -251,7 +274,7 @@ def test_uncovered_operations_are_named(unet) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_a_number_is_named(unet, block: str, parameter: str, fault: str, value: float) -> None:
     unet.get_submodule(block).get_parameter(parameter).data.view(-1)[0] = value
-    outcome = check(unet)
+    outcome = checked(unet)
     assert fault in (outcome.fault or "")
     assert outcome.cuts == () and outcome.error == math.inf and not outcome.conserves
 
@@ -261,39 +284,31 @@ def test_relevance_that_is_not_a_number_is_named(unet) -> None:
     unet.mid_block.resnets[0].norm1.register_forward_hook(
         lambda module, args, output: output.register_hook(lambda g: g * math.inf) and None
     )
-    outcome = check(unet)
+    outcome = checked(unet)
     assert outcome.fault == "relevance turns NaN or infinite in `mid_block`"
     assert outcome.error == math.inf
     assert all(cut.error < 1e-12 for cut in outcome.cuts[4:])
 
 
-def test_a_denoiser_is_checked_on_its_own_prompts(denoiser) -> None:
-    outcome = check(denoiser, batch=1, prompts=["a photo of a doctor"])
-    assert outcome.error < 1e-12
-    assert outcome.timestep == float(denoiser.timesteps(denoiser.defaults.steps)[0])
-    other = check(denoiser, batch=1, prompts=["a young male nurse"])
-    assert other.error < 1e-12 and other.total != outcome.total
-    assert check(denoiser, batch=1, timestep=300).timestep == pytest.approx(300, abs=50)
-
-
 def test_rounding_is_told_from_a_loss_by_the_dtype() -> None:
-    cut = Cut("conv_in", hidden=0.5, skips=0.0, time=0.2, text=0.2, bias=0.1 - 1e-6, total=1.0)
-    outcome = Conservation("epsilon-cp", torch.float32, 1, 0, 999.0, 1.0, (cut,), {}, None, 0, True)
+    shares = {"hidden": 0.5, "skips": 0.0, "time": 0.2, "text": 0.2, "bias": 0.1 - 1e-6}
+    cut = Cut("conv_in", shares, total=1.0)
+    outcome = Conservation("epsilon-cp", torch.float32, 1, 1.0, (cut,), {}, None, 0, True)
     assert outcome.error == pytest.approx(1e-6)
     assert outcome.conserves
     assert not replace(outcome, dtype=torch.float64).conserves
-    assert not replace(outcome, cuts=(replace(cut, bias=0.0),)).conserves
-    assert not replace(outcome, cuts=(replace(cut, bias=math.nan),)).conserves
+    assert not replace(outcome, cuts=(replace(cut, shares={**shares, "bias": 0.0}),)).conserves
+    assert not replace(outcome, cuts=(replace(cut, shares={**shares, "bias": math.nan}),)).conserves
 
 
 def test_bad_input(unet) -> None:
-    with pytest.raises(InputError, match="batch 0: expected at least 1"):
-        check(unet, batch=0)
-    with pytest.raises(InputError, match="Linear is no UNet2DConditionModel; pass a denoiser"):
-        check(nn.Linear(2, 2))
+    with pytest.raises(InputError, match="Linear has no list of blocks: expected a denoiser"):
+        check(nn.Linear(2, 2), lambda: torch.ones(1, 2))
+    with pytest.raises(InputError, match="no block of UNet2DConditionModel ran"):
+        check(unet, lambda: torch.ones(1, 2))
     with pytest.raises(InputError, match="'lrp' is not known"):
-        check(unet, "lrp")
+        checked(unet, "lrp")
     unet.conv_out.weight.data.zero_()
     unet.conv_out.bias.data.zero_()
     with pytest.raises(InputError, match="zero everywhere"):
-        check(unet)
+        checked(unet)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from stereoclinic.ddtd import layer_rules, rules
 from stereoclinic.ddtd.composites import COMPOSITES, Choice, Composite, get_composite
 from stereoclinic.ddtd.layers import find_layers
-from stereoclinic.ddtd.neurons import Watch, find_sites, neuron_relevance
 from stereoclinic.ddtd.propagate import propagate, survey
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.hooks import Watch
+from stereoclinic.pipelines.sites import find_sites, neuron_relevance
 
 
 def written(folder: Path, text: str) -> Path:
@@ -28,9 +29,8 @@ def relevance(unet: UNet2DConditionModel, inputs: tuple, composite: str | Path |
     with Watch(unet, sites) as watch:
         with propagate(composite, unet):
             out = unet(*inputs).sample
-        kept = dict(watch.activations)
-        grads = torch.autograd.grad(out, [kept[site.name] for site in sites], out.detach())
-    return neuron_relevance(kept, grads, sites)
+        grads = watch.grads(out, out.detach(), retain=False)
+    return neuron_relevance(watch.activations, grads, sites)
 
 
 def test_layers_come_in_the_order_that_the_data_meets_them(unet: UNet2DConditionModel) -> None:
@@ -163,16 +163,20 @@ def test_epsilon_cp_spelt_out_is_epsilon_cp(unet, inputs, tmp_path) -> None:
     spelt = """
         name = "mine"
         root = "plain"
+        modulation = "constant"
         [rules]
         convolution = { rule = "gamma", gamma = 0 }
         linear = { rule = "epsilon", epsilon = 0.0 }
         attention = "cp"
         silu = "gate"
         gelu = "gate"
+        tanh = "gate"
+        sigmoid = "constant"
         group_norm = "constant_std"
         layer_norm = "constant_std"
         rms_norm = "constant_std"
         product = "halves"
+        division = "constant_divisor"
         [[layers]]
         pattern = "*.to_v"
         depth = [0, 1]
@@ -202,6 +206,7 @@ def test_equal_composites_have_one_digest_and_no_two_others_share_it() -> None:
         make(1.0, "*.conv1", (0.0, 1.0), backwards=True),
         Composite("mine", one.rules),
         Composite("mine", one.rules, root="rooted", layers=one.layers),
+        Composite("mine", one.rules, modulation="halves", layers=one.layers),
         Composite("mine", {**one.rules, "silu": rules.native}, layers=one.layers),
     ]
     assert len({one.digest(), *(other.digest() for other in others)}) == 1 + len(others)
@@ -213,6 +218,7 @@ def test_the_description_says_which_rules_they_are(tmp_path) -> None:
     text = 'name = "mine"\nroot = "rooted"\n[rules]\nlinear = {{ rule = "epsilon", epsilon = {} }}'
     first, again = (get_composite(written(tmp_path, text.format(0.25))) for _ in range(2))
     assert first.digest() == again.digest() and first.root == "rooted"
+    assert get_composite(written(tmp_path, 'name = "mine"\nmodulation = "halves"')).modulation == "halves"
     assert first.describe()["rules"]["linear"] == {"rule": "epsilon", "epsilon": 0.25}
     assert get_composite(written(tmp_path, text.format(0.5))).digest() != first.digest()
 
@@ -225,6 +231,8 @@ def test_the_description_says_which_rules_they_are(tmp_path) -> None:
         ('name = "gradient"', "is that of a built-in composite"),
         ('name = "m"\ncolour = 1', "unknown key 'colour'"),
         ('name = "m"\nroot = "up"', "expected 'plain' or 'rooted'"),
+        ('name = "m"\nmodulation = "half"', "expected 'constant' or 'halves'"),
+        ('name = "m"\n[rules]\nsigmoid = "gate"', "rules.sigmoid: rule 'gate': expected one of constant, native"),
         ('name = "m"\n[rules]\nsoft = "cp"', "kind 'soft'"),
         ('name = "m"\n[rules]\nattention = "lrp"', "rules.attention: rule 'lrp': expected one of cp, attnlrp"),
         ('name = "m"\n[rules]\nlinear = "delta"', "rules.linear: rule 'delta': expected one of"),

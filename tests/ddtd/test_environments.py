@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -10,16 +10,21 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from peft import LoHaConfig, LoraConfig
+from tests.ddtd.conftest import rows
+from tests.ddtd.test_check import checked
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stereoclinic.ddtd import layer_rules
-from stereoclinic.ddtd.check import check
+from stereoclinic.ddtd.check import Conservation, check
 from stereoclinic.ddtd.composites import COMPOSITES, Choice, Composite
-from stereoclinic.ddtd.neurons import Watch, find_sites, neuron_relevance
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules import Rule
 from stereoclinic.errors import UncoveredOperation
+from stereoclinic.pipelines.hooks import Watch
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import find_sites, neuron_relevance
+from stereoclinic.pipelines.watch import Call, Walk
 
 RULED = ["epsilon-cp", "epsilon-attnlrp"]
 ALL = [*RULED, "deep-taylor"]  # which has rules for linear layers and convolutions too
@@ -36,10 +41,10 @@ def relevance(unet: Any, inputs: Inputs, composite: str | Composite, *, thread: 
             f = unet(latents.clone().requires_grad_(), t, encoder_hidden_states=text.clone().requires_grad_()).sample
         v = torch.randn(f.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(f.dtype)
         kept = dict(watch.activations)
-        box: list[tuple[Tensor, ...]] = []
+        box: list[Mapping[str, Tensor | None]] = []
 
         def backward() -> None:
-            box.append(torch.autograd.grad(f, [kept[site.name] for site in sites], v))
+            box.append(watch.grads(f, v, retain=False))
 
         if thread:
             worker = threading.Thread(target=backward)
@@ -80,7 +85,7 @@ def test_autocast_is_close_to_float32_and_sums_wide(unet, inputs, composite: str
 
 def test_autocast_conserves_to_its_rounding(unet) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outcome = check(unet.float())
+        outcome = checked(unet.float())
     assert outcome.fault is None
     assert outcome.error < 0.05
 
@@ -121,10 +126,10 @@ ENVIRONMENTS: dict[str, Callable[[UNet2DConditionModel], Any]] = {
 @pytest.mark.parametrize("composite", ALL)
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_same_relevance_with_backward_on_another_thread(unet, inputs, name: str, composite: str) -> None:
-    plain, error = relevance(unet, inputs, composite), check(unet, composite).error
+    plain, error = relevance(unet, inputs, composite), checked(unet, composite).error
     ENVIRONMENTS[name](unet)
     torch.testing.assert_close(relevance(unet, inputs, composite, thread=True), plain)
-    assert check(unet, composite).error == pytest.approx(error, rel=1e-9, abs=1e-12)
+    assert checked(unet, composite).error == pytest.approx(error, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("composite", RULED)
@@ -135,13 +140,20 @@ def test_same_relevance_by_every_attention_kernel(unet, inputs, backend: SDPBack
         torch.testing.assert_close(relevance(unet, inputs, composite), plain)
 
 
-def test_attention_slicing_through_the_pipeline(denoiser) -> None:
-    plain = check(denoiser, "epsilon-attnlrp")
+def test_attention_slicing_through_the_pipeline(denoiser: Model) -> None:
+    outcomes: list[Conservation] = []
+
+    def visit(call: Call) -> None:
+        outcomes.append(check(denoiser.network, call.predict, "epsilon-attnlrp"))
+
+    walk = Walk(denoiser, rows(1), 1, 1.0, visit=visit, last=1)
+    walk.run()
     denoiser.pipe.enable_attention_slicing(1)
     try:
-        sliced = check(denoiser, "epsilon-attnlrp")
+        walk.run()
     finally:
         denoiser.pipe.unet.set_attn_processor(AttnProcessor2_0())
+    plain, sliced = outcomes
     assert sliced.fault is None and sliced.uncovered == {}
     assert sliced.error == pytest.approx(plain.error, rel=1e-6) and plain.error > 1e-9
 
@@ -255,11 +267,11 @@ def test_adapters_that_are_no_single_weight_are_refused(unet, inputs, config: An
 
 @pytest.mark.parametrize("composite", ["epsilon-cp", "gamma-cp", "gamma"])
 def test_lora_conserves(unet, composite: str) -> None:
-    plain = check(unet, BY_RULE.get(composite, composite))
+    plain = checked(unet, BY_RULE.get(composite, composite))
     add_lora(unet)
-    outcome = check(unet, BY_RULE.get(composite, composite))
+    outcome = checked(unet, BY_RULE.get(composite, composite))
     assert outcome.error < 1e-12 and outcome.total != plain.total
-    assert outcome.cuts[0].bias != 0
+    assert outcome.cuts[0].shares["bias"] != 0
 
 
 # --- torch.compile
@@ -299,4 +311,4 @@ def test_a_compiled_unet_gives_the_same_relevance(compiled, inputs_once) -> None
     for composite in RULED:
         plain = relevance(unet, inputs_once, composite)
         assert torch.equal(relevance(faster, inputs_once, composite), plain)
-        assert check(faster, composite) == check(unet, composite)
+        assert checked(faster, composite) == checked(unet, composite)

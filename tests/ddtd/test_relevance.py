@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import SKETCHES, STATES, Relevance, RelevanceSums
 from stereoclinic.ddtd.step import Measured
 from stereoclinic.errors import InputError
 from stereoclinic.files import save_tensors
+from stereoclinic.pipelines.sites import Site
 
 P, T, K, N, M = 3, 2, 2, 5, 4
 SITES = [Site("a.ff.net.2", "ff", 3), Site("b.conv2", "conv", 2)]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from stereoclinic.ddtd.composites import COMPOSITES, Composite
 from stereoclinic.ddtd.propagate import propagate
 
 DOUBLE = torch.float64
@@ -206,3 +207,124 @@ def test_attention_with_a_mask(composite: str) -> None:
     run = functional.scaled_dot_product_attention
     to_v = backward_of(lambda a, b, c: run(a, b, c, attn_mask=mask), q, k, v, g=g, composite=composite)[2]
     assert to_v[:, :, 3].abs().max() == 0
+
+
+@given(seed=seeds, scale=st.sampled_from([0.1, 1.0, 10.0]))
+@settings(max_examples=10, deadline=None)
+def test_tanh_is_a_constant_gate_and_a_sigmoid_a_constant(seed: int, scale: float) -> None:
+    x, y, g = scale * draw(seed, 3, 5), draw(seed + 1, 3, 5), draw(seed + 2, 3, 5)
+    (got,) = backward_of(torch.tanh, x, g=g)
+    torch.testing.assert_close(got, torch.diag((x.tanh() / x).flatten()).mv(g.flatten()).view_as(x))
+    torch.testing.assert_close(x * got, x.tanh() * g)
+    to_x, to_y = backward_of(lambda a, b: a.sigmoid() * b, x, y, g=g)
+    torch.testing.assert_close(to_y, g / (1 + torch.exp(-x)))
+    assert to_x is None
+
+
+def test_tanh_at_zero_passes_everything() -> None:
+    (got,) = backward_of(torch.tanh, torch.zeros(3, dtype=DOUBLE), g=draw(0, 3))
+    torch.testing.assert_close(got, draw(0, 3))
+
+
+def test_a_divisor_is_a_constant() -> None:
+    x, y, g = draw(0, 3, 4), draw(1, 3, 1) + 5, draw(2, 3, 4)
+    to_x, to_y = backward_of(lambda a, b: a / b, x, y, g=g)
+    torch.testing.assert_close(to_x, g / y)
+    assert to_y is None
+    torch.testing.assert_close((x * to_x).sum(), (x / y * g).sum())
+
+
+def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As SANA computes it: tokens in columns, v with a row of ones that adds up the weights."""
+    q, k = functional.relu(q).mT, functional.relu(k)
+    summed = functional.pad(v.mT, (0, 0, 0, 1), value=1.0) @ k @ q
+    return (summed[..., :-1, :] / (summed[..., -1:, :] + 1e-15)).mT
+
+
+def in_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same with tokens in rows, the weights added up apart."""
+    q, k = functional.relu(q), functional.relu(k)
+    return (q @ (k.mT @ v)) / (q @ k.sum(-2, keepdim=True).mT + 1e-15)
+
+
+@pytest.mark.parametrize("form", [linear_attention, in_rows])
+def test_linear_attention_cp_is_the_transposed_weights(form) -> None:
+    q, k, v, g = heads(0)
+    to_q, to_k, to_v = backward_of(form, q, k, v, g=g)
+    scores = torch.einsum("bhid,bhjd->bhij", q.clamp(min=0), k.clamp(min=0))
+    weights = scores / (scores.sum(-1, keepdim=True) + 1e-15)
+    torch.testing.assert_close(form(q, k, v), weights @ v)
+    torch.testing.assert_close(to_v, torch.einsum("bhij,bhid->bhjd", weights, g))
+    assert all(x is None or not x.any() for x in (to_q, to_k))
+    torch.testing.assert_close((v * to_v).sum(), (form(q, k, v) * g).sum())
+
+
+def test_linear_attention_attnlrp_gives_half_to_each_factor_of_each_product() -> None:
+    q, k, v, g = heads(0)
+    to_q, to_k, to_v = backward_of(linear_attention, q, k, v, g=g, composite="epsilon-attnlrp")
+    scores = torch.einsum("bhid,bhjd->bhij", q.clamp(min=0), k.clamp(min=0))
+    torch.testing.assert_close(
+        4 * to_v, torch.einsum("bhij,bhid->bhjd", scores / (scores.sum(-1, keepdim=True) + 1e-15), g)
+    )
+    shares = [float((x * to_x).sum()) for x, to_x in ((q, to_q), (k, to_k), (v, to_v))]
+    whole = float((linear_attention(q, k, v) * g).sum())
+    assert shares == pytest.approx([whole / 2, whole / 4, whole / 4])
+
+
+def test_a_complex_rotation_is_its_matrix() -> None:
+    x, g, angles = draw(0, 3, 6), draw(1, 3, 6), draw(2, 3, 3)
+    turn = torch.polar(torch.ones_like(angles), angles)
+
+    def run(v: Tensor) -> Tensor:
+        return torch.view_as_real(torch.view_as_complex(v.reshape(3, 3, 2)) * turn).flatten(1)
+
+    (got,) = backward_of(run, x, g=g)
+    for row, (cos, sin) in enumerate(zip(angles.cos(), angles.sin(), strict=True)):
+        matrix = torch.block_diag(
+            *(torch.stack([torch.stack([c, -s]), torch.stack([s, c])]) for c, s in zip(cos, sin, strict=True))
+        )
+        torch.testing.assert_close(run(x)[row], matrix @ x[row])
+        torch.testing.assert_close(got[row], matrix.T @ g[row])
+
+
+def test_a_product_of_two_complex_activations_gives_half_to_each() -> None:
+    a, b, g = draw(0, 4, 2), draw(1, 4, 2), draw(2, 4, 2)
+
+    def run(p: Tensor, q: Tensor) -> Tensor:
+        return torch.view_as_real(torch.view_as_complex(p) * torch.view_as_complex(q))
+
+    to_a, to_b = backward_of(run, a, b, g=g)
+    plain = backward_of(run, a, b, g=g, composite="gradient")
+    torch.testing.assert_close((2 * to_a, 2 * to_b), plain)
+    torch.testing.assert_close((a * to_a).sum() + (b * to_b).sum(), (run(a, b) * g).sum())
+
+
+def test_what_only_moves_values_is_native() -> None:
+    x, g = draw(0, 2, 3, 4), draw(1, 2, 4, 3)
+    torch.testing.assert_close(backward_of(lambda v: torch.einsum("nhc->nch", v), x, g=g)[0], g.mT)
+    weight = draw(2, 4, 5)
+    (got,) = backward_of(lambda v: torch.einsum("nhc,cd->nhd", v, weight), x, g=draw(3, 2, 3, 5))
+    torch.testing.assert_close(got, draw(3, 2, 3, 5) @ weight.T)
+    rows = [draw(4, 2, 3), draw(5, 4, 3)]
+    padded = torch.nn.utils.rnn.pad_sequence
+    got = backward_of(lambda *v: padded(list(v), batch_first=True), *rows, g=(full := draw(6, 2, 4, 3)))
+    torch.testing.assert_close(got, (full[0, :2], full[1]))
+
+
+@pytest.mark.parametrize("modulation", ["constant", "halves"])
+def test_a_modulation_that_nothing_asks_about_keeps_nothing_or_half(modulation: str) -> None:
+    x, time, g, weight = draw(0, 2, 5, 4), draw(1, 2, 3), draw(2, 2, 5, 4), draw(3, 4, 3)
+    angles = draw(4, 5, 4)  # passes no layer: a fixed rotation, not modulation
+    mine = Composite("mine", COMPOSITES["epsilon-cp"].rules, modulation=modulation)
+
+    def run(v: Tensor) -> Tensor:
+        scale = functional.linear(functional.silu(time), weight)
+        return v * angles.cos() * (1 + scale[:, None])
+
+    leaf = x.clone().requires_grad_()
+    with propagate(mine):
+        out = run(leaf)
+    assert torch.equal(out, run(x))
+    (got,) = torch.autograd.grad(out, leaf, g)
+    (plain,) = torch.autograd.grad(run(leaf), leaf, g)
+    torch.testing.assert_close(got, plain if modulation == "constant" else plain / 2)

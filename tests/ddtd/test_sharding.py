@@ -15,16 +15,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.memory import Portions
 from stereoclinic.ddtd.module import locate
-from stereoclinic.ddtd.neurons import SITE_KINDS, Watch, find_sites
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.sharding import Evened, check_sharded, sharded
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.digest import weights_digest
 from stereoclinic.errors import InputError
-from stereoclinic.portraits import model
+from stereoclinic.pipelines.hooks import Watch
+from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import find_sites
+from stereoclinic.portraits import model as portraits
 from stereoclinic.prompts import load_prompts, with_seeds
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask
@@ -36,8 +37,8 @@ COMPOSITES = ("gradient", "epsilon-attnlrp", "gamma-cp", "zplus-cp")
 
 def decomposed(unet: nn.Module, composite: str) -> list[Tensor]:
     """Prediction, and two gradients at every site: a pass without gradient, one with, and two ways back."""
-    sites = find_sites(unet, tuple(SITE_KINDS))
-    latents, text = torch.randn(2, model.LATENT_CHANNELS, 16, 16), torch.randn(2, 3, model.TEXT_WIDTH)
+    sites = find_sites(unet)
+    latents, text = torch.randn(2, portraits.LATENT_CHANNELS, 16, 16), torch.randn(2, 3, portraits.TEXT_WIDTH)
     with torch.no_grad():
         unet(latents, torch.tensor(500), text)
     with Watch(unet, sites) as watch, propagate(composite, unet):
@@ -73,7 +74,7 @@ def rank_of(rank: int, ranks: int, meeting: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
     torch.manual_seed(0)
-    whole = model.build_unet().eval().requires_grad_(False)
+    whole = portraits.build_unet().eval().requires_grad_(False)
     for name, module in whole.named_modules():
         if name.endswith("conv2"):  # training starts these at zero
             module.reset_parameters()
@@ -145,6 +146,6 @@ def test_what_shares_cannot_do_is_refused(given: dict, says: str) -> None:
         check_sharded(tiny_unet(), **asked)
 
 
-def test_one_device_is_refused_from_python_too(little: Denoiser) -> None:
+def test_one_device_is_refused_from_python_too(little: Model) -> None:
     with pytest.raises(InputError, match="2 or more"):
         locate(little, load_axis("gender"), SAMPLES, Settings(), accelerator="cpu", devices=1, strategy="fsdp")

@@ -10,8 +10,8 @@ from stereoclinic.ddtd.module import DDTD, locate
 from stereoclinic.ddtd.relevance import BY_LABEL, STATES, Relevance
 from stereoclinic.ddtd.shards import Kept, Shards
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts import load_prompts, with_seeds
 
 AXIS = load_axis("gender")
@@ -63,7 +63,7 @@ def same(one: Relevance, two: Relevance) -> None:
 
 
 @pytest.mark.usefixtures("often")
-def test_what_was_measured_before_a_stop_counts_and_nothing_twice(little: Denoiser, samples, stops, tmp_path: Path):
+def test_what_was_measured_before_a_stop_counts_and_nothing_twice(little: Model, samples, stops, tmp_path: Path):
     expected = locate(little, AXIS, samples, SETTINGS, batch_size=1, **CPU)
     with pytest.raises(Cut):
         stops(3)
@@ -85,7 +85,7 @@ def test_what_was_measured_before_a_stop_counts_and_nothing_twice(little: Denois
 
 
 @pytest.mark.usefixtures("often")
-def test_batches_may_be_cut_otherwise_but_nothing_else_may_change(little: Denoiser, samples, stops, tmp_path: Path):
+def test_batches_may_be_cut_otherwise_but_nothing_else_may_change(little: Model, samples, stops, tmp_path: Path):
     with pytest.raises(Cut):
         stops(1)
         locate(little, AXIS, samples, SETTINGS, batch_size=2, shards=tmp_path, **CPU)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,15 +23,22 @@ from stereoclinic.ddtd.target import (
 from stereoclinic.errors import InputError
 
 ALPHA, SIGMA = 0.6, 0.8
-# What a target asks of a denoiser: clean latents of an epsilon prediction, and pictures, brighter than they may be.
-DENOISER: Any = SimpleNamespace(
-    clean=lambda prediction, timestep, latents: (latents - SIGMA * prediction) / ALPHA,
-    decode_with_grad=lambda latents: 0.5 + latents,
+# What a target asks of a pipeline: clean latents of an epsilon prediction, and pictures, brighter than they may be.
+PIPE = SimpleNamespace(
+    scheduler=SimpleNamespace(config={"prediction_type": "epsilon"}, alphas_cumprod={500: ALPHA**2}),
+    vae=SimpleNamespace(
+        config=FrozenDict(scaling_factor=1.0), dtype=torch.float64, decode=lambda latents, return_dict: (2 * latents,)
+    ),
 )
 
 
 def predictions(groups: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(groups, 3, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(groups, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+LATENTS = predictions(1, 8).view(3, 2, 4, 4)
+MODEL: Any = SimpleNamespace(pipe=PIPE)
+CALL: Any = SimpleNamespace(latents=lambda part: LATENTS[part], sign=1, timestep=500.0)
 
 
 @given(st.integers(2, 5), st.integers(0, 50))
@@ -66,7 +74,7 @@ def test_half_precision_predictions_lean_to_zero_in_sum() -> None:
 
 
 def test_a_model_that_does_not_know_the_groups_has_no_lean() -> None:
-    same = predictions(2)[:1].expand(2, -1, -1, -1, -1)
+    same = predictions(2)[:1].expand(2, -1, -1)
     balanced, directions = group_directions(same)
     assert lean(balanced + 1, balanced, directions).tolist() == [[0, 0, 0], [0, 0, 0]]
     rows = [{"prompt": "a", "seed": i} for i in range(3)]
@@ -77,7 +85,7 @@ def test_the_cotangent_is_off_every_axis_and_belongs_to_its_sample_and_timestep(
     _, directions = group_directions(predictions(3))
     rows = [{"prompt": "a", "seed": i} for i in range(3)]
     found = off_axis_cotangent(directions, rows, 500.0)
-    overlap = (directions * found).flatten(2).sum(-1) / directions.flatten(2).norm(dim=-1)
+    overlap = (directions * found).sum(-1) / directions.norm(dim=-1)
     assert overlap.abs().max() < 1e-4
     turned = off_axis_cotangent(directions.flip(1), rows[::-1], 500.0).flip(0)
     torch.testing.assert_close(turned, found)
@@ -101,17 +109,16 @@ def test_its_mean_square_measures_a_movement_off_the_axis_in_units_of_d() -> Non
     along = directions[0, 0] / directions[0, 0].norm()
     movement = movement - (movement * along).sum() * along
     rows = [{"prompt": "a", "seed": i} for i in range(3000)]
-    many = off_axis_cotangent(directions.expand(-1, 3000, -1, -1, -1), rows, 1.0)
-    seen = (many * movement).flatten(1).sum(1).square()
+    many = off_axis_cotangent(directions.expand(-1, 3000, -1), rows, 1.0)
+    seen = (many * movement).sum(1).square()
     wanted = movement.square().sum() / directions[0, 0].square().sum()
     assert abs(seen.mean() - wanted) < 5 * seen.std() / len(rows) ** 0.5
 
 
 def point(groups: int = 3, classifier: Classifier | None = None, on: str = "latents") -> Point:
     balanced, directions = group_directions(predictions(groups))
-    conditional, unconditional, latents = predictions(3, 9)
-    t = torch.tensor(500)
-    return Point(DENOISER, latents, t, conditional, unconditional, balanced, directions, classifier, on)
+    conditional, unconditional = predictions(2, 9)
+    return Point(conditional, unconditional, balanced, directions, classifier, on, MODEL, CALL)
 
 
 def weights(groups: int, seed: int = 4) -> torch.Tensor:
@@ -124,8 +131,8 @@ def smooth(latents: torch.Tensor) -> torch.Tensor:
 
 
 def inner(cotangents: torch.Tensor, movement: torch.Tensor) -> torch.Tensor:
-    """(K, B, ...) and (B, ...) -> (K, B)."""
-    return (cotangents * movement).flatten(2).sum(-1)
+    """(K, B, D) and (B, D) -> (K, B)."""
+    return (cotangents * movement).sum(-1)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -157,7 +164,7 @@ def test_the_second_of_two_groups_mirrors_the_first(name: str) -> None:
 
 def test_the_contrast_is_the_lean_before_it_is_divided() -> None:
     at = point()
-    size = at.directions.flatten(2).square().sum(-1)
+    size = at.directions.square().sum(-1)
     torch.testing.assert_close(get_target("contrast").values(at)[0], get_target("lean").values(at)[0] * size)
     torch.testing.assert_close(contrast(at.conditional * 10, at.balanced * 10, at.directions * 10)[0],
                                100 * contrast(at.conditional, at.balanced, at.directions)[0])  # fmt: skip
@@ -182,11 +189,11 @@ def test_a_classifier_that_is_linear_in_latents_has_the_cotangents_that_follow_o
     w = weights(groups)
     at = point(groups, lambda latents: latents.flatten(1) @ w)
     values, cotangents = get_target("classifier").values(at)
-    clean = (at.latents - SIGMA * at.conditional) / ALPHA
+    clean = (LATENTS.flatten(1) - SIGMA * at.conditional) / ALPHA
     centred = w - w.mean(1, keepdim=True)
-    torch.testing.assert_close(values, (clean.flatten(1) @ centred).T)
+    torch.testing.assert_close(values, (clean @ centred).T)
     expected = (-SIGMA / ALPHA * centred.T)[:, None].expand(groups, 3, -1)
-    torch.testing.assert_close(cotangents.flatten(2), expected)
+    torch.testing.assert_close(cotangents, expected)
 
 
 def test_a_classifier_of_pictures_is_given_what_can_be_seen_and_no_more() -> None:
@@ -194,7 +201,7 @@ def test_a_classifier_of_pictures_is_given_what_can_be_seen_and_no_more() -> Non
 
     def classifier(pictures: torch.Tensor) -> torch.Tensor:
         seen.append(pictures.detach())
-        return pictures.flatten(1) @ weights(3)
+        return pictures.double().flatten(1) @ weights(3)
 
     at = point(3, classifier, "pictures")
     _, cotangents = get_target("classifier").values(at)
@@ -202,7 +209,7 @@ def test_a_classifier_of_pictures_is_given_what_can_be_seen_and_no_more() -> Non
     assert pictures.aminmax() == (0, 1)
     clipped = (pictures == 0) | (pictures == 1)
     assert clipped.any() and not clipped.all()
-    assert cotangents[:, clipped].abs().max() == 0
+    assert cotangents[:, clipped.flatten(1)].abs().max() == 0
 
 
 @pytest.mark.parametrize(
@@ -216,6 +223,24 @@ def test_a_classifier_of_pictures_is_given_what_can_be_seen_and_no_more() -> Non
 def test_a_classifier_that_cannot_be_decomposed_is_refused(classifier: Classifier | None, says: str) -> None:
     with pytest.raises(InputError, match=says):
         get_target("classifier").values(point(3, classifier))
+
+
+def test_a_pipeline_that_steps_with_the_negated_prediction_has_cotangents_of_what_its_denoiser_gives() -> None:
+    at = point(2, lambda latents: latents.flatten(1) @ weights(2))
+    negated = SimpleNamespace(**{**vars(CALL), "sign": -1})
+    values, cotangents = get_target("classifier").values(at)
+    other, turned = get_target("classifier").values(replace(at, conditional=-at.conditional, call=negated))
+    torch.testing.assert_close(other, values)
+    torch.testing.assert_close(turned, -cotangents)
+
+
+def test_a_prediction_that_no_picture_follows_from_is_refused() -> None:
+    """Packed latents, and predictions that are changed before the scheduler gets them."""
+    at = point(2, lambda latents: latents.flatten(1) @ weights(2))
+    for changed in ({"latents": lambda part: LATENTS.flatten(2)}, {"sign": None}):
+        call: Any = SimpleNamespace(**{**vars(CALL), **changed})
+        with pytest.raises(InputError, match=r"packs its latents.*use another target"):
+            get_target("classifier").values(replace(at, call=call))
 
 
 def test_an_unknown_target_is_refused_by_name() -> None:

@@ -11,13 +11,13 @@ import pytest
 import torch
 import typer
 import yaml
-from tests.denoisers.conftest import build
+from tests.pipelines.tiny import build
 
 from stereo_cli.main import app
 from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.neurons import find_sites
-from stereoclinic.denoisers import open_pipeline
 from stereoclinic.digest import shapes_digest, weights_digest
+from stereoclinic.pipelines import open_pipeline
+from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.sns.gate import is_neutral
 from stereoclinic.sns.mask import NeuronMask
 

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from stereoclinic.denoisers import open_denoiser
 
 from stereoclinic.axes import Axis, load_axis
-from stereoclinic.ddtd.memory import Peak
-from stereoclinic.ddtd.neurons import find_sites
-from stereoclinic.denoisers import open_denoiser
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.bench.arms import Protocol
 from stereoclinic.evaluation.bench.drawing import Part, Pictures, Store, draw, model_digest
@@ -18,6 +16,8 @@ from stereoclinic.evaluation.bench.experiment import Arm, arms_of, drawn, run
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
 from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle, balanced_oracle
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.pipelines.memory import Peak
+from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts import group_prompts, load_plain_prompts, load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.evaluation.test_baselines import AXIS, SMALL, Alternating, draw
 from tests.evaluation.test_baselines import calibration as calibration
-from tests.evaluation.test_baselines import denoiser as denoiser
+from tests.evaluation.test_baselines import model as model
 from tests.evaluation.test_baselines import rows as rows
 from tests.evaluation.test_baselines import samples as samples
 
@@ -33,24 +33,24 @@ def never(*_: Any, **__: Any) -> Any:
     raise AssertionError("made again")
 
 
-def test_what_is_read_is_what_was_made(denoiser, samples, calibration, rows, tmp_path: Path, monkeypatch):
+def test_what_is_read_is_what_was_made(model, samples, calibration, rows, tmp_path: Path, monkeypatch):
     """By every rank and again: the same key, cost and pictures."""
     made: list[str] = []
-    first = kept_baselines(list(BASELINES), denoiser, AXIS, samples, calibration, tmp_path, making=made.append)
+    first = kept_baselines(list(BASELINES), model, AXIS, samples, calibration, tmp_path, making=made.append)
     assert made == [name for name in BASELINES if name != "prompt"] and len(list(tmp_path.iterdir())) == len(made)
-    anew = [baseline_class(name).fit(denoiser, AXIS, samples, calibration) for name in BASELINES]
+    anew = [baseline_class(name).fit(model, AXIS, samples, calibration) for name in BASELINES]
     monkeypatch.setattr(Baseline, "fit", never)
-    again = kept_baselines(list(BASELINES), denoiser, AXIS, samples, calibration, tmp_path)
-    other = kept_baselines(list(BASELINES), denoiser, AXIS, samples, calibration, tmp_path, makes=False)
+    again = kept_baselines(list(BASELINES), model, AXIS, samples, calibration, tmp_path)
+    other = kept_baselines(list(BASELINES), model, AXIS, samples, calibration, tmp_path, makes=False)
     for one, *rest in zip(anew, first, again, other, strict=True):
         assert {each.key() for each in rest} == {one.key()}
         assert rest[0].cost == rest[1].cost == rest[2].cost == replace(one.cost, seconds=rest[0].cost.seconds)
-        assert torch.equal(draw(denoiser, rest[1], rows), draw(denoiser, one, rows))
+        assert torch.equal(draw(model, rest[1], rows), draw(model, one, rows))
 
 
-def test_whatever_it_is_made_from_has_a_file_of_its_own(denoiser, samples, calibration, tmp_path: Path, monkeypatch):
+def test_whatever_it_is_made_from_has_a_file_of_its_own(model, samples, calibration, tmp_path: Path, monkeypatch):
     def file(samples=samples, calibration=calibration) -> None:
-        kept_baselines(["equisteer"], denoiser, AXIS, samples, calibration, tmp_path)
+        kept_baselines(["equisteer"], model, AXIS, samples, calibration, tmp_path)
 
     class Other(Alternating):
         classes = {"gender": AXIS.groups, "age": ("young", "old")}  # noqa: RUF012
@@ -65,7 +65,7 @@ def test_whatever_it_is_made_from_has_a_file_of_its_own(denoiser, samples, calib
     ]  # fmt: skip
     for change in changes * 2:
         file(**change)
-    bias = denoiser.pipe.vae.decoder.conv_out.bias
+    bias = model.pipe.vae.decoder.conv_out.bias
     bias.data += 1
     file()
     bias.data -= 1
@@ -77,8 +77,8 @@ def test_whatever_it_is_made_from_has_a_file_of_its_own(denoiser, samples, calib
 
 
 @pytest.mark.parametrize("how", ["cut short", "a bit", "of another name", "another cost"])
-def test_a_damaged_file_is_named(denoiser, samples, calibration, tmp_path: Path, how: str):
-    arguments = (["h-space"], denoiser, AXIS, samples, calibration, tmp_path)
+def test_a_damaged_file_is_named(model, samples, calibration, tmp_path: Path, how: str):
+    arguments = (["h-space"], model, AXIS, samples, calibration, tmp_path)
     kept_baselines(*arguments)
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
@@ -97,9 +97,9 @@ def test_a_damaged_file_is_named(denoiser, samples, calibration, tmp_path: Path,
         kept_baselines(*arguments)
 
 
-def test_a_rank_waits_as_long_as_the_first_gives_signs(denoiser, samples, calibration, tmp_path: Path, monkeypatch):
+def test_a_rank_waits_as_long_as_the_first_gives_signs(model, samples, calibration, tmp_path: Path, monkeypatch):
     """A hundred looks, of which every tenth sees a sign; patience is for fifty."""
-    arguments = (["h-space"], denoiser, AXIS, samples, calibration)
+    arguments = (["h-space"], model, AXIS, samples, calibration)
     (made,) = kept_baselines(*arguments, tmp_path / "elsewhere")
     (done,) = (tmp_path / "elsewhere").iterdir()
     folder, looks = tmp_path / "parts", []
@@ -119,12 +119,12 @@ def test_a_rank_waits_as_long_as_the_first_gives_signs(denoiser, samples, calibr
     assert read.key() == made.key() and len(looks) == 100
 
 
-def test_a_rank_whose_folder_stays_empty_gives_up(denoiser, samples, calibration, tmp_path: Path):
+def test_a_rank_whose_folder_stays_empty_gives_up(model, samples, calibration, tmp_path: Path):
     with pytest.raises(Incomplete, match=r"nothing showed for 0.5 s .* with a folder that all devices share"):
-        kept_baselines(["prompt", "uce"], denoiser, AXIS, samples, calibration, tmp_path, makes=False)
+        kept_baselines(["prompt", "uce"], model, AXIS, samples, calibration, tmp_path, makes=False)
 
 
-def test_the_signs_of_work_go_with_it(denoiser, samples, calibration, tmp_path: Path, monkeypatch):
+def test_the_signs_of_work_go_with_it(model, samples, calibration, tmp_path: Path, monkeypatch):
     seen: list[int] = []
 
     def fit(*arguments: Any) -> Any:
@@ -134,5 +134,5 @@ def test_the_signs_of_work_go_with_it(denoiser, samples, calibration, tmp_path: 
 
     monkeypatch.setattr(baseline_class("h-space"), "fit", fit)
     with pytest.raises(KeyboardInterrupt):
-        kept_baselines(["h-space"], denoiser, AXIS, samples, calibration, tmp_path)
+        kept_baselines(["h-space"], model, AXIS, samples, calibration, tmp_path)
     assert seen == [2] and not list(tmp_path.iterdir())

@@ -2,15 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from tests.pipelines.tiny import TINY, build
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import SKETCHES, Relevance
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.report.anatomy import place_of
+from stereoclinic.evaluation.report.anatomy import KINDS, STREAMS, by_block, places
 from stereoclinic.evaluation.report.located import by_chance, relevance_summary
+from stereoclinic.pipelines.recognise import network_of
+from stereoclinic.pipelines.sites import Site, find_sites
 
 SITES = [
     Site("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0", "attention", 300),
@@ -169,14 +172,91 @@ def test_one_label_has_no_error_between_labels() -> None:
         ("up_blocks.2.attentions.1.transformer_blocks.3.attn2.to_out.0", "attention", "up 2 cross 1.3", "up 2"),
         ("mid_block.attentions.0.transformer_blocks.0.ff.net.2", "ff", "mid ff 0", "mid"),
         ("mid_block.attentions.0.to_out.0", "attention", "mid self 0", "mid"),
-        ("transformer_blocks.4.ff.net.2", "ff", "transformer_blocks.4.ff.net.2", "other"),
+        ("down_blocks.1.attentions.2.attention.to_out.0", "attention", "down 1 attention 2", "down 1"),  # Kandinsky 3
+        ("down_blocks.0.downsamplers.0.conv2", "conv", "down_blocks.0.downsamplers.0.conv2", "other"),
+        ("add_time_condition.attention.to_out.0", "attention", "add_time_condition.attention", "other"),
+        ("transformer_blocks.4.ff.net.2", "ff", "block 4 feed-forward", "block 4"),
+        ("layers.0.feed_forward.w2", "ff", "layer 0 feed-forward", "layer 0"),
+        ("noise_refiner.1.attention.to_out.0", "attention", "noise refiner 1 attention", "noise refiner 1"),
+        (
+            "text_fusion.refiner_blocks.0.ff.down",
+            "ff",
+            "text fusion refiner block 0 feed-forward",
+            "text fusion refiner block 0",
+        ),
+        ("single_transformer_blocks.12.proj_out[64:]", "ff", "single block 12 feed-forward", "single block 12"),
+        ("stages.3.mlp.fc2", "other", "stages 3 mlp.fc2", "stages 3"),
+        ("head.proj", "other", "head.proj", "other"),
     ],
 )
 def test_places(path: str, kind: str, said: str, block: str) -> None:
-    place = place_of(Site(path, kind, 8))
+    (place,) = places([Site(path, kind, 8)]).values()
     assert (str(place), place.block) == (said, block)
+
+
+def said_of(*sites: tuple[str, str]) -> list[str]:
+    return [str(place) for place in places(Site(path, kind, 8) for path, kind in sites).values()]
+
+
+def test_a_site_names_its_stream_where_there_are_several() -> None:
+    assert said_of(
+        ("noise_refiner.0.attention.to_out.0", "attention"),
+        ("context_refiner.0.feed_forward.w2", "ff"),
+        ("layers.3.attention.to_out.0", "attention"),
+    ) == ["noise refiner 0 image attention", "context refiner 0 text feed-forward", "layer 3 joint attention"]
+    assert said_of(("layers.3.attention.to_out.0", "attention")) == ["layer 3 attention"]
+
+
+def test_attention_is_self_or_cross_where_blocks_have_both() -> None:
+    """PixArt's; Stable Diffusion 3.5's second attention is of the image alone, CogView 4's first is all there is."""
+    block = "transformer_blocks.0"
+    both = said_of((f"{block}.attn1.to_out.0", "attention"), (f"{block}.attn2.to_out.0", "attention"))
+    assert both == ["block 0 self-attention", "block 0 cross-attention"]
+    two = said_of((f"{block}.attn.to_out.0", "attention"), (f"{block}.attn2.to_out.0", "attention"))
+    assert two == ["block 0 attention", "block 0 attention 2"]
+    assert said_of((f"{block}.attn1.to_out.0", "attention")) == ["block 0 attention"]
+    names = ("self_attention", "cross_attention")
+    assert said_of(*((f"visual_transformer_blocks.0.{name}.out_layer", "attention") for name in names)) == [
+        "visual block 0 self-attention",
+        "visual block 0 cross-attention",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_no_two_sites_of_a_pipeline_share_a_name(name: str) -> None:
+    sites = find_sites(network_of(build(name)))
+    found = places(sites)
+    assert set(found) == set(sites)
+    assert len({str(place) for place in found.values()}) == len(sites)
+    assert {place.kind for place in found.values()} <= set(KINDS)
+    assert {place.stream for place in found.values()} <= {"", *STREAMS}
+    assert sum(map(len, by_block(sites).values())) == len(sites)
+
+
+def test_a_transformer_is_summed_up_by_kind_stream_and_block() -> None:
+    sites = [
+        Site("transformer_blocks.0.attn.to_out.0", "attention", 300),
+        Site("transformer_blocks.0.attn.to_add_out", "attention", 200),
+        Site("transformer_blocks.0.ff.net.2", "ff", 800),
+        Site("transformer_blocks.0.ff_context.net.2", "ff", 100),
+        Site("single_transformer_blocks.0.proj_out[:100]", "attention", 100),
+        Site("single_transformer_blocks.0.proj_out[100:]", "ff", 500),
+    ]
+    means = 0.01 * noise(6)
+    means[:, :, 305] += 1.0
+    means[:, :, 1510] += 2.0
+    found = relevance_summary(replace(made(means), sites=sites), 2)
+    assert {row["kind"]: row["neurons"] for row in found["kinds"]} == {"attention": 600, "ff": 1400}
+    assert {row["stream"]: row["neurons"] for row in found["streams"]} == {"image": 1100, "text": 300, "joint": 600}
+    assert {row["name"]: row["neurons"] for row in found["blocks"]} == {"block 0": 1400, "single block 0": 600}
+    for rows in (found["kinds"], found["streams"], found["blocks"]):
+        assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert [(row["place"], row["neuron"]) for row in found["neurons"]] == [
+        ("single block 0 joint feed-forward", 10),
+        ("block 0 text attention", 5),
+    ]
 
 
 def test_a_kind_that_is_not_known_is_refused() -> None:
     with pytest.raises(InputError, match="is of kind 'gate'; expected one of ff, attention, conv"):
-        place_of(Site("down_blocks.0.resnets.1.conv2", "gate", 8))
+        places([Site("down_blocks.0.resnets.1.conv2", "gate", 8)])

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from stereoclinic.axes import Axis, load_axis
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.evaluation.report.page import build_page
 from stereoclinic.evaluation.report.summary import mask_summary
 from stereoclinic.evaluation.report.thumbnails import grids
 from stereoclinic.evaluation.results.comparison import summarise
 from stereoclinic.evaluation.results.verdict import verdicts
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.mask import NeuronMask
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(1)>\"'`{{7*7}}&lt;b&gt;"

@@ -1,14 +1,16 @@
 """What neurons respond to: the labels that are drawn, the files that are written, and what is left alone."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tests.pipelines.tiny import TINY, build
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import SKETCHES, Relevance
+from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.report import responses
 from stereoclinic.evaluation.report.responses import (
@@ -17,10 +19,13 @@ from stereoclinic.evaluation.report.responses import (
     axis_of,
     check_folder,
     loudest,
+    respond,
     samples,
     settings_of,
     write_responses,
 )
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.prompts import load_prompts, occupation_prompts
 
 GROUPS = ("female", "male")
@@ -56,14 +61,15 @@ def response(place: str = "up 1 conv 0", views: int = 2, size: tuple[int, int] =
     )  # fmt: skip
 
 
-def relevance(**metadata: object) -> Relevance:
+def relevance(sites: Sequence[Site] = (Site("a.conv2", "conv", 4),), **metadata: object) -> Relevance:
+    n = sum(site.width for site in sites)
     zeros = {
-        "count": (1, 2), "lean_sum": (1, 2, 2), "lean_sq": (1, 2, 2), "relevance_sum": (1, 2, 2, 4),
-        "stereotype_sum": (1, 2, 4), "stereotype_sq": (2, 4), "collateral": (1, 2, SKETCHES, 4), "root_sum": (2, 2, 4),
+        "count": (1, 2), "lean_sum": (1, 2, 2), "lean_sq": (1, 2, 2), "relevance_sum": (1, 2, 2, n),
+        "stereotype_sum": (1, 2, n), "stereotype_sq": (2, n), "collateral": (1, 2, SKETCHES, n), "root_sum": (2, 2, n),
     }  # fmt: skip
     sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in zeros.items()}
     edges = torch.tensor([1000.0, 500.0, 0.0])
-    return Relevance([Site("a.conv2", "conv", 4)], GROUPS, ["doctor"], edges, **sums, metadata=metadata)
+    return Relevance(list(sites), GROUPS, ["doctor"], edges, **sums, metadata=metadata)
 
 
 def test_the_loudest_labels_either_way_from_one_group_to_the_other() -> None:
@@ -102,6 +108,35 @@ def test_settings_and_axis_are_those_that_were_located_with() -> None:
         settings_of(relevance(target="classifier"))
     with pytest.raises(InputError, match="settings cannot be read"):
         settings_of(relevance(steps="many"))
+
+
+def respond_of(name: str, warn: Callable[[str], None]) -> list[Response]:
+    """One neuron of each site of a tiny pipeline."""
+    tiny = TINY[name]
+    model = Model(build(name), name, call=tiny.call)
+    sites = find_sites(model.network)
+    neurons = [{**neuron(doctor=0.4), "site": site.name} for site in sites]
+    rows = samples(occupation_prompts(["doctor"]), neurons, "female", 5)
+    settings = Settings(steps=tiny.steps, guidance=tiny.guidance, bins=2, composite="gradient")
+    located = relevance(sites, axis="gender", words=["female", "male"])
+    return respond(model, located, neurons, rows, settings, warn=warn)
+
+
+def test_neurons_of_text_tokens_have_no_place_in_a_picture() -> None:
+    warned: list[str] = []
+    shown = respond_of("flux", warned.append)
+    assert [each.neuron["site"] for each in shown] == [
+        "transformer_blocks.0.attn.to_out.0",
+        "transformer_blocks.0.ff.net.2",
+    ]
+    assert all(each.views[0].map.shape == (4, 4) for each in shown)
+    assert warned == ["4 of 6 neurons work on text tokens too: they have no place in a picture"]
+
+
+def test_tokens_that_are_no_picture_are_refused() -> None:
+    """Krea 2 puts text before the image in layers whose names do not say so."""
+    with pytest.raises(InputError, match="none of the top 8 neurons works on image tokens alone"):
+        respond_of("krea2", lambda text: None)
 
 
 def test_a_sheet_a_picture_a_neuron_and_an_index(tmp_path: Path) -> None:

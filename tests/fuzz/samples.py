@@ -11,7 +11,6 @@ from torch import Tensor
 
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.composite_file import read_composite
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import STATES, Relevance, shapes_of
 from stereoclinic.ddtd.shards import Shards
 from stereoclinic.evaluation.bench.arms import SCHEMA
@@ -22,6 +21,7 @@ from stereoclinic.evaluation.report.located import relevance_summary
 from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
 from stereoclinic.evaluation.results.truths import load_confusion
 from stereoclinic.evaluation.results.versus import compare_results, load_results
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.portraits.world import DEFAULT_WORLD, World
 from stereoclinic.prompts import load_prompts
 from stereoclinic.sns.mask import NeuronMask

@@ -4,12 +4,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.neurons import find_sites
-from stereoclinic.ddtd.trajectory import Settings, walk
-from stereoclinic.denoisers import model_folder, open_denoiser
-from stereoclinic.denoisers.sampling import sample
+from stereoclinic.ddtd.trajectory import Measured, Settings, walk
 from stereoclinic.evaluation.bench.oracles import allocation_prompts
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.pipelines import model_folder, open_model
+from stereoclinic.pipelines.pictures import draw
+from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import World
 from stereoclinic.prompts import load_prompts, with_seeds
@@ -30,11 +30,11 @@ def test_it_is_small_enough_for_a_wheel_and_opens_in_plain_diffusers() -> None:
 
 
 def test_it_draws_the_occupation_and_obeys_groups() -> None:
-    denoiser = open_denoiser("portraits")
+    model = open_model("portraits")
     reader = PortraitsReader(FOLDER / "reader")
     axis = load_axis("gender")
-    pictures = sample(denoiser, ROWS, allocation_prompts(axis, ROWS), 20, denoiser.defaults.guidance)
-    reads = reader.read(pictures)
+    pictures = draw(model, ROWS, 20, model.defaults.guidance, allocation_prompts(axis, ROWS))
+    reads = reader.read(pictures.float() / 255)
     wanted = torch.tensor([reader.classes["occupation"].index(row["label"]) for row in ROWS])
     groups = torch.tensor([allotted_group(row, uniform(2)) for row in ROWS])
     assert (reads["occupation"].argmax(1) == wanted).float().mean() > 0.9  # 24 images: two may go wrong
@@ -42,15 +42,15 @@ def test_it_draws_the_occupation_and_obeys_groups() -> None:
 
 
 def test_its_early_lean_forecasts_the_planted_tilt() -> None:
-    denoiser, world, axis = open_denoiser("portraits"), World.load(), load_axis("gender")
-    sites = find_sites(denoiser.unet, ("conv",))[:1]
-    measured = walk(denoiser, sites, axis, ROWS[:12], Settings(steps=20, every=4))
-    leans = torch.stack([next(measured).lean[0] for _ in range(2)]).mean(0)
+    model, world, axis = open_model("portraits"), World.load(), load_axis("gender")
+    sites, measured = find_sites(model.network, ("conv",))[:1], list[Measured]()
+    walk(model, sites, axis, ROWS[:12], Settings(steps=20, every=4), measured.append)
+    leans = torch.stack([each.lean[0] for each in measured[:2]]).mean(0)
     planted = torch.tensor([world.occupation(row["label"]).share("gender") for row in ROWS[:12]])
     assert torch.corrcoef(torch.stack([leans.float(), planted]))[0, 1] > 0.9
 
 
 def test_its_reader_is_right_on_drawings_it_never_saw() -> None:
-    denoiser = open_denoiser("portraits")
-    accuracy = reader_accuracy(World.load(), denoiser.pipe.vae, PortraitsReader(FOLDER / "reader").net, per_cell=1)
+    model = open_model("portraits")
+    accuracy = reader_accuracy(World.load(), model.pipe.vae, PortraitsReader(FOLDER / "reader").net, per_cell=1)
     assert min(accuracy.values()) > 0.95  # 96 drawings

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 def original(denoiser):
     """A pipeline around a tiny UNet, in double precision."""
     torch.manual_seed(0)
-    config = denoiser.unet.config
+    config = denoiser.network.config
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=config.in_channels,

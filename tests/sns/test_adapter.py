@@ -12,9 +12,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stereoclinic.ddtd.neurons import Site, find_sites
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.learn import learnt_of
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.sns.adapter import (
     active_masks,
     allot_masks,
@@ -88,6 +90,7 @@ def hooks(unet):
 @given(st.lists(st.sampled_from(["load", "unload", "set", "disable", "enable", "draw"]), max_size=8), st.randoms())
 def test_whatever_was_done_unloading_leaves_the_model_as_it_was(original, what, random):
     unet = original.unet
+    learnt_of(Model(original), 7.5)  # what is known of a pipeline stays
     before, state, count, attributes = draw(original), weights_digest(unet), hooks(unet), set(vars(unet))
     keys = list(unet.state_dict())
     for i, step in enumerate(what):
@@ -121,7 +124,7 @@ def test_active_masks_act_as_their_composition_through_one_hook_a_site(pipe, une
     load_mask(pipe, one, "one", 0.5)
     load_mask(pipe, two, "two")
     assert torch.equal(draw(pipe), expected)
-    assert hooks(unet) == count + 1 + len(one.sites)
+    assert hooks(unet) == count + 2 + len(one.sites)  # and where a pass begins
     assert list(loaded_masks(pipe)) == ["one", "two"]
     assert active_masks(pipe) == {"one": 0.5, "two": 1.0}
 
@@ -239,23 +242,55 @@ def test_an_allotment_holds_until_the_active_masks_change(pipe, unet):
     with pytest.raises(InputError, match="nothing was allotted yet"):
         draw(pipe)
     allot_masks(pipe, ["female"] * 3)
-    with pytest.raises(InputError, match="3 samples are allotted, but the batch has 2"):
+    with pytest.raises(InputError, match="3 samples are allotted, but the call draws 2"):
         draw(pipe)
 
 
-def test_image_to_image_pipelines_and_those_that_share_a_unet(pipe, unet):
-    other = beside(pipe, kind=StableDiffusionImg2ImgPipeline)
+def test_image_to_image_pipelines_are_treated_through_the_unet_that_they_share(pipe, unet):
+    other, mask = beside(pipe, kind=StableDiffusionImg2ImgPipeline), make(unet, 1, branch="conditional")
     image = torch.rand(2, 3, 4 * pipe.vae_scale_factor, 4 * pipe.vae_scale_factor, dtype=torch.float64)
     before = draw(other, image=image, strength=1.0)
-    load_mask(other, make(unet, 1, branch="conditional"))
+    with pytest.raises(InputError, match="starts from a given picture; give the text-to-image model"):
+        load_mask(other, mask)
+    assert loaded_masks(pipe) == {}
+    load_mask(pipe, mask)
     treated = draw(other, image=image, strength=1.0)
     assert not torch.allclose(treated, before)
-    assert list(loaded_masks(pipe)) == ["default"]
-    enable_masks(pipe)  # from now on this one is asked whether it guides
-    pipe._guidance_scale = 1.0
-    assert not torch.equal(draw(pipe, guidance=1.0), draw(pipe, guidance=3.0))
-    unload_mask(pipe)
+    assert list(loaded_masks(other)) == ["default"]
+    unload_mask(other)
     assert torch.equal(draw(other, image=image, strength=1.0), before)
+
+
+def test_of_pipelines_that_share_a_unet_the_one_that_was_named_last_says_whether_it_guides(pipe, unet):
+    other, mask = beside(pipe), make(unet, 1, branch="conditional")
+    expected = {}
+    for guidance in (1.0, 3.0):
+        with suppress(pipe, mask):
+            expected[guidance] = draw(pipe, guidance=guidance)
+    load_mask(pipe, mask)
+    assert torch.equal(draw(pipe, guidance=1.0), expected[1.0])
+    enable_masks(other)
+    for guidance in (3.0, 1.0, 3.0):
+        assert torch.equal(draw(other, guidance=guidance), expected[guidance])
+
+
+def test_pictures_of_the_same_noise_are_no_halves_of_a_guided_batch(pipe, unet):
+    """Without guidance both of them are treated, and the same call again draws the same."""
+    mask = make(unet, 1, branch="conditional")
+
+    def together(guidance: float) -> torch.Tensor:
+        side, noise = 4 * pipe.vae_scale_factor, [torch.Generator().manual_seed(0) for _ in PROMPTS]
+        options = {"num_inference_steps": 1, "guidance_scale": guidance, "output_type": "latent"}
+        return pipe(PROMPTS, side, side, generator=noise, **options).images
+
+    for guidance in (1.0, 3.0):
+        with suppress(pipe, replace(mask, branch="both")):
+            both = together(guidance)
+        load_mask(pipe, mask)
+        treated = together(guidance)
+        assert torch.equal(together(guidance), treated)
+        assert torch.equal(treated, both) == (guidance == 1.0)
+        unload_mask(pipe)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
@@ -266,10 +301,10 @@ def test_images_made_of_images_get_each_their_own_group(pipe, unet, guidance):
     options = {"guidance": guidance, "images": 2, "strength": 0.5}
     image = torch.rand(2, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     before = draw(other, image=image, **options)
-    load_mask(other, make(unet, 1, branch="conditional", groups=GENDER))
+    load_mask(pipe, make(unet, 1, branch="conditional", groups=GENDER))
     drawn = {}
     for samples in (["female"] * 4, ["male"] * 4, ["female", "male", None, "female"]):
-        allot_masks(other, samples)
+        allot_masks(pipe, samples)
         drawn[tuple(samples)] = draw(other, image=image, **options)
     female, male, mixed = drawn.values()
     assert torch.allclose(mixed, torch.stack([female[0], male[1], before[2], female[3]]))
@@ -306,13 +341,11 @@ def test_a_copied_unet_or_pipeline_is_treated_by_itself(pipe, unet):
     alone = copy.deepcopy(unet)
     assert hooks(alone) == hooks(unet)
     assert list(alone.state_dict()) == list(unet.state_dict())
+    twin = beside(pipe, alone)
+    assert torch.equal(draw(twin), treated)  # what was learnt of the pipeline goes with it
     with torch.no_grad():
         alone.conv_in.weight.mul_(2)  # its hooks are on its own layers, and read its own activations
     assert torch.equal(draw(pipe), treated)
-    twin = beside(pipe, alone)
-    with pytest.raises(InputError, match=r"nobody says whether a batch is guided; call enable_masks\(pipe\)"):
-        draw(twin)
-    enable_masks(twin)
     moved = draw(twin)
     unload_mask(twin)
     assert hooks(alone) == 0

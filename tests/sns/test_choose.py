@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereo_cli.locate import locate
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.choose import Selection, adjusted, choose
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import treatment_plan

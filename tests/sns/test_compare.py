@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import hypergeom, spearmanr
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.compare import compare, cosine, differences, expected_jaccard, jaccard, largest, spearman
 from stereoclinic.sns.mask import NeuronMask
 

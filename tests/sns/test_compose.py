@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
 

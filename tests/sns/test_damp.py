@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 
-from stereoclinic.ddtd.neurons import Site, find_sites
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.factors import damp, effective
 from stereoclinic.sns.mask import NeuronMask

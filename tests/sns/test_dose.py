@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from stereoclinic.denoisers.base import Denoiser
 
 from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.ddtd.trajectory import Settings, walk
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts import load_prompts, with_seeds
 from stereoclinic.sns import dose
 from stereoclinic.sns.compose import compose

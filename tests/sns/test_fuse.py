@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import nn
 
-from stereoclinic.ddtd.neurons import find_sites
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.sns.adapter import load_mask, unload_mask
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.fuse import fuse, is_fusable, is_fused, save_fused, unfuse

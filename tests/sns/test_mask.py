@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.fits import check_fits, without_adapters
 from stereoclinic.sns.mask import NeuronMask, bin_of, bins_in
 

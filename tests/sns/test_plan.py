@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.plan import bounded_least_squares, treatment_plan
 
 SITES = [Site("a.ff.net.2", "ff", 12), Site("b.conv2", "conv", 8)]

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from stereoclinic.denoisers.base import Denoiser
 
 from stereoclinic.axes import Axis, load_axis
-from stereoclinic.ddtd.neurons import find_sites
-from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts import Samples, load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.planning import KIND, VERSION, plan_stepwise

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import neurons_of, random_like, roots_for, top_k
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from datasets import Dataset
 from diffusers import PNDMScheduler
-
-from stereoclinic.axes import Axis, load_axis
-from stereoclinic.ddtd.neurons import find_sites
-from stereoclinic.ddtd.target import group_directions, lean, off_axis
 from stereoclinic.denoisers.base import Denoiser
 from stereoclinic.denoisers.sampling import sample
+
+from stereoclinic.axes import Axis, load_axis
+from stereoclinic.ddtd.target import group_directions, lean, off_axis
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts import group_prompts, load_prompts, with_seeds
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.damped import Damped

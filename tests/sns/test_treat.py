@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.neurons import Site
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.treat import Treatment, allotments

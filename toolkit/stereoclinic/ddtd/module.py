@@ -104,11 +104,11 @@ class DDTD(L.LightningModule):
             return  # whose prompts are seen as they come
         for start in range(0, len(self.samples.prompts), 64):
             last = min(start + 64, len(self.samples.prompts))
-            check_prompts(self.model, self.axis, self.samples[start:last], self.settings.guidance)
+            check_prompts(self.model, self.axis, self.samples[start:last], self.settings.guidance, self.settings.steps)
 
     def predict_step(self, batch: list[Row], batch_idx: int) -> Tensor:
         if isinstance(self.samples, Stream):
-            check_prompts(self.model, self.axis, batch, self.settings.guidance)
+            check_prompts(self.model, self.axis, batch, self.settings.guidance, self.settings.steps)
             self._meet([row["label"] for row in batch])
         labels = torch.tensor([self.labels.index(row["label"]) for row in batch], device=self.device)
         seeds = torch.tensor([row["seed"] for row in batch], device=self.device)

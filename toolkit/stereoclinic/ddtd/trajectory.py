@@ -198,7 +198,7 @@ def walk(
     return trajectory.run(output or "latent")
 
 
-def check_prompts(model: Model, axis: Axis, rows: Sequence[Row], guidance: float) -> None:
+def check_prompts(model: Model, axis: Axis, rows: Sequence[Row], guidance: float, steps: int | None = None) -> None:
     """Refuse prompts in which a group is not told from another, or from none: nothing would point its way.
 
     Raises:
@@ -206,7 +206,7 @@ def check_prompts(model: Model, axis: Axis, rows: Sequence[Row], guidance: float
     """
     texts = [[row["prompt"], *group_prompts(row, axis)] for row in rows]
     size = 1 + len(axis)
-    conditions, _ = encode(model, [text for each in texts for text in each], guidance)
+    conditions, _ = encode(model, [text for each in texts for text in each], guidance, steps)
     for number, each in enumerate(texts):
         for i, j in combinations(range(size), 2):
             if not conditions.differ(number * size + i, number * size + j):

@@ -1,7 +1,11 @@
 """The clean picture that a prediction amounts to, for targets that look at it."""
 
+import copy
+import weakref
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stereoclinic.errors import InputError
@@ -11,6 +15,8 @@ from stereoclinic.pipelines.watch import Call
 
 #: Latent positions decoded together: four pictures of 512 x 512, one of 1024 x 1024.
 POSITIONS = 4 * 64 * 64
+#: Autoencoder -> the same in float32.
+_WIDE: "weakref.WeakKeyDictionary[nn.Module, Any]" = weakref.WeakKeyDictionary()
 
 
 def clean_latents(model: Model, call: Call, prediction: Tensor, part: slice = slice(None)) -> Tensor:
@@ -38,7 +44,7 @@ def decode_with_grad(model: Model, latents: Tensor) -> Tensor:
     Raises:
         InputError: The autoencoder does not say how its latents are scaled.
     """
-    vae = model.pipe.vae
+    vae = _in_range(model.pipe.vae)
     config = vae.config
     if config.get("scaling_factor") is None:
         raise InputError(f"target classifier: the {type(vae).__name__} of this model names no scaling_factor")
@@ -57,3 +63,12 @@ def decode_with_grad(model: Model, latents: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and latents.requires_grad):
         return torch.cat([decode(part) for part in parts])
     return torch.cat([checkpoint(decode, part, use_reentrant=False) for part in parts])
+
+
+def _in_range(vae: Any) -> Any:
+    """The autoencoder, or its copy in float32 where it overflows in half precision, as its pipeline upcasts it."""
+    if vae.dtype != torch.float16 or not vae.config.get("force_upcast"):
+        return vae
+    if vae not in _WIDE:
+        _WIDE[vae] = copy.deepcopy(vae).float()
+    return _WIDE[vae].to(vae.device)

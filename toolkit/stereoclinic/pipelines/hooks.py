@@ -72,7 +72,7 @@ class Hooks:
 
     def attach(self) -> None:
         """Put the hooks on."""
-        self._handle = self.network.register_forward_pre_hook(lambda *_: self.began())
+        self._handle = self.network.register_forward_pre_hook(self._begin)
         for name in self.layers:
             parent, _, leaf = name.rpartition(".")
             try:
@@ -90,6 +90,9 @@ class Hooks:
             self._handle.remove()
         while self._places:
             self._places.popitem()[1][-1].remove()
+
+    def _begin(self, network: nn.Module, args: tuple[Any, ...]) -> None:  # bound, so that a copied network's is its own
+        self.began()
 
     def began(self) -> None:
         """Called when a pass of the whole network begins."""

@@ -133,8 +133,8 @@ def _remembered(model: Model, *key: Any) -> tuple[dict[tuple[Any, ...], Any], tu
     return _KNOWN.setdefault(model.pipe, {}), (repr(whole),)
 
 
-def learnt_of(model: Model, guidance: float) -> Learnt:
-    """What is learnt of a pipeline at a guidance scale, once.
+def learnt_of(model: Model, guidance: float, steps: int | None = None) -> Learnt:
+    """What is learnt of a pipeline at a guidance scale, once, in calls of so many steps (its default) that are left.
 
     Raises:
         InputError: The pipeline refuses its options, its denoiser keeps a state between calls, nothing that it is told
@@ -142,13 +142,13 @@ def learnt_of(model: Model, guidance: float) -> Learnt:
     """
     known, key = _remembered(model, "learnt", guidance)
     if key not in known:
-        known[key] = _learn(model, guidance)
+        known[key] = _learn(model, guidance, steps or model.defaults.steps)
     found: Learnt = known[key]
     return found
 
 
 @torch.no_grad()
-def _learn(model: Model, guidance: float) -> Learnt:
+def _learn(model: Model, guidance: float, steps: int) -> Learnt:
     kind = type(model.pipe).__name__
     schedulers.check(model.pipe.scheduler, model.name)
     outputs: list[Any] = []
@@ -173,7 +173,7 @@ def _learn(model: Model, guidance: float) -> Learnt:
             raise Left
 
         generators = [torch.Generator().manual_seed(0) for _ in prompts]
-        call_pipeline(model, Watcher(model, called, stepped), prompts, generators, model.defaults.steps, guidance)
+        call_pipeline(model, Watcher(model, called, stepped), prompts, generators, steps, guidance)
         if not predictions:
             raise InputError(f"model {model.name!r}: {kind} never asked its scheduler for a step")
         return seen
@@ -346,7 +346,7 @@ def schedule_of(model: Model, steps: int, guidance: float) -> Schedule:
 
 @torch.no_grad()
 def _schedule(model: Model, steps: int, guidance: float) -> Schedule:
-    learnt = learnt_of(model, guidance)
+    learnt = learnt_of(model, guidance, steps)
     timesteps, told = dict[int, float](), dict[int, float]()
 
     def called(watcher: Watcher, arguments: dict[str, Any]) -> Any:

@@ -93,7 +93,7 @@ class Portions:
             if stop - start == 1:
                 raise InputError(
                     f"a single sample does not fit in memory ({failed}); try --precision bf16-mixed, a device with"
-                    " more memory, or on a GPU attention slicing or gradient checkpointing of the UNet"
+                    " more memory, or on a GPU attention slicing or gradient checkpointing of the denoiser"
                 )
             self.most = size = (stop - start + 1) // 2
             if torch.cuda.is_available():

@@ -185,8 +185,7 @@ class Model:
         Raises:
             InputError: It takes no guidance scale, and another than its default was asked for.
         """
-        parameter = self._parameters.get("guidance_scale")
-        if parameter is None or parameter.default is None:
+        if not self.takes_guidance:
             if guidance != self.defaults.guidance:
                 raise InputError(
                     f"guidance {guidance:g}: {type(self.pipe).__name__} takes no guidance_scale; leave it out, and see"
@@ -194,6 +193,12 @@ class Model:
                 )
             return dict(self.call)
         return {**self.call, "guidance_scale": guidance}
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether its call takes a guidance scale."""
+        parameter = self._parameters.get("guidance_scale")
+        return parameter is not None and parameter.default is not None
 
     @property
     def network(self) -> nn.Module:

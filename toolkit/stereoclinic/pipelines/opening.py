@@ -156,13 +156,14 @@ def _from_pretrained(
     where: str, dtype: "torch.dtype", variant: str | None, local_files_only: bool
 ) -> "DiffusionPipeline":
     from diffusers import DiffusionPipeline
+    from diffusers.utils import is_accelerate_available
 
     return DiffusionPipeline.from_pretrained(
         where,
         dtype=dtype,
         variant=variant,
         local_files_only=local_files_only,
-        low_cpu_mem_usage=False,  # needs accelerate, which is no requirement here
+        low_cpu_mem_usage=is_accelerate_available(),  # which is no requirement here
     )
 
 

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.intercept import PASS, Pass
-from stereoclinic.pipelines.learn import Learnt, Schedule, learnt_of, schedule_of
+from stereoclinic.pipelines.learn import Learnt, LearntCall, Schedule, learnt_of, schedule_of
 from stereoclinic.pipelines.model import Model
+
+#: At which guidance scale a pipeline that does not guide by default is watched, too.
+GUIDANCE = 5.0
 
 
 class Recogniser:
@@ -34,7 +37,9 @@ class Recogniser:
         self._learnt: Learnt | None = None
         self._schedule: Schedule | None = None
         self._pipe: weakref.ref[Any] | None = None
-        self._last: tuple[Any, int] | None = None  # the latest latents, and which call with them it was
+        self._guided: tuple[LearntCall, ...] = ()  # of a pipeline that guides only if asked to
+        #: The latest latents, the steps that the scheduler is set up for, and which call with both it was.
+        self._last: tuple[Any, Any, int] | None = None
         self._learn(target)
 
     def _learn(self, target: Any) -> None:
@@ -43,6 +48,8 @@ class Recogniser:
         model = target if isinstance(target, Model) else Model(target, prepare=False)
         self._learnt = learnt_of(model, model.defaults.guidance)
         self._schedule = schedule_of(model, model.defaults.steps, model.defaults.guidance)
+        if not self._learnt.guides and model.takes_guidance:
+            self._guided = learnt_of(model, GUIDANCE).calls
         self._pipe = weakref.ref(model.pipe)
 
     def now(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass | None:
@@ -70,6 +77,9 @@ class Recogniser:
         conditional = tuple(each for each in blocks for _ in range(count))
         return Pass(0, timestep, tuple(range(count)) * len(blocks), conditional, True, count)
 
+    def _pipeline(self) -> Any:
+        return None if self._pipe is None else self._pipe()
+
     def _blocks(self, latents: Any, axis: int | None) -> tuple[bool, ...]:
         """Which blocks of rows see the prompts."""
         if self.guided is not None or self._learnt is None:
@@ -81,35 +91,38 @@ class Recogniser:
                     f"a guided batch of {rows} has no two halves; pass guided=False if there is no guidance"
                 )
             return (False, True)
-        for blocks in dict.fromkeys(call.blocks for call in self._learnt.calls):
+        for blocks in self._calls():
             if len(blocks) > 1 and _repeats(latents, axis, len(blocks)):
                 return blocks
-        if _repeats(latents, axis, 2):
-            return (False, True)  # as diffusers' pipelines do it
         return (self._alone(latents),)
+
+    def _calls(self) -> list[tuple[bool, ...]]:
+        """The blocks of a step's calls, without those that see no prompt where the pipeline says it does not guide.
+
+        Without its word, pictures that are drawn from the same noise would be taken for the halves of a guided batch.
+        """
+        assert self._learnt is not None
+        found = [call.blocks for call in self._guided or self._learnt.calls]
+        if getattr(self._pipeline(), "do_classifier_free_guidance", None) is False:
+            return [tuple(each for each in blocks if each) for blocks in found if any(blocks)]
+        return found
 
     def _alone(self, latents: Any) -> bool:
         """Whether a call of one block sees the prompts: by its place among those with the same latents."""
-        assert self._learnt is not None
-        number = 0
-        if self._last is not None and tree.same(self._last[0], latents):
-            number = self._last[1] + 1
+        number, steps = 0, getattr(getattr(self._pipeline(), "scheduler", None), "timesteps", None)
+        if self._last is not None and self._last[1] is steps and tree.same(self._last[0], latents):
+            number = self._last[2] + 1
         kept = latents.clone() if isinstance(latents, Tensor) else [each.clone() for each in latents]
-        self._last = kept, number
-        calls = [call.blocks for call in self._learnt.calls]
-        if not self._learnt.apart:
-            return number == 0
-        if number < len(calls) and len(calls[number]) == 1:
-            sees = calls[number][0]
-            if number == 0 and not sees:  # only a guided call begins so
-                pipe = None if self._pipe is None else self._pipe()
-                return not bool(getattr(pipe, "do_classifier_free_guidance", True))
-            return sees
-        return number == 0
+        self._last = kept, steps, number
+        calls = self._calls()
+        return calls[number][0] if number < len(calls) and len(calls[number]) == 1 else number == 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = copy.copy(self)
         twin._last = None
+        copied = memo.get(id(self._pipeline()))
+        if copied is not None:  # with its pipeline
+            twin._pipe = weakref.ref(copied)
         return twin
 
 

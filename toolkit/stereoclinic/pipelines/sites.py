@@ -41,7 +41,6 @@ EXCLUDED = ("*.experts.*", "add_time_condition.*")
 STREAMS = {
     "text": (
         r"to_add_out|ff_context|txt_mlp|to_out_t|ff_t\b|context_refiner|token_refiner|^perceiver|text_transformer_blocks"
-        r"|text_fusion"
     ),
     "joint": r"^single_transformer_blocks|^single_stream_blocks|^layers\.",
 }

@@ -72,7 +72,9 @@ def _but(leaf: Tensor, axis: int) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def encode(model: Model, prompts: Sequence[str], guidance: float) -> tuple[Conditions, Conditions | None]:
+def encode(
+    model: Model, prompts: Sequence[str], guidance: float, steps: int | None = None
+) -> tuple[Conditions, Conditions | None]:
     """The conditions of prompts, one row each, and the unconditional ones that go with them, if there are any.
 
     The pipeline encodes them itself; its denoiser is not run.
@@ -80,7 +82,7 @@ def encode(model: Model, prompts: Sequence[str], guidance: float) -> tuple[Condi
     Raises:
         InputError: The pipeline refuses them.
     """
-    learnt, seen = learnt_of(model, guidance), list[dict[str, Any]]()
+    learnt, seen = learnt_of(model, guidance, steps), list[dict[str, Any]]()
     unique = list(dict.fromkeys(prompts))
     if len(unique) == 1:
         unique *= 2  # some pipelines treat a single prompt differently
@@ -93,7 +95,7 @@ def encode(model: Model, prompts: Sequence[str], guidance: float) -> tuple[Condi
         raise Left
 
     generators = [torch.Generator().manual_seed(0) for _ in unique]
-    call_pipeline(model, Watcher(model, called, stepped), unique, generators, model.defaults.steps, guidance)
+    call_pipeline(model, Watcher(model, called, stepped), unique, generators, steps or model.defaults.steps, guidance)
     numbers = [unique.index(prompt) for prompt in prompts]
     own: Conditions | None = None
     none: Conditions | None = None
@@ -336,7 +338,7 @@ class Walk:
         self.model, self.rows, self.steps, self.guidance = model, list(rows), steps, guidance
         self.prompts = [row["prompt"] for row in rows] if prompts is None else list(prompts)
         self.visit, self.portions, self.last, self.stepped = visit, portions or Portions(), last, stepped
-        self.count, self.learnt = len(self.rows), learnt_of(model, guidance)
+        self.count, self.learnt = len(self.rows), learnt_of(model, guidance, steps)
         self.unconditional: Conditions | None = None
         self.output: Any = None
         self._number = 0
@@ -348,7 +350,7 @@ class Walk:
     def encode(self, *prompts: Sequence[str]) -> list[Conditions]:
         """Conditions of other prompts for the same pictures: B rows for each set of B prompts."""
         flat = [prompt for each in prompts for prompt in each]
-        own, none = encode(self.model, [*self.prompts, *flat], self.guidance)
+        own, none = encode(self.model, [*self.prompts, *flat], self.guidance, self.steps)
         if none is not None and self.learnt.apart:
             self.unconditional = none.take(range(self.count))
         return [own.take(range((k + 1) * self.count, (k + 2) * self.count)) for k in range(len(prompts))]

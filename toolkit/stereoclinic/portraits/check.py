@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from stereoclinic.files import write_text
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.pictures import draw
 from stereoclinic.pipelines.watch import Call, Conditions, Walk, encode_groups
 from stereoclinic.portraits.card import card
 from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share
@@ -153,9 +151,9 @@ class Checker:
         for start in range(0, len(rows), 100):
             part = rows[start : start + 100]
             asked = prompts[start : start + 100] if prompts else None
-            prepare = partial(balanced, axis=oracle) if oracle else None
-            pictures = draw(self.model, part, self.model.defaults.steps, guidance, asked, prepare)
-            reads.append(self.reader.read(pictures.float() / 255))
+            walk = Walk(self.model, part, self.model.defaults.steps, guidance, asked)
+            walk.visit = balanced(walk, oracle) if oracle else None
+            reads.append(self.reader.read(walk.run("pt").images.cpu()))
         return {head: torch.cat([each[head] for each in reads]) for head in reads[0]}
 
     def by_occupation(self, reads: Tensor) -> Tensor:
@@ -169,17 +167,15 @@ class Checker:
         total, steps = torch.zeros(len(self.world.names)), self.model.defaults.steps
         early = max(1, len(schedule_of(self.model, steps, 1.0).timesteps) // 3)
         for start in range(0, self.n, 100):
-            labels, walk = (
-                self.labels[start : start + 100],
-                Walk(self.model, self.rows[start : start + 100], steps, 1.0),
-            )
-            (groups,) = encode_groups(walk, walk.rows, [axis])
+            rows, labels = self.rows[start : start + 100], self.labels[start : start + 100]
+            walk = Walk(self.model, rows, steps, 1.0, last=early)
+            (groups,) = encode_groups(walk, rows, [axis])
 
             def visit(call: Call, labels: Tensor = labels, groups: list[Conditions] = groups) -> None:
                 leans = lean(call.own(), *group_directions(call.compare(groups)))[0].cpu()
                 total.index_add_(0, labels, leans.float() / early)
 
-            walk.visit, walk.last = visit, early
+            walk.visit = visit
             walk.run()
         return total / self.images
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from stereoclinic.errors import InputError
 from stereoclinic.sns.factors import check_strength
-from stereoclinic.sns.mask import BRANCHES, NeuronMask, Window
+from stereoclinic.sns.mask import BRANCHES, NeuronMask, Window, in_unit
 from stereoclinic.sns.plan import treatment_plan
 from stereoclinic.sns.select import top_k
 
@@ -76,14 +76,14 @@ def choose(relevance: "Relevance", selection: Selection | None = None) -> Neuron
     """
     selection = selection or Selection()
     first = float(relevance.bin_edges[0])
-    high = first if selection.since is None else selection.since
-    if selection.until >= min(first, high):
+    high = first if selection.since is None else in_unit(selection.since, first)
+    until = in_unit(selection.until, first)
+    if until >= min(first, high):
         last = float(relevance.bin_edges[-1])
         raise InputError(
-            f"from {high:g} until {selection.until:g}: nothing is left to damp; timesteps run from {first:g} down to"
-            f" {last:g}"
+            f"from {high:g} until {until:g}: nothing is left to damp; timesteps run from {first:g} down to {last:g}"
         )
-    window, kinds, root = (high, selection.until), selection.kinds, selection.root
+    window, kinds, root = (high, until), selection.kinds, selection.root
     if selection.select == "plan":
         mask = treatment_plan(
             relevance, selection.mu, overshoot=selection.overshoot, window=window, kinds=kinds, root=root,

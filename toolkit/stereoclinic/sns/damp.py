@@ -243,7 +243,9 @@ class Suppression:
         rows = self._rows(now)
         if bin_ is not None and rows != (self._alone,):
             latents: Any = args[0] if args else next(iter(kwargs.values()))
-            self._step = self._prepared(bin_, rows, latents if isinstance(latents, Tensor) else latents[0])
+            while not isinstance(latents, Tensor):  # a list of rows, or of lists
+                latents = latents[0]
+            self._step = self._prepared(bin_, rows, latents)
 
     def _bin(self, timestep: float) -> int | None:
         """As `NeuronMask.bin_of`, from numbers alone."""

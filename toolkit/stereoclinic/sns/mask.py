@@ -299,6 +299,11 @@ def bin_of(bin_edges: Tensor, timestep: float) -> int | None:
     return None if above == len(bin_edges) else max(above - 1, 0)
 
 
+def in_unit(timestep: float, first: float) -> float:
+    """A timestep that is given as if the noisiest were 1000, in the unit of a scheduler that begins at `first`."""
+    return timestep * first / 1000 if first < 10 else timestep
+
+
 def bins_in(bin_edges: Tensor, window: Window | None) -> Tensor:
     """Which bins a window of timesteps meets: (T,) bool. None is all of them.
 

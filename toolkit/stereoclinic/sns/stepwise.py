@@ -38,6 +38,7 @@ from stereoclinic.pipelines.watch import Call, Conditions, encode_groups
 from stereoclinic.pipelines.watch import Walk as Trajectory
 from stereoclinic.prompts import Row
 from stereoclinic.sns.damped import Damped
+from stereoclinic.sns.mask import in_unit
 from stereoclinic.sns.plan import bounded_least_squares
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class Stepwise:
 
     def treated(self, timesteps: Sequence[float]) -> list[float]:
         """The timesteps that are planned; those after them are not treated, and need not be walked."""
-        return [t for t in timesteps if t >= self.until]
+        return [t for t in timesteps if t >= in_unit(self.until, timesteps[0])]
 
 
 @dataclass

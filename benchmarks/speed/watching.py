@@ -1,0 +1,98 @@
+"""What watching costs: a pipeline's call that is watched and left alone, against the same call that nobody watches.
+
+    python benchmarks/speed/watching.py --json watching.json                # portraits, on the CPU
+    python benchmarks/speed/watching.py --model FOLDER --device cuda --steps 20 --guidance 7.5
+
+Both draw the same pictures, bit for bit, or the script stops. They run in turn; the figure is the median of the pairs'
+ratios with its bootstrap interval. What is learnt of a pipeline, once, is no part of it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import measure
+import torch
+
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.intercept import call_pipeline
+from stereoclinic.pipelines.pictures import as_tensor
+from stereoclinic.pipelines.watch import Walk
+from stereoclinic.prompts import generator, load_prompts, with_seeds
+
+GOAL = 1.02
+
+
+def compare(options: SimpleNamespace, guidance: float) -> dict[str, Any]:
+    """The ratio at a guidance scale."""
+    model = open_model(options.model, options.device, str(measure.dtype_of(options)).removeprefix("torch."))
+    prompts = load_prompts("portraits")
+    rows = list(with_seeds(prompts, 0, -(-options.batch // len(prompts))))[: options.batch]
+    texts, steps = [row["prompt"] for row in rows], options.steps or model.defaults.steps
+
+    def bare() -> Any:
+        generators = [generator(row, "noise") for row in rows]
+        return call_pipeline(model, None, texts, generators, steps, guidance, "pil")
+
+    def watched() -> Any:
+        return Walk(model, rows, steps, guidance).run("pil")
+
+    if not torch.equal(as_tensor(bare()), as_tensor(watched())):
+        raise RuntimeError("the watched call draws other pictures")
+    plain, seen = measure.paired(bare, watched, options.pairs, options.device)
+    return {
+        "guidance": guidance,
+        "steps": steps,
+        "time": measure.ratio(seen, plain),
+        "bare_seconds": median(plain),
+        "watched_seconds": median(seen),
+    }
+
+
+def job(given: dict[str, Any]) -> dict[str, Any]:
+    """What a process of its own does."""
+    torch.set_num_threads(given["threads"])
+    options = SimpleNamespace(**given)
+    return {"rows": [compare(options, guidance) for guidance in options.guidance or [1.0, 2.0]]}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--model", default="portraits", help="a built-in model, or a pipeline's folder")
+    parser.add_argument("--batch", type=int, default=8, help="pictures")
+    parser.add_argument("--steps", type=int, help="default: the model's own")
+    parser.add_argument("--guidance", type=float, action="append", help="repeatable; default: 1 and 2")
+    parser.add_argument("--pairs", type=int, default=20)
+    options = parser.parse_args(arguments)
+    if options.job:
+        measure.answer(job, options.job)
+        return
+    about = measure.environment(options)
+    found = measure.in_own_process(__file__, "draw", options)
+    if "error" in found:
+        sys.exit(found["error"])
+    measure.show(
+        f"{options.model}: watched call / bare call; batch {options.batch}, {about['dtype']}, {about['device']},"
+        f" {about['threads']} threads, {options.pairs} pairs, load {about['load']:.1f}",
+        ["guidance", "steps", "time", "95 %", "goal", "bare s", "watched s"],
+        [
+            [
+                f"{row['guidance']:g}",
+                str(row["steps"]),
+                *measure.as_text(row["time"]),
+                f"{GOAL:.2f}",
+                f"{row['bare_seconds']:.3f}",
+                f"{row['watched_seconds']:.3f}",
+            ]
+            for row in found["rows"]
+        ],
+    )
+    if options.json:
+        Path(options.json).write_text(json.dumps({"environment": about, "model": options.model, **found}, indent=2))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
