@@ -21,7 +21,7 @@ from stereoclinic.evaluation.bench.drawing import Part, Store
 from stereoclinic.evaluation.bench.mitigation import Mitigation
 from stereoclinic.evaluation.report.report import slug
 from stereoclinic.files import load_tensors, save_tensors
-from stereoclinic.pipelines.pictures import draw  # noqa: F401  (imported here, so that no example pays for it)
+from stereoclinic.pipelines import pictures  # noqa: F401  (imported here, so that no example pays for it)
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.prompts import load_prompts
 from stereoclinic.sns.planning import KIND as PLAN

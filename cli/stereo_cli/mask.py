@@ -229,6 +229,7 @@ def mask(
         images, reader = dosing.confirmed_by(confirm, name, chosen)
         device = common.device_of(accelerator)
         opened = open_model(name, device, dtype, variant, called)
+        opened.defaults = replace(opened.defaults, steps=steps or opened.defaults.steps)
         check_fits(made, opened.network, force)
         first = max((last + 1 for _, last in made.made_on), default=0) if seed is None else seed
         scale = opened.defaults.guidance if guidance is None else guidance

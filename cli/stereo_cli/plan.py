@@ -1,5 +1,6 @@
 """`stereo plan`: plan a treatment step by step, on the trajectory as it is being treated."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -207,6 +208,7 @@ def plan(
         raise InputError(f"{len(samples)} samples for {ranks} devices: give more prompts or seeds, or fewer devices")
     images, reader = (0, None) if dose is None else dosing.confirmed_by(confirm, name, chosen)
     opened = open_model(name, common.place_of(device), dtype, variant, called)
+    opened.defaults = replace(opened.defaults, steps=steps or opened.defaults.steps)
 
     from stereoclinic.pipelines.learn import schedule_of
     from stereoclinic.sns.fits import check_fits
