@@ -1,5 +1,6 @@
 """`stereo mask`: make a mask anew, from stored relevance or from other masks; only a dose needs the model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
