@@ -38,11 +38,12 @@ from stereoclinic.evaluation.metrics.bias import shares_from_reads, unsure_rate
 from stereoclinic.evaluation.readers import PortraitsReader, group_columns
 from stereoclinic.files import write_text
 from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.pictures import draw
 from stereoclinic.pipelines.recognise import network_of
 from stereoclinic.pipelines.sites import Site, find_sites
-from stereoclinic.pipelines.watch import Call, Visit, Walk, encode_groups
+from stereoclinic.pipelines.watch import Visit, Walk, encode_groups
 from stereoclinic.prompts import occupation_prompts, with_seeds
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask

@@ -21,9 +21,10 @@ from stereoclinic.axes import known_axes, load_axis
 from stereoclinic.ddtd.target import group_directions, lean
 from stereoclinic.evaluation.intervals.statistics import wilson_interval
 from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.watch import Call, Walk, encode_groups
+from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts import BUILT_IN, group_prompts, load_prompts, occupation_prompts, with_seeds, write
 from stereoclinic.sns.gate import by_lean, is_neutral
 

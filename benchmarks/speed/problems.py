@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.hooks import Watch
 from stereoclinic.pipelines.intercept import Left
 from stereoclinic.pipelines.opening import BUILT_IN
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.pipelines.watch import Call, Walk
+from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts import load_prompts, with_seeds
 
 #: Name -> (text tokens, configuration) of a UNet; None reads the shipped model.

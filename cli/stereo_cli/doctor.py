@@ -125,9 +125,10 @@ def checked(
     from stereoclinic.ddtd.check import check
     from stereoclinic.ddtd.operations import tensors
     from stereoclinic.pipelines import arguments as tree
+    from stereoclinic.pipelines.call import Call
     from stereoclinic.pipelines.intercept import Left
     from stereoclinic.pipelines.memory import Portions
-    from stereoclinic.pipelines.watch import Call, Walk
+    from stereoclinic.pipelines.watch import Walk
 
     kept: list[dict[str, Any]] = []
 

@@ -98,9 +98,10 @@ def _timed(
     import torch
 
     from stereoclinic.ddtd.step import measure
+    from stereoclinic.pipelines.call import Call
     from stereoclinic.pipelines.intercept import Left
     from stereoclinic.pipelines.memory import Portions
-    from stereoclinic.pipelines.watch import Call, Walk, encode_groups
+    from stereoclinic.pipelines.watch import Walk, encode_groups
 
     how, found = settings.how(model.network), list[float]()
 

@@ -13,9 +13,10 @@ import torch
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.step import Measured, measure
 from stereoclinic.ddtd.trajectory import Settings
+from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.pipelines.watch import Call, Walk, encode_groups
+from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts import load_prompts, with_seeds
 
 FAITHFULNESS = Path(__file__).parents[2] / "benchmarks" / "faithfulness"

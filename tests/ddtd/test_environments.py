@@ -21,10 +21,11 @@ from stereoclinic.ddtd.composites import COMPOSITES, Choice, Composite
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules import Rule
 from stereoclinic.errors import UncoveredOperation
+from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.hooks import Watch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites, neuron_relevance
-from stereoclinic.pipelines.watch import Call, Walk
+from stereoclinic.pipelines.watch import Walk
 
 RULED = ["epsilon-cp", "epsilon-attnlrp"]
 ALL = [*RULED, "deep-taylor"]  # which has rules for linear layers and convolutions too

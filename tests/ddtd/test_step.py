@@ -15,11 +15,13 @@ from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.target import group_directions, lean
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.call import Call
+from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.hooks import Watch
 from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites, neuron_relevance, spans
-from stereoclinic.pipelines.watch import Call, Conditions, Walk, encode_groups
+from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts import Row
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask

@@ -33,10 +33,12 @@ from stereoclinic.evaluation.baselines.base import attention_blocks, nearest, un
 from stereoclinic.evaluation.baselines.calibration import Calibration, Look, Run
 from stereoclinic.evaluation.bench.oracles import AllocationOracle
 from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.call import Call
+from stereoclinic.pipelines.conditions import encode
 from stereoclinic.pipelines.intercept import Left
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.watch import Call, Walk, encode
+from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts import group_prompts, load_prompts, with_seeds
 
 AXIS = load_axis("gender")

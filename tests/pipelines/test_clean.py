@@ -10,9 +10,10 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import clean, schedulers
+from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.clean import clean_latents, decode_with_grad
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.watch import Call, Walk
+from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts import Row, generator
 
 ROWS: list[Row] = [{"prompt": "a photo of a doctor", "seed": 0}, {"prompt": "a photo of a nurse", "seed": 1}]

@@ -19,13 +19,14 @@ from stereoclinic.ddtd.step import How, measure
 from stereoclinic.ddtd.target import get_target, group_directions, lean
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
+from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.hooks import Hooks
 from stereoclinic.pipelines.intercept import pass_of
 from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.pictures import as_tensor
 from stereoclinic.pipelines.sites import Site, find_sites, spans
-from stereoclinic.pipelines.watch import Call, Walk, encode_groups
+from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts import Row, generator, load_prompts, with_seeds
 from stereoclinic.sns.adapter import load_mask, unload_mask
 from stereoclinic.sns.damp import suppress

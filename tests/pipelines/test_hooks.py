@@ -133,17 +133,29 @@ def test_rows_come_first_however_they_run_in_a_layer(layout: str | None, shape: 
 
 
 class Routed(nn.Module):
-    """A method that torch.no_grad wraps, as routed experts have."""
+    """As routed experts of diffusers: what it does at rest has no gradient, what it does in training has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
 
     @torch.no_grad()
-    def double(self, x: Tensor) -> Tensor:
+    def infer(self, x: Tensor) -> Tensor:
         return 2 * x
 
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.dropout(2 * x if self.training else self.infer(x))
+        return found
 
-def test_methods_without_gradient_have_one_for_a_while() -> None:
-    model, x = Routed(), torch.ones(1, requires_grad=True)
-    wrapped = Routed.double
+
+def test_modules_without_gradient_at_rest_have_one_for_a_while_and_drop_nothing_out() -> None:
+    model, x = nn.Sequential(Routed(), nn.Dropout(0.5)).eval(), torch.ones(100, requires_grad=True)
+    assert not model(x).requires_grad
     with pytest.raises(KeyError), with_gradients(model):
-        assert model.double(x).requires_grad
+        assert torch.autograd.grad(model(x).sum(), x)[0].tolist() == [2.0] * 100
         raise KeyError
-    assert Routed.double is wrapped and not model.double(x).requires_grad
+    assert not any(module.training for module in model.modules())
+    model[0].train()
+    with with_gradients(model):
+        pass
+    assert model[0].training  # as it was

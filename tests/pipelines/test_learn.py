@@ -14,9 +14,9 @@ from tests.pipelines.tiny import CLIP_WIDTH, SMALL, TINY, build, stable_diffusio
 from torch import Tensor, nn
 
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.conditions import encode
 from stereoclinic.pipelines.learn import Learnt, Schedule, learnt_of, schedule_of
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.watch import encode
 
 
 def model_of(name: str) -> Model:

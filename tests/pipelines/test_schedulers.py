@@ -13,10 +13,11 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import schedulers
+from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.clean import clean_latents
 from stereoclinic.pipelines.learn import learnt_of, schedule_of
 from stereoclinic.pipelines.model import Defaults, Model
-from stereoclinic.pipelines.watch import Call, Walk
+from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts import Row, generator
 
 Make = Callable[..., Model]

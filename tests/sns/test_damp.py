@@ -12,6 +12,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
+from tests.pipelines.tiny import SMALL, build
 
 from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
@@ -67,13 +68,6 @@ def hooks(unet):
     return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in unet.modules())
 
 
-class Pipe:
-    """What damping knows of a pipeline."""
-
-    def __init__(self, unet, guiding):
-        self.unet, self.do_classifier_free_guidance = unet, guiding
-
-
 @pytest.mark.parametrize("rooted", [False, True])
 def test_applied_then_removed_is_the_identity_bit_for_bit(unet, inputs, rooted):
     before, state, count = run(unet, inputs), weights_digest(unet), hooks(unet)
@@ -107,17 +101,17 @@ def test_strength_zero_and_a_mask_of_ones_do_nothing_at_all(unet, inputs):
     ones = make(unet, factors=torch.ones_like(ones.factors), rooted=True)
     for context in (suppress(unet, make(unet, rooted=True), strength=0.0), suppress(unet, ones)):
         with context:
-            assert hooks(unet) == count + 1  # the timestep alone is noted
+            assert hooks(unet) == count + 2  # where a pass begins, and no layer
             assert torch.equal(run(unet, inputs), before)
 
 
 @given(st.floats(0, 1), st.sampled_from(["ff", "attention", "conv"]), st.booleans())
 def test_damping_moves_a_neuron_along_the_line_to_its_root(strength, kind, rooted):
     g = torch.Generator().manual_seed(2)
-    a = torch.randn((2, 5, 3, 3) if kind == "conv" else (2, 3, 5), generator=g)
+    a, dim = torch.randn((2, 5, 3, 3) if kind == "conv" else (2, 3, 5), generator=g), 1 if kind == "conv" else -1
     s, r = torch.rand(1, 5, generator=g), torch.randn(1, 5, generator=g)
     effective = 1 - strength * (1 - s)
-    got = damp(a, effective, kind, (1 - effective) * r if rooted else None)
+    got = damp(a, effective, dim, (1 - effective) * r if rooted else None)
     wide = [5, 1, 1] if kind == "conv" else [5]
     s, r = s.view(wide), r.view(wide) if rooted else torch.zeros(wide)
     torch.testing.assert_close(got, a + strength * (1 - s) * (r - a))  # linear in the strength
@@ -205,28 +199,48 @@ def test_the_conditional_branch_leaves_the_unconditional_half_bit_identical(unet
     before = run(unet, inputs)
     with suppress(unet, make(unet, rooted=rooted)):
         both = run(unet, inputs)
-    for context in (suppress(unet, mask, guided=True), suppress(Pipe(unet, True), mask)):
-        with context:
-            after = run(unet, inputs)
-        assert torch.equal(after[:2], before[:2])
-        torch.testing.assert_close(after[2:], both[2:])
+    with suppress(unet, mask, guided=True):
+        after = run(unet, inputs)
+    assert torch.equal(after[:2], before[:2])
+    torch.testing.assert_close(after[2:], both[2:])
     # Without guidance the whole batch is conditional.
-    for context in (
-        suppress(unet, mask),
-        suppress(Pipe(unet, False), mask),
-        suppress(Pipe(unet, True), mask, guided=False),
-    ):
-        with context:
+    for guided in (None, False):
+        with suppress(unet, mask, guided=guided):
             assert torch.equal(run(unet, inputs), both)
 
 
-def test_a_pipeline_is_asked_at_every_call(unet, inputs):
-    pipe = Pipe(unet, True)
-    before = run(unet, inputs)
-    with suppress(pipe, make(unet, branch="conditional")):
-        assert torch.equal(run(unet, inputs)[:2], before[:2])
-        pipe.do_classifier_free_guidance = False
-        assert not torch.equal(run(unet, inputs)[:2], before[:2])
+@pytest.fixture(scope="module")
+def pipe():
+    return build("sd1")
+
+
+def first_prediction(pipe, guidance):
+    """Of the denoiser in the pipeline's own call, all rows."""
+    seen = []
+    with pipe.unet.register_forward_hook(lambda module, args, output: seen.append(output[0])):
+        noise = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        prompts = ["a photo of a doctor", "a photo of a nurse"]
+        options = {"num_inference_steps": 2, "guidance_scale": guidance, "output_type": "latent", **SMALL}
+        pipe(prompts, generator=noise, **options)
+    return seen[0]
+
+
+def test_a_pipeline_s_guidance_is_found_out_at_every_call(pipe):
+    mask, both = make(pipe.unet, branch="conditional"), make(pipe.unet)
+    before, after, treated = {}, {}, {}
+    for guidance in (3.0, 1.0):
+        before[guidance] = first_prediction(pipe, guidance)
+        with suppress(pipe, both):
+            treated[guidance] = first_prediction(pipe, guidance)
+    with suppress(pipe, mask):
+        for guidance in (3.0, 1.0, 3.0):
+            after[guidance] = first_prediction(pipe, guidance)
+    assert torch.equal(after[3.0][:2], before[3.0][:2])
+    torch.testing.assert_close(after[3.0][2:], treated[3.0][2:])
+    assert torch.equal(after[1.0], treated[1.0])
+    assert not torch.allclose(after[1.0], before[1.0], atol=1e-3)
+    with suppress(pipe, mask, guided=False):  # the word of the caller goes first
+        assert torch.equal(first_prediction(pipe, 3.0), treated[3.0])
 
 
 def test_guidance_that_cannot_be_is_refused(unet, inputs):
@@ -234,12 +248,6 @@ def test_guidance_that_cannot_be_is_refused(unet, inputs):
     mask = make(unet, branch="conditional")
     with suppress(unet, mask, guided=True), pytest.raises(InputError, match="batch of 3 has no two halves"):
         run(unet, three)
-    pipe = Pipe(unet, True)
-    del pipe.do_classifier_free_guidance
-    with suppress(pipe, mask), pytest.raises(InputError, match="pass guided="):
-        run(unet, inputs)
-    with suppress(pipe, make(unet)):  # a mask of both branches need not know
-        run(unet, inputs)
 
 
 def test_two_masks_compose_as_the_product_of_their_factors(unet, inputs):
@@ -334,7 +342,7 @@ def test_a_factor_of_one_changes_no_bit_not_even_a_zeros_sign(kind):
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
             a = odd.to(dtype).expand(2, 3, 8).contiguous()
             a = a.transpose(1, 2) if kind == "conv" else a
-            got = damp(a, factor.to(dtype), kind, offset.to(dtype))
+            got = damp(a, factor.to(dtype), sites[0].dim, offset.to(dtype))
             assert torch.equal(got.isnan(), a.isnan())
             assert torch.equal(got.nan_to_num(9.0), a.nan_to_num(9.0))
             assert torch.equal(got.signbit()[~a.isnan()], a.signbit()[~a.isnan()])
@@ -359,11 +367,11 @@ def test_what_cannot_be_allotted(unet, inputs):
         with pytest.raises(InputError, match="no sample"):
             suppression.allot([])
         suppression.allot(["a", "b"])
-        with pytest.raises(InputError, match=r"2 samples are allotted, but the batch has 4 \(no guidance\)"):
+        with pytest.raises(InputError, match=r"2 samples are allotted, but the call draws 4;"):
             run(unet, inputs)
     with suppress(unet, allocating(unet), guided=True) as suppression:
         suppression.allot(["a", "b", "c", None])
-        with pytest.raises(InputError, match=r"4 samples are allotted, but the batch has 2 \(twice as many"):
+        with pytest.raises(InputError, match=r"4 samples are allotted, but the call draws 2;"):
             run(unet, inputs)
     with suppress(unet, make(unet)) as suppression, pytest.raises(InputError, match="no groups; expected True"):
         suppression.allot(["a"])
@@ -384,14 +392,6 @@ def test_samples_treated_differently_need_the_batch_whole(unet, inputs):
             block.set_chunk_feed_forward(None)
 
 
-def test_pipelines_whose_batch_is_laid_out_otherwise_are_refused(unet, inputs):
-    other = type("StableDiffusionPAGPipeline", (Pipe,), {})(unet, True)
-    with suppress(other, make(unet, branch="conditional")), pytest.raises(InputError, match="does not run an uncond"):
-        run(unet, inputs)
-    with suppress(other, make(unet)):  # all rows alike: nobody is asked
-        run(unet, inputs)
-
-
 def test_half_precision_keeps_its_type(unet, inputs):
     mask = make(unet, rooted=True)
     site = next(site for site in mask.sites if site.kind == "ff")
@@ -400,7 +400,7 @@ def test_half_precision_keeps_its_type(unet, inputs):
         assert run(unet, inputs).isfinite().all()
     assert arrived[0].dtype == torch.bfloat16
     a = torch.randn(2, 3, 4).bfloat16()
-    assert damp(a, torch.rand(1, 4).bfloat16(), "ff").dtype == torch.bfloat16
+    assert damp(a, torch.rand(1, 4).bfloat16(), -1).dtype == torch.bfloat16
 
 
 def test_a_mask_of_another_model_is_refused_on_entering(unet, inputs):
@@ -421,7 +421,7 @@ def test_arguments_that_cannot_be(unet):
     with pytest.raises(InputError, match="cannot damp a str"):
         suppress("model", make(unet))
     with suppress(unet, make(unet)), pytest.raises(InputError, match="without a timestep"):
-        unet(torch.zeros(1, 2, 8, 8))
+        unet(torch.zeros(1, 2, 8, 8), None, None)
 
 
 def test_a_compiled_model_is_refused(unet):

@@ -321,7 +321,7 @@ def test_a_file_whose_values_are_no_mask(tmp_path, ending, name, value, match):
     [
         ({"sites": []}, "no sites"),
         ({"sites": [SITES[0], SITES[0]], "factors": torch.ones(2, 6), "roots": None}, "twice"),
-        ({"sites": [Site("a", "other", 5)]}, "'other'"),
+        ({"sites": [Site("a", "odd", 5)]}, "'odd'"),
         ({"sites": [Site("a.conv2", "conv", 0)]}, "width 0"),
         ({"branch": "neither"}, "'neither'"),
         ({"roots": torch.zeros(5)}, "roots of shape"),
@@ -418,13 +418,13 @@ def test_a_mask_fits_the_model_it_was_made_for_and_no_other():
     for force in (False, True):
         with pytest.raises(InputError, match="other shapes"):
             check_fits(mask, other, force)
-        with pytest.raises(InputError, match="3 neurons in the mask, ff with 4"):
+        with pytest.raises(InputError, match="has 3 neurons in the mask, 4 in this Toy"):
             check_fits(mask, Toy(4), force)
         absent = make(sites=[SITES[0], Site("far.to_out.0", "attention", 2)])
         with pytest.raises(InputError, match=r"no site 'far.to_out.0'"):
             check_fits(absent, toy, force)
         kind = make(sites=[SITES[0], Site("block.to_out.0", "conv", 2)])
-        with pytest.raises(InputError, match="is conv with 2 neurons in the mask, attention"):
+        with pytest.raises(InputError, match="is of kind conv in the mask, and a Linear in this Toy"):
             check_fits(kind, toy, force)
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from stereoclinic.denoisers.base import Denoiser
 
 from stereoclinic.axes import Axis, load_axis
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts import Samples, load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
@@ -25,7 +25,7 @@ def samples() -> Samples:
     return with_seeds(load_prompts("portraits", 2), 0, 2)
 
 
-def cut_off(denoiser: Denoiser, samples: Samples, settings: Stepwise, path: Path, after: int) -> None:
+def cut_off(little: Model, samples: Samples, settings: Stepwise, path: Path, after: int) -> None:
     """A plan that is interrupted after so many of its four steps: two for each group."""
     ticks: list[int] = []
 
@@ -35,7 +35,7 @@ def cut_off(denoiser: Denoiser, samples: Samples, settings: Stepwise, path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        plan_stepwise(denoiser, AXIS, samples, settings, allocate=True, progress=interrupt, unfinished=path)
+        plan_stepwise(little, AXIS, samples, settings, allocate=True, progress=interrupt, unfinished=path)
     assert len(load_tensors(path, KIND, VERSION)[0]["factors"]) == after
 
 
@@ -48,7 +48,7 @@ def same(one: NeuronMask | None, two: NeuronMask | None) -> bool:
 @pytest.mark.parametrize("root", ["zero", "group"])
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_plan_that_was_cut_off_goes_on(
-    little: Denoiser, samples: Samples, root: str, after: int, tmp_path: Path
+    little: Model, samples: Samples, root: str, after: int, tmp_path: Path
 ) -> None:
     settings, path = Stepwise(root=root, **QUICK), tmp_path / "cut.safetensors"
     whole = plan_stepwise(little, AXIS, samples, settings, allocate=True)
@@ -75,13 +75,13 @@ def test_a_plan_that_was_cut_off_goes_on(
     ids=["settings", "what is to stay", "samples", "candidates", "balancing"],
 )
 def test_another_plan_does_not_go_on_with_it(
-    little: Denoiser, samples: Samples, changed: dict[str, Any], says: str, tmp_path: Path
+    little: Model, samples: Samples, changed: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "cut.safetensors"
     cut_off(little, samples, Stepwise(**QUICK), path, 1)
     before = path.read_bytes()
     if "candidates" in changed:
-        changed = {"candidates": torch.ones(sum(site.width for site in find_sites(little.unet)), dtype=torch.bool)}
+        changed = {"candidates": torch.ones(sum(site.width for site in find_sites(little.network)), dtype=torch.bool)}
     given = {"samples": samples, "settings": Stepwise(**QUICK), "allocate": True, **changed}
     with pytest.raises(InputError, match=f"made in another configuration: .*{says}"):
         plan_stepwise(little, AXIS, unfinished=path, **given)
@@ -93,7 +93,7 @@ def test_another_plan_does_not_go_on_with_it(
 @pytest.mark.parametrize(
     "wrong", ["fewer rows", "other neurons", "too many steps", "no steps", "no factors", "integers", "no lean"]
 )
-def test_a_file_that_holds_other_steps(little: Denoiser, samples: Samples, wrong: str, tmp_path: Path) -> None:
+def test_a_file_that_holds_other_steps(little: Model, samples: Samples, wrong: str, tmp_path: Path) -> None:
     path = tmp_path / "cut.safetensors"
     cut_off(little, samples, Stepwise(**QUICK), path, 2)
     tensors, about = load_tensors(path, KIND, VERSION)
@@ -115,19 +115,16 @@ def test_a_file_that_holds_other_steps(little: Denoiser, samples: Samples, wrong
 
 
 @pytest.mark.parametrize("root", ["zero", "group"])
-def test_samples_that_do_not_fit_in_memory_together(
-    little: Denoiser, samples: Samples, root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_that_do_not_fit_in_memory_together(little: Model, samples: Samples, root: str) -> None:
     settings = Stepwise(root=root, **QUICK)
     one_by_one = plan_stepwise(little, AXIS, samples, Stepwise(root=root, batch_size=1, **QUICK))
-    predict, said = type(little).predict, []
+    said: list[str] = []
 
-    def fits_one(self: Denoiser, latents: torch.Tensor, *others: Any) -> torch.Tensor:
-        if len(latents) > 1:
+    def fits_one(network: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        if len(kwargs["sample"]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return predict(self, latents, *others)
 
-    monkeypatch.setattr(type(little), "predict", fits_one)
-    parted = plan_stepwise(little, AXIS, samples, settings, warn=said.append)
+    with little.network.register_forward_pre_hook(fits_one, with_kwargs=True):
+        parted = plan_stepwise(little, AXIS, samples, settings, warn=said.append)
     assert same(parted, one_by_one)
     assert said == ["4 samples at a time do not fit in memory; going on with 1"]

@@ -19,10 +19,11 @@ from stereoclinic.ddtd.propagate import Propagation
 from stereoclinic.ddtd.target import Classifier, Point, Target, group_directions, lean, off_axis_cotangent
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
+from stereoclinic.pipelines.call import Call
+from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.hooks import Watch, with_gradients
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import Site, by_layer, calls_of, neuron_relevance, spans, to_neurons
-from stereoclinic.pipelines.watch import Call, Conditions
 from stereoclinic.prompts import Row
 
 

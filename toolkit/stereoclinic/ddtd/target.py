@@ -30,8 +30,8 @@ from stereoclinic.errors import InputError
 from stereoclinic.pipelines.clean import clean_latents, decode_with_grad
 
 if TYPE_CHECKING:
+    from stereoclinic.pipelines.call import Call
     from stereoclinic.pipelines.model import Model
-    from stereoclinic.pipelines.watch import Call
     from stereoclinic.prompts import Row
 
 #: Pictures (B, 3, H, W) in [0, 1], or clean latents (B, C, h, w) -> logits (B, K), differentiable, one row a sample.

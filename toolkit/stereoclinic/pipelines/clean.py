@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import schedulers
+from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.watch import Call
 
 #: Latent positions decoded together: four pictures of 512 x 512, one of 1024 x 1024.
 POSITIONS = 4 * 64 * 64

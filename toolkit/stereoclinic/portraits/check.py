@@ -25,9 +25,11 @@ from stereoclinic.evaluation.metrics.bias import parity_gap, shares_from_reads, 
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.files import write_text
 from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.call import Call
+from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.watch import Call, Conditions, Walk, encode_groups
+from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.portraits.card import card
 from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share
 from stereoclinic.portraits.train import reader_accuracy

@@ -39,6 +39,11 @@ def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool =
                 f"{what} does not fit: this {type(network).__name__} has no site {site.name!r}; use the model "
                 "it was made for"
             )
+        if (site.dim == 1) != hasattr(layer, "in_channels"):
+            raise InputError(
+                f"{what} does not fit: site {site.name!r} is of kind {site.kind} in the {what}, and a"
+                f" {type(layer).__name__} in this {type(network).__name__}; use the model it was made for"
+            )
         if site.start + site.width > width or (site.name == site.layer and site.width != width):
             raise InputError(
                 f"{what} does not fit: site {site.name!r} has {site.width} neurons in the {what}, {width - site.start} "

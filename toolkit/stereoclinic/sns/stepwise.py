@@ -30,12 +30,14 @@ from stereoclinic.axes import Axis
 from stereoclinic.ddtd.target import axis_size, group_directions, lean, off_axis, off_axis_cotangent
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.arguments import inner
+from stereoclinic.pipelines.call import Call
+from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.hooks import with_gradients
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import SITE_KINDS, Site
-from stereoclinic.pipelines.watch import Call, Conditions, encode_groups
 from stereoclinic.pipelines.watch import Walk as Trajectory
+from stereoclinic.pipelines.watch import encode_groups
 from stereoclinic.prompts import Row
 from stereoclinic.sns.damped import Damped
 from stereoclinic.sns.mask import in_unit

@@ -26,9 +26,9 @@ from stereoclinic.errors import InputError
 from stereoclinic.evaluation.baselines.base import Baseline, check_strength
 from stereoclinic.evaluation.baselines.calibration import Run
 from stereoclinic.pipelines.arguments import TIMESTEP
+from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.intercept import Left
 from stereoclinic.pipelines.recognise import network_of
-from stereoclinic.pipelines.watch import Call
 
 
 @dataclass(frozen=True)

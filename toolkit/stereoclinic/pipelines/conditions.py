@@ -1,0 +1,104 @@
+"""What a denoiser is told of a prompt: encoded by the pipeline itself, whose denoiser is not run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stereoclinic.errors import InputError
+from stereoclinic.pipelines import arguments as tree
+from stereoclinic.pipelines.intercept import Left, Watcher, call_pipeline
+from stereoclinic.pipelines.learn import Learnt, learnt_of
+from stereoclinic.pipelines.model import Model
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the denoiser is told of one prompt each for some pictures, and that other prompts would change.
+
+    Args:
+        rows: Path -> rows, one a picture.
+        shared: Path -> what all rows share.
+        axes: Of the rows.
+    """
+
+    rows: dict[tree.Path, Any]
+    shared: dict[tree.Path, Any]
+    axes: tree.Axes
+
+    def take(self, samples: Sequence[int]) -> "Conditions":
+        """Those of some pictures, in this order."""
+        rows = {path: tree.take(leaf, self.axes[path], samples) for path, leaf in self.rows.items()}
+        return Conditions(rows, self.shared, self.axes)
+
+    def __len__(self) -> int:
+        return next((tree.length(leaf, self.axes[path]) for path, leaf in self.rows.items()), 0)
+
+    def differ(self, i: int, j: int) -> bool:
+        """Whether two pictures' conditions differ."""
+        pairs = ((leaf, self.axes[path]) for path, leaf in self.rows.items())
+        return any(not tree.same(tree.take(x, axis, [i]), tree.take(x, axis, [j])) for x, axis in pairs)
+
+    def fits(self, other: "Conditions") -> bool:
+        """Whether both may go through the denoiser in one batch."""
+        if self.rows.keys() != other.rows.keys() or not tree.same([*self.shared.values()], [*other.shared.values()]):
+            return False
+        pairs = ((leaf, other.rows[path], self.axes[path]) for path, leaf in self.rows.items())
+        return all(axis is None or but(a, axis) == but(b, axis) for a, b, axis in pairs)
+
+
+def but(leaf: Tensor, axis: int) -> tuple[int, ...]:
+    return (*leaf.shape[:axis], *leaf.shape[axis + 1 :])
+
+
+@torch.no_grad()
+def encode(
+    model: Model, prompts: Sequence[str], guidance: float, steps: int | None = None
+) -> tuple[Conditions, Conditions | None]:
+    """The conditions of prompts, one row each, and the unconditional ones that go with them, if there are any.
+
+    The pipeline encodes them itself; its denoiser is not run.
+
+    Raises:
+        InputError: The pipeline refuses them.
+    """
+    learnt, seen = learnt_of(model, guidance, steps), list[dict[str, Any]]()
+    unique = list(dict.fromkeys(prompts))
+    if len(unique) == 1:
+        unique *= 2  # some pipelines treat a single prompt differently
+
+    def called(watcher: Watcher, arguments: dict[str, Any]) -> Any:
+        seen.append(arguments)
+        return learnt.stub(len(seen) - 1, arguments)
+
+    def stepped(step: int, prediction: Any) -> None:
+        raise Left
+
+    generators = [torch.Generator().manual_seed(0) for _ in unique]
+    call_pipeline(model, Watcher(model, called, stepped), unique, generators, steps or model.defaults.steps, guidance)
+    numbers = [unique.index(prompt) for prompt in prompts]
+    own: Conditions | None = None
+    none: Conditions | None = None
+    for number, given in enumerate(seen):
+        for block, conditional in enumerate(learnt.blocks(number, learnt.rows(given) // len(unique))):
+            found = _conditions(learnt, given, [block * len(unique) + i for i in numbers])
+            if conditional and own is None:
+                own = found
+            elif not conditional and none is None:
+                none = found
+    if own is None:
+        raise InputError(f"{type(model.pipe).__name__} did not show its denoiser the prompts")
+    return own, none
+
+
+def _conditions(learnt: Learnt, given: dict[str, Any], rows: Sequence[int]) -> Conditions:
+    found, shared, axes = dict[tree.Path, Any](), dict[tree.Path, Any](), learnt.axes_of(given)
+    for path, leaf in tree.leaves(given, learnt.axes):
+        if path in learnt.conditions:
+            if path in axes:
+                found[path] = tree.take(leaf, axes[path], rows)
+            else:
+                shared[path] = leaf
+    return Conditions(found, shared, axes)
