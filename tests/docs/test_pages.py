@@ -198,7 +198,7 @@ def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     halving(unet, "old", "young", axis="age").save("age-allocated.pt")
     made = run(
         "README.md",
-        ("path/to/a/stable-diffusion-folder", "portraits"),
+        ("path/to/a/diffusers-folder", "portraits"),
         ('load_prompts("winobias")', 'load_prompts("portraits", 2)'),
         ("count=8", "count=1"),
         ("Settings(steps=20, every=2)", "Settings(steps=5, every=1)"),

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from stereoclinic.denoisers import open_denoiser
 
 from stereoclinic.axes import Axis, load_axis
 from stereoclinic.errors import Incomplete, InputError
@@ -14,11 +13,13 @@ from stereoclinic.evaluation.bench.arms import Protocol
 from stereoclinic.evaluation.bench.drawing import Part, Pictures, Store, draw, model_digest
 from stereoclinic.evaluation.bench.experiment import Arm, arms_of, drawn, run
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
-from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle, balanced_oracle
+from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle, balanced
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.pipelines import Model, open_model
 from stereoclinic.pipelines.memory import Peak
 from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.prompts import group_prompts, load_plain_prompts, load_prompts, with_seeds
+from stereoclinic.pipelines.watch import Call, Visit, Walk, encode_groups
+from stereoclinic.prompts import load_plain_prompts, load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 
 AXIS = load_axis("gender")
@@ -49,12 +50,12 @@ class Counting(Mitigation):
 
 
 @pytest.fixture(scope="module")
-def denoiser(tmp_path_factory: pytest.TempPathFactory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     from tests.cli.conftest import write_model
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     write_model(folder, seed=0)
-    return open_denoiser(folder)
+    return open_model(folder)
 
 
 @pytest.fixture(scope="module")
@@ -62,51 +63,51 @@ def rows() -> list[dict]:
     return list(with_seeds(load_prompts("portraits", 3), 40, 2))
 
 
-def parts(denoiser, rows: list[dict], mitigation: Mitigation, size: int = 2, **how) -> list[Part]:
-    how = {"steps": 2, "guidance": 1.0, "model": model_digest(denoiser), **how}
+def parts(model, rows: list[dict], mitigation: Mitigation, size: int = 2, /, **how) -> list[Part]:
+    how = {"steps": 2, "guidance": 1.0, "model": model_digest(model), **how}
     return [Part(mitigation, rows[start : start + size], **how) for start in range(0, len(rows), size)]
 
 
-def test_what_was_drawn_is_not_drawn_again(denoiser, rows, tmp_path: Path):
+def test_what_was_drawn_is_not_drawn_again(model, rows, tmp_path: Path):
     store, counting = Store(tmp_path), Counting("a")
-    cut = parts(denoiser, rows, counting)
-    assert draw(denoiser, cut, store, accelerator="cpu")
+    cut = parts(model, rows, counting)
+    assert draw(model, cut, store, accelerator="cpu")
     first = store.read(cut)
     assert counting.begun == 3 and first.images.shape == (6, 3, 64, 64) and first.seconds > 0
     counted: list[tuple[str, int]] = []
-    assert draw(denoiser, cut, store, lambda *done: counted.append(done), accelerator="cpu")
+    assert draw(model, cut, store, lambda *done: counted.append(done), accelerator="cpu")
     assert counting.begun == 3 and counted == [("a", 2)] * 3
     assert torch.equal(store.read(cut).images, first.images)
 
 
-def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(denoiser, rows, tmp_path: Path):
+def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(model, rows, tmp_path: Path):
     whole, broken = Store(tmp_path / "whole"), Store(tmp_path / "broken")
-    expected = parts(denoiser, rows, Counting("a"))
-    draw(denoiser, expected, whole, accelerator="cpu")
+    expected = parts(model, rows, Counting("a"))
+    draw(model, expected, whole, accelerator="cpu")
     with pytest.raises(ZeroDivisionError):
-        draw(denoiser, parts(denoiser, rows, Counting("a", fails_after=2)), broken, accelerator="cpu")
+        draw(model, parts(model, rows, Counting("a", fails_after=2)), broken, accelerator="cpu")
     with pytest.raises(Incomplete, match="missing"):
         broken.read(expected)
     resumed = Counting("a")
-    draw(denoiser, parts(denoiser, rows, resumed), broken, accelerator="cpu")
+    draw(model, parts(model, rows, resumed), broken, accelerator="cpu")
     assert resumed.begun == 1
     assert torch.equal(broken.read(expected).images, whole.read(expected).images)
     assert not list((tmp_path / "broken").glob("*.tmp"))
 
 
-def test_pictures_do_not_depend_on_how_much_fits_in_memory(denoiser, rows, tmp_path: Path):
+def test_pictures_do_not_depend_on_how_much_fits_in_memory(model, rows, tmp_path: Path):
     whole, halved, said = Store(tmp_path / "whole"), Store(tmp_path / "halved"), []
-    cut = parts(denoiser, rows, Counting("a"), size=6)
-    draw(denoiser, cut, whole, accelerator="cpu")
-    draw(denoiser, parts(denoiser, rows, Counting("a", most=3), size=6), halved, warn=said.append, accelerator="cpu")
+    cut = parts(model, rows, Counting("a"), 6)
+    draw(model, cut, whole, accelerator="cpu")
+    draw(model, parts(model, rows, Counting("a", most=3), 6), halved, warn=said.append, accelerator="cpu")
     difference = whole.read(cut).images.int() - halved.read(cut).images.int()
     assert difference.abs().max() <= 1  # of 255: rounding
     assert len(said) == 1 and "going on with 3" in said[0]
 
 
-def test_keys_tell_apart_whatever_changes_a_picture(denoiser, rows, tmp_path: Path):
+def test_keys_tell_apart_whatever_changes_a_picture(model, rows, tmp_path: Path):
     def key(mitigation: Mitigation = Mitigation("a"), those: list[dict] = rows, **how: object) -> str:  # noqa: B008
-        return parts(denoiser, those, mitigation, len(those), **how)[0].key
+        return parts(model, those, mitigation, len(those), **how)[0].key
 
     others = [
         key(those=rows[:3]),
@@ -114,9 +115,9 @@ def test_keys_tell_apart_whatever_changes_a_picture(denoiser, rows, tmp_path: Pa
         key(steps=3),
         key(guidance=2.0),
         key(model="another"),
-        key(BalancedOracle(denoiser, AXIS)),
-        key(BalancedOracle(denoiser, AXIS, (0.0, 0.5))),
-        key(BalancedOracle(denoiser, load_axis("age"))),
+        key(BalancedOracle(AXIS)),
+        key(BalancedOracle(AXIS, (0.0, 0.5))),
+        key(BalancedOracle(load_axis("age"))),
         key(AllocationOracle(AXIS)),
         key(AllocationOracle(AXIS, torch.tensor([0.3, 0.7], dtype=torch.float64))),
     ]
@@ -126,47 +127,45 @@ def test_keys_tell_apart_whatever_changes_a_picture(denoiser, rows, tmp_path: Pa
         (tmp_path / "prompts.txt").write_text(text)
         moved.append(list(with_seeds(load_prompts(tmp_path / "prompts.txt"), 0, 1)))
     assert moved[0][0]["prompt"] == moved[1][0]["prompt"] and key(those=moved[0]) == key(those=moved[1])
-    others += [
-        key(oracle, those) for oracle in (AllocationOracle(AXIS), BalancedOracle(denoiser, AXIS)) for those in moved
-    ]
+    others += [key(oracle, those) for oracle in (AllocationOracle(AXIS), BalancedOracle(AXIS)) for those in moved]
     assert len({key(), *others}) == 1 + len(others)
     assert key() == key(Mitigation("of another name"))  # the same pictures
 
 
-def test_the_models_digest_follows_weights_and_scheduler(denoiser):
-    before = model_digest(denoiser)
-    weight = denoiser.pipe.vae.decoder.conv_out.bias
-    kept, scheduler = weight.data.clone(), denoiser.pipe.scheduler
+def test_the_models_digest_follows_weights_and_scheduler(model):
+    before = model_digest(model)
+    weight = model.pipe.vae.decoder.conv_out.bias
+    kept, scheduler = weight.data.clone(), model.pipe.scheduler
     weight.data += 1
-    assert model_digest(denoiser) != before
+    assert model_digest(model) != before
     weight.data.copy_(kept)
-    assert model_digest(denoiser) == before
-    denoiser.pipe.scheduler = type(scheduler).from_config(scheduler.config, beta_schedule="scaled_linear", beta_end=0.1)
-    assert model_digest(denoiser) != before
-    denoiser.pipe.scheduler = scheduler
-    vae = denoiser.pipe.vae
+    assert model_digest(model) == before
+    model.pipe.scheduler = type(scheduler).from_config(scheduler.config, beta_schedule="scaled_linear", beta_end=0.1)
+    assert model_digest(model) != before
+    model.pipe.scheduler = scheduler
+    vae = model.pipe.vae
     factor = vae.config.scaling_factor
     vae.register_to_config(scaling_factor=2 * factor)
-    assert model_digest(denoiser) != before
+    assert model_digest(model) != before
     vae.register_to_config(scaling_factor=factor)
-    assert model_digest(denoiser) == before
+    assert model_digest(model) == before
 
 
-def test_times_of_different_devices_are_not_compared(denoiser, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    reader = PortraitsReader(denoiser.folder / "reader")
+def test_times_of_different_devices_are_not_compared(model, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reader = PortraitsReader(model.folder / "reader")
     protocol = Protocol(AXIS, load_prompts("portraits", 3), 2, 0, 40, 2, 1.0, 6)
     arms = [Arm(name, Counting(name), rows, 2) for name in ("a", "b")]
     monkeypatch.setattr(Counting, "key", lambda self: self.name)
-    run = partial(drawn, denoiser, reader, protocol, arms, parts=tmp_path, accelerator="cpu")
+    run = partial(drawn, model, reader, protocol, arms, parts=tmp_path, accelerator="cpu")
     assert all(each.seconds > 0 for each in run())
-    store, (part,) = Store(tmp_path), arms[0].parts(protocol, model_digest(denoiser))
+    store, (part,) = Store(tmp_path), arms[0].parts(protocol, model_digest(model))
     store.keep(part, replace(store.read([part]), device="NVIDIA H100"))
     said: list[str] = []
     assert [each.seconds for each in run(warn=said.append)] == [None, None]
     assert len(said) == 1 and "(NVIDIA H100, cpu)" in said[0]
 
 
-def test_the_most_memory_of_a_gpu_is_kept_with_the_pictures(denoiser, rows, tmp_path: Path, monkeypatch):
+def test_the_most_memory_of_a_gpu_is_kept_with_the_pictures(model, rows, tmp_path: Path, monkeypatch):
     used = {"bytes": 7 << 20}
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: used.update(bytes=0))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: used["bytes"])
@@ -177,17 +176,17 @@ def test_the_most_memory_of_a_gpu_is_kept_with_the_pictures(denoiser, rows, tmp_
         pass
     assert unknown.bytes is None
 
-    store, made = Store(tmp_path), parts(denoiser, rows, Mitigation("untreated"), size=2)
-    draw(denoiser, made, store, accelerator="cpu")
+    store, made = Store(tmp_path), parts(model, rows, Mitigation("untreated"), 2)
+    draw(model, made, store, accelerator="cpu")
     assert store.read(made).memory is None
     for part, taken in zip(made, (2 << 20, None, 5 << 20), strict=True):
         store.keep(part, replace(store.read([part]), memory=taken))
     assert store.read(made).memory == 5 << 20
 
 
-def test_allotted_groups_come_back_in_the_samples_order(denoiser, rows, tmp_path: Path):
+def test_allotted_groups_come_back_in_the_samples_order(model, rows, tmp_path: Path):
     store, oracle = Store(tmp_path), AllocationOracle(AXIS)
-    draw(denoiser, cut := parts(denoiser, rows, oracle, size=4), store, accelerator="cpu")
+    draw(model, cut := parts(model, rows, oracle, 4), store, accelerator="cpu")
     assert store.read(cut).allotted.tolist() == oracle.begin(rows).allotted.tolist()
 
 
@@ -199,29 +198,29 @@ def test_allotted_groups_come_back_in_the_samples_order(denoiser, rows, tmp_path
         (("old", "young"), None),
     ],
 )
-def test_what_a_mask_allots_is_judged_as_groups_of_the_axis(denoiser, groups: tuple[str, ...], judged: list | None):
+def test_what_a_mask_allots_is_judged_as_groups_of_the_axis(model, groups: tuple[str, ...], judged: list | None):
     """A mask of several axes allots pairs, one of another axis nothing that could be judged here."""
-    sites = find_sites(denoiser.unet)
+    sites = find_sites(model.network)
     factors = torch.ones(2, 1, sum(site.width for site in sites))
     mask = NeuronMask(sites, torch.tensor([1000.0, 0.0]), factors, groups=groups)
-    arm = Suppressed("both", denoiser, mask)
+    arm = Suppressed("both", model, mask)
     found = arm.judged(torch.tensor([1, 0, -1]), AXIS)
     assert (None if found is None else found.tolist()) == judged
     assert arm.judged(None, AXIS) is None
 
 
-def test_two_arms_of_one_name_are_refused(denoiser):
-    sites = find_sites(denoiser.unet)
+def test_two_arms_of_one_name_are_refused(model):
+    sites = find_sites(model.network)
     mask = NeuronMask(sites, torch.tensor([1000.0, 0.0]), torch.ones(1, sum(site.width for site in sites)))
     protocol = Protocol(AXIS, load_prompts("portraits", 1), 2)
     with pytest.raises(InputError, match="two arms are called 'other method'"):
-        arms_of(denoiser, protocol, {"other method": mask}, force=True, baselines=[Mitigation("other method")])
+        arms_of(model, protocol, {"other method": mask}, force=True, baselines=[Mitigation("other method")])
 
 
-def test_fewer_batches_than_devices_and_folders_that_cannot_be_made(denoiser, rows, tmp_path: Path):
+def test_fewer_batches_than_devices_and_folders_that_cannot_be_made(model, rows, tmp_path: Path):
     with pytest.raises(InputError, match=r"1 batches for 2 devices: give fewer devices, or a smaller --batch-size"):
         draw(
-            denoiser, parts(denoiser, rows, Mitigation("a"), 6), Store(tmp_path), accelerator="cpu", devices=2,
+            model, parts(model, rows, Mitigation("a"), 6), Store(tmp_path), accelerator="cpu", devices=2,
             strategy="ddp",
         )  # fmt: skip
     (tmp_path / "file").write_text("")
@@ -229,8 +228,8 @@ def test_fewer_batches_than_devices_and_folders_that_cannot_be_made(denoiser, ro
         Store(tmp_path / "file" / "parts")
 
 
-def test_a_damaged_part_is_named(denoiser, rows, tmp_path: Path):
-    store, (part,) = Store(tmp_path), parts(denoiser, rows, Mitigation("a"), 6)
+def test_a_damaged_part_is_named(model, rows, tmp_path: Path):
+    store, (part,) = Store(tmp_path), parts(model, rows, Mitigation("a"), 6)
     store.keep(part, Pictures(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), None, 1.0))
     file = next(tmp_path.iterdir())
     file.write_bytes(file.read_bytes()[:-100])
@@ -245,10 +244,10 @@ class Judges(Mitigation):
         return Batch(["a photo of a judge"] * len(rows))
 
 
-def test_a_method_of_ones_own_is_judged_beside_the_others(denoiser):
+def test_a_method_of_ones_own_is_judged_beside_the_others(model):
     scenes = load_plain_prompts("scenes", 2)
     protocol = Protocol(AXIS, load_prompts("portraits", 2), 2, 1, steps=1, unrelated=scenes, unrelated_images=2)
-    experiment = run(denoiser, PortraitsReader(denoiser.folder / "reader"), protocol, {}, baselines=[Judges("judges")])
+    experiment = run(model, PortraitsReader(model.folder / "reader"), protocol, {}, baselines=[Judges("judges")])
     assert experiment is not None
     arms = experiment.results["arms"]
     assert list(arms)[:2] == ["untreated", "judges"] and arms["judges"]["ssim_to_untreated"]["estimate"] < 1
@@ -256,16 +255,26 @@ def test_a_method_of_ones_own_is_judged_beside_the_others(denoiser):
     assert "baselines" not in experiment.results  # what it took to make is not known
 
 
-@torch.no_grad()
 def test_the_balanced_oracle_predicts_the_mean_of_all_groups_within_its_window_and_the_neutral_one_outside(little):
     axis = Axis("age3", ("old", "young", "middle"), ("old", "young", "middle-aged"))
     rows = list(with_seeds(load_prompts("portraits", 2), 0, 1))
-    latents, timestep = little.noise(rows), little.timesteps(4)[0]
-    neutral = little.encode([row["prompt"] for row in rows])
-    asked = zip(*(group_prompts(row, axis) for row in rows), strict=True)
-    mean = sum(little.predict(latents, timestep, little.encode(list(each))) for each in asked) / 3
-    found = balanced_oracle(little, axis, rows, (0.25, 0.75))
-    for done, expected in ((0, None), (0.25, mean), (0.5, mean), (0.75, None)):
-        wanted = little.predict(latents, timestep, neutral) if expected is None else expected
-        torch.testing.assert_close(found(little, latents, timestep, done, neutral), wanted)
-    assert not torch.allclose(mean, little.predict(latents, timestep, neutral))
+    replied: list[bool] = []
+
+    def prepare(walk: Walk) -> Visit:
+        oracle = balanced(walk, axis, (0.25, 0.75))
+        (groups,) = encode_groups(walk, rows, [axis])
+
+        def visit(call: Call) -> None:
+            oracle(call)
+            replied.append(call.reply is not None)
+            mean = call.compare(groups).mean(0)
+            assert not torch.allclose(mean, call.predict())
+            if call.reply is not None:
+                torch.testing.assert_close(call.reply, mean)
+
+        return visit
+
+    walk = Walk(little, rows, 4, 2.0)
+    walk.visit = prepare(walk)
+    walk.run()
+    assert replied == [False, True, True, False]
