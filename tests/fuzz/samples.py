@@ -26,7 +26,11 @@ from stereoclinic.portraits.world import DEFAULT_WORLD, World
 from stereoclinic.prompts import load_prompts
 from stereoclinic.sns.mask import NeuronMask
 
-SITES = [Site("down.0.ff.net.2", "ff", 3), Site("down.0.to_out.0", "attention", 2), Site("up.1.conv2", "conv", 2)]
+SITES = [
+    Site("single.0.proj_out[:3]", "attention", 3),
+    Site("single.0.proj_out[3:]", "ff", 2),
+    Site("up.1.conv2", "conv", 2),
+]
 CONFIGURATION = {"samples": 4, "axis": "gender"}
 
 

@@ -16,7 +16,7 @@ from stereoclinic.pipelines import schedulers
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.clean import clean_latents
 from stereoclinic.pipelines.learn import learnt_of, schedule_of
-from stereoclinic.pipelines.model import Defaults, Model
+from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts import Row, generator
 
@@ -84,9 +84,7 @@ def made(pipes: dict[str, DiffusionPipeline]) -> Make:
         # Clipping is for pictures; latents of any model leave [-1, 1].
         config = {"clip_sample": False, **config, **more}
         pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **config)
-        model = Model(pipe, call=SMALL)
-        model.defaults = Defaults(steps=4)  # the 50 of the pipeline's own call are too many for some
-        return model
+        return Model(pipe, call=SMALL)
 
     return make
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -108,7 +109,7 @@ def check_sites(sites: Sequence[Site], where: str) -> None:
     """Refuse sites that no layer can be, as a file may name them.
 
     Raises:
-        InputError: A name is no text, a kind is not known, or a width is none.
+        InputError: A name is no text, a kind is not known, a width is none, or two sites share neurons.
     """
     for site in sites:
         plain = isinstance(site.name, str) and isinstance(site.width, int) and not isinstance(site.width, bool)
@@ -117,6 +118,16 @@ def check_sites(sites: Sequence[Site], where: str) -> None:
                 f"{where}: site {site.name!r} of kind {site.kind!r} and width {site.width!r}; expected a module path,"
                 f" one of {', '.join(SITE_KINDS)}, and a width of 1 or more"
             )
+        if site.name not in (site.layer, f"{site.layer}[:{site.width}]", f"{site.layer}[{site.start}:]"):
+            raise InputError(
+                f"{where}: site {site.name!r} of width {site.width}; parts of a layer are written as layer[:64]"
+                " and layer[64:]"
+            )
+    for here in by_layer(sites).values():
+        parts = sorted({site.name: site for site, _ in here}.values(), key=lambda site: site.start)
+        for one, two in pairwise(parts):
+            if two.start < one.start + one.width:
+                raise InputError(f"{where}: sites {one.name!r} and {two.name!r} share neurons of one layer")
 
 
 def layer_at(model: nn.Module, name: str) -> nn.Module | None:

@@ -20,14 +20,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.hooks import Hooks
 from stereoclinic.pipelines.intercept import Pass
 from stereoclinic.pipelines.recognise import Recogniser, network_of, outer_network
-from stereoclinic.pipelines.sites import by_layer, channels_of, layer_at
+from stereoclinic.pipelines.sites import Site, by_layer, channels_of, layer_at
 from stereoclinic.sns.factors import damp, effective
 from stereoclinic.sns.fits import check_fits
 from stereoclinic.sns.mask import NeuronMask
@@ -83,15 +82,22 @@ class _Step:
 class _Place:
     """A layer's neurons in a mask, and their channels among its own."""
 
-    span: slice
-    dim: int
-    before: int  # channels before the first one that a site has
-    after: int
+    sites: tuple[tuple[Site, slice], ...]
+    width: int  # channels of the layer
+
+    @property
+    def dim(self) -> int:
+        return self.sites[0][0].dim
 
     def widened(self, x: Tensor, value: float) -> Tensor:
         """(rows, N) -> (rows, C), with `value` where no site is."""
-        x = x[:, self.span]
-        return pad(x, (self.before, self.after), value=value) if self.before or self.after else x
+        site, span = self.sites[0]
+        if site.width == self.width:
+            return x[:, span]
+        whole = x.new_full((len(x), self.width), value)
+        for site, span in self.sites:
+            whole[:, site.start : site.start + site.width] = x[:, span]
+        return whole
 
 
 class Suppression:
@@ -139,12 +145,13 @@ class Suppression:
         self._offsets = None if offsets is None else torch.cat([offsets, torch.full_like(offsets[:1], -0.0)])
         self._places: dict[str, _Place] = {}
         for name, here in by_layer(mask.sites).items():
-            (first, _), (last, _) = here[0], here[-1]
-            width = channels_of(layer_at(self.module, name) or self.module) or last.start + last.width
-            span = slice(here[0][1].start, here[-1][1].stop)
-            self._places[name] = _Place(span, first.dim, first.start, width - last.start - last.width)
+            width = channels_of(layer_at(self.module, name) or self.module)
+            self._places[name] = _Place(tuple(here), width or max(site.start + site.width for site, _ in here))
         #: Layer -> (V + 1, T), whether anything is damped there.
-        self._damped = {name: (self._factors[..., place.span] < 1).any(2) for name, place in self._places.items()}
+        self._damped = {
+            name: torch.stack([(self._factors[..., span] < 1).any(2) for _, span in place.sites]).any(0)
+            for name, place in self._places.items()
+        }
         self._tables: dict[torch.device, tuple[Tensor, Tensor | None]] = {}
         self._steps: dict[tuple[Any, ...], _Step] = {}
         self._step = None

@@ -44,7 +44,8 @@ def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool =
                 f"{what} does not fit: site {site.name!r} is of kind {site.kind} in the {what}, and a"
                 f" {type(layer).__name__} in this {type(network).__name__}; use the model it was made for"
             )
-        if site.start + site.width > width or (site.name == site.layer and site.width != width):
+        end = site.start + site.width
+        if end > width or (end < width and not site.name.endswith(f"[:{site.width}]")):
             raise InputError(
                 f"{what} does not fit: site {site.name!r} has {site.width} neurons in the {what}, {width - site.start} "
                 f"in this {type(network).__name__}; use the model it was made for"
