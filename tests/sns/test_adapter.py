@@ -389,6 +389,17 @@ def test_a_mask_does_not_keep_its_pipeline_alive(pipe, unet):
     unload_mask(unet)
 
 
+def test_a_copied_unet_does_not_keep_the_original_alive(original):
+    pipe = beside(original, copy.deepcopy(original.unet))
+    load_mask(pipe, make(pipe.unet, 1))
+    twin = copy.deepcopy(pipe.unet)
+    treated, gone = draw(pipe), weakref.ref(pipe.unet)
+    del pipe
+    gc.collect()
+    assert gone() is None
+    assert torch.equal(draw(beside(original, twin)), treated)
+
+
 def test_a_treated_pipeline_saves_the_untreated_weights(pipe, unet, tmp_path):
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     untreated = draw(pipe)
