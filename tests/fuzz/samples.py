@@ -27,8 +27,9 @@ from stereoclinic.prompts import load_prompts
 from stereoclinic.sns.mask import NeuronMask
 
 SITES = [
-    Site("single.0.proj_out[:3]", "attention", 3),
-    Site("single.0.proj_out[3:]", "ff", 2),
+    Site("down.0.ff.net.2", "ff", 3),
+    Site("single.0.proj_out[:1]", "attention", 1),
+    Site("single.0.proj_out[1:]", "ff", 1),
     Site("up.1.conv2", "conv", 2),
 ]
 CONFIGURATION = {"samples": 4, "axis": "gender"}
