@@ -48,7 +48,7 @@ class Recogniser:
         model = target if isinstance(target, Model) else Model(target, prepare=False)
         self._learnt = learnt_of(model, model.defaults.guidance)
         self._schedule = schedule_of(model, model.defaults.steps, model.defaults.guidance)
-        if not self._learnt.guides and model.takes_guidance:
+        if not self._learnt.guides and model.takes_guidance and model.defaults.guidance <= 1:
             self._guided = learnt_of(model, GUIDANCE).calls
         self._pipe = weakref.ref(model.pipe)
 

@@ -15,8 +15,10 @@ a layer.
 - `pipe.save_pretrained` writes the untreated weights, and no mask. Write the mask beside them
   (`mask.save_pretrained(folder)`), or fuse it and `save_fused`.
 - How a pipeline calls its denoiser is learnt when it is given to `load_mask`, `set_masks`, `allot_masks` or
-  `enable_masks`: two passes of the denoiser, once a pipeline and scheduler. Call one of these with the pipeline that is
-  about to run, where several share a denoiser.
+  `enable_masks`: a few passes of the denoiser, once a pipeline and scheduler. Call one of these with the pipeline that
+  is about to run, where several share a denoiser.
+- Pipelines that start from a picture are refused there; they are treated through a text-to-image pipeline of the same
+  denoiser: `load_mask(AutoPipelineForText2Image.from_pipe(pipe), mask)`.
 - A model is compiled after its masks are loaded. From then on masks can be allotted, disabled and unloaded; to load
   others or to change strengths, compile again.
 """
