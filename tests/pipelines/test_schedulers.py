@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import copy
+from itertools import pairwise
 from typing import Any
 
 import diffusers
@@ -15,8 +16,9 @@ from stereoclinic.errors import InputError
 from stereoclinic.pipelines import schedulers
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.clean import clean_latents
-from stereoclinic.pipelines.learn import learnt_of, schedule_of
+from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts import Row, generator
 
@@ -114,7 +116,8 @@ def test_a_watched_call_is_the_pipeline_s_own(made: Make, name: str, config: dic
     assert torch.equal(found, plain)
     schedule = schedule_of(model, 4, guidance)
     assert tuple(walked) == schedule.timesteps == tuple(model.pipe.scheduler.timesteps.tolist())
-    assert walked == sorted(walked, reverse=True) and len(walked) >= 4
+    # To rounding: the two calls of a second-order step may differ in the last bit, upwards too, from one machine to another.
+    assert all(after <= before + 1e-3 for before, after in pairwise(walked)) and len(walked) >= 4
 
 
 @pytest.mark.parametrize(("name", "config"), STOCHASTIC, ids=str)
@@ -245,5 +248,5 @@ def test_an_inverse_scheduler_is_refused(made: Make) -> None:
 
 
 def test_steps_that_a_scheduler_cannot_make(made: Make) -> None:
-    with pytest.raises(InputError, match=r"StableDiffusionPipeline cannot make 99 steps so: .*: 99\. "):
+    with pytest.raises(InputError, match=r"StableDiffusionPipeline refuses its call \(99 steps\): .*: 99\. "):
         schedule_of(made("LCMScheduler", {}), 99, 1.0)
