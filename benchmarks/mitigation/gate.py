@@ -22,8 +22,8 @@ from stereoclinic.ddtd.target import group_directions, lean
 from stereoclinic.evaluation.intervals.statistics import wilson_interval
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts import BUILT_IN, group_prompts, load_prompts, occupation_prompts, with_seeds, write
 from stereoclinic.sns.gate import by_lean, is_neutral

@@ -127,11 +127,11 @@ def apply(
     check_fits(mask, opened.network, force)
     steps, guidance = steps or opened.defaults.steps, opened.defaults.guidance if guidance is None else guidance
 
-    from stereoclinic.pipelines.learn import schedule_of
+    from stereoclinic.pipelines.schedule import schedule_of
 
     schedule_of(opened, steps, guidance)  # refused before anything is drawn
     for path, each in zip(masks, loaded, strict=True):
-        common.note_other_call(path.name, each, called)
+        common.note_differences(path.name, each, opened)
     rows: list[dict[str, Any]] = [{"prompt": text, "seed": seed + i} for text in texts for i in range(count)]
     treated = Suppressed("treated", opened, mask, axes, strength, given, force)
     allotted = treated.treatment.allotment(rows)

@@ -234,7 +234,7 @@ def bench(
         for scale in dict.fromkeys(guidance or [opened.defaults.guidance])
     ]
 
-    from stereoclinic.pipelines.learn import schedule_of
+    from stereoclinic.pipelines.schedule import schedule_of
 
     for setup in protocols:
         schedule_of(opened, setup.steps, setup.guidance)  # refused before anything is drawn
@@ -242,7 +242,7 @@ def bench(
         made_for = mask.metadata.get("axis")
         if made_for is not None and chosen.name not in [made_for, *str(made_for).split("+")]:
             common.note(f"mask {name} was made for axis {made_for}, and is judged on {chosen.name}")
-        common.note_other_call(name, mask, called)
+        common.note_differences(name, mask, opened)
     total = sum(arms_of(opened, setup, loaded, strength, force).images for setup in protocols)
     total += len(baselines or []) * sum(
         len(rows) * (each.images + len(chosen) * each.group_images) + len(beyond or ()) * each.unrelated_images

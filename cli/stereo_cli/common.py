@@ -318,8 +318,13 @@ def unguided(model: "Model", steps: int | None) -> float:
     return 1.0 if learnt_of(model, own, steps).guides else own
 
 
-def note_other_call(name: str, mask: "NeuronMask", call: Mapping[str, Any]) -> None:
-    """Say that a mask was made with other options of the pipeline's call than it is used with."""
+def note_differences(name: str, mask: "NeuronMask", model: "Model") -> None:
+    """Say that a mask was made for other weights, or with other call options, than it is used with."""
+    from stereoclinic.sns.fits import has_other_weights
+
+    if has_other_weights(mask, model.network):
+        note(f"mask {name} was made for other weights than those of {model.name}")
+    call = model.call
     for made in (each.get("call") for each in mask.origins):
         if isinstance(made, dict) and made != call:
             spelt = [" ".join(call_words(each)) or "none" for each in (made, call)]

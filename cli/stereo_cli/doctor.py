@@ -73,7 +73,8 @@ def doctor(
 
     from stereo_cli.doctor_time import Workload, estimate
     from stereoclinic.pipelines.arguments import inner
-    from stereoclinic.pipelines.learn import learnt_of, schedule_of
+    from stereoclinic.pipelines.learn import learnt_of
+    from stereoclinic.pipelines.schedule import schedule_of
     from stereoclinic.pipelines.sites import find_sites
 
     steps = steps or opened.defaults.steps

@@ -46,7 +46,8 @@ def estimate(model: "Model", sites: "list[Site]", rows: "list[Row]", work: Workl
     from stereo_cli import common
     from stereoclinic.ddtd.trajectory import Settings
     from stereoclinic.errors import InputError
-    from stereoclinic.pipelines.learn import learnt_of, schedule_of
+    from stereoclinic.pipelines.learn import learnt_of
+    from stereoclinic.pipelines.schedule import schedule_of
     from stereoclinic.sns.stepwise import Stepwise
 
     scale, every = common.unguided(model, work.steps), common.every_of(work.steps)

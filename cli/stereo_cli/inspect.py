@@ -55,9 +55,7 @@ def inspect(
     ] = 8,
     force: Annotated[
         bool,
-        typer.Option(
-            "--force", help="--images: accept other weights of the same shapes.", rich_help_panel=options.MODEL
-        ),
+        typer.Option("--force", help="--images: accept other weights if all sites fit.", rich_help_panel=options.MODEL),
     ] = False,
     accelerator: options.Accelerator = "auto",
     as_json: options.AsJson = False,

@@ -138,6 +138,7 @@ def provenance(
     from stereoclinic.evaluation.readers import known_errors, limits, told_by
     from stereoclinic.pipelines.arguments import inner
     from stereoclinic.prompts import digest
+    from stereoclinic.sns.fits import has_other_weights
 
     network = inner(model.network)
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -162,7 +163,10 @@ def provenance(
         "reader_errors": [str(each) for each in known_errors(reader)],
         **({} if published is None else {"protocol": published.says()}),
         "strength": strength,
-        "masks": {name: {"file": str(paths[name]), **mask.metadata} for name, mask in masks.items()},
+        "masks": {
+            name: {"file": str(paths[name]), "other_weights": has_other_weights(mask, network), **mask.metadata}
+            for name, mask in masks.items()
+        },
         "versions": versions,
         "command": shlex.join(["stereo", *sys.argv[1:]]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

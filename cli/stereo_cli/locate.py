@@ -187,7 +187,7 @@ def locate(
     from stereoclinic.ddtd.sharding import SHARDED, check_sharded
     from stereoclinic.ddtd.trajectory import Settings
     from stereoclinic.pipelines.arguments import inner
-    from stereoclinic.pipelines.learn import schedule_of
+    from stereoclinic.pipelines.schedule import schedule_of
     from stereoclinic.pipelines.sites import find_sites
     from stereoclinic.sns.mask import in_unit
 

@@ -154,7 +154,7 @@ def mask(
     ] = 36,
     accelerator: options.Accelerator = "auto",
     force: Annotated[
-        bool, typer.Option("--force", help="Take masks that were made for other weights of the same shapes.")
+        bool, typer.Option("--force", help="Accept masks made for other weights if all sites fit.")
     ] = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,

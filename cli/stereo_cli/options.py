@@ -136,7 +136,12 @@ SharingStrategy = Annotated[
 ]
 Accelerator = Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.", rich_help_panel=DEVICES)]
 Precision = Annotated[str, typer.Option(help="Lightning's name: 32-true, bf16-mixed, ...", rich_help_panel=DEVICES)]
-Force = Annotated[bool, typer.Option("--force", help="Accept files made for other weights of the same shapes.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Accept files made for other weights, such as those of a few-step sibling, if all sites fit."
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on stdout instead of tables.", rich_help_panel=OUTPUT)
 ]

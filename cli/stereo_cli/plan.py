@@ -210,7 +210,7 @@ def plan(
     opened = open_model(name, common.place_of(device), dtype, variant, called)
     opened.defaults = replace(opened.defaults, steps=steps or opened.defaults.steps)
 
-    from stereoclinic.pipelines.learn import schedule_of
+    from stereoclinic.pipelines.schedule import schedule_of
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.planning import plan_stepwise
     from stereoclinic.sns.select import most_relevant

@@ -385,7 +385,7 @@ def test_a_pipeline_that_is_not_from_text_to_picture(refused, opening, model, tm
         (("--height", 64, "--call", "height=64"), "height is given twice"),
         (("--height", 64), "height and width go together, and height alone is given"),
         (("--height", 20, "--width", 20), "divisible by 8"),
-        (("--call", "height=tall", "--width", 64), "StableDiffusionPipeline cannot make 2 steps so"),
+        (("--call", "height=tall", "--width", 64), "StableDiffusionPipeline refuses its call (2 steps)"),
     ],
 )
 def test_options_of_the_pipelines_own_call(refused, opening, arguments: tuple, says: str):

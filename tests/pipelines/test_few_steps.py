@@ -10,12 +10,17 @@ from tests.pipelines.test_recognise import recognised, same, watched
 from tests.pipelines.tiny import TINY, build
 
 from stereoclinic.ddtd.trajectory import Settings, bin_of
+from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines.learn import learnt_of, schedule_of
+from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.pictures import as_tensor, draw
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts import generator
+from stereoclinic.sns.damp import suppress
+from stereoclinic.sns.fits import has_other_weights
+from stereoclinic.sns.mask import NeuronMask
 
 ROWS = rows(2, 1)
 
@@ -77,7 +82,7 @@ def test_bins_follow_the_steps_that_there_are(name: str, steps: int, guidance: f
 
 def test_steps_that_the_pipeline_does_not_allow_are_refused_in_its_words() -> None:
     """SANA-Sprint's intermediate timestep goes with two steps alone."""
-    with pytest.raises(InputError, match="SanaSprintPipeline cannot make 3 steps so: Intermediate timesteps"):
+    with pytest.raises(InputError, match=r"SanaSprintPipeline refuses its call \(3 steps\): Intermediate timesteps"):
         schedule_of(model_of("sana-sprint"), 3, 4.5)
 
 
@@ -86,3 +91,19 @@ def test_a_target_that_needs_guidance_is_refused() -> None:
     settings = Settings(steps=2, guidance=8.0, bins=1, target="guidance")
     with pytest.raises(InputError, match="predicts nothing without prompt at this guidance scale"):
         measured(model, find_sites(model.network), AXIS, ROWS, settings)
+
+
+@pytest.mark.parametrize(("sibling", "full"), [("flux-schnell", "flux"), ("lcm", "sd1")])
+def test_a_mask_of_a_few_step_sibling_is_used_on_the_full_model_with_force(sibling: str, full: str) -> None:
+    """It has a layer less, or more, than the full model; the sites are the same."""
+    made_for, model = model_of(sibling), model_of(full)
+    sites = find_sites(made_for.network)
+    factors = torch.full((1, sum(site.width for site in sites)), 0.1)
+    digests = {"unet_shapes": shapes_digest(made_for.network), "unet_weights": weights_digest(made_for.network)}
+    mask = NeuronMask(sites, torch.tensor([1e6, -1e6]), factors, metadata=digests)
+    with pytest.raises(InputError, match="other shapes"), suppress(model, mask):
+        pass
+    before = draw(model, ROWS, 2, 3.0)
+    with suppress(model, mask, force=True):
+        damped = draw(model, ROWS, 2, 3.0)
+    assert has_other_weights(mask, model.network) and not torch.equal(damped, before)

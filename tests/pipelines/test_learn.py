@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.conditions import encode
-from stereoclinic.pipelines.learn import Learnt, Schedule, learnt_of, schedule_of
+from stereoclinic.pipelines.learn import Learnt, learnt_of
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import Schedule, schedule_of
 
 
 def model_of(name: str) -> Model:

@@ -299,3 +299,24 @@ def test_a_walk_can_be_made_again(model: Model) -> None:
     walk = Walk(model, ROWS, 2, 3.0, visit=lambda call: asked.append(call.step))
     one, two = walk.run("latent").images, walk.run("latent").images
     assert torch.equal(one, two) and asked[: len(asked) // 2] == asked[len(asked) // 2 :] and 1 in asked
+
+
+# --- what cannot be
+
+
+def test_a_call_that_is_watched_is_not_watched_again_from_within(sd1: Model) -> None:
+    def nested(call: Call) -> None:
+        Walk(sd1, ROWS, 2, 1.0).run()
+
+    with pytest.raises(RuntimeError, match="before the walk, not by its visitor"):
+        watched(sd1, 2, 1.0, nested)
+    assert torch.equal(watched(sd1, 2, 1.0), bare(sd1, 2, 1.0))
+
+
+def test_predictions_end_with_their_call(sd1: Model) -> None:
+    calls: list[Call] = []
+    kind = type(sd1.network)
+    watched(sd1, 2, 1.0, calls.append)
+    with pytest.raises(RuntimeError, match="has ended"):
+        calls[0].predict()
+    assert type(sd1.network) is kind

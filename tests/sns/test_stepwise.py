@@ -11,8 +11,8 @@ from diffusers import PNDMScheduler
 from stereoclinic.axes import Axis, load_axis
 from stereoclinic.ddtd.target import group_directions, lean, off_axis
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Call, Conditions, encode_groups
 from stereoclinic.pipelines.watch import Walk as Trajectory

@@ -16,9 +16,9 @@ from stereoclinic.ddtd.target import Classifier, get_target
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import encode
-from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import SITE_KINDS, Site, neuron_relevance
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts import Row, group_prompts

@@ -22,6 +22,8 @@ from stereoclinic.pipelines.model import Model
 
 #: What a pass does, in the attribute of this name of the network: hooks of masks look there. See `Pass`.
 PASS = "_stereoclinic_pass"
+#: What tells the class that a watched denoiser has for the time of the call.
+WATCHED = "_stereoclinic_watched"
 
 
 class Left(BaseException):
@@ -82,19 +84,23 @@ class Watcher:
     ) -> None:
         self.model, self.called, self.stepped = model, called, stepped
         self.steps = 0
-        self.failure: BaseException | None = (
-            None  # what `called` or `stepped` raised, which is not the pipeline's fault
-        )
+        self.failure: BaseException | None = None  # raised by `called` or `stepped`: not the pipeline's fault
         self._network, self._scheduler = model.network, model.pipe.scheduler
 
     def __enter__(self) -> "Watcher":
         own = type(self._network)
+        if hasattr(own, WATCHED):
+            raise RuntimeError(
+                "this pipeline's call is watched already; what watches it too, such as suppress(model, mask), is made"
+                " before the walk, not by its visitor"
+            )
 
         def call(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
             with self._ours():
                 return self.called(self, tree.named(network, args, kwargs))
 
-        self._own, self._watched = own, type(own.__name__, (own,), {"__call__": call, "__module__": own.__module__})
+        self._own, self._watched = own, type(own.__name__, (own,), {"__call__": call, WATCHED: True})
+        self._watched.__module__ = own.__module__
         self._network.__class__ = self._watched
         step, self._step = self._scheduler.step, self._scheduler.__dict__.get("step")
 
@@ -130,7 +136,13 @@ class Watcher:
         return float(timesteps[min(self.steps, len(timesteps) - 1)])
 
     def run(self, arguments: dict[str, Any], what: Pass | None = None) -> Any:
-        """One pass of the denoiser, as it is when nobody watches."""
+        """One pass of the denoiser, as it is when nobody watches.
+
+        Raises:
+            RuntimeError: The pipeline's call has ended.
+        """
+        if type(self._network) is not self._watched:
+            raise RuntimeError("the watched call has ended; its predictions can be asked for by its visitor alone")
         self._network.__class__ = self._own
         try:
             with announced(tree.inner(self._network), what):
@@ -173,6 +185,8 @@ def call_pipeline(
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
         if watcher is not None and (watcher.steps or watcher.failure is error):
             raise
-        raise InputError(f"{type(model.pipe).__name__} cannot make {steps} steps so: {first_line(error)}") from error
+        raise InputError(
+            f"{type(model.pipe).__name__} refuses its call ({steps} steps): {first_line(error)}"
+        ) from error
     finally:
         model.pipe._progress_bar_config = bars

@@ -96,7 +96,7 @@ class Learnt:
 
     @property
     def apart(self) -> bool:
-        """Whether what the prompt does not see goes through the denoiser in a call of its own."""
+        """Whether the rows without prompt go through the denoiser in a call of their own."""
         return any(not any(call.blocks) for call in self.calls)
 
     def flat(self, output: Any) -> Tensor:
@@ -125,7 +125,7 @@ def _zeros(output: Any, rows: int) -> Any:
 _KNOWN: "weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]]" = weakref.WeakKeyDictionary()
 
 
-def _remembered(model: Model, *key: Any) -> tuple[dict[tuple[Any, ...], Any], tuple[Any, ...]]:
+def remembered(model: Model, *key: Any) -> tuple[dict[tuple[Any, ...], Any], tuple[Any, ...]]:
     """What is known of a pipeline, and the key of what is asked: another scheduler or denoiser is another pipeline."""
     scheduler = model.pipe.scheduler
     whole = (*key, sorted(model.call.items(), key=str), type(scheduler).__name__, dict(scheduler.config))
@@ -140,7 +140,7 @@ def learnt_of(model: Model, guidance: float, steps: int | None = None) -> Learnt
         InputError: The pipeline refuses its options, its denoiser keeps a state between calls, nothing that it is told
             depends on the prompt, or rows cannot be told.
     """
-    known, key = _remembered(model, "learnt", guidance)
+    known, key = remembered(model, "learnt", guidance)
     if key not in known:
         known[key] = _learn(model, guidance, steps or model.defaults.steps)
     found: Learnt = known[key]
@@ -153,7 +153,6 @@ def _learn(model: Model, guidance: float, steps: int) -> Learnt:
     schedulers.check(model.pipe.scheduler, model.name)
     outputs: list[Any] = []
     predictions: list[Tensor] = []
-    passes: list[tuple[Watcher, dict[str, Any]]] = []
 
     def record(prompts: Sequence[str]) -> list[dict[str, Any]]:
         seen: list[dict[str, Any]] = []
@@ -165,7 +164,6 @@ def _learn(model: Model, guidance: float, steps: int) -> Learnt:
                 rows = len(prompts) * len(tree.stacked(tree.sample_of(outputs[number])))
                 return _zeros(outputs[number], rows)
             outputs.append(watcher.run(arguments))
-            passes.append((watcher, arguments))
             return outputs[-1]
 
         def stepped(step: int, prediction: Tensor) -> None:
@@ -214,7 +212,7 @@ def _learn(model: Model, guidance: float, steps: int) -> Learnt:
         )
     learnt = Learnt(axes, conditions, telling, latents, tuple(calls), *_used(outputs, calls, predictions[0]))
     number = next(i for i, call in enumerate(calls) if any(call.blocks))
-    _check_function(model, learnt, calls[number], passes[number][1])
+    _check_function(model, learnt, calls[number], one[number])
     return learnt
 
 
@@ -305,66 +303,3 @@ def _used(outputs: Sequence[Any], calls: Sequence[LearntCall], prediction: Any) 
         return used, None
     alike = float(torch.nn.functional.cosine_similarity(sample.flatten(), given.flatten(), dim=0))
     return used, None if abs(alike) < 0.5 else int(alike > 0) or -1
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The steps of a pipeline's call.
-
-    Attributes:
-        timesteps: The scheduler's, noisiest first, at which the denoiser is called.
-        told: What the denoiser is told at each; empty where it is told none.
-    """
-
-    timesteps: tuple[float, ...]
-    told: tuple[float, ...]
-
-    def timestep(self, told: float) -> float:
-        """The scheduler's timestep of what the denoiser is told, also between the steps: linearly."""
-        if not self.told or self.told == self.timesteps:
-            return told
-        pairs = sorted(set(zip(self.told, self.timesteps, strict=True)))
-        if len(pairs) == 1:
-            return pairs[0][1] * told / pairs[0][0] if pairs[0][0] else pairs[0][1]
-        after = next((i for i, (x, _) in enumerate(pairs) if x >= told), len(pairs) - 1)
-        (x0, y0), (x1, y1) = pairs[max(after, 1) - 1], pairs[max(after, 1)]
-        return y0 + (told - x0) * (y1 - y0) / (x1 - x0)
-
-
-def schedule_of(model: Model, steps: int, guidance: float) -> Schedule:
-    """The timesteps of a pipeline's call of so many steps, which it sets up itself; its denoiser is not run.
-
-    Raises:
-        InputError: The pipeline cannot make so many steps, or walks from a picture to noise.
-    """
-    known, key = _remembered(model, "schedule", steps, guidance)
-    if key not in known:
-        known[key] = _schedule(model, steps, guidance)
-    found: Schedule = known[key]
-    return found
-
-
-@torch.no_grad()
-def _schedule(model: Model, steps: int, guidance: float) -> Schedule:
-    learnt = learnt_of(model, guidance, steps)
-    timesteps, told = dict[int, float](), dict[int, float]()
-
-    def called(watcher: Watcher, arguments: dict[str, Any]) -> Any:
-        if watcher.steps not in timesteps:
-            timesteps[watcher.steps] = watcher.timestep
-            value = tree.timestep_of(arguments)
-            if value is not None:
-                told[watcher.steps] = value
-        return learnt.stub(0, arguments)
-
-    def stepped(step: int, prediction: Any) -> None:
-        if step >= len(model.pipe.scheduler.timesteps):
-            raise Left
-
-    watcher = Watcher(model, called, stepped)
-    call_pipeline(model, watcher, PROMPTS[:1], [torch.Generator().manual_seed(0)], steps, guidance)
-    found = tuple(timesteps.values())
-    if len(found) > 1 and found[0] < found[-1]:
-        name = type(model.pipe.scheduler).__name__
-        raise InputError(f"{name} walks from a picture to noise; use the scheduler that it inverts")
-    return Schedule(found, tuple(told.values()) if len(told) == len(found) else ())

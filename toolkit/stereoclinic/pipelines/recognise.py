@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.intercept import PASS, Pass
-from stereoclinic.pipelines.learn import Learnt, LearntCall, Schedule, learnt_of, schedule_of
+from stereoclinic.pipelines.learn import Learnt, LearntCall, learnt_of
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import Schedule, schedule_of
 
 #: At which guidance scale a pipeline that does not guide by default is watched, too.
 GUIDANCE = 5.0

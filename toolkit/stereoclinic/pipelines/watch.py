@@ -30,7 +30,6 @@ from stereoclinic.prompts import Row, generator, group_prompts
 #: Tensors that are remembered by identity, so that they need not be read at every step.
 REMEMBERED = 8
 
-
 Visit = Callable[[Call], None]
 
 
@@ -122,11 +121,7 @@ class Walk:
         return self._replied(call, watcher, given, blocks)
 
     def _blocks(self, given: dict[str, Any]) -> tuple[bool, ...]:
-        """Which blocks of B rows see the prompts, by what they are told: as in the first step, or as it was learnt.
-
-        Raises:
-            InputError: They are told something else than in the first step.
-        """
+        """Which blocks of B rows see the prompts: at the first step as was learnt, later by what they are told."""
         learnt, path = self.learnt, self.learnt.telling
         leaf, axis = tree.get(given, path), learnt.axes[path]
         count = learnt.rows(given) // self.count

@@ -27,8 +27,8 @@ from stereoclinic.files import write_text
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import Conditions
-from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.portraits.card import card
 from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share

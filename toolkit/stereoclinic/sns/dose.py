@@ -18,9 +18,9 @@ from stereoclinic.axes import Axis
 from stereoclinic.ddtd.target import group_directions, lean
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts import Samples
 from stereoclinic.sns.allocate import on_axis

@@ -24,7 +24,8 @@ def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool =
     Args:
         made: To be applied, or looked into.
         network: The denoiser.
-        force: Accept other weights; other shapes are never accepted.
+        force: Accept other weights, and other layers around the same sites, as a few-step sibling of a model has them;
+            sites that do not fit are never accepted.
 
     Raises:
         InputError: Says what differs.
@@ -50,20 +51,27 @@ def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool =
                 f"{what} does not fit: site {site.name!r} has {site.width} neurons in the {what}, {width - site.start} "
                 f"in this {type(network).__name__}; use the model it was made for"
             )
+    if force:
+        return
     bare = _Bare(network)
     made_for = made.metadata.get("unet_shapes")
     if made_for is not None and made_for != (here_shapes := shapes_digest(bare)):
         raise InputError(
             f"{what} does not fit: made for a model of other shapes (digest {_head(made_for)}, here "
-            f"{_head(here_shapes)}); "
-            "use the model it was made for"
+            f"{_head(here_shapes)}); use the model it was made for, or force where its sites are the same"
         )
     made_for = made.metadata.get("unet_weights")
-    if made_for is not None and not force and made_for != (here_weights := weights_digest(bare)):
+    if made_for is not None and made_for != (here_weights := weights_digest(bare)):
         raise InputError(
             f"{what} was made for other weights, or another precision (digest {_head(made_for)}, here "
             f"{_head(here_weights)}); use the model it was made for, or force"
         )
+
+
+def has_other_weights(mask: NeuronMask, network: nn.Module) -> bool:
+    """Whether a mask says that it was made for other weights than these."""
+    made_for = mask.metadata.get("unet_weights")
+    return made_for is not None and made_for != weights_digest(_Bare(inner(network)))
 
 
 class _Bare(nn.Module):

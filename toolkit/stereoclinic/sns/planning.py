@@ -23,9 +23,9 @@ from stereoclinic.digest import plain_digest, shapes_digest, weights_digest
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.files import check_same, load_tensors, save_tensors
 from stereoclinic.pipelines.arguments import inner
-from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.predict import predict
 from stereoclinic.prompts import Samples

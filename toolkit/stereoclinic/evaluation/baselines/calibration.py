@@ -16,9 +16,9 @@ from stereoclinic.pipelines import pictures
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.intercept import Left, Pass, pass_of
-from stereoclinic.pipelines.learn import schedule_of
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts import Row, group_prompts
 from stereoclinic.sns.allocate import shares_of

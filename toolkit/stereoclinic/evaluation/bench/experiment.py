@@ -145,7 +145,7 @@ def run(
         masks: Name -> mask; none is fine, then only the model and its ceilings are measured.
         strength: Of every mask.
         progress: Called with the arm's name and the number of images drawn.
-        force: Apply masks that were made for other weights of the same shapes.
+        force: Apply masks that were made for other weights, see `check_fits`.
         parts: Folder that keeps what was drawn: a run that was cut off goes on there, and whatever another run of the
             same model has drawn there is not drawn again. By default a temporary one.
         warn: Told what does not stop the run.

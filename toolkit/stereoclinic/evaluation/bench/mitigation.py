@@ -86,7 +86,7 @@ class Suppressed(Mitigation):
         axes: Axes whose groups the gate looks for; empty opens it.
         strength: Scales the damping, 0 to 1.
         shares: Of the groups, see `shares_of`.
-        force: Accept a mask that was made for other weights of the same shapes.
+        force: Accept a mask that was made for other weights, see `check_fits`.
     """
 
     needs = "prompts"

@@ -15,7 +15,7 @@ from stereoclinic.digest import plain_digest
 from stereoclinic.evaluation.bench.arms import ALLOCATION, BALANCED
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.learn import schedule_of
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Visit, Walk, encode_groups
 from stereoclinic.prompts import Row, group_prompts
 from stereoclinic.sns.allocate import allotted_group, uniform
