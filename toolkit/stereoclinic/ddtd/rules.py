@@ -85,7 +85,7 @@ class _GELU(RuleFunction):
         if ctx.approximate == "tanh":
             gate = torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
         else:
-            gate = torch.erf(x * math.sqrt(0.5))
+            gate = (x * math.sqrt(0.5)).erf_()
         return gate.add_(1).mul_(0.5).mul_(g), None, None
 
 
@@ -137,17 +137,26 @@ class _GroupNorm(RuleFunction):
             out = function(x, groups, weight=weight, bias=bias, eps=eps)
         if rstd is None or rstd.dtype != wide(x.dtype):
             rstd = _rstd(x.reshape(samples, groups, -1), (-1,), eps)[..., 0]  # (B, C, ...) -> (B, G)
-        scale = rstd[:, :, None].expand(samples, groups, channels // groups)
-        ctx.save_for_backward(scale if weight is None else scale * weight.view(groups, -1))  # (B, G, C/G)
+        ctx.save_for_backward(rstd, weight)
         ctx.dtype = x.dtype
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = ctx.saved_tensors
+        rstd, weight = ctx.saved_tensors
+        samples, groups = rstd.shape
         positions = tuple(range(3, g.ndim + 1))
-        g = g.unflatten(1, scale.shape[1:])  # (B, C, ...) -> (B, G, C/G, ...)
+        if all(x is None or x.dtype == g.dtype for x in (rstd, weight)) and g.is_contiguous():
+            # The native pass of an input whose every value is the mean: there the standard deviation has no part.
+            sizes = (samples, g.shape[1], math.prod(g.shape[2:]), groups)
+            native = torch.ops.aten.native_group_norm_backward
+            flat = torch.zeros_like(g)
+            back = native(g, flat, torch.zeros_like(rstd), rstd, weight, *sizes, (True, False, False))[0]
+            return back, None, None, None, None, None
+        g = g.unflatten(1, (groups, -1))  # (B, C, ...) -> (B, G, C/G, ...)
+        scale = rstd[:, :, None].expand(g.shape[:3])
+        scale = scale if weight is None else scale * weight.view(groups, -1)
         # mean_group(v) from the sums over positions, so that g is read twice and written once.
         sums = g.sum(positions, dtype=scale.dtype) if positions else g.to(scale.dtype)
         mean = (sums * scale).sum(-1).div_(-(g[0, 0].numel()))  # (B, G); autocast would run vecdot in half precision
@@ -174,7 +183,7 @@ def group_norm(
 ) -> Tensor:
     """GroupNorm with a constant standard deviation: ``v = g * w * rstd``, ``g_in = v - mean_group(v)``.
 
-    The centring is linear and kept (Ali 2022). Saves w * rstd ``(B, C)``, never the input.
+    The centring is linear and kept (Ali 2022). Saves rstd ``(B, G)``, never the input.
     """
     return _GroupNorm.apply(input, weight, bias, function, num_groups, eps)
 
@@ -199,12 +208,17 @@ class _LayerNorm(RuleFunction):
         if rstd is None or rstd.dtype != wide(x.dtype):
             rstd = _rstd(x, ctx.dims, eps)  # (..., 1)
         ctx.save_for_backward(None if weight is None else weight.to(rstd.dtype), rstd)
+        ctx.shape = shape
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         weight, rstd = ctx.saved_tensors
+        if rstd.dtype == g.dtype and g.is_contiguous():  # as in GroupNorm
+            native, flat = torch.ops.aten.native_layer_norm_backward, torch.zeros_like(g)
+            back = native(g, flat, ctx.shape, torch.zeros_like(rstd), rstd, weight, None, (True, False, False))[0]
+            return back, None, None, None, None, None
         v = g.to(rstd.dtype) if weight is None else g * weight
         mean = v.mean(ctx.dims, keepdim=True).mul_(rstd).neg_()
         return torch.addcmul(mean, v, rstd).to(ctx.dtype), None, None, None, None, None
