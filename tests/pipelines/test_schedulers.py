@@ -116,7 +116,7 @@ def test_a_watched_call_is_the_pipeline_s_own(made: Make, name: str, config: dic
     assert torch.equal(found, plain)
     schedule = schedule_of(model, 4, guidance)
     assert tuple(walked) == schedule.timesteps == tuple(model.pipe.scheduler.timesteps.tolist())
-    # To rounding: the two calls of a second-order step may differ in the last bit, upwards too, from one machine to another.
+    # To rounding: the two calls of a second-order step may differ in the last bit, upwards too, by machine.
     assert all(after <= before + 1e-3 for before, after in pairwise(walked)) and len(walked) >= 4
 
 
