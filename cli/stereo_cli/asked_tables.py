@@ -3,10 +3,8 @@
 from collections.abc import Callable
 
 from rich.console import Group
-from rich.markup import escape
-from rich.text import Text
 
-from stereo_cli.tables import Data, captioned, interval, new_table, p_value
+from stereo_cli.tables import Data, captioned, interval, new_table, p_value, styled
 
 Column = Callable[[Data], str]
 
@@ -38,8 +36,8 @@ def reader_says(provenance: Data) -> Group | None:
     said = [*provenance["reader_limits"], *(f"Known error: {each}." for each in provenance["reader_errors"])]
     if not said:
         return None
-    lines = (Text(f"- {each}", style="dim") for each in said)
-    return Group(Text(f"What the reader cannot tell: {provenance['reader']}", style="bold"), *lines, "")
+    lines = (styled(f"- {each}", "dim") for each in said)
+    return Group(styled(f"What the reader cannot tell: {provenance['reader']}", "bold"), *lines, "")
 
 
 def _further_table(results: Data) -> list[Group]:
@@ -67,12 +65,12 @@ def _further_table(results: Data) -> list[Group]:
     if not columns:
         return []
     table = new_table(f"Further figures: guidance {results['guidance']:g}")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for name in columns:
-        table.add_column(escape(name), justify="right")
+        table.add_column(name, justify="right")
     for name, arm in results["arms"].items():
         style = "bold" if name in results["masks"] else ""
-        table.add_row(escape(name), *(cell(arm) for cell in columns.values()), style=style)
+        table.add_row(name, *(cell(arm) for cell in columns.values()), style=style)
     return [captioned(table, " ".join([*says, "Brackets are 95 % intervals."]))]
 
 
@@ -80,18 +78,18 @@ def _unrelated_table(results: Data) -> Group:
     """How far prompts that have nothing to do with the axis drift, beside other seeds."""
     found = results["unrelated"]
     table = new_table(f"Unrelated prompts: guidance {results['guidance']:g}")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     pairs = {"similarity": "ssim_to_untreated", "feature\ndistance": "feature_distance_to_untreated"}
     if "lpips_to_untreated" in found["arms"]["other seeds"]:
         pairs["LPIPS"] = "lpips_to_untreated"
     if "clip_score" in found["arms"]["untreated"]:
         pairs["CLIPScore"] = "clip_score"
     for name in [*pairs, "Fréchet", "KID"]:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for name, arm in found["arms"].items():
         sets = [arm[f"{distance}_to_other_seeds"] for distance in ("frechet", "kid")]
         table.add_row(
-            escape(name),
+            name,
             *(interval(arm[key]) if key in arm else "" for key in pairs.values()),
             *("" if value is None else f"{value:.2g}" for value in sets),
             style="bold" if name in results["masks"] else "",

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from stereo_cli import ranks
 from stereo_cli.call import call_words
+from stereoclinic.printable import printable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,16 +62,30 @@ def is_rank_zero() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
-def stdout() -> Console:
+class PlainConsole(Console):
+    """Lays out plain texts as they were written: in a name, nothing is markup, and nothing is obeyed by a terminal.
+
+    What is to have a style is a `Text`, made of `printable` text.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every plain text that is printed or measured comes through here."""
+        return super().render_str(printable(text), **options)
+
+
+def stdout() -> PlainConsole:
     """In a pipe or file, which have no width, tables get the 110 columns that they are laid out for."""
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(quiet=not is_rank_zero(), width=None if wide else 110, highlight=False)
+    return PlainConsole(quiet=not is_rank_zero(), width=None if wide else 110)
 
 
 def say(text: str) -> None:
-    """A line on stdout; not wrapped, and file names in it are not read as markup."""
+    """A line on stdout, not wrapped."""
     if is_rank_zero():
-        print(text)
+        print(printable(text))
 
 
 def warn(text: str) -> None:
@@ -84,12 +100,12 @@ def note(text: str) -> None:
 
 
 def _line(text: str) -> str:
-    """Text in one line, without what a terminal would obey or could not show."""
-    return "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+    """Text in one line; other libraries break theirs."""
+    return printable(" ".join(filter(None, map(str.strip, text.split("\n")))))
 
 
-def stderr() -> Console:
-    return Console(stderr=True, quiet=not is_rank_zero(), highlight=False)
+def stderr() -> PlainConsole:
+    return PlainConsole(stderr=True, quiet=not is_rank_zero())
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
@@ -136,7 +152,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 def _fault() -> NoReturn:
     """An internal error, with its traceback; its exit code is not that of --fail-above."""
-    traceback.print_exc()
+    print(*map(printable, traceback.format_exc().rstrip("\n").split("\n")), sep="\n", file=sys.stderr)
     fail("internal error; please report it with the traceback above", FAULT)
 
 

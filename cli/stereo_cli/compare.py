@@ -52,13 +52,12 @@ def compare(
         for side in ("a", "b"):
             if alone := experiment[f"only_{side}"]:
                 common.say(f"only in {side.upper()}, at guidance {experiment['guidance']:g}: {', '.join(alone)}")
-    common.say(_sum_up(found))
+    for line in _sum_up(found):
+        common.say(line)
 
 
 def _table(guidance: float, arm: dict[str, Any]) -> "Group":
     """What differs, and the parity gap whether it does or not; the rest is named below."""
-    from rich.markup import escape
-
     from stereo_cli.tables import captioned, new_table
     from stereoclinic.evaluation.results.figures import Value, figure_of
     from stereoclinic.evaluation.results.versus import NO_INTERVAL, NOT_TOLD, OTHER_SIZE, SAME
@@ -66,8 +65,9 @@ def _table(guidance: float, arm: dict[str, Any]) -> "Group":
 
     name = arm["a"] if arm["a"] == arm["b"] else f"{arm['a']} (A) and {arm['b']} (B)"
     table = new_table(f"{name}: guidance {guidance:g}")
-    for column in ("", "A", "B", "B - A"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for column in ("A", "B", "B - A"):
+        table.add_column(column, justify="right")
     table.add_column("B is")
     quiet: dict[str, list[str]] = {}
     for row in arm["figures"]:
@@ -77,15 +77,12 @@ def _table(guidance: float, arm: dict[str, Any]) -> "Group":
         form = figure_of(row["figure"]).form
         signed = form if form.startswith("+") else f"+{form}"
         cells = [spelt(Value(**row[side]), form) for side in ("a", "b")]
-        table.add_row(
-            escape(row["title"]), *map(escape, [*cells, spelt(Value(**row["difference"]), signed)]), row["verdict"]
-        )
-    return captioned(
-        table, " ".join(f"{verdict.capitalize()}: {', '.join(names)}." for verdict, names in quiet.items())
-    )
+        table.add_row(row["title"], *cells, spelt(Value(**row["difference"]), signed), row["verdict"])
+    text = " ".join(f"{verdict.capitalize()}: {', '.join(names)}." for verdict, names in quiet.items())
+    return captioned(table, text, keep=[-1, -2])
 
 
-def _sum_up(found: dict[str, Any]) -> str:
+def _sum_up(found: dict[str, Any]) -> tuple[str, str]:
     from stereoclinic.evaluation.results.versus import BETTER, DIFFERS, NOT_TOLD, WORSE
 
     counts = Counter(
@@ -95,5 +92,6 @@ def _sum_up(found: dict[str, Any]) -> str:
     told = judged - counts[NOT_TOLD]
     return (
         f"{told} of {judged} figures with intervals are told apart: B is better in {counts[BETTER]}, worse in"
-        f" {counts[WORSE]}.\nAbout one in twenty would be told apart by chance alone. --json has every figure."
+        f" {counts[WORSE]}.",
+        "About one in twenty would be told apart by chance alone. --json has every figure.",
     )

@@ -32,8 +32,10 @@ def diff(
     in common would show by chance.
 
     \b
-    stereo diff gender.pt age.pt       do two axes live in the same neurons?
-    stereo diff seed-0.pt seed-100.pt  would other seeds have found the same?
+    stereo diff gender.pt age.pt
+        do two axes live in the same neurons?
+    stereo diff seed-0.pt seed-100.pt
+        would other seeds have found the same?
     """
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.errors import InputError
@@ -62,7 +64,8 @@ def diff(
         common.print_json({"files": {"a": str(a), "b": str(b)}, **found})
         return
     common.say(f"A: {a}")
-    common.say(f"B: {b}\n")
+    common.say(f"B: {b}")
+    common.say("")
     for table in _tables(found):
         common.stdout().print(table)
 
@@ -79,17 +82,17 @@ def _tables(found: dict[str, Any]) -> "Iterator[Group | str]":
 
 
 def _made(rows: list[dict[str, Any]]) -> "Group":
-    from rich.markup import escape
+    from rich.console import Group
 
-    from stereo_cli.tables import captioned, new_table
+    from stereo_cli.tables import captioned, new_table, styled
 
     if not rows:
-        return captioned(new_table("Made alike: nothing differs in what the files say of themselves"), "")
+        return Group(styled("Made alike: nothing differs in what the files say of themselves", "bold"), "")
     table = new_table("What differs in how they were made")
     for name in ("", "A", "B"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(escape(row["name"]), *(escape(_short(row[side])) for side in ("a", "b")))
+        table.add_row(row["name"], *(_short(row[side]) for side in ("a", "b")))
     return captioned(table)
 
 
@@ -108,7 +111,7 @@ def _sizes(found: dict[str, Any], missing: str) -> "Group":
     table.add_column("")
     of_set, of_sum = ("damped", "damping") if of_mask else ("above 0", "|R|")
     for name in ("neurons", f"{of_set}\nA", f"{of_set}\nB", f"{of_sum}\nA", f"{of_sum}\nB"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for name, row in _rows(found, table):
         if not row:
             table.add_row(name, *"-----")
@@ -135,11 +138,11 @@ def _common(found: dict[str, Any]) -> "Group":
     table = new_table("What they have in common, and what chance would show")
     table.add_column("")
     for name in ("overlap", "top 1 %", "top 5 %"):
-        table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("by\nchance", justify="right", no_wrap=True, style="dim")
+        table.add_column(name, justify="right")
+        table.add_column("by\nchance", justify="right", style="dim")
     for name, chance in (("rank\ncorr.", "by\nchance"), ("cosine", "by\nchance")):
-        table.add_column(name, justify="right", no_wrap=True)
-        table.add_column(chance, justify="right", no_wrap=True, style="dim")
+        table.add_column(name, justify="right")
+        table.add_column(chance, justify="right", style="dim")
     for name, row in _rows(found, table):
         cells = []
         for each in (row["overlap"], *row["top"]) if row else ({},) * 3:
@@ -160,8 +163,6 @@ def _common(found: dict[str, Any]) -> "Group":
 
 def _rows(found: dict[str, Any], table: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and figures of each row, with a line between kinds, timesteps, groups and all of them together."""
-    from rich.markup import escape
-
     from stereo_cli.tables import timesteps
 
     for row in found["kinds"]:
@@ -172,6 +173,6 @@ def _rows(found: dict[str, Any], table: Any) -> Iterator[tuple[str, dict[str, An
     for row in found["groups"]:
         if row is found["groups"][0]:
             table.add_section()
-        yield f"for {escape(row['group'])}", row
+        yield f"for {row['group']}", row
     table.add_section()
     yield "all", found["all"]

@@ -3,13 +3,13 @@
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from stereo_cli.call import call_words
-from stereo_cli.tables import captioned, new_table
+from stereo_cli.tables import captioned, new_table, styled
+from stereoclinic.printable import printable
 
 Data = dict[str, Any]
 
@@ -34,7 +34,7 @@ def _model(model: Data) -> Group:
         ("scheduler", f"{model['scheduler']}, predicts {model['prediction']}, {kind}; {steps}"),
         ("timesteps", _timesteps(model)),
     ):
-        table.add_row(name, escape(value))
+        table.add_row(name, value)
     return captioned(table, "Conditions: the denoiser's arguments that depend on the prompt, found by comparing calls.")
 
 
@@ -65,17 +65,17 @@ def _neurons(neurons: Data) -> Group:
 def _conservation(data: Data) -> list[RenderableType]:
     found, uncovered = data["conservation"], data["uncovered"]
     lines = (
-        "\n".join(f"{each}: {times} times" for each, times in uncovered.items())
+        "\n".join(printable(f"{each}: {times} times") for each, times in uncovered.items())
         or "none: every operation that mixes its inputs has a rule"
     )
     parts: list[RenderableType] = [
         Group(
-            Text(f"Operations that {found['composite']} does not cover", style="bold"),
+            styled(f"Operations that {found['composite']} does not cover", "bold"),
             Padding(Text(lines), (0, 0, 1, 0)),
         )
     ]
     if found["fault"]:
-        parts.append(Padding(Text(f"fault: {found['fault']}", style="bold"), (0, 0, 1, 0)))
+        parts.append(Padding(styled(f"fault: {found['fault']}", "bold"), (0, 0, 1, 0)))
     if not found["cuts"]:
         return parts
     title = f"Conservation under {found['composite']}"
@@ -92,14 +92,14 @@ def _conservation(data: Data) -> list[RenderableType]:
         + " Bias holds all that layers with a rule of their own absorb." * found["absorbs"]
         + f" {found['meaning'][0].upper()}{found['meaning'][1:]}."
     )
-    return [*parts, captioned(table, caption)]
+    return [*parts, captioned(table, caption, keep=[-1])]
 
 
 def _here(data: Data) -> Group:
     memory, table = data["memory"], _table("Here", "", "", header=False)
     for device in data["devices"]:
         size = "" if device["memory"] is None else f", {_bytes(device['memory'])}"
-        table.add_row(device["name"], escape(f"{device['what']}{size}") + (" (used here)" if device["used"] else ""))
+        table.add_row(device["name"], f"{device['what']}{size}" + (" (used here)" if device["used"] else ""))
     table.add_row("weights", f"{_bytes(memory['unet_weights'])} of the denoiser, in {data['model']['dtype']}")
     table.add_row(
         "relevance",
@@ -112,7 +112,7 @@ def _here(data: Data) -> Group:
 def _time(time: Data) -> Group:
     table = _table("Estimated time", "", "", header=False)
     if time["why"]:
-        table.add_row("not measured", escape(time["why"]))
+        table.add_row("not measured", time["why"])
         return captioned(table)
     table.add_row("denoiser", f"{time['forward_seconds']:.3g} s per sample and prediction")
     table.add_row("relevance", f"{time['relevance_seconds']:.3g} s per sample and measured step")
@@ -132,7 +132,7 @@ def _table(title: str, *columns: str, header: bool = True) -> Table:
     table.show_header = header
     for i, name in enumerate(columns):
         left = i == 0 or not header or name == "stream"
-        table.add_column(name, justify="left" if left else "right", no_wrap=i == 0, overflow="fold")
+        table.add_column(name, justify="left" if left else "right", overflow="ellipsis" if header else "fold")
     return table
 
 

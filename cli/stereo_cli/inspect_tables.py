@@ -3,10 +3,9 @@
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.text import Text
 
-from stereo_cli.tables import captioned, figure, new_table, percent, timesteps
+from stereo_cli.tables import captioned, figure, new_table, percent, styled, timesteps
 
 Data = dict[str, Any]
 
@@ -39,7 +38,7 @@ def _where(summary: Data) -> Group:
     )
     drawn.add_column("where")
     for name in ("sites", "neurons", "share", "by\nchance", "per\nneuron", "net"):
-        drawn.add_column(name, justify="right", no_wrap=True)
+        drawn.add_column(name, justify="right")
     for rows in (summary["kinds"], summary["streams"], summary["blocks"] if len(summary["blocks"]) <= WIDE else []):
         for row in rows:
             drawn.add_row(
@@ -60,9 +59,9 @@ def _where(summary: Data) -> Group:
 def _by_timestep(summary: Data) -> Group:
     drawn = new_table("By timestep, noise first")
     for name in ("timesteps", "n", "|R|", "by\nchance", "half\nin"):
-        drawn.add_column(name, justify="right", no_wrap=True)
+        drawn.add_column(name, justify="right")
     for row in summary["kinds"]:
-        drawn.add_column(row["kind"], justify="right", no_wrap=True)
+        drawn.add_column(row["kind"], justify="right")
     for t, row in enumerate(summary["timesteps"]):
         drawn.add_row(
             timesteps(row), str(row["n"]), figure(row["size"]), percent(row["chance"]), str(row["half"] or "-"),
@@ -79,9 +78,9 @@ def _by_block(summary: Data) -> Group:
     if len(summary["blocks"]) > WIDE:
         return _rows("By depth, input to output", "block", summary["blocks"], "name", summary)
     drawn = new_table("By depth: share of |mean relevance| (%)")
-    drawn.add_column("timesteps", justify="right", no_wrap=True)
+    drawn.add_column("timesteps", justify="right")
     for row in summary["blocks"]:
-        drawn.add_column(row["name"].replace(" ", "\n"), justify="right", no_wrap=True)
+        drawn.add_column(row["name"].replace(" ", "\n"), justify="right")
     for t, row in enumerate(summary["timesteps"]):
         drawn.add_row(timesteps(row), *(_points(block["bins"][t]) for block in summary["blocks"]))
     drawn.add_section()
@@ -100,11 +99,11 @@ def _rows(title: str, what: str, rows: list[Data], name: str, summary: Data) -> 
     drawn = new_table(title)
     drawn.add_column(what, overflow="fold")
     for heading in ("neurons", "share", "by\nchance", "per\nneuron", "net", "noise to\nimage"):
-        drawn.add_column(heading, justify="right", no_wrap=True)
+        drawn.add_column(heading, justify="right")
     most = max((share or 0 for row in rows for share in row["bins"]), default=0)
     for row in rows:
         drawn.add_row(
-            escape(row[name]), str(row["neurons"]), percent(row["share"]), percent(row["chance"]),
+            row[name], str(row["neurons"]), percent(row["share"]), percent(row["chance"]),
             _per_neuron(row, summary), _net(row), Text(bars(row["bins"], most)),
         )  # fmt: skip
     return captioned(drawn, f"noise to image: share by timestep; a full bar is {percent(most)}.")
@@ -116,8 +115,8 @@ def _neurons(summary: Data) -> Group:
     drawn = new_table("Strongest neurons")
     drawn.add_column("neuron", overflow="fold")
     for name in ("timesteps", "relevance", "t", "share"):
-        drawn.add_column(name, justify="right", no_wrap=True)
-    drawn.add_column("profile", no_wrap=True)
+        drawn.add_column(name, justify="right")
+    drawn.add_column("profile")
     if not rows:
         return captioned(drawn, "Nothing was measured.")
     toward, others = summary["groups"][0], " or ".join(summary["groups"][1:])
@@ -125,7 +124,7 @@ def _neurons(summary: Data) -> Group:
     for row in rows:
         values = [row["profile"][p]["relevance"][toward] for p in shown]
         drawn.add_row(
-            f"{escape(row['place'])} [bold]#{row['neuron']}[/bold]", timesteps(row["bin"]), _mean(row),
+            styled(f"{row['place']} ").append(f"#{row['neuron']}", "bold"), timesteps(row["bin"]), _mean(row),
             figure(row["t"], 1), percent(row["share"]), Text("\n".join(two_sided(values))),
         )  # fmt: skip
     labels = ", ".join(rows[0]["profile"][p]["label"] for p in shown)
@@ -151,14 +150,14 @@ def mask_tables(summary: Data, top: int) -> list[Group]:
     for drawn, what in ((blocks, "block"), (sites, "site")):
         drawn.add_column(what, overflow="fold")
         for name in ("neurons", "damped", "damping", "part of\nneurons"):
-            drawn.add_column(name, justify="right", no_wrap=True)
-    sites.add_column("noise to\nimage", no_wrap=True)
+            drawn.add_column(name, justify="right")
+    sites.add_column("noise to\nimage")
     for row in summary["blocks"]:
-        blocks.add_row(escape(row["name"]), *_damped(row))
+        blocks.add_row(row["name"], *_damped(row))
     most = max((value / site["neurons"] for site in summary["sites"] for value in site["bins"]), default=0)
     for site in sorted(summary["sites"], key=lambda site: -site["damping"])[:top]:
         parts = [value / site["neurons"] for value in site["bins"]]
-        sites.add_row(escape(site["place"]), *_damped(site), Text(bars(parts, most)))
+        sites.add_row(site["place"], *_damped(site), Text(bars(parts, most)))
     text = (
         "damping: sum over neurons of 1 - factor, mean over timesteps; part of neurons: damping over neurons. noise to"
         f" image: the same by timestep; a full bar is {percent(most)}."
@@ -175,10 +174,10 @@ def metadata_table(metadata: Data) -> Group:
     """What a file says of how it was made; long lists are left to --json."""
     drawn = new_table("Made from")
     drawn.show_header = False
-    drawn.add_column("", no_wrap=True)
+    drawn.add_column("")
     drawn.add_column("", overflow="fold")
     for name, value in _flat(metadata):
-        drawn.add_row(escape(name), escape(value))
+        drawn.add_row(name, value)
     return captioned(drawn)
 
 

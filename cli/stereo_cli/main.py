@@ -1,8 +1,13 @@
 """`stereo`: the commands and what they are for. Nothing heavy is imported until a command runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import cleandoc
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from stereo_cli.apply import apply
 from stereo_cli.bench import bench
@@ -13,25 +18,48 @@ from stereo_cli.inspect import inspect
 from stereo_cli.locate import locate
 from stereo_cli.mask import mask
 from stereo_cli.plan import plan
+from stereoclinic.printable import printable
+
+
+@contextmanager
+def _quoted_safely() -> Iterator[None]:
+    """What is wrong with options is said by typer, in their own words."""
+    try:
+        yield
+    except TyperException as error:
+        error.message = printable(error.message)
+        raise
+
+
+class _Commands(TyperGroup):
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _quoted_safely():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        with _quoted_safely():
+            return super().invoke(*args, **kwargs)
+
 
 app = typer.Typer(
     name="stereo",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Find where a stereotype lives inside a text-to-image diffusion model, damp it, and measure what that did.
 
     \b
-    stereo locate                    find the neurons; forecast the bias
-    stereo bench --mask gender.pt    the same seeds with and without, compared
-    stereo plan                      a damping for each group, and seeds allot
+    stereo locate                  find neurons, forecast bias
+    stereo bench --mask gender.pt  the same seeds, compared
+    stereo plan                    a damping for each group
     stereo bench --mask gender-allocated.pt
-    stereo inspect gender.pt         what a file holds, by layer and timestep
-    stereo mask gender.relevance.safetensors --mu 4 -o gentle.pt
-    stereo diff gender.pt gentle.pt  what two masks have in common
+    stereo inspect gender.pt       what a file holds
+    stereo mask RELEVANCE --mu 4 -o gentle.pt
+    stereo diff gender.pt age.pt   what two have in common
     stereo apply "a photo of a doctor" --mask gender.pt
-    stereo compare A B               which figures of two benches differ
-    stereo doctor --model MODEL      is this model supported
+    stereo compare A B             what differs in two benches
+    stereo doctor --model MODEL    is this model supported
 
     The embedded model `portraits` is used unless --model names another text-to-image pipeline of diffusers.
 

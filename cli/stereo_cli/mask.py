@@ -164,14 +164,21 @@ def mask(
     """Make a mask anew: choose again, change one, compose several, or find its dose (which alone runs the model).
 
     \b
-    stereo mask gender.relevance.safetensors --mu 4 -o gentle.pt         choose again, at another price
-    stereo mask gender.relevance.safetensors --at-most 200 -o sparse.pt  the best plan of 200 neurons
-    stereo mask gender.pt --strength 0.5 --until 800 -o less.pt          half the damping, at the noisiest steps
-    stereo mask gender.pt -o gender.safetensors                          the same in the other format
-    stereo mask gender.pt age.pt -o both.pt                              one mask of two: factors multiply
-    stereo mask gender.pt --dose 0.3 --guidance 4 -o dosed.pt            as weak as leaves a mean lean of 0.3
+    stereo mask RELEVANCE --mu 4 -o gentle.pt
+        choose again, at another price
+    stereo mask RELEVANCE --at-most 200 -o sparse.pt
+        the best plan of 200 neurons
+    stereo mask gender.pt --strength 0.5 --until 800 -o low.pt
+        half the damping, at the noisiest steps
+    stereo mask gender.pt -o gender.safetensors
+        the same in the other format
+    stereo mask gender.pt age.pt -o both.pt
+        one mask of two: factors multiply
+    stereo mask gender.pt --dose 0.3 -o dosed.pt
+        as weak as leaves a mean lean of 0.3
 
-    `stereo locate` keeps the relevance beside the mask. Chosen again with the same options, the mask is the same.
+    RELEVANCE is what `stereo locate` keeps beside the mask, such as gender.relevance.safetensors. Chosen again with the
+    same options, the mask is the same.
     """
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.report.summary import mask_summary

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stereo_cli.common import is_rank_zero, stderr, warn
+from stereoclinic.printable import printable
 
 
 class Advance(Protocol):
@@ -69,17 +70,17 @@ def progress_bar(total: int | None, what: str, quiet: bool) -> Iterator[Advance]
             return Text(f"{task.speed:.3g}/s" if task.speed else "")
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(printable(what), total=total)
 
         def move(count: int, description: str = "") -> None:
             nonlocal done
             count = capped(count)
             done += count
-            bar.update(task, advance=count, description=description or what)
+            bar.update(task, advance=count, description=printable(description or what))
 
         yield move
 

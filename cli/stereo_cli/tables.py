@@ -1,13 +1,17 @@
-"""Summaries and results as tables that are readable at 100 columns."""
+"""Summaries and results as tables: readable at 100 columns, and whole columns of them where there is less room."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Group
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
+
+from stereoclinic.printable import printable
 
 Data = dict[str, Any]
 
@@ -25,12 +29,12 @@ def _lean_table(summary: Data) -> Group:
     # Four figures with their errors, and the mean, are what 80 columns hold.
     shown = sorted({round(i * (len(steps) - 1) / 3) for i in range(4)}) if steps else []
     table = new_table(f"Lean toward {toward} along the trajectory: the forecast of {summary['axis'] or 'bias'}")
-    table.add_column("prompt", overflow="fold")
+    table.add_column("prompt")
     for m in shown:
-        table.add_column(f"t {steps[m]:.0f}", justify="right", no_wrap=True)
-    table.add_column("mean", justify="right", no_wrap=True, style="bold")
+        table.add_column(f"t {steps[m]:.0f}", justify="right")
+    table.add_column("mean", justify="right", style="bold")
     for row in sorted(summary["rows"], key=lambda row: -(row["mean"]["lean"] or 0)):
-        table.add_row(escape(row["label"]), *(_lean(row["curve"][m]) for m in shown), _lean(row["mean"]))
+        table.add_row(row["label"], *(_lean(row["curve"][m]) for m in shown), _lean(row["mean"]))
     table.add_section()
     size = summary["mean_absolute"]
     table.add_row("mean |lean|", *(figure(size["curve"][m]) for m in shown), figure(size["mean"]))
@@ -41,6 +45,7 @@ def _lean_table(summary: Data) -> Group:
         f"0 is balanced, 1 the same as if {toward} had been asked for; below 0 it leans to {others}. {samples} samples"
         f" a prompt; {len(shown)} of {len(steps)} measured timesteps, noise first (all of them: --json); ± one standard"
         " error over samples, for the mean an upper bound. Groups are perceived presentation.",
+        keep=[-1],
     )
 
 
@@ -51,13 +56,13 @@ def mask_table(summary: Data) -> Group:
     damped = f"{total['damped']} of {total['neurons']} neurons damped"
     table = new_table(f"Mask for {summary['axis'] or 'an axis it does not name'}: {damped}")
     for name in ("", "sites", "neurons", "damped", "damping"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        table.add_column(name, justify="right" if name else "left")
     planned = _planned(summary)
     if planned:
         decomposed = summary["metadata"].get("target", "lean")
         stepwise = selection.get("method") == "stepwise"
         for name in ("|lean -\ntarget|" if stepwise else f"mean\n|{decomposed}|", "planned", "off\naxis"):
-            table.add_column(name, justify="right", no_wrap=True)
+            table.add_column(name, justify="right")
     for rows in (summary["kinds"], summary["streams"]):
         for row in rows:
             counts = (str(row[name]) for name in ("sites", "neurons", "damped"))
@@ -94,9 +99,9 @@ def _amplification_table(results: Data) -> Group:
     """How far each arm exaggerates the reference."""
     table = new_table(f"Against the reference: guidance {results['guidance']:g}")
     for name in ("", "slope", "excess gap", "distance"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        table.add_column(name, justify="right" if name else "left")
     for name, arm in results["amplification"].items():
-        table.add_row(escape(name), interval(arm["slope"]), interval(arm["excess"], True), interval(arm["distance"]))
+        table.add_row(name, interval(arm["slope"]), interval(arm["excess"], True), interval(arm["distance"]))
     known = next(iter(results["amplification"].values()))["labels"]
     return captioned(
         table,
@@ -110,15 +115,16 @@ def _baselines_table(results: Data) -> Group:
     """What other methods need and cost, beside the masks."""
     table = new_table(f"Other methods: guidance {results['guidance']:g}")
     for name in ("", "needs", "made in", "images", "passes", "drawing"):
-        table.add_column(name, justify="left" if name in ("", "needs") else "right")
+        left = name in ("", "needs")
+        table.add_column(name, justify="left" if left else "right", overflow="fold" if name == "needs" else "ellipsis")
     plain = results["arms"]["untreated"]["seconds"]
     for name in [*results["masks"], *results["baselines"]]:
         time = f"{results['arms'][name]['seconds'] / plain:.2f} x" if plain else "-"
         if (cost := results["baselines"].get(name)) is None:
-            table.add_row(escape(name), "prompts", "", "", "", time)
+            table.add_row(name, "prompts", "", "", "", time)
             continue
         passes = f"{cost['forward']} + {cost['backward']}"
-        table.add_row(escape(name), cost["needs"], f"{cost['seconds']:.0f} s", str(cost["images"]), passes, time)
+        table.add_row(name, cost["needs"], f"{cost['seconds']:.0f} s", str(cost["images"]), passes, time)
     return captioned(
         table,
         "Made on seeds of their own, at their default settings. Passes: samples through the denoiser, forward +"
@@ -130,10 +136,10 @@ def _baselines_table(results: Data) -> Group:
 def _published_table(published: Data) -> Group:
     """The figure of a published protocol, arm by arm."""
     table = new_table(f"Protocol {published['name']}: {published['figure']}")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     table.add_column("figure", justify="right")
     for name, value in published["arms"].items():
-        table.add_row(escape(name), figure(value, 3))
+        table.add_row(name, figure(value, 3))
     floor = published["noise_floor"]
     return captioned(
         table,
@@ -146,14 +152,14 @@ def _bias_table(results: Data) -> Group:
     n = results["images_per_prompt"]
     first, last = results["seeds"]
     table = new_table(f"Bias: {results['axis']}, guidance {results['guidance']:g}")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for name in ("parity gap", "change", "p", "of\noracle", "FD", "dev.", "SDTV"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for name, arm in results["arms"].items():
         change = arm.get("parity_gap_change")
         share = arm.get("share_of_balanced_oracle")
         table.add_row(
-            escape(name),
+            name,
             interval(arm["parity_gap"]),
             interval(change, signed=True) if change else "",
             p_value(change["p_value"]) if change else "",
@@ -165,7 +171,7 @@ def _bias_table(results: Data) -> Group:
     floor = results["noise_floor"]
     table.add_row(
         "fair by chance",
-        f"{floor['parity_gap']['mean']:.2f} \\[below {floor['parity_gap']['upper']:.2f}]",
+        f"{floor['parity_gap']['mean']:.2f} [below {floor['parity_gap']['upper']:.2f}]",
         *("", "", ""),
         *(figure(floor[key]["mean"]) for key in ("fairness_discrepancy", "deviation_ratio", "sdtv")),
         style="italic",
@@ -188,16 +194,16 @@ def _bias_table(results: Data) -> Group:
 
 def _side_effects_table(results: Data) -> Group:
     table = new_table(f"Side effects: guidance {results['guidance']:g}")
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     others = list(results["arms"]["other seeds"].get("drift", {}))
     drift = [f"drift\n{' / '.join(others)}"] if others else []
     for name in ("occupation\nright", "group prompts\nobeyed", "unsure", "Fréchet", "within\ngroups", *drift):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     for name, arm in results["arms"].items():
         group = results["group_prompts"].get(name)
         distance = arm["frechet_to_other_seeds"]
         table.add_row(
-            escape(name),
+            name,
             interval(arm["occupation_right"]) if "occupation_right" in arm else "",
             interval(group["all"]) if group else "",
             figure(arm["unsure"]),
@@ -251,18 +257,18 @@ def _prompt_tables(results: Data) -> list[Group]:
     tables = []
     for group in groups if len(groups) > 2 else groups[:1]:
         table = new_table(f"Share of {group} by prompt: guidance {results['guidance']:g}")
-        table.add_column("prompt", no_wrap=True)
+        table.add_column("prompt")
         fixed = results.get("corrected_shares")
         for name in names:
-            table.add_column(escape(name), justify="right")
-            table.add_column("corrected" if fixed else "gap", justify="right", no_wrap=True)
+            table.add_column(printable(name), justify="right")
+            table.add_column("corrected" if fixed else "gap", justify="right")
         for p, label in enumerate(_told_apart(results["arms"]["untreated"]["prompts"])):
-            cells = [escape(label)]
+            cells: list[RenderableType] = [label]
             for name in names:
                 row = results["arms"][name]["prompts"][p]
                 gap = interval(fixed[name][p][group]) if fixed else figure(row["parity_gap"])
                 beyond = row["parity_gap"] > floor["upper"]
-                cells += [interval(row["shares"][group]), f"[bold]{gap}[/bold]" if beyond else gap]
+                cells += [interval(row["shares"][group]), Text(gap, "bold") if beyond else gap]
             table.add_row(*cells)
         tables.append(
             captioned(
@@ -291,10 +297,76 @@ def new_table(title: str) -> Table:
     return Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
 
 
-def captioned(table: Table, caption: str = "") -> Group:
-    """rich would fold title and caption to the width of the table, however narrow; these run the whole width."""
-    title, table.title = Text(str(table.title), style="bold"), None
-    return Group(title, table, *([Padding(Text(caption, style="dim"), (0, 0, 1, 0))] if caption else []))
+def captioned(table: Table, caption: str = "", keep: Sequence[int] = ()) -> Group:
+    """What is printed of a table: title and caption in the whole width, and as much of it as there is room for.
+
+    Args:
+        table: From `new_table`. Where it is too wide, columns are left out, from the right. Columns with
+            `overflow="fold"` fold before that; the first one stays, and folds if it has to.
+        caption: Plain text below it.
+        keep: Columns to leave out last, the one that matters most first.
+    """
+    title, table.title = styled(str(table.title), "bold"), None
+    below = [Padding(styled(caption, "dim"), (0, 0, 1, 0))] if caption else []
+    return Group(title, _Fitted(table, [i % len(table.columns) for i in keep]), *below)
+
+
+def styled(text: str, style: str = "") -> Text:
+    """Plain text in a style."""
+    return Text(printable(text), style)
+
+
+_EDGES, _BETWEEN = 2, 3  # what `new_table` draws at both ends of a line, and between columns
+_FOLDED = 12  # no text folds to less
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """The columns of a table that there is room for, and a line that names the others."""
+
+    table: Table
+    keep: Sequence[int]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns, room = self.table.columns, options.max_width - _EDGES
+        whole = [_width(console, options, column) for column in columns]
+        least = [min(w, _FOLDED) if column.overflow == "fold" else w for w, column in zip(whole, columns, strict=True)]
+        order = list(dict.fromkeys([0, *self.keep, *range(len(columns))]))
+        beside = least[order[1]] + _BETWEEN if len(order) > 1 else 0
+        least[0] = min(least[0], max(room - beside, _FOLDED))
+        while len(order) > 1 and sum(least[i] + _BETWEEN for i in order) - _BETWEEN > room:
+            order.pop()
+        widths = {i: least[i] for i in sorted(order)}
+        for _ in range(room + _BETWEEN - sum(width + _BETWEEN for width in widths.values())):
+            if narrow := [i for i in widths if widths[i] < whole[i]]:
+                widths[min(narrow, key=widths.__getitem__)] += 1
+
+        shown = new_table("")
+        shown.show_header = self.table.show_header
+        for i, width in widths.items():
+            column = columns[i]
+            shown.add_column(_heading(column), style=column.style, justify=column.justify, overflow="fold", width=width)
+        cells = zip(*(columns[i].cells for i in widths), strict=True)
+        for row, line in zip(self.table.rows, cells, strict=True):
+            shown.add_row(*line, style=row.style, end_section=row.end_section)
+        yield shown
+        if left := [_heading(column).plain.replace("\n", " ") for i, column in enumerate(columns) if i not in widths]:
+            yield Text(f"No room for: {', '.join(dict.fromkeys(left))}; --json has all.", "dim")
+
+
+def _heading(column: Column) -> Text:
+    """The line breaks of a heading are meant."""
+    return Text("\n".join(map(printable, str(column.header).split("\n"))))
+
+
+def _width(console: Console, options: ConsoleOptions, column: Column) -> int:
+    """What a column needs to show its cells whole; its heading may fold."""
+
+    def width(cell: RenderableType) -> int:
+        return Measurement.get(console, options.update_width(10**6), cell).maximum
+
+    cells = max(map(width, column.cells), default=0)
+    return max(cells, min(width(_heading(column)), max(_FOLDED, cells)), 1)
 
 
 def timesteps(bounds: Data) -> str:

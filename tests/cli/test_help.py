@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+import textwrap
 from collections import Counter
+from inspect import cleandoc
+from typing import Any
 
 import pytest
 import typer
@@ -51,15 +54,53 @@ def test_help_begins_with_what_a_first_run_needs(command: str):
     assert places[0] == min(places)
 
 
+def shown(command: str, width: int) -> tuple[Any, list[str]]:
+    """A command, or all of them, and the lines of its help without their frames."""
+    group: Any = typer.main.get_command(app)
+    arguments = [command, "--help"] if command else ["--help"]
+    lines = CliRunner(env={"COLUMNS": str(width)}).invoke(app, arguments).stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    return group.commands[command] if command else group, lines
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_paragraphs_wrap_where_the_terminal_ends(command: str, width: int):
+    """Every line of a paragraph is as full as its words let it be, and every line of an example is whole."""
+    found, lines = shown(command, width)
+    plain = [line.strip() for line in lines]
+    for part in cleandoc(found.help).split("\n\n"):
+        if part.startswith("\b"):
+            assert all(f" {line}" in [each.rstrip() for each in lines] for line in part.strip("\b\n").split("\n"))
+        else:
+            wrapped = wrap(part, width - 2)
+            assert wrapped in [plain[i : i + len(wrapped)] for i in range(len(plain))], part
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_paragraphs_wrap_where_the_terminal_ends(command: str):
-    """No line break of the source stands inside a paragraph, but for examples."""
-    whole = typer.main.get_command(app).commands[command].help
-    for part in whole.split("\n\n"):
-        assert part.startswith("\b") or "\n" not in part
-    shown = CliRunner(env={"COLUMNS": "60"}).invoke(app, [command, "--help"]).stdout
-    for part in whole.split("\n\n"):
-        assert part.startswith("\b") or " ".join(part.split()) in " ".join(shown.split())
+def test_what_an_option_does_wraps_where_its_column_ends(command: str, width: int):
+    found, lines = shown(command, width)
+    cells = [line.strip("│ ") for line in lines]
+    assert width < 80 or not any("…" in line for line in lines)  # a word that is longer than its column
+
+    def stands(help_text: str, column: int) -> bool:
+        wrapped = [line if len(line) <= column else f"{line[: column - 1]}…" for line in wrap(help_text, column)]
+        return any(
+            all(cells[i + j].endswith(each) for j, each in enumerate(wrapped[:-1]))
+            and wrapped[-1] in cells[i + len(wrapped) - 1]
+            for i in range(len(cells) - len(wrapped) + 1)
+        )
+
+    column = width
+    for parameter in found.params:
+        if (text := getattr(parameter, "help", None)) and not stands(text, column):
+            column = next((n for n in range(width, 8, -1) if stands(text, n)), 0)
+            assert column, (parameter.name, text)
+
+
+def wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), width, break_long_words=False, break_on_hyphens=False)
 
 
 def test_no_arguments_show_help_and_a_wrong_command_exits_2():
