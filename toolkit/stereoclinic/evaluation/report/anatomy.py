@@ -37,11 +37,11 @@ STREAMS = {"image": "image tokens", "text": "text tokens", "joint": "image and t
 UNET, OTHER = ("down", "mid", "up"), "other"
 
 _UNET_PATH = re.compile(
-    r"(?:(?P<part>down|up)_blocks\.(?P<level>\d+)|mid_block)\."
-    r"(?:resnets|attentions)\.(?P<stage>\d+)(?:\.transformer_blocks\.(?P<layer>\d+))?\."
+    r"(?:(?P<part>down|up)_blocks\.(?P<level>\d{1,6})|mid_block)\."
+    r"(?:resnets|attentions)\.(?P<stage>\d{1,6})(?:\.transformer_blocks\.(?P<layer>\d{1,6}))?\."
 )
 _BLOCK_PATH = re.compile(
-    r"(?!down_blocks|up_blocks|mid_block)(?P<part>[^\d.][^.]*(?:\.[^\d.][^.]*)*)\.(?P<level>\d+)\.(?P<rest>.+)"
+    r"(?!down_blocks|up_blocks|mid_block)(?P<part>[^\d.][^.]*(?:\.[^\d.][^.]*)*)\.(?P<level>\d{1,6})\.(?P<rest>.+)"
 )
 _SELF = re.compile(r"(^|\.)(attn1|self_attention|attention)\.")
 _CROSS = re.compile(r"(^|\.)(attn2|cross_attention)\.")
@@ -132,8 +132,8 @@ def places(sites: Iterable[Site]) -> dict[Site, Place]:
             key = place.level, place.kind, place.stream
             found[site] = replace(place, stage=alike[key])
             alike[key] += 1
-    ranks = [*UNET, *parts, OTHER]
-    return dict(sorted(found.items(), key=lambda each: (ranks.index(each[1].part), *each[1].order)))
+    ranks = {part: rank for rank, part in enumerate([*UNET, *parts, OTHER])}
+    return dict(sorted(found.items(), key=lambda each: (ranks[each[1].part], *each[1].order)))
 
 
 def _place(site: Site, stream: str) -> Place:

@@ -13,8 +13,10 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
+from stereoclinic.errors import InputError
 from stereoclinic.evaluation.report.anatomy import UNET, Place, places
 from stereoclinic.evaluation.report.layouts import Line, Panel, column, u_shape
+from stereoclinic.evaluation.report.lettering import as_written, lettered
 from stereoclinic.pipelines.sites import Site
 
 Data = dict[str, Any]
@@ -22,6 +24,9 @@ Data = dict[str, Any]
 # Inches.
 _MARGIN, _HEAD, _FOOT, _BAR, _NARROWEST = 0.2, 0.75, 0.25, 0.95, 6.4
 _LETTER, _ROW = 0.062, 0.13  # of the foot
+_TITLE, _FACT = 40, 48  # letters
+#: Lines that are laid out, cells that are drawn within a minute, and square inches that programs open.
+MOST_LINES, MOST_CELLS, MOST_AREA = 2_000, 20_000, 2_000
 
 
 def relevance_map(summary: Data, title: str) -> Figure:
@@ -102,12 +107,15 @@ def _draw(
     foot: str,
     gamma: float,
 ) -> Figure:
+    _check_size(lines, bins, len(lines) <= MOST_LINES and len(lines) * len(bins) <= MOST_CELLS)
     unet = any(line.place.part in UNET for line in lines)
     layout = u_shape(lines, len(bins), shares) if unet else column(lines, len(bins), shares, share)
     width = max(_MARGIN + layout.width + _BAR, _NARROWEST)
     note = textwrap.wrap(f"{foot} {layout.note}", int((width - 2 * _MARGIN) / _LETTER))
     below = _FOOT + _ROW * len(note)
     size = (width, _HEAD + layout.depth + below)
+    cells = sum(len(panel.lines) for panel in layout.panels) * len(bins)
+    _check_size(lines, bins, cells <= MOST_CELLS and size[0] * size[1] <= MOST_AREA)
     figure = Figure(figsize=size)
     top = max((float(np.nanmax(line.values, initial=0.0)) for line in lines), default=0.0) or 1.0
     norm = PowerNorm(gamma, 0, top) if gamma != 1 else Normalize(0, top)
@@ -138,10 +146,18 @@ def _draw(
     figure.colorbar(figure.axes[0].images[0], cax=bar).ax.tick_params(labelsize=7)
     bar.set_ylabel(what, fontsize=8)
     left = _MARGIN / width
-    figure.text(left, 1 - 0.28 / size[1], f"{title}: {what}", fontsize=11, fontweight="bold")
-    figure.text(left, 1 - 0.52 / size[1], " · ".join(filter(None, facts)), fontsize=8)
+    figure.text(left, 1 - 0.28 / size[1], f"{lettered(title, _TITLE)}: {what}", fontsize=11, fontweight="bold")
+    figure.text(left, 1 - 0.52 / size[1], " · ".join(lettered(fact, _FACT) for fact in facts if fact), fontsize=8)
     figure.text(left, 0.12 / size[1], "\n".join(note), fontsize=7, color="0.35")
-    return figure
+    return as_written(figure)
+
+
+def _check_size(lines: list[Line], bins: list[Data], fits: bool) -> None:
+    if not fits:
+        raise InputError(
+            f"a picture of {len(lines)} layers at {len(bins)} timestep bins is too large: at most {MOST_LINES} layers,"
+            f" {MOST_CELLS} cells and {MOST_AREA} square inches are drawn; leave the picture out, --json has all of it"
+        )
 
 
 def _panel(axes: Axes, panel: Panel, norm: Normalize) -> None:

@@ -25,12 +25,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stereoclinic.evaluation.report.anatomy import KINDS, OTHER, STREAMS, Place
+from stereoclinic.evaluation.report.lettering import lettered
 
 Shares = Mapping[str, float | None]
 
 _LINE, _TITLE, _GAP, _BETWEEN = 0.2, 0.22, 0.3, 1.7
 _NARROWEST = 1.6  # block, so that its heading leaves room for an arrow
 _LETTER = 0.062  # of a line's label
+_LONGEST = 48  # letters of a label or a heading
 _AXIS = "timestep: noise to image"
 
 
@@ -52,7 +54,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        return self.place.name + (f" x{self.layers}" if self.layers > 1 else "")
+        return lettered(self.place.name, _LONGEST) + (f" x{self.layers}" if self.layers > 1 else "")
 
 
 @dataclass
@@ -179,7 +181,7 @@ def u_shape(lines: Sequence[Line], bins: int, shares: Shares) -> Layout:
 
 
 def _headed(name: str, shares: Shares) -> str:
-    return "   ".join(filter(None, (name, _percent(shares.get(name)))))
+    return "   ".join(filter(None, (lettered(name, _LONGEST), _percent(shares.get(name)))))
 
 
 def _percent(share: float | None) -> str:
@@ -268,7 +270,7 @@ def _put(found: Layout, section: _Section, width: float, line: float, shares: Sh
         x = section.x + i * (width + _INNER)
         labels = section.labels if i == 0 else [""] * len(rows)
         found.panels.append(Panel(x, top, width, line * len(rows), rows, labels, letters=letters, timesteps=True))
-        found.words.append(Word(x + width / 2, top - 0.05, kind, 7, "normal", "center"))
+        found.words.append(Word(x + width / 2, top - 0.05, lettered(kind, _LONGEST), 7, "normal", "center"))
     if section.shares:
         right = section.x + section.width + _SHARE
         words = [(share[0], top - 0.17, 7.0), (share[1], top - 0.05, 7.0)]
@@ -296,21 +298,21 @@ def _floors(lines: Sequence[Line]) -> list[list[_Section]]:
 def _sections(part: str, lines: Sequence[Line]) -> list[_Section]:
     """Of one list of blocks, one for each stream."""
     if part == OTHER:
-        labels = [line.place.name for line in lines]
+        labels = [lettered(line.place.name, _LONGEST) for line in lines]
         return [_Section(part, "", "outside of all blocks", [], labels, {"": list(lines)}, False)]
     blocks = dict(sorted((line.place.level, line.place.block) for line in lines))
-    numbers, place = list(blocks), lines[0].place
+    numbers, place = {number: i for i, number in enumerate(blocks)}, lines[0].place
     many = place.blocks + "s" * place.blocks.endswith(("block", "layer"))
-    heading = place.block if len(blocks) == 1 else f"{many} {numbers[0]} to {numbers[-1]}"
+    heading = place.block if len(blocks) == 1 else f"{many} {min(numbers)} to {max(numbers)}"
     sections = []
     for stream in ("", *STREAMS):
         maps: dict[str, list[Line | None]] = {}
         for line in sorted(lines, key=lambda line: list(KINDS).index(line.place.kind)):
             if line.place.stream == stream:
                 rows = maps.setdefault(line.place.what, [None] * len(blocks))
-                rows[numbers.index(line.place.level)] = line
+                rows[numbers[line.place.level]] = line
         if maps:
-            full = f"{heading}: {STREAMS[stream]}" if stream else heading
+            full = lettered(f"{heading}: {STREAMS[stream]}" if stream else heading, _LONGEST)
             sections.append(_Section(part, stream, full, list(blocks.values()), list(map(str, blocks)), maps, False))
     sections[-1].shares = True
     return sections

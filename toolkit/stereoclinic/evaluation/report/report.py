@@ -12,18 +12,20 @@ import json
 import math
 import os
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.bench.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
+from stereoclinic.evaluation.report.lettering import font, lettered
 from stereoclinic.evaluation.report.page import build_page
 from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
 from stereoclinic.evaluation.report.thumbnails import grids
@@ -36,6 +38,8 @@ IMAGES, METADATA = "images", "metadata.jsonl"
 _TILE = 128  # pixels of a picture on a sheet: the embedded model's 64, twice
 _GAP, _BETWEEN, _MARGIN = 4, 24, 12
 _LABEL, _TITLE = 18, 20
+#: Letters of a line of a label, letters of a title for each pixel of its half, and rows of a sheet.
+_LETTERS, _PER_PIXEL, _ROWS = 26, 0.085, 250
 
 
 def write_results(
@@ -209,33 +213,38 @@ def side_by_side(rows: Sequence[SheetRow], titles: tuple[str, str]) -> Image.Ima
     """A sheet with two halves under their titles and the label left of each row.
 
     Pictures are shown 128 pixels high: small ones enlarged without smoothing, so that what was drawn is what is seen.
+    Labels have as many lines of 26 letters as stand beside a picture; of very many rows the first 250 are drawn.
 
     Args:
         rows: One or more; every side of every row has as many pictures.
         titles: Of the left and the right half.
     """
-    font, title_font = ImageFont.load_default(_LABEL), ImageFont.load_default(_TITLE)
-    columns = len(rows[0].left)
+    label_font, title_font = font(_LABEL), font(_TITLE)
+    columns, left_out, rows = len(rows[0].left), len(rows) - _ROWS, rows[:_ROWS]
     tile = _tile_size(rows[0].left[0])
     half = columns * (tile[0] + _GAP) - _GAP
-    labels = [_wrapped(row.label, font, 260) for row in rows]
-    gutter = math.ceil(max(font.getlength(line) for lines in labels for line in lines)) + _MARGIN
+    labels = [_wrapped(row.label, max(1, tile[1] // (_LABEL + 6))) for row in rows]
+    gutter = math.ceil(max(label_font.getlength(line) for lines in labels for line in lines)) + _MARGIN
     top = _MARGIN + _TITLE + 12
-    height = top + len(rows) * (tile[1] + _GAP) - _GAP + _MARGIN
-    sheet = Image.new("RGB", (_MARGIN + gutter + 2 * half + _BETWEEN + _MARGIN, height), "white")
+    bottom = top + len(rows) * (tile[1] + _GAP) - _GAP + _MARGIN
+    size = (_MARGIN + gutter + 2 * half + _BETWEEN + _MARGIN, bottom + (_TITLE + _MARGIN) * (left_out > 0))
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     starts = (_MARGIN + gutter, _MARGIN + gutter + half + _BETWEEN)
     for title, x in zip(titles, starts, strict=True):
-        draw.text((x + half / 2, _MARGIN + _TITLE / 2), title, fill="black", font=title_font, anchor="mm")
+        text = lettered(title, max(16, int(_PER_PIXEL * half)))
+        draw.text((x + half / 2, _MARGIN + _TITLE / 2), text, fill="black", font=title_font, anchor="mm")
     for r, row in enumerate(rows):
         y = top + r * (tile[1] + _GAP)
         text = "\n".join(labels[r])
-        draw.multiline_text((_MARGIN, y + tile[1] / 2), text, fill="black", font=font, anchor="lm")
+        draw.multiline_text((_MARGIN, y + tile[1] / 2), text, fill="black", font=label_font, anchor="lm")
         for pictures, x in zip((row.left, row.right), starts, strict=True):
             for i, picture in enumerate(pictures):
                 sheet.paste(_sized(picture, tile), (x + i * (tile[0] + _GAP), y))
     middle = starts[1] - _BETWEEN // 2
-    draw.line([(middle, top), (middle, height - _MARGIN)], fill="grey", width=1)
+    draw.line([(middle, top), (middle, bottom - _MARGIN)], fill="grey", width=1)
+    if left_out > 0:
+        draw.text((_MARGIN, bottom), f"{left_out} more rows are in the folder images", fill="black", font=label_font)
     return sheet
 
 
@@ -261,13 +270,7 @@ def _sized(picture: Tensor, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)
 
 
-def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """Lines of at most `width` pixels; a single word that is wider stays whole."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
+def _wrapped(text: str, most: int) -> list[str]:
+    """At most so many lines of a label."""
+    whole = lettered(" ".join(text.split()), _LETTERS * most)
+    return textwrap.wrap(whole, _LETTERS, max_lines=most, placeholder="...") or [""]

@@ -24,6 +24,7 @@ from stereoclinic.ddtd.maps import Spot, relevance_maps
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation.report.lettering import as_written, lettered
 from stereoclinic.evaluation.report.report import slug
 from stereoclinic.files import whole_folder
 from stereoclinic.pipelines.memory import Portions
@@ -35,7 +36,8 @@ INDEX, SHEET = "index.json", "sheet.png"
 #: Labels shown of each neuron: those in which it is largest, either way.
 SHOWN = 4
 
-_LETTERS = 24  # of a line of the legend
+_LETTERS, _LINES = 24, 3  # of the legend
+_LONGEST = 24  # letters of a label or a group
 _TILE, _GAP, _MARGIN, _LEGEND, _CAPTION, _HEAD, _FOOT = 1.15, 0.05, 0.15, 1.75, 0.2, 0.65, 0.55  # inches
 #: Apart for every kind of colour vision, and of no group's colour in particular.
 _COLOURS = "PuOr_r"
@@ -287,11 +289,12 @@ def draw(responses: Sequence[Response], groups: Sequence[str], facts: str = "") 
 
     title = "What the strongest neurons respond to" if len(responses) > 1 else "What a neuron responds to"
     text(_MARGIN, 0.28, title, fontsize=11, fontweight="bold")
-    text(_MARGIN, 0.47, facts, fontsize=7.5)
+    text(_MARGIN, 0.47, lettered(facts, 140), fontsize=7.5)
     for i, response in enumerate(responses):
         y, neuron = _HEAD + i * line, response.neuron
         error = "" if neuron["stderr"] is None else f" ± {neuron['stderr']:.3f}"
-        names = textwrap.wrap(f"{neuron['place']} #{neuron['neuron']}", _LETTERS)
+        name = lettered(neuron["place"], (_LINES - 1) * _LETTERS)
+        names = textwrap.wrap(f"{name} #{neuron['neuron']}", _LETTERS, max_lines=_LINES, placeholder="...")
         times = f"t {neuron['bin']['from']:.0f} to {neuron['bin']['to']:.0f}"
         for j, words in enumerate((*names, times, f"stereotype {neuron['mean']:+.3f}{error}")):
             weight = "bold" if j < len(names) else "normal"
@@ -300,8 +303,9 @@ def draw(responses: Sequence[Response], groups: Sequence[str], facts: str = "") 
         most = max(float(each.abs().max()) for each in maps) or 1.0
         for column, (view, over) in enumerate(zip(response.views, maps, strict=True)):
             x = _MARGIN + _LEGEND + column * pair
-            label = view.label if len(view.label) <= 24 else view.label[:23] + "…"
-            text(x, y + _CAPTION - 0.05, f"{label}  {float(view.map.sum()):+.3f}", fontsize=7.5)
+            text(
+                x, y + _CAPTION - 0.05, f"{lettered(view.label, _LONGEST)}  {float(view.map.sum()):+.3f}", fontsize=7.5
+            )
             picture = view.picture.permute(1, 2, 0).float().numpy()
             tile(x, y + _CAPTION).imshow(picture, interpolation="nearest")
             axes = tile(x + _TILE + _GAP, y + _CAPTION)
@@ -312,14 +316,14 @@ def draw(responses: Sequence[Response], groups: Sequence[str], facts: str = "") 
     bar = figure.add_axes(((_MARGIN + 0.2) / width, 0.3 / height, 1.3 / width, 0.1 / height))
     figure.colorbar(ScalarMappable(scale, _COLOURS), cax=bar, orientation="horizontal", ticks=[-1, 0, 1])
     others = "other groups" if len(groups) > 2 else groups[1]
-    bar.set_xticklabels([others, "0", groups[0]], fontsize=7)
+    bar.set_xticklabels([lettered(others, _LONGEST), "0", lettered(groups[0], _LONGEST)], fontsize=7)
     bar.tick_params(length=2, pad=1)
     note = (
         "Over each picture, and summed up beside its label: relevance toward a group at these timesteps, each neuron to"
         " its own scale.\nstereotype: its mean relevance toward the stereotype, ± one standard error between labels."
     )
     figure.text((_MARGIN + 2.0) / width, 0.33 / height, note, fontsize=7, color="0.35", va="center")
-    return figure
+    return as_written(figure)
 
 
 def _enlarged(values: Tensor, size: Sequence[int]) -> Tensor:
