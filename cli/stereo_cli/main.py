@@ -41,13 +41,22 @@ class _Commands(TyperGroup):
             return super().invoke(*args, **kwargs)
 
 
+def paragraphs(text: str) -> str:
+    """A docstring whose paragraphs are one line each, to be wrapped at the terminal's width; all but examples."""
+    parts = cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        part.replace("\b\n", "\b") if part.startswith("\b") else " ".join(part.split()) for part in parts
+    )
+
+
 app = typer.Typer(
     name="stereo",
     cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Find where a stereotype lives inside a text-to-image diffusion model, damp it, and measure what that did.
+    help=paragraphs(
+        """Find where a stereotype lives inside a text-to-image diffusion model, damp it, and measure what that did.
 
     \b
     stereo locate                  find neurons, forecast bias
@@ -63,14 +72,9 @@ app = typer.Typer(
 
     The embedded model `portraits` is used unless --model names another text-to-image pipeline of diffusers.
 
-    Exit codes: 0 done; 1 --fail-above exceeded; 2 bad input; 3 incomplete; 70 internal error; 130 interrupted.""",
+    Exit codes: 0 done; 1 --fail-above exceeded; 2 bad input; 3 incomplete; 70 internal error; 130 interrupted."""
+    ),
 )
-
-
-def paragraphs(text: str) -> str:
-    """A docstring whose paragraphs are one line each, to be wrapped at the terminal's width; all but examples."""
-    parts = cleandoc(text).split("\n\n")
-    return "\n\n".join(part if part.startswith("\b") else " ".join(part.split()) for part in parts)
 
 
 for command in (locate, plan, mask, inspect, diff, apply, bench, compare, doctor):

@@ -316,7 +316,7 @@ def styled(text: str, style: str = "") -> Text:
     return Text(printable(text), style)
 
 
-_EDGES, _BETWEEN = 2, 3  # what `new_table` draws at both ends of a line, and between columns
+_EDGES, _BETWEEN, _CLOSE = 2, 3, 2  # what is drawn at both ends of a line, and between columns, with little room
 _FOLDED = 12  # no text folds to less
 
 
@@ -332,17 +332,18 @@ class _Fitted:
         whole = [_width(console, options, column) for column in columns]
         least = [min(w, _FOLDED) if column.overflow == "fold" else w for w, column in zip(whole, columns, strict=True)]
         order = list(dict.fromkeys([0, *self.keep, *range(len(columns))]))
-        beside = least[order[1]] + _BETWEEN if len(order) > 1 else 0
+        between = _BETWEEN if sum(least) + _BETWEEN * (len(columns) - 1) <= room else _CLOSE
+        beside = least[order[1]] + between if len(order) > 1 else 0
         least[0] = min(least[0], max(room - beside, _FOLDED))
-        while len(order) > 1 and sum(least[i] + _BETWEEN for i in order) - _BETWEEN > room:
+        while len(order) > 1 and sum(least[i] + between for i in order) - between > room:
             order.pop()
         widths = {i: least[i] for i in sorted(order)}
-        for _ in range(room + _BETWEEN - sum(width + _BETWEEN for width in widths.values())):
+        for _ in range(room + between - sum(width + between for width in widths.values())):
             if narrow := [i for i in widths if widths[i] < whole[i]]:
                 widths[min(narrow, key=widths.__getitem__)] += 1
 
         shown = new_table("")
-        shown.show_header = self.table.show_header
+        shown.show_header, shown.padding = self.table.show_header, (0, 1, 0, between - 2)
         for i, width in widths.items():
             column = columns[i]
             shown.add_column(_heading(column), style=column.style, justify=column.justify, overflow="fold", width=width)

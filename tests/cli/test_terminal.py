@@ -180,7 +180,7 @@ def test_the_first_columns_of_a_bench_stay(width: int):
     for name in ("untreated", "gender-allocated", "balanced oracle", "allocation oracle", "other seeds"):
         for text in (bias, effects):
             assert re.search(rf"^ {name}  +\d", text, re.MULTILINE), name
-    left = {60: "change, p, of oracle, FD, dev., SDTV", 80: "FD, dev., SDTV"}.get(width)
+    left = {60: "p, of oracle, FD, dev., SDTV", 80: "FD, dev., SDTV"}.get(width)
     if left is not None:
         assert f"No room for: {left}; --json has all." in " ".join(bias.split())
     assert ("No room" in bias) == (width < 110)
