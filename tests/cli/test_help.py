@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
+from functools import cache
 from inspect import cleandoc
 from typing import Any
 
@@ -54,6 +55,7 @@ def test_help_begins_with_what_a_first_run_needs(command: str):
     assert places[0] == min(places)
 
 
+@cache
 def shown(command: str, width: int) -> tuple[Any, list[str]]:
     """A command, or all of them, and the lines of its help without their frames."""
     group: Any = typer.main.get_command(app)
