@@ -1,5 +1,7 @@
 """The gate: every group prompt is seen, every built-in neutral one passes, what text cannot tell is written down."""
 
+import unicodedata
+
 import pytest
 import torch
 from hypothesis import given
@@ -150,6 +152,60 @@ def test_a_phrase_is_found_in_any_spelling_of_its_gaps():
     assert named_groups("a (c++) pilot", axis) == ("b",)  # nothing in a word is read as a pattern
     assert named_groups("a cc pilot", axis) == ()
     assert named_groups("a dark-skinned and a very light pilot", axis) == ("a", "b")
+
+
+ABROAD = Axis(
+    "gender", ("f", "m"), ("\u5973", "\u7537"),
+    also={
+        "f": (
+            "femme m\u00e9decin", "\u5973\u6027", "\u0e1c\u0e39\u0e49\u0e2b\u0e0d\u0e34\u0e07",
+            "\u304a\u3070\u3042\u3055\u3093",
+        ),
+        "m": ("\u0e1c\u0e39\u0e49\u0e0a\u0e32\u0e22", "gar\u00e7on"),
+    },
+    unless=("\u7537\u88c5",),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+@pytest.mark.parametrize(
+    ("prompt", "groups"),
+    [
+        ("\u4e00\u4f4d\u5973\u533b\u751f\u7684\u7167\u7247", ("f",)),
+        ("\u4e00\u4f4d\u533b\u751f\u7684\u7167\u7247", ()),
+        ("\u7537\u88c5\u7684\u5e97", ()),
+        (
+            "\u0e20\u0e32\u0e1e\u0e41\u0e1e\u0e17\u0e22\u0e4c\u0e1c\u0e39\u0e49\u0e2b\u0e0d\u0e34\u0e07\u0e22\u0e34\u0e49\u0e21",
+            ("f",),
+        ),
+        ("\u533b\u8005\u306e\u304a\u3070\u3042\u3055\u3093\u306e\u5199\u771f", ("f",)),
+        ("une FEMME M\u00c9DECIN", ("f",)),
+        ("un gar\u00e7on", ("m",)),
+        ("un garcon", ()),
+    ],
+)
+def test_words_of_every_script_in_every_unicode_form(form, prompt, groups):
+    assert named_groups(unicodedata.normalize(form, prompt), ABROAD) == groups
+
+
+@pytest.mark.parametrize("name", known_axes())
+def test_wide_letters_capitals_and_counts_hide_no_group(name):
+    axis = load_axis(name)
+    for group, words in axis.also.items():
+        for word in (axis.words[axis.index(group)], *words):
+            wide = "".join(chr(ord(sign) + 0xFEE0) if "!" <= sign <= "~" else sign for sign in word)
+            for text in (wide, wide.upper(), f"1{word}", f"solo, 2{word}s, smiling"):
+                assert group in named_groups(text, axis), text
+
+
+@pytest.mark.parametrize("prompt", ["1girl, doctor", "2boys", "doctor,1GIRL", "10men at a desk", "1\u5973"])
+def test_a_count_stands_before_a_word(prompt):
+    assert not is_neutral(prompt, ABROAD if "\u5973" in prompt else load_axis("gender"))
+
+
+@pytest.mark.parametrize("prompt", ["a x1man mask", "4manual workers", "unit b2boys", "mp3her0"])
+def test_a_number_within_a_word_does_not(prompt):
+    assert is_neutral(prompt, load_axis("gender"))
 
 
 def test_an_axis_of_ones_own_has_its_words_alone():

@@ -1,7 +1,9 @@
 """The gate: a prompt that names a group of an axis asks for it, and is left as it is.
 
-By words, it sees an axis's own and those that its file lists under [also]: whole words, in any case, also as plurals
-and possessives, a phrase's words apart or hyphenated ("dark-skinned", "dark skinned"). Text cannot tell everything:
+By words, it sees an axis's own and those that its file lists under [also]: whole words, in any case and Unicode form,
+also as plurals and possessives, after a number ("1girl"), a phrase's words apart or hyphenated ("dark-skinned", "dark
+skinned"). In Chinese, Japanese, Thai and other scripts without spaces a word within running text counts, also where it
+is a part of a longer one. Text cannot tell everything:
 
     missed          names and what only implies a group ("Maria", "a bearded doctor"), other languages, misspellings,
                     "a black doctor" (beside "a black coat")
@@ -12,16 +14,11 @@ By lean, a prompt looks as if it named a group when the model predicts for it wh
 Occupations with a total stereotype look so too: see `by_lean`.
 """
 
-import re
-from collections.abc import Iterable
-
 from torch import Tensor
 
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
-
-#: Space, hyphens or nothing between the words of a phrase: "dark-skinned", "dark skinned", "darkskinned".
-_GAP = r"[\s_\-\u2010\u2011]*"
+from stereoclinic.words import any_of, folded
 
 
 def named_groups(prompt: str, axis: Axis) -> tuple[str, ...]:
@@ -38,13 +35,12 @@ def named_groups(prompt: str, axis: Axis) -> tuple[str, ...]:
         >>> named_groups("a bearded doctor", load_axis("gender"))
         ()
     """
-    prompt = prompt.replace("\u2019", "'")
-    if axis.unless:
-        prompt = re.sub(_any_of(axis.unless), " ", prompt, flags=re.IGNORECASE)
+    text, _ = folded(prompt)
+    text = any_of(tuple(axis.unless), loose=True).sub(" ", text)
     return tuple(
         group
         for group, word in zip(axis.groups, axis.words, strict=True)
-        if re.search(_any_of((word, *axis.also.get(group, ()))), prompt, re.IGNORECASE)
+        if any_of((word, *axis.also.get(group, ())), loose=True).search(text)
     )
 
 
@@ -75,9 +71,3 @@ def by_lean(leans: Tensor, bound: float) -> Tensor:
         raise InputError(f"leans of shape {tuple(leans.shape)}: expected groups x prompts, or steps x groups x prompts")
     near = (leans - 1).abs() <= bound  # NaN is near nothing
     return (near if near.ndim == 3 else near[None]).all(0).any(0)
-
-
-def _any_of(phrases: Iterable[str]) -> str:
-    """A pattern of any of these phrases, as whole words, with an s of plural or possessive."""
-    found = (_GAP.join(map(re.escape, re.split(r"[\s_\-]+", phrase.strip()))) for phrase in phrases)
-    return rf"(?<![^\W_])(?:{'|'.join(found)})(?:'?s|')?(?![^\W_])"
