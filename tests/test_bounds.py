@@ -109,6 +109,21 @@ def bombs(folder: Path) -> None:
     parquet.write_table(pyarrow.table({"prompt": rows}), folder / "prompts-rows.parquet")
     long = pyarrow.table({"prompt": ["a" * 2**27]})
     parquet.write_table(long, folder / "prompts-long.parquet", compression="zstd", use_dictionary=False)
+    same = ["a" * 2**20]
+    huge = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 20_000, pyarrow.int32()), same)
+    for kind in (pyarrow.string(), pyarrow.large_string()):
+        table = pyarrow.table({"prompt": huge.cast(pyarrow.dictionary(pyarrow.int32(), kind))})
+        parquet.write_table(table, folder / f"prompts-huge-{kind}.parquet", compression="zstd")
+        table = pyarrow.table({"prompt": pyarrow.array(same * 50, kind)})
+        parquet.write_table(table, folder / f"prompts-dense-{kind}.parquet", compression="zstd")
+        how = {"use_dictionary": False, "column_encoding": "DELTA_BYTE_ARRAY"}
+        parquet.write_table(table, folder / f"prompts-delta-{kind}.parquet", **how)
+    nested = pyarrow.ListArray.from_arrays([0, 3_000_000], pyarrow.array(["a"] * 3_000_000))
+    parquet.write_table(pyarrow.table({"prompt": nested}), folder / "prompts-nested.parquet")
+    parquet.write_table(pyarrow.table({"other": nested}), folder / "prompts-other.parquet")
+    (folder / "prompts-deep.json").write_bytes(b'{"prompt": ' + b"[" * 5_000_000)
+    (folder / "prompts-lists.jsonl").write_bytes(b"[" * 5_000_000)
+    (folder / "prompts-object.json").write_bytes(b'{"prompt": [' + b"[]," * 2_000_000)
 
 
 def test_what_asks_for_more_than_it_holds_is_refused_before_it_is_made(tmp_path: Path):

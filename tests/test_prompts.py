@@ -216,6 +216,12 @@ def test_reading_stops_at_the_limit(tmp_path: Path):
         ("p.jsonl", '{"prompt": 3}', "where text is expected"),
         ("p.jsonl", '{"prompt": "a photo of a doctor", "occupation": 3}', "where text is expected"),
         ("p.jsonl", "{", "cannot be read"),
+        ("p.csv", "prompt\na photo of a doctor, in the style of a master", r"row 1 \(line 2\) has 2 fields.*in quotes"),
+        ("p.csv", "prompt,occupation\n,nurse", "prompt 1 has the occupation 'nurse' and no prompt"),
+        ("p.txt", "a photo of a doctor\na photo of a nurse\x07", r"prompt 2 holds the control character '\\x07'"),
+        ("p.csv", "occupation\nnurse\x1b", r"prompt 1 holds the control character '\\x1b'"),
+        ("p.json", '{"prompt": ' + "[" * 100_000, "row 1 is nested too deep"),
+        ("p.jsonl", '{"prompt": "a", "x": ' + '{"x": ' * 100_000, "row 1 is nested too deep"),
         ("p.parquet", "not parquet", "cannot be read"),
         ("p.md", "a photo of a doctor", "unknown ending '.md'"),
     ],
@@ -224,6 +230,107 @@ def test_files_that_hold_no_prompts_are_refused(tmp_path: Path, name: str, conte
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=says):
         load_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["p[1].csv", "a*b.csv", "p[1].txt", "p?.jsonl", "p[1].json", "p[1].parquet"])
+def test_a_file_s_name_is_no_pattern(tmp_path: Path, name: str):
+    path = tmp_path / name
+    for wrong in ("p1", "axb", "px"):
+        Dataset.from_dict({"prompt": ["a photo of a nurse"]}).to_parquet(tmp_path / f"{wrong}.parquet")
+        for ending in (".csv", ".txt", ".jsonl", ".json"):
+            (tmp_path / f"{wrong}{ending}").write_text("not this one")
+    if path.suffix == ".parquet":
+        Dataset.from_dict({"prompt": ["a photo of a doctor"]}).to_parquet(tmp_path / "q.parquet")
+        (tmp_path / "q.parquet").rename(path)
+    else:
+        whole = {".csv": "prompt\na photo of a doctor", ".txt": "a photo of a doctor"}
+        path.write_text(whole.get(path.suffix, '{"prompt": "a photo of a doctor"}'))
+    assert load_prompts(path)["label"] == ["doctor"]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".csv", ".jsonl", ".json"])
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path, ending: str):
+    path = tmp_path / f"p{ending}"
+    text = {".csv": "prompt\na photo of a doctor", ".txt": "a photo of a doctor"}.get(ending)
+    path.write_text(text or '{"prompt": "a photo of a doctor"}', encoding="utf-8-sig")
+    assert [write(row) for row in load_prompts(path)] == ["a photo of a doctor"]
+
+
+def test_blank_rows_are_passed_over_and_white_space_in_a_label_is_one_space(tmp_path: Path):
+    path = tmp_path / "p.csv"
+    path.write_text(
+        'prompt,occupation\n,,\n" ",\na photo of a tax  collector,"tax\ncollector"\n\n"a photo\nof a doctor",\n,\n'
+    )
+    rows = load_prompts(path)
+    assert rows["label"] == ["tax collector", "doctor"]
+    assert [write(row) for row in rows] == ["a photo of a tax  collector", "a photo\nof a doctor"]
+    path.write_text("occupation\ntax \t collector\n")
+    assert write(load_prompts(path)[0]) == "a photo of a tax collector"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "occupation", "group"),
+    [
+        ("a photo of a C++ developer (senior)", "C++ developer (senior)", "a photo of an old C++ developer (senior)"),
+        ("a photo of a C++ developer (senior), smiling", "developer (senior)", None),
+        ("a vet (small animals) at work", "Vet (small animals)", "an old vet (small animals) at work"),
+        (
+            "\u4e00\u4f4d\u533b\u751f\u7684\u7167\u7247",
+            "\u533b\u751f",
+            "\u4e00\u4f4dold \u533b\u751f\u7684\u7167\u7247",
+        ),
+        ("a photo of a ma\u00eetre d", "mai\u0302tre d", "a photo of an old ma\u00eetre d"),
+        ("a photo of a mai\u0302tre d", "ma\u00eetre d", "a photo of an old mai\u0302tre d"),
+        ("a photo of a \uff4e\uff55\uff52\uff53\uff45", "nurse", "a photo of an old \uff4e\uff55\uff52\uff53\uff45"),
+    ],
+)
+def test_an_occupation_is_found_in_any_form(tmp_path: Path, prompt: str, occupation: str, group: str | None):
+    (row,) = from_table(tmp_path, {"prompt": prompt, "occupation": occupation})
+    assert write(row) == prompt and row["label"] == occupation
+    assert write(row, "old") == (group or prompt.replace("C++ ", "C++ old "))
+
+
+@pytest.mark.parametrize("prompt", ["a photo of a midwife", "a photo of a caf\u00e9", "a photo of wives"])
+@pytest.mark.parametrize("occupation", ["wife", "cafe", "photo of", "\u200b"])
+def test_an_occupation_is_a_whole_word(tmp_path: Path, prompt: str, occupation: str):
+    if occupation == "photo of":
+        prompt = prompt.replace("photo of", "photo  offer of")
+    with pytest.raises(InputError, match="does not name its occupation"):
+        from_table(tmp_path, {"prompt": prompt, "occupation": occupation})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "first", "second"),
+    [
+        ("a photo of the face of a doctor", "face", "a doctor"),
+        ("a photo of the smiling face of an old-school doctor", "smiling face", "an old-school doctor"),
+        ("a photo of the hands of nurses", "hands", "nurses"),
+        ("a photo of a group of doctors", "group", "doctors"),
+        ("a close-up of a portrait of the judge, outdoors", "portrait", "the judge, outdoors"),
+    ],
+)
+def test_a_prompt_in_which_two_may_be_the_person_asks_which(tmp_path: Path, prompt: str, first: str, second: str):
+    with pytest.raises(InputError, match=f"is the person '{first}' or '{second}'.*{{group}}.*column `occupation`"):
+        from_text(tmp_path, prompt)
+    noun = second.split()[-1] if "judge" not in second else "judge"
+    assert from_table(tmp_path, {"prompt": prompt, "occupation": noun})["label"] == [noun]
+
+
+@pytest.mark.parametrize(
+    "person",
+    [
+        "chief of police", "secretary of state", "doctor in front of a house", "nurse taking care of a patient",
+        "judge, in the style of a master", "chef with a picture of a cake", "pilot on the wing of the plane",
+    ],
+)  # fmt: skip
+def test_a_person_may_be_described_with_an_of(tmp_path: Path, person: str):
+    (row,) = from_text(tmp_path, f"a photo of a {person}")
+    assert write(row, "old") == f"a photo of an old {person}"
+
+
+def test_a_row_without_its_prompt_is_no_occupation_alone(tmp_path: Path):
+    with pytest.raises(InputError, match="prompt 2: no column `prompt`; it has prmpt, occupation"):
+        from_table(tmp_path, {"prompt": "a photo of a judge"}, {"prmpt": "a photo of a nurse", "occupation": "nurse"})
 
 
 def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path):

@@ -6,6 +6,7 @@ of a doctor" and the group prompt "a photo of a female doctor". Sets are `datase
 
 import hashlib
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -18,8 +19,10 @@ from torch import Tensor
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.occupations import PORTRAITS, WINOBIAS, WINOBIAS_TRAIN
-from stereoclinic.reading import parquet_parts
+from stereoclinic.reading import ODD
+from stereoclinic.rows import READERS
 from stereoclinic.scenes import SCENES
+from stereoclinic.words import any_of, folded
 
 COLUMNS = ("label", "pattern", "article", "person")
 PLAIN, SUCCESSFUL = "a photo of a {group} {occupation}", "a photo of a successful {group} {occupation}"
@@ -42,7 +45,22 @@ BUILT_IN_PLAIN = {"scenes": SCENES}
 #: Characters of a prompt; text encoders read some three hundred.
 LONGEST = 5000
 
-_FORMATS = {".txt": "text", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+#: "face of a doctor": two nouns, of which either may be the person. Not "doctor in front of a house", nor "chief of
+#: police" but for what is a part, a picture or a number of people.
+_TWO = re.compile(
+    r"(?P<first>(?:[^\W_]+(?:['\u2019-][^\W_]+)*\s+){0,6}?(?P<noun>[\w-]+))\s+of\s+"
+    r"(?P<second>(?P<which>(?:an?|the|one|two|this|that|these|those|some|my|your|his|her|its|our|their)\s)?.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LINKS = re.compile(
+    r"\b(?:in|on|at|with|by|from|to|for|near|under|over|behind|beside|inside|outside|and|or|as|who|whose|that)\s|\s\w+ing\s",
+    re.IGNORECASE,
+)
+_NOBODY = re.compile(
+    r"(?:face|hand|eye|back|body|bodies|profile|silhouette|figure|portrait|photo|photograph|picture|image|painting|drawing"
+    r"|sketch|close-?up|group|team|crowd|pair|couple|row)s?",
+    re.IGNORECASE,
+)
 
 
 def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
@@ -116,7 +134,7 @@ def read_prompts(
     parse: Callable[[str, str], Row] | None = None,
     sets: str = ", ".join(BUILT_IN),
 ) -> Iterator[Row]:
-    """The rows of a file or a hub data set, one by one as they are needed; blank prompts are passed over.
+    """The rows of a file or a hub data set, one by one as they are needed; blank ones are passed over.
 
     Args:
         source: As in `load_prompts`, but for the built-in sets.
@@ -130,39 +148,37 @@ def read_prompts(
     """
     path = Path(source)
     if path.is_dir():
-        raise InputError(f"{path} is a folder; --prompts takes a file ({', '.join(_FORMATS)}) or a set's name")
-    is_file = path.exists() or path.suffix in _FORMATS
+        raise InputError(f"{path} is a folder; --prompts takes a file ({', '.join(READERS)}) or a set's name")
+    is_file = path.exists() or path.suffix in READERS
     if is_file:
-        if path.suffix not in _FORMATS:
-            raise InputError(f"{path}: unknown ending {path.suffix!r}; prompts are read from {', '.join(_FORMATS)}")
+        if path.suffix not in READERS:
+            raise InputError(f"{path}: unknown ending {path.suffix!r}; prompts are read from {', '.join(READERS)}")
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
     try:
         if is_file:
-            parts: Sequence[Iterable[Row]]
-            if path.suffix == ".parquet":
-                parts = parquet_parts(path)
-            else:
-                table = load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train", streaming=True)
-                parts = [table.rename_column("text", "prompt") if path.suffix == ".txt" else table]
+            parts: Sequence[Iterable[Row]] = READERS[path.suffix](path)
         else:
             table = load_dataset(str(source), split="train", streaming=True).reshard()
             parts = [table.shard(table.num_shards, part) for part in range(table.num_shards)]
-        for number, called, entry in numbered(parts):
-            prompt, occupation = entry.get("prompt"), entry.get("occupation")
-            if "prompt" not in entry and parse in (None, _row) and isinstance(occupation, str) and occupation.strip():
-                prompt, occupation = PLAIN.replace("{occupation}", occupation.strip()), occupation
-            elif "prompt" not in entry:
-                raise InputError(f"{source}: no column `prompt`; it has {', '.join(map(str, entry))}")
-            if not isinstance(prompt, str) or not isinstance(occupation, str | None):
-                wrong = prompt if not isinstance(prompt, str) else occupation
-                raise InputError(f"{source}: {called} has {wrong!r} where text is expected")
-            if len(prompt) > LONGEST or len(occupation or "") > LONGEST:
-                raise InputError(f"{source}: {called} has more than {LONGEST} characters; give one prompt a row")
-            if prompt.strip():
-                yield {**(parse or _row)(prompt.strip(), (occupation or "").strip()), "number": number}
+        person, listed = parse in (None, _row), False
+        for place, (number, called, entry) in enumerate(numbered(parts)):
+            where = f"{source}: {called}"
+            prompt = _text(where, entry.get("prompt"))
+            occupation = _text(where, entry.get("occupation")) if person else ""
+            if place == 0:
+                listed = person and "prompt" not in entry and "occupation" in entry
+            if "prompt" not in entry and not listed:
+                names = ", ".join(" ".join(str(name).split()) for name in entry)[:200]
+                raise InputError(f"{where}: no column `prompt`; it has {names.encode(errors='replace').decode()}")
+            if occupation and listed and "prompt" not in entry:
+                prompt = PLAIN.replace("{occupation}", " ".join(occupation.split()))
+            if prompt:
+                yield {**(parse or _row)(prompt, occupation), "number": number}
+            elif occupation:
+                raise InputError(f"{where} has the occupation {occupation!r} and no prompt")
     except InputError:
         raise
     except Exception as error:  # each format's reader has errors of its own, and meets them row by row
@@ -174,42 +190,67 @@ def read_prompts(
         ) from error
 
 
+def _text(where: str, value: Any) -> str:
+    """What a row holds in one of our columns; nothing where it is blank."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{where} has {reprlib.repr(value)} where text is expected")
+    if len(value) > LONGEST:
+        raise InputError(f"{where} has more than {LONGEST} characters; give one prompt a row")
+    if found := ODD.search(value):
+        raise InputError(f"{where} holds the control character {found[0]!r}; take it out")
+    return value.strip()
+
+
 def _row(prompt: str, occupation: str = "") -> Row:
     """Part a prompt into what surrounds the person, the article, and the person's noun."""
     if prompt.count("{group}") > 1:
         raise InputError(f"prompt {prompt!r}: {{group}} stands in it more than once; one person's group can be named")
     if "{group}" in prompt:
         before, after = prompt.split("{group}", 1)
-        match = re.search(r"\b(an?|the) $", before, re.IGNORECASE)
-        person = after.strip()
+        before, article = _article(before)
         # The article was written for some group's word; the neutral prompt needs the noun's own.
-        article = _agreeing(match[1], person) if match else ""
-        return _checked(prompt, before[: match.start()] if match else before, article, person, "", occupation)
+        return _checked(prompt, before, _agreeing(article, after.strip()), after.strip(), "", occupation)
     if occupation:
-        match = re.search(rf"(?:\b(an?|the) )?\b({re.escape(occupation)})\b", prompt, re.IGNORECASE)
+        text, places = folded(prompt)
+        match = any_of((occupation,)).search(text)
         if match is None:
             raise InputError(f"prompt {prompt!r} does not name its occupation {occupation!r}")
-        before, after = prompt[: match.start()], prompt[match.end() :]
-        return _checked(prompt, before, match[1] or "", match[2], after, occupation)
-    match = re.search(r"\bof (?:(an?|the) )?(.+)$", prompt, re.IGNORECASE)
+        start, end = (places[at] for at in match.span())
+        before, article = _article(prompt[:start])
+        return _checked(prompt, before, article, prompt[start:end], prompt[end:], occupation)
+    match = re.search(r"\bof (?:(?:an?|the) )?(.+)$", prompt, re.IGNORECASE | re.DOTALL)
     if match is None:
         raise InputError(
             f"prompt {prompt!r}: no person found in it; write 'a photo of a ...', mark the place of the group's word"
             " with {group}, or add a column `occupation`"
         )
-    before = prompt[: match.start(1) if match[1] else match.start(2)]
-    return _checked(prompt, before, match[1] or "", match[2], "", "")
+    two = _TWO.match(match[1])
+    if two and not _LINKS.search(two["first"]) and (two["which"] or _NOBODY.fullmatch(two["noun"])):
+        raise InputError(
+            f"prompt {prompt!r}: is the person {two['first']!r} or {two['second']!r}? Mark the place of the group's"
+            " word with {group}, or add a column `occupation`"
+        )
+    before, article = _article(prompt[: match.start(1)])
+    return _checked(prompt, before, article, match[1], "", "")
+
+
+def _article(before: str) -> tuple[str, str]:
+    """What stands before a person, and the article between the two."""
+    match = re.search(r"\b(an?|the) $", before, re.IGNORECASE)
+    return (before[: match.start()], match[1]) if match else (before, "")
 
 
 def _plain_row(prompt: str) -> Row:
-    return {"label": prompt, "pattern": _escaped(prompt), "article": "", "person": ""}
+    return {"label": " ".join(prompt.split()), "pattern": _escaped(prompt), "article": "", "person": ""}
 
 
 def _checked(prompt: str, before: str, article: str, person: str, after: str, label: str) -> Row:
     if not person:
         raise InputError(f"prompt {prompt!r}: nothing follows the group's place")
     pattern = f"{_escaped(before)}{{person}}{_escaped(after)}"
-    return {"label": label or person, "pattern": pattern, "article": article, "person": person}
+    return {"label": " ".join((label or person).split()), "pattern": pattern, "article": article, "person": person}
 
 
 def _escaped(text: str) -> str:

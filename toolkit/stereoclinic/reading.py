@@ -9,7 +9,6 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,10 +20,9 @@ MOST = 16 * 2**20
 #: for one of 64 KiB.
 MOST_TOML, MOST_DOTS = 2**18, 100
 DEEPEST = 50
-#: Bytes that a byte of a Parquet file may stand for.
-MOST_PACKED = 100
 
-_ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+#: What a terminal would obey, and halves of characters; but for tabs and ends of lines.
+ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def read_text(path: str | Path, what: str, most: int = MOST) -> str:
@@ -84,37 +82,6 @@ def read_json(path: str | Path, what: str) -> Any:
     return data
 
 
-def parquet_parts(path: Path) -> list[Iterator[dict[str, Any]]]:
-    """The rows of a Parquet file, row group by row group; each is read, row by row, when it is iterated.
-
-    Its columns are packed: a value that is there a million times is written once. Values are kept so while they are
-    read, and a file that says of itself that it unpacks to a multiple that no text packs to is refused.
-
-    Raises:
-        InputError: It is such a file.
-        Exception: It is damaged, or no such file; pyarrow has many errors.
-    """
-    import pyarrow
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        texts = [each.name for each in file.schema_arrow if pyarrow.types.is_string(each.type)]
-    with parquet.ParquetFile(path, read_dictionary=texts) as file:
-        size, about = path.stat().st_size, file.metadata
-        unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-        if unpacked > MOST_PACKED * size + MOST or about.num_rows > MOST_PACKED * size:
-            raise InputError(f"{path}: {size:,} bytes that unpack to {unpacked:,}, in {about.num_rows:,} rows")
-    return [_row_group(path, texts, number) for number in range(about.num_row_groups)]
-
-
-def _row_group(path: Path, texts: list[str], number: int) -> Iterator[dict[str, Any]]:
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path, read_dictionary=texts) as file:
-        for batch in file.iter_batches(batch_size=256, row_groups=[number]):
-            yield from batch.to_pylist()
-
-
 def check_plain(data: Any, finite: bool = False) -> None:
     """Refuse what would trip a later step.
 
@@ -135,7 +102,7 @@ def check_plain(data: Any, finite: bool = False) -> None:
             elif isinstance(each, list):
                 below += each
             elif isinstance(each, str):
-                if found := _ODD.search(each):
+                if found := ODD.search(each):
                     raise ValueError(f"text holds the control character {found[0]!r}")
             elif isinstance(each, int):
                 if not -(2**63) <= each < 2**64:
