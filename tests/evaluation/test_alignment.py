@@ -64,6 +64,28 @@ def test_a_folder_is_opened_as_the_pair_that_was_saved_there(clip, images, tmp_p
     torch.testing.assert_close(opened, clip_scores(images, PROMPTS, clip), atol=1e-3, rtol=0)
 
 
+def test_a_prompt_that_clip_does_not_read_to_its_end_is_scored_by_its_beginning(clip, images):
+    model, processor = clip
+    longest = model.config.text_config.max_position_embeddings
+    fits = "a" * (longest - 2)  # the tokenizer spells, and adds a token at either end
+    said: list[str] = []
+    whole = clip_scores(images, [fits] * 3, clip, said.append)
+    assert said == []
+    assert torch.equal(clip_scores(images, [fits[:-1] + "bc"] * 3, clip, said.append), whole) is False
+    cut = clip_scores(images, [f"{fits} chef", f"{fits} doctor", f"{fits} nurse"], clip, said.append)
+    (line,) = said[1:]
+    assert f"longer than the {longest} tokens that CLIP reads (3 prompts are)" in line
+    torch.testing.assert_close(cut[1:], clip_scores(images[1:], [fits + " x"] * 2, clip, said.append))
+    begin = processor.tokenizer(fits + " doctor", truncation=True, max_length=longest)["input_ids"]
+    assert begin[-1] == processor.tokenizer.eos_token_id and len(begin) == longest
+    with torch.no_grad():
+        text = model.get_text_features(torch.tensor([begin]))
+        seen = model.get_image_features(**processor(images=list(images), return_tensors="pt"))
+    text, seen = (getattr(each, "pooler_output", each) for each in (text, seen))
+    expected = 100 * torch.nn.functional.cosine_similarity(seen, text)
+    torch.testing.assert_close(cut[1], expected.double().clamp_min(0)[1], atol=1e-3, rtol=0)
+
+
 def test_wrong_input_is_refused(clip, images, tmp_path: Path):
     with pytest.raises(InputError, match="one prompt for each image"):
         clip_scores(images, PROMPTS[:2], clip)

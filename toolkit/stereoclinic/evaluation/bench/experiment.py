@@ -168,7 +168,7 @@ def run(
     neutral, grouped = ([next(rest) for _ in part] for part in (arms.neutral, arms.grouped))
     experiment = Experiment(protocol, neutral, grouped, next(rest), list(rest))
     instruments = instruments or Instruments()
-    measure(experiment, instruments)
+    measure(experiment, instruments, warn)
     experiment.results = summarise(experiment, list(masks))
     experiment.results["features"] = instruments.features_name
     costs = {

@@ -3,13 +3,16 @@
     CLIPScore = max(100 cos(E_image, E_text), 0)
 
 torchmetrics computes it. Its own way of opening a CLIP expects that `get_image_features` gives a tensor, where
-transformers 5 gives an output whose `pooler_output` is that tensor, so it is handed an adapter in between.
+transformers 5 gives an output whose `pooler_output` is that tensor, so it is handed an adapter in between. It also cuts
+off the end-of-text token of a long prompt, which is the one that CLIP's embedding is read at, so prompts are cut first.
 
 Reference: Hessel et al., CLIPScore: A Reference-free Evaluation Metric for Image Captioning, EMNLP 2021, section 3
 (there scaled by 2.5 instead of 100).
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,13 +39,19 @@ class _Features(nn.Module):
 
 
 @torch.no_grad()
-def clip_scores(images: Tensor, prompts: Sequence[str], clip: str | tuple[Any, Any] = DEFAULT) -> Tensor:
-    """CLIPScore of each picture with its prompt.
+def clip_scores(
+    images: Tensor,
+    prompts: Sequence[str],
+    clip: str | tuple[Any, Any] = DEFAULT,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Tensor:
+    """CLIPScore of each picture with its prompt; of a prompt that is longer than CLIP reads, with its beginning.
 
     Args:
         images: (n, 3, H, W) uint8.
         prompts: n texts.
         clip: A hub id or folder of a CLIPModel, or (model, processor).
+        warn: Told of prompts that are too long.
 
     Returns:
         (n,) between 0 and 100, float64.
@@ -57,11 +66,27 @@ def clip_scores(images: Tensor, prompts: Sequence[str], clip: str | tuple[Any, A
     if len(images) != len(prompts) or len(prompts) == 0:
         raise InputError(f"{len(images)} images and {len(prompts)} prompts; expected one prompt for each image")
     model, processor = open_clip(clip) if isinstance(clip, str) else clip
+    longest = model.config.text_config.max_position_embeddings
+    if long := [each for each in dict.fromkeys(prompts) if _tokens(processor, each) > longest]:
+        more = f" ({len(long)} prompts are)" if len(long) > 1 else ""
+        warn(f"CLIPScore: prompt {long[0]!r} is longer than the {longest} tokens that CLIP reads{more}; its end is cut")
     adapter = _Features(model.eval())
+    cut = partial(_processed, processor, longest)
     # One by one: of several at once torchmetrics gives the mean alone.
     pairs = zip(images.to(model.device), prompts, strict=True)
-    found = [clip_score(image, prompt, model_name_or_path=lambda: (adapter, processor)) for image, prompt in pairs]
+    found = [clip_score(image, prompt, model_name_or_path=lambda: (adapter, cut)) for image, prompt in pairs]
     return torch.stack(found).double().cpu()
+
+
+def _tokens(processor: Any, prompt: str) -> int:
+    return len(processor(text=[prompt])["input_ids"][0])
+
+
+def _processed(processor: Any, longest: int, **given: Any) -> Any:
+    """What a processor makes of pictures, or of a text, cut as CLIP does: the end-of-text token stays last."""
+    if "text" in given:
+        given |= {"truncation": True, "max_length": longest}
+    return processor(**given)
 
 
 def open_clip(name: str = DEFAULT, device: str = "cpu") -> tuple[Any, Any]:
