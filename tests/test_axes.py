@@ -1,11 +1,13 @@
 """Bias axes: every shipped one is whole, and a user's file is as good as ours."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from stereoclinic.axes import Axis, known_axes, load_axis
+from stereoclinic.axes import Axis, gate_words, known_axes, load_axis, made_for
 from stereoclinic.errors import InputError
+from stereoclinic.sns.gate import named_groups
 
 HEADWEAR = """
 name = "headwear"
@@ -123,3 +125,46 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
 def test_groups_and_words_must_match():
     with pytest.raises(InputError, match="one word or phrase for each group"):
         Axis("x", ("a", "b"), ("a",))
+
+
+def own_axis(name: str = "gender") -> Axis:
+    return Axis(
+        name, ("f", "m"), ("female", "male"), also={"f": ("diva",), "m": ("lad", "bloke")}, unless=("lad bible",)
+    )
+
+
+@pytest.mark.parametrize("name", ["gender", "mine"])
+def test_what_a_mask_keeps_of_an_axis_is_enough_for_the_gate(name: str):
+    axis = own_axis(name)
+    found = made_for(json.loads(json.dumps({"axis": name, "words": list(axis.words), **gate_words(axis)})))
+    assert found is not None and found.name == name
+    for prompt in ("a diva at work", "the lads", "the lad bible", "a woman", "a female judge", "a judge"):
+        assert len(named_groups(prompt, found)) == len(named_groups(prompt, axis)), prompt
+
+
+@pytest.mark.parametrize("name", known_axes())
+def test_of_an_axis_that_ships_a_mask_keeps_its_name(name: str):
+    axis = load_axis(name)
+    assert gate_words(axis) == {}
+    assert made_for({"axis": name, "words": list(axis.words)}) == axis
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        [], "x", {}, {"also": [], "unless": []}, {"also": [[], []]}, {"also": ["ab", "c"], "unless": []},
+        {"also": [[1], []], "unless": []}, {"also": [[], []], "unless": [" "]},
+        {"also": [["a" * 201], []], "unless": []},
+        {"also": [["a"] * 10_001, []], "unless": []}, {"also": {"female": ["a"]}, "unless": []},
+    ],
+)  # fmt: skip
+def test_words_of_a_stranger_s_mask_are_looked_at_first(gate: object):
+    with pytest.raises(InputError, match=r"the mask was made for axis 'gender', whose words cannot be read; .* --axis"):
+        made_for({"axis": "gender", "words": ["female", "male"], "gate": gate})
+
+
+def test_a_mask_that_says_nothing_of_its_axis():
+    for metadata in ({}, {"axis": "gender"}, {"axis": "mine"}, {"axis": "mine", "words": "ab"}, {"words": ["a"]}):
+        assert (made_for(metadata) is not None) == (metadata == {"axis": "gender"})
+    found = made_for({"axis": "gender", "words": ["agender", "bigender"]})
+    assert found is not None and found.groups == ("agender", "bigender") and not any(found.also.values())

@@ -1,7 +1,8 @@
 """Bias axes as data: a name, two or more groups, the words that ask for each group, and how readers tell them apart."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from stereoclinic.errors import InputError
 from stereoclinic.reading import read_toml
 
 _FOLDER = Path(__file__).with_name("axes")
+#: Words and phrases in one list of those that a mask brings, and characters of one.
+MOST_WORDS, LONGEST_WORD = 10_000, 200
 
 #: What an axis of race, ethnicity or skin tone speaks of, where its file does not say whether it is one.
 _RACE = re.compile(
@@ -96,6 +99,49 @@ def shipped_axis(name: object, words: object = None) -> Axis | None:
         return None
     axis = load_axis(name)
     return axis if words is None or words == list(axis.words) else None
+
+
+def gate_words(axis: Axis) -> dict[str, Any]:
+    """What a mask's metadata keeps of the axis it was made for, so that the gate knows its words; `made_for` reads it.
+
+    Nothing of an axis that ships, whose words may get better.
+    """
+    shipped = shipped_axis(axis.name, list(axis.words))
+    if shipped is not None and (axis.also, axis.unless) == (shipped.also, shipped.unless):
+        return {}
+    return {"gate": {"also": [list(axis.also.get(group, ())) for group in axis.groups], "unless": list(axis.unless)}}
+
+
+def made_for(metadata: Mapping[str, Any]) -> Axis | None:
+    """The axis that a mask was made for, as far as the gate needs it; None if its metadata does not say.
+
+    Raises:
+        InputError: The metadata, which may be a stranger's, holds something else where words are expected.
+    """
+    name, words, gate = str(metadata.get("axis")), metadata.get("words"), metadata.get("gate")
+    shipped = shipped_axis(name, words)
+    if shipped is not None and gate is None:
+        return shipped
+    if not isinstance(words, list) or len(words) < 2:
+        return None
+    gate = {"also": [[]] * len(words), "unless": []} if gate is None else gate
+    held: dict[str, Any] = gate if isinstance(gate, dict) else {}
+    also, unless = held.get("also"), held.get("unless")
+    whole = isinstance(also, list) and len(also) == len(words) and all(map(_are_words, [words, unless, *also]))
+    if not isinstance(also, list) or not isinstance(unless, list) or not whole:
+        raise InputError(f"the mask was made for axis {name!r}, whose words cannot be read; give its file with --axis")
+    groups = tuple(words) if shipped is None else shipped.groups
+    table = {group: tuple(found) for group, found in zip(groups, also, strict=True)}
+    return replace(shipped or Axis(name, groups, tuple(words)), also=table, unless=tuple(unless))
+
+
+def _are_words(found: object) -> bool:
+    """Whether it is a list of words and phrases, no more and no longer than an axis may need."""
+    return (
+        isinstance(found, list)
+        and len(found) <= MOST_WORDS
+        and all(isinstance(each, str) and len(each) <= LONGEST_WORD and any(map(str.isalnum, each)) for each in found)
+    )
 
 
 def load_axis(name: str | Path) -> Axis:

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from stereoclinic.axes import Axis
+from stereoclinic.axes import Axis, gate_words
 from stereoclinic.ddtd.relevance import STATES, Relevance, RelevanceSums
 from stereoclinic.ddtd.sharding import SHARDED, Evened, check_sharded, sharded
 from stereoclinic.ddtd.shards import Kept, Shards
@@ -291,6 +291,7 @@ def locate(
         raise InputError(f"{about['prompts']}: no prompts in it")
     metadata = {
         **about,
+        **gate_words(axis),
         "samples": done,
         "dropped": dropped,
         "versions": {name: version(name) for name in ("stereoclinic", "torch", "diffusers", "lightning")},

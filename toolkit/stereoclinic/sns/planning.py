@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from stereoclinic.axes import Axis
+from stereoclinic.axes import Axis, gate_words
 from stereoclinic.ddtd.trajectory import check_prompts
 from stereoclinic.digest import plain_digest, shapes_digest, weights_digest
 from stereoclinic.errors import Incomplete, InputError
@@ -288,7 +288,7 @@ def plan_stepwise(
         factors if allocate else factors[0],
         roots if roots is None or allocate else roots[0],
         "conditional",
-        {**about, "selection": selection},
+        {**about, **gate_words(axis), "selection": selection},
         axis.groups if allocate else (),
     )
 
