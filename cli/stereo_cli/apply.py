@@ -41,6 +41,14 @@ def apply(
         bool,
         typer.Option("--gate/--no-gate", help="Leave prompts alone that name a group of the mask's axis."),
     ] = True,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--axis",
+            help="Axis whose words the gate looks for, a name or a .toml file; may repeat.",
+            show_default="the mask's",
+        ),
+    ] = None,
     fuse: Annotated[
         bool,
         typer.Option(
@@ -89,6 +97,7 @@ def apply(
     folded in when it damps toward zero, alike at all timesteps, in both halves of guidance, and allots nothing: stereo
     mask RELEVANCE --until 0 makes such a one.
     """
+    from stereoclinic.axes import load_axis
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.bench.drawing import Part, Store, draw, model_digest
     from stereoclinic.evaluation.bench.mitigation import Mitigation, Suppressed
@@ -114,11 +123,15 @@ def apply(
             " `stereo plan --allocate`"
         )
     if fuse:
-        if texts or given or called:
-            raise InputError("--fuse writes a checkpoint and draws nothing: give it no prompts, shares or call options")
+        if texts or given or called or axis:
+            raise InputError(
+                "--fuse writes a checkpoint and draws nothing: give it no prompts, shares, axis or call options"
+            )
         _fuse(mask, strength, out, model, dtype, variant, force, as_json, dry_run)
         return
-    axes = _axes_of(mask) if gate else []
+    if axis and not gate:
+        raise InputError("--axis says what the gate looks for, and --no-gate opens it; leave one of them")
+    axes = [] if not gate else [load_axis(each) for each in axis] if axis else _axes_of(mask)
     out = out or Path("stereo-apply")
     report.check_folder(out)
     device = common.device_of(accelerator)
@@ -127,9 +140,11 @@ def apply(
     check_fits(mask, opened.network, force)
     steps, guidance = steps or opened.defaults.steps, opened.defaults.guidance if guidance is None else guidance
 
+    from stereoclinic.pipelines.cut import cut_prompts
     from stereoclinic.pipelines.schedule import schedule_of
 
     schedule_of(opened, steps, guidance)  # refused before anything is drawn
+    common.note_cut(opened, cut_prompts(opened, texts, guidance, steps), guidance, steps)
     for path, each in zip(masks, loaded, strict=True):
         common.note_differences(path.name, each, opened)
     rows: list[dict[str, Any]] = [{"prompt": text, "seed": seed + i} for text in texts for i in range(count)]
@@ -203,17 +218,11 @@ def apply(
 
 
 def _axes_of(mask: "NeuronMask") -> "list[Axis]":
-    """The axes that a mask was made for, of those that ship: their words are what the gate looks for."""
-    from stereoclinic.axes import Axis, shipped_axis
+    """The axes that a mask was made for: their words are what the gate looks for."""
+    from stereoclinic.axes import made_for
 
-    found: dict[str, Axis] = {}
-    for metadata in mask.origins:
-        name, words = metadata.get("axis"), metadata.get("words")
-        if (shipped := shipped_axis(name, words)) is not None:
-            found[str(name)] = shipped
-        elif isinstance(words, list) and len(words) > 1:
-            found[str(name)] = Axis(str(name), tuple(map(str, words)), tuple(map(str, words)))
-    return list(found.values())
+    found = [axis for metadata in mask.origins if (axis := made_for(metadata)) is not None]
+    return list({axis.name: axis for axis in found}.values())
 
 
 def _fuse(

@@ -238,6 +238,9 @@ def bench(
 
     for setup in protocols:
         schedule_of(opened, setup.steps, setup.guidance)  # refused before anything is drawn
+    further = [] if beyond is None else [beyond]
+    common.check_length(opened, rows, chosen, protocols[0].guidance, protocols[0].steps, *further)
+    common.note_named(rows, chosen)
     for name, mask in loaded.items():
         made_for = mask.metadata.get("axis")
         if made_for is not None and chosen.name not in [made_for, *str(made_for).split("+")]:

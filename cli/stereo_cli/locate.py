@@ -199,6 +199,9 @@ def locate(
     watched = find_sites(network, settings.kinds, settings.sites)
     timesteps = settings.timesteps(opened)
     edges = settings.edges(timesteps, opened.training_steps)
+    if not isinstance(samples, Stream):
+        common.check_length(opened, samples.prompts, chosen, guidance, steps)
+        common.note_named(samples.prompts, chosen)
     measured, walked = len(timesteps), len(schedule_of(opened, steps, guidance).timesteps)
     if select == "top-k":
         number_of(selection.k, len(neurons_of(watched, None)))

@@ -226,6 +226,8 @@ def plan(
     timesteps = schedule_of(opened, settings.steps, scale).timesteps
     if not (treated := len(settings.treated(timesteps))):
         raise InputError(f"--until {until:g}: no step lies above it; timesteps run from {timesteps[0]:g}")
+    common.check_length(opened, rows, chosen, scale, settings.steps)
+    common.note_named(rows, chosen)
     candidates = None
     if located is not None and among < 1:
         from stereoclinic.sns.mask import in_unit
