@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
-from tests.fuzz.samples import a_mask, a_relevance
+from tests.fuzz.made import a_mask, a_relevance
 
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
@@ -28,7 +29,7 @@ from stereoclinic.evaluation.results.truths import load_confusion
 from stereoclinic.evaluation.results.versus import load_results
 from stereoclinic.prompts import load_prompts
 from stereoclinic.sns.mask import NeuronMask
-from tests.fuzz.samples import a_mask, a_relevance
+from tests.fuzz.made import a_mask, a_relevance
 read = {
     "mask": NeuronMask.load, "relevance": Relevance.load, "axis": load_axis, "results": load_results,
     "confusion": lambda path: load_confusion(path, ("female", "male")), "prompts": load_prompts,
@@ -165,3 +166,32 @@ def test_plain_data_is_shallow_small_and_without_what_a_terminal_obeys():
             check_plain(odd)
     with pytest.raises(ValueError, match="not finite"):
         check_plain([1e999], finite=True)
+
+
+#: Pickles of a hundred kilobytes that take long to follow for whoever looks at all that lies below, again and again.
+_SLOW = {
+    "marks": b"N" * 40_000 + b"(t" * 29_000,
+    "pairs of pairs": b")q\x00" + b"h\x00h\x00\x86q\x00" * 12_000 + b"h\x00\x93",
+    "pairs as a name": b")q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"h\x00h\x00\x93",
+    "a shape of many sizes": b"(" + b"K\x01" * 40_000 + b"tq\x00" + b"h\x000" * 20_000,
+    "marks alone": b"(" * 99_000,
+}
+
+
+@pytest.mark.parametrize("name", _SLOW)
+def test_a_pickle_is_refused_in_time_that_grows_with_its_length(tmp_path: Path, name: str):
+    path = tmp_path / "slow.pt"
+    path.write_bytes(archive(b"\x80\x02" + _SLOW[name] + b"."))
+    began = time.perf_counter()
+    with pytest.raises(InputError):
+        load_tensors(path, "mask", 2)
+    assert time.perf_counter() - began < 5  # it took minutes
+
+
+def test_a_tensor_of_more_dimensions_than_ours_have(tmp_path: Path):
+    for ending in (".pt", ".safetensors"):
+        for dimensions in (9, 64):
+            path = tmp_path / f"{dimensions}{ending}"
+            save_tensors(path, "mask", 2, {"factors": torch.ones([1] * dimensions)}, {})
+            with pytest.raises(InputError, match=r"no plain tensor|truncated"):
+                load_tensors(path, "mask", 2)

@@ -34,6 +34,8 @@ _STORAGES = {
 }
 _TENSOR, _ORDERED = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
 _MOST_OPCODES = 100_000  # a tensor takes about forty
+#: Of a tensor; our files have four.
+MOST_DIMENSIONS = 8
 
 
 class Unsafe(ValueError):
@@ -55,10 +57,6 @@ class _Named:
 class _Storage:
     dtype: torch.dtype
     content: bytearray
-
-
-class _Mark:
-    """Where a tuple or a run of items begins."""
 
 
 def read_archive(path: Path) -> Any:
@@ -92,23 +90,24 @@ def read_archive(path: Path) -> Any:
 
 
 def _follow(archive: zipfile.ZipFile, folder: str, pickle: bytes) -> Any:
-    """What the opcodes of a pickle build."""
+    """What the opcodes of a pickle build, in time that grows with their number alone."""
     stack: list[Any] = []
+    marks: list[int] = []  # where in the stack a tuple or a run of items begins
     memo: dict[int, Any] = {}
     contents: dict[str, bytearray] = {}  # each once, however many tensors lie in it
 
-    def since_mark() -> list[Any]:
-        at = max(i for i, value in enumerate(stack) if isinstance(value, _Mark))
-        found = stack[at + 1 :]
-        del stack[at:]
+    def taken(start: int) -> list[Any]:
+        if start < (marks[-1] if marks else 0):
+            raise ValueError("a pickle that takes more than it has")
+        found = stack[start:]
+        del stack[start:]
         return found
 
+    def since_mark() -> list[Any]:
+        return taken(marks.pop())
+
     def last(count: int) -> tuple[Any, ...]:
-        if len(stack) < count:
-            raise ValueError("a pickle that takes more than it has")
-        found = tuple(stack[len(stack) - count :])
-        del stack[len(stack) - count :]
-        return found
+        return tuple(taken(len(stack) - count))
 
     arg: Any
     for number, (opcode, arg, _) in enumerate(pickletools.genops(pickle)):
@@ -121,8 +120,10 @@ def _follow(archive: zipfile.ZipFile, folder: str, pickle: bytes) -> Any:
             stack.append(arg)
         elif name in ("NONE", "NEWTRUE", "NEWFALSE"):
             stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
-        elif name in ("EMPTY_DICT", "EMPTY_TUPLE", "MARK"):
-            stack.append({"EMPTY_DICT": dict, "EMPTY_TUPLE": tuple, "MARK": _Mark}[name]())
+        elif name in ("EMPTY_DICT", "EMPTY_TUPLE"):
+            stack.append({} if name == "EMPTY_DICT" else ())
+        elif name == "MARK":
+            marks.append(len(stack))
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[arg] = stack[-1]
         elif name == "MEMOIZE":
@@ -141,7 +142,7 @@ def _follow(archive: zipfile.ZipFile, folder: str, pickle: bytes) -> Any:
                 raise NotPlain("something whose name is no text")
             table.update(zip(items[::2], items[1::2], strict=True))
         elif name in ("GLOBAL", "STACK_GLOBAL"):
-            stack.append(_Named(_known(arg if name == "GLOBAL" else " ".join(map(str, last(2))))))
+            stack.append(_Named(_known(*(arg.split(" ", 1) if name == "GLOBAL" else last(2)))))
         elif name == "BINPERSID":
             stack.append(_storage(archive, folder, contents, *last(1)))
         elif name == "REDUCE":
@@ -154,8 +155,10 @@ def _follow(archive: zipfile.ZipFile, folder: str, pickle: bytes) -> Any:
     raise ValueError("a pickle without an end")
 
 
-def _known(name: str) -> str:
-    module, _, attribute = name.partition(" ")
+def _known(module: Any, attribute: Any) -> str:
+    if type(module) is not str or type(attribute) is not str:  # a tuple in a tuple may be endless to write out
+        raise Unsafe("a name that is no text")
+    name = f"{module} {attribute}"
     if name in (_TENSOR, _ORDERED) or (module == "torch" and attribute in _STORAGES):
         return name
     if name.startswith("torch._utils _rebuild_"):
@@ -188,6 +191,8 @@ def _made(function: Any, given: Any) -> Any:
 
 
 def _tensor(storage: _Storage, start: Any, size: Any, strides: Any) -> Tensor:
+    if type(size) is not tuple or type(strides) is not tuple or not len(strides) == len(size) <= MOST_DIMENSIONS:
+        raise NotPlain(f"a tensor without a shape, or of more than {MOST_DIMENSIONS} dimensions")
     whole = (start, *size, *strides)
     if not all(type(number) is int and 0 <= number < 2**63 for number in whole):
         raise ValueError("a tensor whose sizes are none")
