@@ -102,7 +102,7 @@ def apply(
     from stereoclinic.evaluation.bench.drawing import Part, Store, draw, model_digest
     from stereoclinic.evaluation.bench.mitigation import Mitigation, Suppressed
     from stereoclinic.evaluation.report import report
-    from stereoclinic.files import write_image
+    from stereoclinic.files import whole_results, write_image
     from stereoclinic.pipelines import open_model
     from stereoclinic.sns.compose import compose
     from stereoclinic.sns.fits import check_fits
@@ -158,9 +158,9 @@ def apply(
         )
         return
 
-    common.claim(out / "side_by_side.png")
-    common.hush_lightning()
     unfinished = out / "apply-parts"
+    common.claim(out / "side_by_side.png", out / report.IMAGES, unfinished)
+    common.hush_lightning()
     kept = Store(unfinished)
     digest = model_digest(opened)
     parts = {
@@ -185,7 +185,16 @@ def apply(
         common.warn(f"left as they are, for they name a group (--no-gate treats them): {'; '.join(left_alone)}")
     names = [path.name for path in masks]
     entries = []
-    with report.ImageFolder(out) as folder:
+    images = out / report.IMAGES
+    sheet = report.side_by_side(
+        [
+            report.SheetRow(text, *(pictures[p * count : (p + 1) * count] for pictures in drawn.values()))
+            for p, text in enumerate(texts)
+        ],
+        ("untreated", " + ".join(names) + ("" if strength == 1 else f" at {strength:g}")),
+    )
+    with whole_results(images) as temporary, report.ImageFolder(temporary) as folder:
+        write_image(temporary / "side_by_side.png", sheet)
         for arm, pictures in drawn.items():
             for i, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
                 entry: dict[str, Any] = {
@@ -201,15 +210,7 @@ def apply(
                     "call": called,
                 }
                 folder.add(entry, picture)
-                entries.append({**entry, "file_name": str(folder.final / entry["file_name"])})
-    sheet = report.side_by_side(
-        [
-            report.SheetRow(text, *(pictures[p * count : (p + 1) * count] for pictures in drawn.values()))
-            for p, text in enumerate(texts)
-        ],
-        ("untreated", " + ".join(names) + ("" if strength == 1 else f" at {strength:g}")),
-    )
-    write_image(out / "side_by_side.png", sheet)
+                entries.append({**entry, "file_name": str(images / entry["file_name"])})
     shutil.rmtree(unfinished, ignore_errors=True)
     if as_json:
         common.print_json({"out": str(out), "sheet": str(out / "side_by_side.png"), "images": entries})
@@ -248,6 +249,7 @@ def _fuse(
     if dry_run:
         common.say(f"would fold the mask into {model} at strength {strength:g}, and write {out}")
         return
+    common.claim(out)
     pipe = open_pipeline(model, "cpu", dtype, variant)
     fuse(pipe, mask, strength, force)
     folder = model_folder(model)

@@ -164,7 +164,7 @@ def bench(
     from stereoclinic.evaluation.bench.experiment import arms_of, run
     from stereoclinic.evaluation.bench.protocols import load_protocol
     from stereoclinic.evaluation.readers import can_read
-    from stereoclinic.evaluation.report.report import check_folder, write_results
+    from stereoclinic.evaluation.report.report import IMAGES, check_folder, write_results
     from stereoclinic.evaluation.report.scalars import check_tensorboard, log_scalars
     from stereoclinic.pipelines import open_model
     from stereoclinic.prompts import load_plain_prompts
@@ -260,9 +260,11 @@ def bench(
         )
         return
 
-    common.claim(out / "results.json")
+    own_parts = out / "bench-parts"
+    # `stereo apply` writes images too.
+    common.claim(out / "results.json", out / IMAGES, *([] if parts else [own_parts]))
     common.hush_lightning()
-    kept = parts or out / "bench-parts"
+    kept = parts or own_parts
     experiments: list[Experiment] = []
     with common.threads_for(device, ranks), progress_bar(total, f"judging {chosen.name}", quiet) as advance:
         for setup in protocols:

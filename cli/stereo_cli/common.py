@@ -11,9 +11,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -41,19 +41,23 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, err
 _claims = ExitStack()  # of the running command
 
 
-def claim(place: Path) -> None:
+def claim(*places: Path) -> None:
     """Be the one run that writes somewhere until the command ends, however it ends; ranks of one job count as one.
 
+    Every file and folder that a command writes is claimed, those too whose names it makes from another's.
+
     Args:
-        place: What is written: a file in a folder that is there, or a folder, which is made.
+        places: What is written: files in a folder that is there, or in one that is made, or folders.
 
     Raises:
-        InputError: Another run writes there, or the folder cannot be made.
+        InputError: Another run writes there, or a folder cannot be made.
     """
     if is_rank_zero():
         from stereoclinic.files import sole_writer
 
-        _claims.enter_context(sole_writer(place))
+        for place in places:
+            for line in _claims.enter_context(sole_writer(place)):
+                note(line)
 
 
 def is_rank_zero() -> bool:
@@ -108,10 +112,55 @@ def stderr() -> PlainConsole:
     return PlainConsole(stderr=True, quiet=not is_rank_zero())
 
 
+class _Lasting:
+    """A stream that may be closed, by `| head` say, while the command goes on to its own exit code."""
+
+    def __init__(self, stream: TextIO) -> None:
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal and pipe can show every sign
+            stream.reconfigure(errors="replace")
+        self._stream = stream
+        #: What else stopped it, such as a full disk: what was printed is not all there.
+        self.fault: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                self.fault = self.fault or error
+            # What is left in its buffer would fail again when Python ends, and change the exit code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextmanager
+def _lasting_streams() -> Iterator[None]:
+    """A closed stdout or stderr stops nothing; a stdout that could not take all that was printed is told at the end."""
+    lasting = [_Lasting(stream or io.StringIO()) for stream in (sys.stdout, sys.stderr)]
+    with redirect_stdout(cast(TextIO, lasting[0])), redirect_stderr(cast(TextIO, lasting[1])):
+        try:
+            yield
+        finally:
+            for each in lasting:
+                each.flush()
+        if (fault := lasting[0].fault) is not None:
+            fail(f"stdout cannot be written ({fault.strerror}); make room, or send it elsewhere", BAD_INPUT)
+
+
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
     """Turn the toolkit's errors into one line and the documented exit code."""
 
     @functools.wraps(command)
+    @_lasting_streams()
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         _be_quiet()
         from stereoclinic.errors import Incomplete, InputError, UncoveredOperation
@@ -124,8 +173,6 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             fail(str(error), BAD_INPUT)
         except Incomplete as error:
             fail(str(error), INCOMPLETE)
-        except BrokenPipeError:  # stdout was closed, by `| head` say
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except typer.Exit:
             raise
         except OSError as error:
@@ -169,9 +216,6 @@ def _be_quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not every terminal and pipe can show every sign
-            stream.reconfigure(errors="replace")
     warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers|diffusers)\b.*")
 
 

@@ -71,6 +71,7 @@ def inspect(
 
     if picture is not None:
         common.check_target(picture, "--picture", (".png",))
+        common.claim(picture)
     kind = kind_of(file)
     written: list[Path] = []
     if kind == "mask":
@@ -145,6 +146,7 @@ def _draw_images(
     from stereoclinic.sns.fits import check_fits
 
     responses.check_folder(folder)
+    common.claim(folder.resolve())
     name = model or relevance.metadata.get("model")
     if not name:
         raise InputError(f"--images: {file} does not name its model; give --model")

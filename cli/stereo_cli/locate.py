@@ -213,7 +213,7 @@ def locate(
     stored = file.with_name(relevance_file(file.stem))
     shards = file.with_name(f"{file.stem}.shards")
     if not dry_run:
-        common.claim(file)
+        common.claim(file, stored, shards)
     refuse_left_over(shards, resume)
     if dry_run:
         common.say(
@@ -246,12 +246,13 @@ def locate(
         )
     if relevance is None:
         return  # another rank writes
-    relevance.save(stored)
-    shutil.rmtree(shards, ignore_errors=True)
-    # The file keeps sums in float32: choosing from what it holds is what lets `stereo mask` choose the same again.
-    relevance = Relevance.load(stored)
-    mask = choose(relevance, selection)
-    mask.save(file)
+    with says_what_is_kept(shards):
+        relevance.save(stored)
+        # The file keeps sums in float32: choosing from what it holds is what lets `stereo mask` choose the same again.
+        relevance = Relevance.load(stored)
+        mask = choose(relevance, selection)
+        mask.save(file)
+    shutil.rmtree(shards, ignore_errors=True)  # once all that it leads to is written
 
     from stereo_cli.tables import lean_table, mask_table
     from stereoclinic.evaluation.report.summary import lean_summary, mask_summary

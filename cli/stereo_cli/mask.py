@@ -187,6 +187,8 @@ def mask(
     common.check_target(out, "--out", ENDINGS)
     common.check_distinct(files)
     dosing.check_confirm(dose, confirm)
+    if not dry_run:
+        common.claim(out)
     held = {path: kind_of(path) for path in files}
     if other := [path for path, kind in held.items() if kind not in ("mask", "relevance")]:
         raise InputError(f"{other[0]} is a {held[other[0]]} file; expected a mask or relevance")

@@ -235,7 +235,7 @@ def plan(
         candidates = most_relevant(located, among, (first := float(located.bin_edges[0]), in_unit(until, first)))
     unfinished = file.with_name(f"{file.stem}.unfinished.safetensors")
     if not dry_run:
-        common.claim(file)
+        common.claim(file, unfinished)
     refuse_left_over(unfinished, resume)
     if dry_run:
         common.say(
@@ -255,10 +255,12 @@ def plan(
     if mask is None:
         return  # another rank writes
     found = None
-    unfinished.unlink(missing_ok=True)
     if bool((mask.factors == 1).all()):
+        unfinished.unlink(missing_ok=True)  # there is nothing to go on with
         raise InputError(f"no damping is worth its price, and {file} is not written; give a lower --mu or --keep")
-    mask.save(file)  # it took minutes, whatever becomes of its dose
+    with says_what_is_kept(unfinished):
+        mask.save(file)  # it took minutes, whatever becomes of its dose
+    unfinished.unlink(missing_ok=True)
     if dose is not None:
         half = max(1, seeds // 2)
         how = dosing.Dosing(dose, seed + seeds, half, images, reader, settings.steps, scale, batch_size)

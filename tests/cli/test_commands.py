@@ -1,7 +1,6 @@
 """The commands end to end on a tiny model: what they print, what they write, and that the two agree."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from stereo_cli import common, tables
 from stereo_cli.progress import progress_bar
 from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.evaluation.report.report import ImageFolder
 from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
 from stereoclinic.sns.mask import NeuronMask
 
@@ -222,24 +220,6 @@ def test_masks_whose_names_a_file_name_cannot_tell_apart(model, located, stereo,
     assert sorted(path.name for path in (tmp_path / "o").glob("*.png")) == [
         "before_after-1-my-mask.png", "before_after.png",
     ]  # fmt: skip
-
-
-def test_earlier_images_outlive_a_folder_that_cannot_be_replaced(tmp_path: Path, monkeypatch):
-    picture = torch.zeros(3, 4, 4, dtype=torch.uint8)
-    with ImageFolder(tmp_path) as folder:
-        folder.add({"file_name": "old.png"}, picture)
-    replace = os.replace
-
-    def fail(source, target):
-        if Path(source).suffix == ".tmp":
-            raise OSError("no")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no"), ImageFolder(tmp_path) as folder:
-        folder.add({"file_name": "new.png"}, picture)
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
-    assert (tmp_path / "images" / "old.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"])

@@ -2,12 +2,26 @@
 
 Both hold named tensors and one JSON text, {"kind", "version", "metadata"}, under the name "stereoclinic". Whoever made
 a file, reading it runs no code (see archives.py), and takes memory in proportion to its size and no more.
+
+Whatever is written is written whole or not at all. While a file or folder NAME is written, these may stand beside it,
+and stay where the process is killed:
+
+    .NAME.lock               held by the run that writes NAME: `sole_writer`
+    .NAME.<8 letters>.tmp    what will take its place, a file or a folder
+    .NAME.<8 letters>.old    a folder that is giving up its place
+    .NAME.ready              whole results on their way to their places, NAME among them: `whole_results`
+    NAME.making              in a folder of parts, a baseline that is being made: `baselines.kept`
+
+The next run that becomes the sole writer of NAME puts them right: `repair`; NAME.making goes with the next run that
+finds the baseline, and what `portraits.train` was writing is written over. Progress is not among them: shards, parts
+and unfinished plans are kept until what they lead to is written.
 """
 
 import io
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +35,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stereoclinic.archives import NotPlain, Unsafe, read_archive
+from stereoclinic.archives import MOST_DIMENSIONS, NotPlain, Unsafe, read_archive
 from stereoclinic.errors import InputError
 from stereoclinic.reading import MOST, check_plain
 
@@ -57,7 +71,7 @@ def save_tensors(
     # Clones: safetensors refuses tensors that share memory, and torch.save would write the whole of a view's
     # storage.
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         if ending == ".pt":
             content = io.BytesIO()  # what torch raises on a disk that is full says nothing
@@ -115,8 +129,10 @@ def _read(path: Path, kind: str, expected: str) -> tuple[dict[str, Tensor], Any]
     if size == 0:
         _refuse(path, kind, "is empty (0 bytes); make it again")
     head, tensors = (_read_pt if ending == ".pt" else _read_safetensors)(path, kind)
+    if len(tensors) > _MOST_TENSORS:
+        _refuse(path, kind, f"holds {len(tensors):,} tensors; make it again")
     for name, tensor in tensors.items():
-        if type(tensor) is not Tensor or tensor.dtype not in DTYPES:
+        if type(tensor) is not Tensor or tensor.dtype not in DTYPES or tensor.ndim > MOST_DIMENSIONS:
             _refuse(path, kind, f"holds {_short(name)}, which is no plain tensor; make it again")
     try:
         if len(head) > MOST:
@@ -193,7 +209,7 @@ def kind_of(path: str | Path) -> str:
     path = Path(path)
     _, parsed = _read(path, "tensor", "mask or relevance")
     try:
-        return str(parsed["kind"])
+        return _short(parsed["kind"])
     except (TypeError, KeyError):
         _refuse(path, "tensor", "was not written by stereoclinic; expected a mask or relevance file")
 
@@ -232,42 +248,136 @@ def whole_folder(final: Path) -> Iterator[Path]:
     Raises:
         InputError: It cannot be made there.
     """
-    temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
-    old = temporary.with_suffix(".old")
+    with _temporary_folder(final) as temporary:
+        yield temporary
+        _give_place(temporary, final)
+
+
+@contextmanager
+def whole_results(place: Path) -> Iterator[Path]:
+    """A temporary folder; what lies in it when the context is left, unless by an error, moves beside `place`.
+
+    All of it moves, or nothing. That takes several steps, and a run that is killed between two of them leaves the rest
+    for the next one to move (`repair`). Files of the same names go first and the new ones come last, so that none ever
+    stands beside what belongs to another run.
+
+    Args:
+        place: A file or folder among them, which the run is the sole writer of; the folder that it is in is made.
+
+    Raises:
+        InputError: It cannot be made there, or a folder stands where a file goes, or the other way round.
+    """
+    ready = _ready(place)
+    with _temporary_folder(place) as temporary:
+        yield temporary
+        for there in (place.parent / each.name for each in temporary.iterdir()):
+            if there.exists() and there.is_dir() != (temporary / there.name).is_dir():
+                raise InputError(f"{there} is {'a folder' if there.is_dir() else 'a file'}; give another folder")
+        if ready.is_dir():
+            _put_in_place(ready)
+        os.replace(temporary, ready)
+    _put_in_place(ready)
+
+
+@contextmanager
+def _temporary_folder(final: Path) -> Iterator[Path]:
+    temporary = _temporary(final)
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{final} cannot be written ({error.strerror}); choose another folder") from error
     try:
         yield temporary
-        if final.exists():  # a folder that is not empty cannot be replaced in one step
-            os.replace(final, old)
-        try:
-            os.replace(temporary, final)
-        except OSError:
-            if old.exists():
-                os.replace(old, final)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextmanager
-def sole_writer(path: Path) -> Iterator[None]:
-    """While in the context, no other process is in it for the same file; one that is killed leaves it.
+def _put_in_place(ready: Path) -> None:
+    """Move what whole results consist of to where they belong; goes on where a killed run was."""
+    files_last = sorted(ready.iterdir(), key=Path.is_file)
+    for each in filter(Path.is_file, files_last):
+        (ready.parent / each.name).unlink(missing_ok=True)
+    for each in files_last:
+        _give_place(each, ready.parent / each.name)
+    ready.rmdir()
 
-    The folder is made if it is not there. Where the file system knows no locks, nothing is held.
+
+def _give_place(new: Path, place: Path) -> None:
+    """Move a file or folder to a place; a folder there, which cannot be replaced in one step, is moved away first."""
+    if not place.is_dir():
+        os.replace(new, place)
+        return
+    old = _temporary(place).with_suffix(".old")
+    os.replace(place, old)
+    try:
+        os.replace(new, place)
+    except OSError:
+        os.replace(old, place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _ready(place: Path) -> Path:
+    return place.with_name(f".{place.name}.ready")
+
+
+def repair(path: Path) -> list[str]:
+    """Put right what killed runs left of a file or folder that nobody is writing.
+
+    Whole results move to their places, a folder that had given up its place for nothing gets it back, and whatever was
+    only half written goes, also within the folder.
+
+    Returns:
+        A line for each thing that the user may wonder about.
+    """
+    said: list[str] = []
+    if (ready := _ready(path)).is_dir():
+        _put_in_place(ready)
+        said.append(f"{path.parent}: a run was killed while its results were put in place; they are now")
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.(tmp|old)")
+    for each in _matching(path.parent, name):
+        if each.suffix == ".old" and not path.exists():
+            os.replace(each, path)
+            said.append(f"{path}: a run was killed while it was replaced; it is there again as it was")
+        else:
+            _remove(each)
+    for each in _matching(path, re.compile(r"\..+\.[0-9a-f]{8}\.tmp")):
+        _remove(each)
+    return said
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _matching(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    return [each for each in folder.iterdir() if name.fullmatch(each.name)] if folder.is_dir() else []
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[list[str]]:
+    """While in the context, no other process is in it for the same file or folder; one that is killed leaves it.
+
+    The folder that it is in is made if it is not there. What killed runs left there is put right, see `repair`, and
+    what was done is yielded. Where the file system knows no locks, nothing is held, and nothing put right.
 
     Raises:
-        InputError: Another process writes that file, or the folder cannot be written to.
+        InputError: Another process writes it, or the folder cannot be written to.
     """
     try:
         import fcntl
     except ImportError:  # no such locks here
-        yield
+        yield []
         return
     lock = path.with_name(f".{path.name}.lock")
+    said: list[str] = []
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -280,12 +390,13 @@ def sole_writer(path: Path) -> Iterator[None]:
             except OSError:
                 break
             if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                said = repair(path)
                 break
             file.close()  # of a run that ended meanwhile, and took its name away
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose a folder that is writable") from error
     try:
-        yield
+        yield said
     finally:
         lock.unlink(missing_ok=True)  # while it is still held
         file.close()
@@ -294,7 +405,7 @@ def sole_writer(path: Path) -> Iterator[None]:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file name")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -318,7 +429,7 @@ def check_same(place: Path, then: Any, now: dict[str, Any]) -> None:
     """
     then = then if isinstance(then, dict) else {}
     if names := [name for name in {**now, **then} if now.get(name) != then.get(name)]:
-        changes = ", ".join(f"{name} was {then.get(name)!r} and is {now.get(name)!r}" for name in names[:3])
+        changes = ", ".join(f"{name:.80} was {then.get(name)!r:.80} and is {now.get(name)!r:.80}" for name in names[:3])
         raise InputError(
             f"{place} was made in another configuration: {changes}; run as then, or remove it to start anew"
         )

@@ -5,7 +5,8 @@
     FOLDER/before_after*.png        the same seeds untreated and treated, one sheet a mask
     FOLDER/report.html              all of it to be read, in one file
 
-Everything is written under a temporary name first; a run that is stopped leaves what was there before.
+Everything is written into a temporary folder first and moved from there at the end; a run that is stopped before leaves
+what was there. One that is killed while things are moved leaves the rest to the next run (`files.whole_results`).
 """
 
 import json
@@ -14,7 +15,6 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from stereoclinic.evaluation.report.lettering import font, lettered
 from stereoclinic.evaluation.report.page import build_page
 from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
 from stereoclinic.evaluation.report.thumbnails import grids
-from stereoclinic.files import plain, whole_folder, write_image, write_text
+from stereoclinic.files import plain, whole_results, write_image, write_text
 from stereoclinic.prompts import write
 from stereoclinic.sns.mask import NeuronMask
 
@@ -63,26 +63,22 @@ def write_results(
     """
     folder = Path(folder)
     check_folder(folder)
-    with ImageFolder(folder) as images:
-        for experiment in experiments:
-            for entry, picture in _pictures(experiment):
-                images.add(entry, picture)
-    for i, experiment in enumerate(experiments):
-        suffix = f"-guidance-{experiment.protocol.guidance:g}" if i else ""
-        for j, name in enumerate(experiment.results["masks"] or [BALANCED]):
-            which = f"-{j}-{slug(name)}" if j else ""
-            write_image(folder / f"before_after{which}{suffix}.png", before_after(experiment, name))
-    data = plain(
-        {
-            "schema": SCHEMA,
-            "provenance": provenance,
-            "experiments": [experiment.results for experiment in experiments],
-        }
-    )
-    write_text(folder / "results.json", json.dumps(data, indent=2, allow_nan=False))
     places = {name: mask_summary(mask) for name, mask in (masks or {}).items()}
     leans = None if relevance is None else lean_summary(relevance)
-    write_text(folder / "report.html", build_page(data, grids(experiments), places, leans))
+    figures = [experiment.results for experiment in experiments]
+    data = plain({"schema": SCHEMA, "provenance": provenance, "experiments": figures})
+    with whole_results(folder / IMAGES) as temporary:
+        with ImageFolder(temporary) as images:
+            for experiment in experiments:
+                for entry, picture in _pictures(experiment):
+                    images.add(entry, picture)
+        for i, experiment in enumerate(experiments):
+            suffix = f"-guidance-{experiment.protocol.guidance:g}" if i else ""
+            for j, name in enumerate(experiment.results["masks"] or [BALANCED]):
+                which = f"-{j}-{slug(name)}" if j else ""
+                write_image(temporary / f"before_after{which}{suffix}.png", before_after(experiment, name))
+        write_text(temporary / "results.json", json.dumps(data, indent=2, allow_nan=False))
+        write_text(temporary / "report.html", build_page(data, grids(experiments), places, leans))
 
 
 def check_folder(folder: str | Path) -> None:
@@ -103,35 +99,30 @@ def check_folder(folder: str | Path) -> None:
 
 
 class ImageFolder:
-    """Writes FOLDER/images with its metadata.jsonl; it takes the place of an earlier one when the context is left.
+    """Writes FOLDER/images, with its metadata.jsonl when the context is left.
 
     Args:
-        folder: Results folder; made if it is not there.
+        folder: Where nothing is yet, such as the temporary folder of `whole_results`.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.final = folder / IMAGES
+        self.path = folder / IMAGES
         self._lines: list[str] = []
-        self._whole = ExitStack()
 
     def __enter__(self) -> "ImageFolder":
-        self.temporary = self._whole.enter_context(whole_folder(self.final))
-        self._whole.push(self._finish)
+        self.path.mkdir(parents=True)
         return self
 
     def add(self, entry: dict[str, Any], picture: Tensor) -> None:
         """Add one picture (3, H, W) uint8 under `entry["file_name"]`, with the rest of the entry beside it."""
-        path = self.temporary / entry["file_name"]
+        path = self.path / entry["file_name"]
         path.parent.mkdir(parents=True, exist_ok=True)
         to_image(picture).save(path, format="PNG")
         self._lines.append(json.dumps(plain(entry), allow_nan=False))
 
-    def _finish(self, kind: type[BaseException] | None, *rest: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
-            (self.temporary / METADATA).write_text("\n".join(self._lines) + "\n", encoding="utf-8")
-
-    def __exit__(self, *failure: Any) -> None:
-        self._whole.__exit__(*failure)
+            write_text(self.path / METADATA, "\n".join(self._lines) + "\n")
 
 
 def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]:
