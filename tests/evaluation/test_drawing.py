@@ -15,6 +15,7 @@ from stereoclinic.evaluation.bench.experiment import Arm, arms_of, drawn, run
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
 from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle, balanced
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.files import load_tensors, save_tensors
 from stereoclinic.pipelines import Model, open_model
 from stereoclinic.pipelines.memory import Peak
 from stereoclinic.pipelines.sites import find_sites
@@ -235,6 +236,40 @@ def test_a_damaged_part_is_named(model, rows, tmp_path: Path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match="truncated"):
         store.read([part])
+
+
+@pytest.mark.parametrize("amiss", ["swapped", "damaged", "cut short", "of an earlier version"])
+def test_pictures_that_are_not_those_they_stand_for_are_set_aside_and_drawn_again(
+    model, rows, tmp_path: Path, amiss: str
+):
+    store = Store(tmp_path)
+    cut = parts(model, rows, Counting("a"), 6) + parts(model, rows, BalancedOracle(AXIS), 6)
+    draw(model, cut, store, accelerator="cpu")
+    before = [store.read([each]).images for each in cut]
+    assert not torch.equal(*before)
+    one, two = (tmp_path / f"{each.key}.safetensors" for each in cut)
+    if amiss == "swapped":
+        contents = one.read_bytes(), two.read_bytes()
+        one.write_bytes(contents[1])
+        two.write_bytes(contents[0])
+    elif amiss == "damaged":
+        content = bytearray(one.read_bytes())
+        content[-1] ^= 1
+        one.write_bytes(content)
+    elif amiss == "cut short":
+        one.write_bytes(one.read_bytes()[:-100])
+    else:
+        tensors, about = load_tensors(one, "drawn", 1)
+        save_tensors(one, "drawn", 1, tensors, {name: value for name, value in about.items() if name != "content"})
+    with pytest.raises(InputError, match=one.name):
+        store.read(cut)
+    said: list[str] = []
+    draw(model, cut, Store(tmp_path), warn=said.append, accelerator="cpu")
+    (line,) = said
+    assert one.name in line and "set aside as *.set-aside and drawn again" in line
+    assert one.with_suffix(".set-aside").is_file() and two.with_suffix(".set-aside").exists() == (amiss == "swapped")
+    for each, images in zip(cut, before, strict=True):
+        assert torch.equal(store.read([each]).images, images)
 
 
 class Judges(Mitigation):

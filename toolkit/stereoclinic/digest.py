@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,3 +44,9 @@ def plain_digest(plain: Any, *tensors: torch.Tensor) -> str:
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}\n".encode())
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def content_digest(key: str, about: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over what a file holds and the key that it is kept under: what was kept under another shows."""
+    names = sorted(tensors)
+    return plain_digest([key, about, names], *(tensors[name] for name in names))

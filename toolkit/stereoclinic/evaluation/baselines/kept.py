@@ -11,12 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.digest import plain_digest
+from stereoclinic.digest import content_digest, plain_digest
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.baselines import baseline_class
 from stereoclinic.evaluation.baselines.base import Baseline
@@ -87,6 +84,8 @@ def kept_baselines(
                 _keep(file, digest, kind.fit(model, axis, samples, calibration, lambda *_: _give(signs)))
             finally:
                 signs.unlink(missing_ok=True)
+        else:
+            signs.unlink(missing_ok=True)  # of a run that was killed
         return _read(file, digest, kind, model, axis)
 
     return [kept(name) for name in names]
@@ -95,22 +94,17 @@ def kept_baselines(
 def _keep(file: Path, digest: str, made: Baseline) -> None:
     tensors, plain = made.state()
     about = {"plain": plain, "cost": asdict(made.cost)}
-    save_tensors(file, KIND, VERSION, tensors, {**about, "content": _content(digest, tensors, about)})
+    save_tensors(file, KIND, VERSION, tensors, {**about, "content": content_digest(digest, about, tensors)})
 
 
 def _read(file: Path, digest: str, kind: type[Baseline], model: Model, axis: Axis) -> Baseline:
     """Raises InputError for a file that does not hold what was kept under its name."""
     tensors, about = load_tensors(file, KIND, VERSION)
-    if about.pop("content", None) != _content(digest, tensors, about):
+    if about.pop("content", None) != content_digest(digest, about, tensors):
         raise InputError(f"{file} holds something else than was made; remove it and run again")
     made = kind.restored(model, axis, tensors, about["plain"])
     made.cost = Cost(**about["cost"])
     return made
-
-
-def _content(digest: str, tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
-    names = sorted(tensors)
-    return plain_digest([digest, about, names], *(tensors[name] for name in names))
 
 
 def _give(signs: Path) -> None:

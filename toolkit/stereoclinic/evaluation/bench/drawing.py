@@ -5,9 +5,11 @@ cut off goes on where it was, several devices fill one folder, and another run o
 """
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor, nn
 
-from stereoclinic.digest import plain_digest, weights_digest
+from stereoclinic.digest import content_digest, plain_digest, weights_digest
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.bench.mitigation import Mitigation
 from stereoclinic.files import load_tensors, save_tensors
@@ -31,6 +33,8 @@ from stereoclinic.predict import predict
 from stereoclinic.prompts import Row
 
 KIND, VERSION = "drawn", 1
+#: Ending of a file that did not hold what it should: it is not looked at again, and may be removed.
+ASIDE = ".set-aside"
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,14 @@ class Pictures:
 
 
 class Store:
-    """A folder of drawn parts; every file is written whole or not at all."""
+    """A folder of drawn parts; every file is written whole or not at all.
+
+    A file holds a digest over the key that it was drawn for and all that is in it, so one that stands under another's
+    name, or was damaged since, is noticed.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._told = folder, False
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -88,12 +96,29 @@ class Store:
     def __contains__(self, part: Part) -> bool:
         return self._file(part).is_file()
 
+    def holds(self, part: Part, warn: Callable[[str], None]) -> bool:
+        """Whether a part need not be drawn; a file that does not hold it is set aside, of which the first is told."""
+        if part not in self:
+            return False
+        try:
+            self._load(part)
+        except InputError as error:
+            file = self._file(part)
+            with suppress(FileNotFoundError):  # another run was first
+                os.replace(file, file.with_suffix(ASIDE))
+            if not self._told:
+                warn(f"{error}: set aside as *{ASIDE} and drawn again, as is any other such file")
+                self._told = True
+            return False
+        return True
+
     def keep(self, part: Part, drawn: Pictures) -> None:
         tensors = {"images": drawn.images}
         if drawn.allotted is not None:
             tensors["allotted"] = drawn.allotted
         about = {"arm": part.mitigation.name, "seconds": drawn.seconds, "device": drawn.device, "memory": drawn.memory}
-        save_tensors(self._file(part), KIND, VERSION, tensors, about)
+        content = content_digest(part.key, about, tensors)
+        save_tensors(self._file(part), KIND, VERSION, tensors, {**about, "content": content})
 
     def read(self, parts: Iterable[Part]) -> Pictures:
         """What was drawn of parts, one after the other.
@@ -102,35 +127,46 @@ class Store:
             Incomplete: Something is missing.
             InputError: A file is damaged.
         """
-        images: list[Tensor] = []
-        allotted: list[Tensor | None] = []
-        seconds, devices, memory = 0.0, set[str](), list[int]()
+        found: list[Pictures] = []
         for part in parts:
             if part not in self:
                 raise Incomplete(f"pictures of {part.mitigation.name!r} are missing in {self.folder}; run again")
-            tensors, about = load_tensors(self._file(part), KIND, VERSION)
-            pictures, groups, took = tensors.get("images"), tensors.get("allotted"), about.get("seconds")
-            if not _are_of(part, pictures, groups, images) or not isinstance(took, float) or not 0 <= took < math.inf:
-                raise InputError(f"{self._file(part)} holds other pictures than it should; remove it and run again")
-            images.append(tensors["images"])
-            allotted.append(groups)
-            seconds += took
-            devices.add(str(about.get("device", "")))
-            memory += [each] if isinstance(each := about.get("memory"), int) else []
-        known = [each for each in allotted if each is not None]
-        device = ", ".join(sorted(devices))
-        groups = torch.cat(known) if known else None
-        return Pictures(torch.cat(images), groups, seconds, device, max(memory, default=None))
+            found.append(self._load(part))
+            if found[-1].images.shape[1:] != found[0].images.shape[1:]:
+                raise InputError(f"{self._file(part)} holds pictures of another size; remove it and run again")
+        allotted = [each.allotted for each in found if each.allotted is not None]
+        return Pictures(
+            torch.cat([each.images for each in found]),
+            torch.cat(allotted) if allotted else None,
+            sum(each.seconds or 0.0 for each in found),
+            ", ".join(sorted({each.device for each in found})),
+            max((each.memory for each in found if each.memory is not None), default=None),
+        )
+
+    def _load(self, part: Part) -> Pictures:
+        """Raises InputError for a file that does not hold what was drawn of the part."""
+        file = self._file(part)
+        tensors, about = load_tensors(file, KIND, VERSION)
+        if about.pop("content", None) != content_digest(part.key, about, tensors):
+            raise InputError(f"{file} does not say, or not rightly, which pictures it holds")
+        images, allotted, seconds = tensors.get("images"), tensors.get("allotted"), about.get("seconds")
+        took = isinstance(seconds, float) and 0 <= seconds < math.inf
+        if images is None or not _are_of(part, images, allotted) or not took:
+            raise InputError(f"{file} holds other pictures than it should")
+        memory = about.get("memory")
+        return Pictures(
+            images, allotted, seconds, str(about.get("device", "")), memory if isinstance(memory, int) else None
+        )
 
 
-def _are_of(part: Part, pictures: Tensor | None, groups: Tensor | None, others: list[Tensor]) -> bool:
-    """Whether what a file holds can be a part's pictures, beside those of the parts before it."""
+def _are_of(part: Part, pictures: Tensor, groups: Tensor | None) -> bool:
+    """Whether what a file holds can be a part's pictures."""
     count = len(part.rows)
-    if pictures is None or pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[:2] != (count, 3):
+    if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[:2] != (count, 3):
         return False
     if groups is not None and (groups.shape != (count,) or groups.dtype != torch.int64):
         return False
-    return pictures.numel() > 0 and (not others or pictures.shape[1:] == others[0].shape[1:])
+    return pictures.numel() > 0
 
 
 class Drawing(L.LightningModule):
@@ -153,7 +189,7 @@ class Drawing(L.LightningModule):
         warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         super().__init__()
-        self.model, self.parts, self.store, self.progress = model, parts, store, progress
+        self.model, self.parts, self.store, self.progress, self.warn = model, parts, store, progress, warn
         self.network = model.network  # registered, so that Lightning moves it
         self.portions, self.within = Portions(warn=warn), Portions(warn=warn)
 
@@ -166,7 +202,7 @@ class Drawing(L.LightningModule):
 
     def predict_step(self, batch: list[int], batch_idx: int) -> Tensor:
         for part in (self.parts[number] for number in batch):
-            if part not in self.store:
+            if not self.store.holds(part, self.warn):
                 self.store.keep(part, self._draw(part))
             if self.progress is not None:
                 self.progress(part.mitigation.name, len(part.rows))
