@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stereoclinic.errors import InputError
-from stereoclinic.reading import read_toml
+from stereoclinic.reading import LONGEST_NAME, MOST_GROUPS, is_name, read_toml
 
 _FOLDER = Path(__file__).with_name("axes")
 #: Words and phrases in one list of those that a mask brings, and characters of one.
@@ -50,6 +50,11 @@ class Axis:
     race: bool | None = None
 
     def __post_init__(self) -> None:
+        for text in (self.name, *self.groups, *self.words):
+            if not is_name(text) and (not isinstance(text, str) or text.strip()):
+                raise InputError(f"axis: {text!r:.40} is no name of up to {LONGEST_NAME} printable characters")
+        if len(self.groups) > MOST_GROUPS:
+            raise InputError(f"axis {self.name!r} has {len(self.groups):,} groups; expected up to {MOST_GROUPS}")
         if len(self.groups) < 2:
             raise InputError(f"axis {self.name!r} has {len(self.groups)} group; an axis needs two or more")
         if len(set(self.groups)) != len(self.groups):

@@ -20,6 +20,9 @@ MOST = 16 * 2**20
 #: for one of 64 KiB.
 MOST_TOML, MOST_DOTS = 2**18, 100
 DEEPEST = 50
+#: Characters of the name of an axis or a group, groups of an axis, and timestep bins of a mask or of relevance:
+#: schedulers have a thousand timesteps.
+LONGEST_NAME, MOST_GROUPS, MOST_BINS = 200, 100, 10_000
 
 #: What a terminal would obey, and halves of characters; but for tabs and ends of lines.
 ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -113,6 +116,11 @@ def check_plain(data: Any, finite: bool = False) -> None:
             return
         waiting = below
     raise ValueError(f"nested deeper than {DEEPEST}")
+
+
+def is_name(value: Any) -> bool:
+    """Whether something can be the name of an axis or of a group, or the words that ask for one."""
+    return isinstance(value, str) and 0 < len(value.strip()) <= len(value) <= LONGEST_NAME and value.isprintable()
 
 
 def _no_number(name: str) -> NoReturn:

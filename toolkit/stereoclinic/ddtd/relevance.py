@@ -18,8 +18,10 @@ from torchmetrics import Metric
 
 from stereoclinic.errors import InputError
 from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.metadata import LONGEST_TEXT, check_metadata
 from stereoclinic.pipelines.memory import memory_of
 from stereoclinic.pipelines.sites import Site, check_sites
+from stereoclinic.reading import MOST_BINS, MOST_GROUPS, is_name
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.step import Measured
@@ -280,10 +282,10 @@ class Relevance:
         tensors = {name: getattr(self, name).float() for name in STATES if not name.endswith("count")}
         tensors |= {name: getattr(self, name).double() for name in ("count", "curve_count", "bin_edges", "timesteps")}
         head = {
+            **self.metadata,
             "sites": [[site.name, site.kind, site.width] for site in self.sites],
             "groups": list(self.groups),
             "labels": self.labels,
-            **self.metadata,
         }
         save_tensors(path, KIND, VERSION, tensors, head)
 
@@ -301,11 +303,15 @@ class Relevance:
             sums = {name: tensors[name].double() for name in STATES}
             edges, timesteps = tensors["bin_edges"].double(), tensors["timesteps"].double()
             check_sites(sites, "relevance")
-            for name, texts in (("labels", labels), ("groups", groups)):
-                if not texts or not all(isinstance(text, str) for text in texts):
-                    raise InputError(f"{name} {texts!r:.80}; expected names")
-            if edges.ndim != 1 or len(edges) < 2 or timesteps.ndim != 1:
-                raise InputError("bin_edges and timesteps must be rows of numbers")
+            check_metadata(head)
+            if not 0 < len(groups) <= MOST_GROUPS or not all(map(is_name, groups)):
+                raise InputError(f"groups {groups!r:.80}; expected up to {MOST_GROUPS} names")
+            if not labels or not all(isinstance(label, str) and len(label) <= LONGEST_TEXT for label in labels):
+                raise InputError(f"labels {labels!r:.80}; expected texts of up to {LONGEST_TEXT} characters")
+            if edges.ndim != 1 or not 2 <= len(edges) <= MOST_BINS + 1 or timesteps.ndim != 1:
+                raise InputError(f"bin_edges and timesteps must be rows of numbers, for up to {MOST_BINS:,} bins")
+            if len(timesteps) > MOST_BINS:
+                raise InputError(f"{len(timesteps):,} timesteps; expected up to {MOST_BINS:,}")
             found = cls(sites, groups, labels, edges, **sums, metadata=head, timesteps=timesteps)
             found._check(STATES, found._shapes())
             return found

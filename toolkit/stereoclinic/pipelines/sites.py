@@ -45,6 +45,8 @@ STREAMS = {
     ),
     "joint": r"^single_transformer_blocks|^single_stream_blocks|^layers\.",
 }
+#: Sites of a mask or of relevance, and characters of a module path.
+MOST_SITES, LONGEST_PATH = 10_000, 500
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,14 @@ def check_sites(sites: Sequence[Site], where: str) -> None:
     Raises:
         InputError: A name is no text, a kind is not known, a width is none, or two sites share neurons.
     """
+    if len(sites) > MOST_SITES:
+        raise InputError(f"{where}: {len(sites):,} sites; expected up to {MOST_SITES:,}")
     for site in sites:
         plain = isinstance(site.name, str) and isinstance(site.width, int) and not isinstance(site.width, bool)
-        if not plain or site.kind not in SITE_KINDS or site.width < 1:
+        if not plain or len(site.name) > LONGEST_PATH or site.kind not in SITE_KINDS or site.width < 1:
             raise InputError(
-                f"{where}: site {site.name!r} of kind {site.kind!r} and width {site.width!r}; expected a module path,"
-                f" one of {', '.join(SITE_KINDS)}, and a width of 1 or more"
+                f"{where}: site {site.name!r:.80} of kind {site.kind!r:.40} and width {site.width!r:.40}; expected a"
+                f" module path, one of {', '.join(SITE_KINDS)}, and a width of 1 or more"
             )
         if site.name not in (site.layer, f"{site.layer}[:{site.width}]", f"{site.layer}[{site.start}:]"):
             raise InputError(

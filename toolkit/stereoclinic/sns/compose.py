@@ -24,10 +24,14 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
+from stereoclinic.reading import MOST_BINS
 from stereoclinic.sns.allocate import JOINT
 from stereoclinic.sns.factors import check_strength
 from stereoclinic.sns.mask import NeuronMask, bin_of
 
+#: Factors that a composition may come to, with those of each mask spread over all its sites and bins: so many in any
+#: case (a gigabyte, in double precision and with roots), and so many times those that the masks hold.
+ROOM, GROWTH = 2**26, 16
 DIGESTS = {"unet_shapes": "shapes", "unet_weights": "weights"}
 
 
@@ -61,6 +65,7 @@ def compose(masks: Sequence[NeuronMask], strengths: Sequence[float] | None = Non
     _check_alike(masks, force)
     axes = _axes(masks)
     sites, edges = _sites(masks), _edges(masks)
+    _check_room(masks, axes, sites, edges)
     laid_out = [_lay_out(mask, strength, sites, edges) for mask, strength in zip(masks, strengths, strict=True)]
     combinations = list(itertools.product(*axes))
     groups = tuple(JOINT.join(names) for names in combinations) if axes else ()
@@ -78,6 +83,22 @@ def compose(masks: Sequence[NeuronMask], strengths: Sequence[float] | None = Non
         roots = torch.stack([r for _, r in planes]) if axes else planes[0][1]
     metadata = _metadata(masks, strengths)
     return NeuronMask(sites, edges, factors, roots, masks[0].branch, metadata, groups)
+
+
+def _check_room(
+    masks: Sequence[NeuronMask], axes: Sequence[tuple[str, ...]], sites: Sequence[Site], edges: Tensor
+) -> None:
+    """Refuse, before anything is made, a composition that is far larger than what it is composed of."""
+    layers = math.prod(len(axis) for axis in axes) + sum(max(len(mask.groups), 1) for mask in masks)
+    needed = layers * (len(edges) - 1) * sum(site.width for site in sites)
+    allowed = max(ROOM, GROWTH * sum(mask.factors.numel() for mask in masks))
+    if len(edges) > MOST_BINS + 1:
+        raise InputError(f"the masks compose to {len(edges) - 1:,} timestep bins; expected up to {MOST_BINS:,}")
+    if needed > allowed:
+        raise InputError(
+            f"the masks compose to {needed:,} factors in {len(edges) - 1:,} timestep bins, more than {GROWTH} times"
+            " their own; give masks that share groups, layers or bins"
+        )
 
 
 def _together(s: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.files import ENDINGS, load_tensors, save_tensors
+from stereoclinic.metadata import check_metadata
 from stereoclinic.pipelines.sites import Site, check_sites, spans
+from stereoclinic.reading import LONGEST_NAME, MOST_BINS, MOST_GROUPS, is_name
 from stereoclinic.sns import hub
 
 KIND = "mask"
@@ -68,16 +70,16 @@ class NeuronMask:
         object.__setattr__(self, "sites", list(self.sites))
         _check_sites(self.sites)
         if self.branch not in BRANCHES:
-            raise InputError(f"mask: branch {self.branch!r} is not known; choose from {', '.join(BRANCHES)}")
-        if not isinstance(self.metadata, dict):
-            raise InputError(f"mask: metadata is a {type(self.metadata).__name__}; expected a dict")
-        selection = self.metadata.get("selection") or {}
-        bins = (selection.get("bins") or []) if isinstance(selection, dict) else None
-        if not isinstance(bins, list) or not all(isinstance(each, dict) for each in bins):
-            raise InputError("mask: its metadata does not say how it was selected in the form of `stereo locate`")
+            raise InputError(f"mask: branch {self.branch!r:.40} is not known; choose from {', '.join(BRANCHES)}")
+        try:
+            check_metadata(self.metadata)
+        except InputError as error:
+            raise InputError(f"mask: {error}") from error
         edges = _finite("bin_edges", self.bin_edges).double()
         if edges.ndim != 1 or len(edges) < 2 or not (edges[:-1] > edges[1:]).all():
             raise InputError("mask: bin_edges must be two or more timesteps that descend, such as [1000, 500, 0]")
+        if len(edges) > MOST_BINS + 1:
+            raise InputError(f"mask: {len(edges) - 1:,} timestep bins; expected up to {MOST_BINS:,}")
         object.__setattr__(self, "bin_edges", edges)
         object.__setattr__(self, "groups", _checked_groups(self.groups))
         shape: tuple[int, ...] = (len(edges) - 1, sum(site.width for site in self.sites))
@@ -333,16 +335,16 @@ def _check_sites(sites: list[Site]) -> None:
 
 def _parts(metadata: dict[str, Any]) -> list[Any] | None:
     """The metadata of the masks that one is composed of; None for one that is composed of none."""
-    selection = metadata.get("selection")
-    parts = selection.get("of") if isinstance(selection, dict) else None
+    parts = (metadata.get("selection") or {}).get("of")
     return parts if isinstance(parts, list) else None
 
 
 def _checked_groups(groups: object) -> tuple[str, ...]:
-    if not isinstance(groups, tuple | list) or not all(isinstance(name, str) and name.strip() for name in groups):
-        raise InputError(f"mask: groups {groups!r}; expected names, such as ('female', 'male')")
+    if not isinstance(groups, tuple | list) or len(groups) > MOST_GROUPS or not all(map(is_name, groups)):
+        expected = f"up to {MOST_GROUPS} names of up to {LONGEST_NAME} characters"
+        raise InputError(f"mask: groups {groups!r:.80}; expected names, such as ('female', 'male'), {expected}")
     if len(groups) == 1 or len(set(groups)) < len(groups):
-        raise InputError(f"mask: groups {', '.join(groups)}; expected two or more that differ, or none")
+        raise InputError(f"mask: groups {', '.join(groups):.200}; expected two or more that differ, or none")
     return tuple(groups)
 
 
