@@ -164,7 +164,7 @@ def provenance(
         **({} if published is None else {"protocol": published.says()}),
         "strength": strength,
         "masks": {
-            name: {"file": str(paths[name]), "other_weights": has_other_weights(mask, network), **mask.metadata}
+            name: {**mask.metadata, "file": str(paths[name]), "other_weights": has_other_weights(mask, network)}
             for name, mask in masks.items()
         },
         "versions": versions,

@@ -173,8 +173,10 @@ class Model:
         data = read_json(path, "model's defaults")
         try:
             found = Defaults(**data)
-            if not (isinstance(found.steps, int) and found.steps >= 1 and float(found.guidance) >= 0):
-                raise ValueError(f"steps {found.steps!r} and guidance {found.guidance!r}")
+            whole = isinstance(found.steps, int) and not isinstance(found.steps, bool) and found.steps >= 1
+            number = isinstance(found.guidance, int | float) and not isinstance(found.guidance, bool)
+            if not whole or not number or found.guidance < 0:
+                raise ValueError(f"steps {found.steps!r:.40} and guidance {found.guidance!r:.40}")
             return found
         except (TypeError, ValueError) as error:
             raise InputError(f'{path}: expected {{"steps": 50, "guidance": 7.5}}: {error}') from error

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,9 +15,10 @@ from torch.nn import functional
 from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers.base import group_columns
-from stereoclinic.reading import read_json
+from stereoclinic.reading import is_name, read_json
 
 SIZE = 64  # of the pictures that PortraitsNet was trained on
+MOST_CLASSES = 1000  # of all its heads; a class takes 2048 weights
 
 
 class PortraitsNet(nn.Module):
@@ -58,13 +60,14 @@ class PortraitsNet(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: Path) -> "PortraitsNet":
         try:
-            classes = read_json(folder / "config.json", "reader's configuration")["classes"]
+            classes = _classes(read_json(folder / "config.json", "reader's configuration"))
             weights = load_file(folder / "model.safetensors")
             occupations = tuple(classes.pop("occupation"))
             net = cls(occupations, {name: tuple(groups) for name, groups in classes.items()})
             net.load_state_dict(weights)
         except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"no portraits reader in {folder}: {error}") from error
+            what = " ".join(str(error).split())[:300] or type(error).__name__
+            raise InputError(f"no portraits reader in {folder}: {what}") from error
         return net.eval().requires_grad_(False)
 
 
@@ -101,6 +104,17 @@ class PortraitsReader:
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         return self.net.features(_as_trained(images))
+
+
+def _classes(config: Any) -> dict[str, list[str]]:
+    """What a configuration says; raises ValueError for anything but heads with names of their classes."""
+    classes = config.get("classes") if isinstance(config, dict) else None
+    lists = list(classes.values()) if isinstance(classes, dict) else []
+    if not lists or not all(isinstance(names, list) and names and all(map(is_name, names)) for names in lists):
+        raise ValueError("its config.json does not name the classes of each head")
+    if sum(map(len, lists)) > MOST_CLASSES:
+        raise ValueError(f"more than {MOST_CLASSES} classes")
+    return dict(classes or {})
 
 
 def _as_trained(images: Tensor) -> Tensor:

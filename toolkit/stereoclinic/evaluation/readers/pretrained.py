@@ -1,23 +1,15 @@
 """Opening transformers' models for readers: a hub id or a local folder, weights alone, whole or not at all."""
 
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from stereoclinic.errors import InputError, first_line
-
-#: What loading raises for files that are not what they should be; ImportError for a library that a part needs.
-_FAILURES = (
-    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError,
-    pickle.UnpicklingError,
-)  # fmt: skip
 
 
 def open_model(kind: Any, model: str, spec: str) -> Any:
@@ -85,7 +77,7 @@ def pixels(processor: Any, images: Tensor) -> Tensor:
 def _told(model: str, spec: str) -> Iterator[None]:
     try:
         yield
-    except _FAILURES as error:
+    except Exception as error:  # whatever the library raises, the files are not what it needs
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         what = "the folder" if Path(model).is_dir() else f"no folder here, and https://huggingface.co/{model}"
         raise InputError(f"{spec}: {what} cannot be opened{offline}: {first_line(error)}") from error
