@@ -11,7 +11,7 @@ from stereoclinic.reading import LONGEST_NAME, MOST_GROUPS, is_name, read_toml
 
 _FOLDER = Path(__file__).with_name("axes")
 #: Words and phrases in one list of those that a mask brings, and characters of one.
-MOST_WORDS, LONGEST_WORD = 10_000, 200
+MOST_WORDS = 10_000
 
 #: What an axis of race, ethnicity or skin tone speaks of, where its file does not say whether it is one.
 _RACE = re.compile(
@@ -145,7 +145,7 @@ def _are_words(found: object) -> bool:
     return (
         isinstance(found, list)
         and len(found) <= MOST_WORDS
-        and all(isinstance(each, str) and len(each) <= LONGEST_WORD and any(map(str.isalnum, each)) for each in found)
+        and all(isinstance(each, str) and len(each) <= LONGEST_NAME and any(map(str.isalnum, each)) for each in found)
     )
 
 
