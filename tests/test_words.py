@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.words import any_of, folded
+from stereoclinic.words import any_of, folded, whole_word
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 
@@ -38,7 +38,8 @@ def test_every_place_is_one_of_the_text_and_in_order(text: str):
     ],
 )
 def test_a_word_is_found_in_every_form(form: str, text: str, phrase: str):
-    assert any_of((phrase,)).search(folded(unicodedata.normalize(form, text))[0])
+    found = folded(unicodedata.normalize(form, text))[0]
+    assert whole_word(phrase, found) and any_of((phrase,)).search(found)
 
 
 @pytest.mark.parametrize(
@@ -57,10 +58,22 @@ def test_a_word_is_found_in_every_form(form: str, text: str, phrase: str):
     ],
 )
 def test_where_a_word_ends(text: str, phrase: str, found: bool):
-    assert bool(any_of((phrase,)).search(folded(text)[0])) is found
-    assert bool(any_of((phrase,), loose=True).search(folded(text)[0])) is (found or text == "cafe\u0301s")
+    assert bool(whole_word(phrase, folded(text)[0])) is found
+    assert bool(any_of((phrase,)).search(folded(text)[0])) is (found or text == "cafe\u0301s")
 
 
 def test_no_phrase_is_found_nowhere():
     for phrases in ((), ("",), ("\u200b",), (" - ",)):
-        assert not any_of(phrases, loose=True).search("a - b")
+        assert not any_of(phrases).search("a - b")
+    assert whole_word("", "a") is None and whole_word("\u200b ", "a") is None
+
+
+@given(st.text("abA \n\u00e9\u0301\u533b\uff41-", max_size=12), st.text("ab \u00e9\u533b", min_size=1, max_size=3))
+def test_what_is_found_is_the_phrase_and_has_ends(text: str, phrase: str):
+    whole, places = folded(text)
+    if (found := whole_word(phrase, whole)) is None:
+        return
+    start, end = (places[at] for at in found)
+    assert folded(text[start:end])[0].strip() == folded(phrase)[0].strip()
+    for before, after in ((text[:start][-1:], phrase.strip()[0]), (text[end:][:1], phrase.strip()[-1])):
+        assert not before.isalnum() or "\u533b" in (before, after)

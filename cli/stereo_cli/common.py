@@ -286,7 +286,7 @@ def note_named(rows: "Dataset", axis: "Axis") -> None:
     if found:
         prompt, groups = found[0]
         note(
-            f"{len(found)} of {len(rows)} prompts name a group, which a mask will leave as they are: first {prompt!r}"
+            f"{len(found)} of {len(rows)} prompts name a group, and the gate leaves these alone: first {prompt!r}"
             f" ({', '.join(groups)})"
         )
 

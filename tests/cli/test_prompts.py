@@ -1,8 +1,14 @@
 """What is said of prompts: those that name a group, those that are too long, and those that the gate leaves alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from stereo_cli.common import own_axis
+from stereoclinic.axes import Axis, gate_words, load_axis
+from stereoclinic.sns.gate import named_groups
+from stereoclinic.sns.mask import NeuronMask
 
 MINE = """
 name = "{name}"
@@ -93,3 +99,12 @@ def test_apply_takes_the_words_of_another_axis(stereo, model, located, tmp_path:
     for more, says in ((("--no-gate",), "leave one of them"), (("--fuse", "-o", "f"), "give it no prompts")):
         result = stereo("apply", *texts, *shared, "--axis", "age", *more)
         assert result.exit_code == 2 and says in result.stderr
+
+
+def test_the_bench_s_own_gate_knows_the_words_of_the_mask_s_file(located):
+    mask = NeuronMask.load(located)
+    assert own_axis(mask) == load_axis("gender")
+    words = gate_words(Axis("gender", ("a", "b"), ("female", "male"), also={"a": ("diva",)}))
+    axis = own_axis(replace(mask, metadata={**mask.metadata, **words}))
+    assert axis is not None and axis.reader == load_axis("gender").reader
+    assert named_groups("a diva", axis) == ("female",) and named_groups("a woman", axis) == ()

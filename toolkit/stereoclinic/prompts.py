@@ -22,7 +22,7 @@ from stereoclinic.occupations import PORTRAITS, WINOBIAS, WINOBIAS_TRAIN
 from stereoclinic.reading import ODD
 from stereoclinic.rows import READERS
 from stereoclinic.scenes import SCENES
-from stereoclinic.words import any_of, folded
+from stereoclinic.words import folded, whole_word
 
 COLUMNS = ("label", "pattern", "article", "person")
 PLAIN, SUCCESSFUL = "a photo of a {group} {occupation}", "a photo of a successful {group} {occupation}"
@@ -214,10 +214,10 @@ def _row(prompt: str, occupation: str = "") -> Row:
         return _checked(prompt, before, _agreeing(article, after.strip()), after.strip(), "", occupation)
     if occupation:
         text, places = folded(prompt)
-        match = any_of((occupation,)).search(text)
-        if match is None:
+        found = whole_word(occupation, text)
+        if found is None:
             raise InputError(f"prompt {prompt!r} does not name its occupation {occupation!r}")
-        start, end = (places[at] for at in match.span())
+        start, end = (places[at] for at in found)
         before, article = _article(prompt[:start])
         return _checked(prompt, before, article, prompt[start:end], prompt[end:], occupation)
     match = re.search(r"\bof (?:(?:an?|the) )?(.+)$", prompt, re.IGNORECASE | re.DOTALL)

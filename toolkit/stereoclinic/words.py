@@ -1,8 +1,8 @@
 """Words in a text, found whatever their case, Unicode form or script.
 
 Texts are compared *folded*: decomposed (NFKD, which also makes plain letters of full-width ones), without case and
-without signs that are not seen. Words are whole words where a script writes spaces between them. In Chinese, Japanese,
-Thai and others that write none, a word within running text counts.
+without signs that are not seen, with one space for all white space. Words are whole words where a script writes spaces
+between them. In Chinese, Japanese, Thai and others that write none, a word within running text counts.
 """
 
 import re
@@ -21,6 +21,9 @@ _MARKS = "".join(sign for sign in map(chr, range(0x300, 0x3100)) if unicodedata.
 _SPACED_MARKS = "".join(sign for sign in _MARKS if not re.match(f"[{SPACELESS}]", sign))
 _LETTER = rf"[^\W_{SPACELESS}]"
 _BEFORE, _AFTER = rf"(?<!{_LETTER})(?<![{_SPACED_MARKS}])", rf"(?!{_LETTER})"
+_CLUSTER = re.compile(rf"\s+|(?s:.)[{_MARKS}]*")
+_STARTS_SPACELESS, _ENDS_SPACELESS = re.compile(rf"\W*[{SPACELESS}]"), re.compile(rf"[{SPACELESS}]\W*$")
+_STARTS, _ENDS, _ENDS_LETTER = re.compile(_BEFORE), re.compile(_AFTER), re.compile(f"(?![{_MARKS}])")
 
 #: Space, hyphens or nothing between the words of a phrase: "dark-skinned", "dark skinned", "darkskinned".
 _GAP = r"[\s_\-\u2010]"
@@ -28,11 +31,11 @@ _GAP = r"[\s_\-\u2010]"
 
 def folded(text: str) -> tuple[str, Sequence[int]]:
     """A text as it is compared, and where each character of that, and its end, stands in the text."""
-    if text.isascii():
+    if text.isascii() and text.split() == text.split(" "):
         return text.casefold(), range(len(text) + 1)
     found, places = list[str](), list[int]()
-    for letter in re.finditer(f"(?s).[{_MARKS}]*", text):
-        parts = unicodedata.normalize("NFKD", letter[0].replace("\u2019", "'"))
+    for letter in _CLUSTER.finditer(text):
+        parts = " " if letter[0].isspace() else unicodedata.normalize("NFKD", letter[0].replace("\u2019", "'"))
         parts = unicodedata.normalize("NFKD", parts.casefold())
         parts = "".join(part for part in parts if unicodedata.category(part) != "Cf")
         found.append(parts)
@@ -40,22 +43,34 @@ def folded(text: str) -> tuple[str, Sequence[int]]:
     return "".join(found), [*places, len(text)]
 
 
-@lru_cache(maxsize=256)
-def any_of(phrases: tuple[str, ...], loose: bool = False) -> re.Pattern[str]:
-    """What finds any of these phrases in a folded text.
+def whole_word(phrase: str, text: str) -> tuple[int, int] | None:
+    """Where a phrase stands in a folded text for the first time, as whole words; None if nowhere."""
+    phrase = folded(phrase)[0].strip()
+    starts, ends = _STARTS_SPACELESS.match(phrase), _ENDS_SPACELESS.search(phrase)
+    start = text.find(phrase) if phrase else -1
+    while start >= 0:
+        end = start + len(phrase)
+        if (
+            (starts or _STARTS.match(text, start))
+            and (ends or _ENDS.match(text, end))
+            and _ENDS_LETTER.match(text, end)
+        ):
+            return start, end
+        start = text.find(phrase, start + 1)
+    return None
 
-    Args:
-        phrases: Words, or several words with spaces between them.
-        loose: Also with other gaps between a phrase's words, with an s of plural or possessive, and with a number
-            before it ("2girls").
+
+@lru_cache(maxsize=64)
+def any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    """What finds any of these phrases in a folded text, as whole words.
+
+    Also with other gaps between their words, with an s of plural or possessive, and after a number ("2girls").
     """
-    gap, split = (f"{_GAP}*", f"{_GAP}+") if loose else (r"\s+", r"\s+")
-    count, plural = (r"\d*", "(?:'?s|')?") if loose else ("", "")
     edged: dict[tuple[str, str], list[str]] = {}
     for phrase, _ in map(folded, phrases):
-        if words := [re.escape(word) for word in re.split(split, phrase) if word]:
-            first = "" if re.match(rf"\W*[{SPACELESS}]", phrase) else _BEFORE + count
-            last = "" if re.search(rf"[{SPACELESS}]\W*$", phrase) else _AFTER
-            edged.setdefault((first, last), []).append(gap.join(words))
-    found = [f"{first}(?:{'|'.join(each)}){plural}(?![{_MARKS}]){last}" for (first, last), each in edged.items()]
+        if words := [re.escape(word) for word in re.split(f"{_GAP}+", phrase) if word]:
+            first = "" if _STARTS_SPACELESS.match(phrase) else rf"{_BEFORE}\d*"
+            last = "" if _ENDS_SPACELESS.search(phrase) else _AFTER
+            edged.setdefault((first, last), []).append(f"{_GAP}*".join(words))
+    found = [f"{first}(?:{'|'.join(each)})(?:'?s|')?(?![{_MARKS}]){last}" for (first, last), each in edged.items()]
     return re.compile("|".join(found) or "(?!)")

@@ -36,11 +36,11 @@ def named_groups(prompt: str, axis: Axis) -> tuple[str, ...]:
         ()
     """
     text, _ = folded(prompt)
-    text = any_of(tuple(axis.unless), loose=True).sub(" ", text)
+    text = any_of(tuple(axis.unless)).sub(" ", text)
     return tuple(
         group
         for group, word in zip(axis.groups, axis.words, strict=True)
-        if any_of((word, *axis.also.get(group, ())), loose=True).search(text)
+        if any_of((word, *axis.also.get(group, ()))).search(text)
     )
 
 
