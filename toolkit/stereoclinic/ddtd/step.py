@@ -176,7 +176,6 @@ def _group_passes(
         def collect() -> None:
             for name, activation in watch.activations.items():
                 kept.setdefault(name, []).append(activation)
-            watch.activations.clear()
 
         predictions = call.compare(groups, part, apart, collect)
     batch = (len(groups), predictions.shape[1])

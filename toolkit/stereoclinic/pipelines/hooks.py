@@ -104,6 +104,12 @@ class Hooks:
                 handle.remove()
                 self._hook(name, parent, leaf)
 
+    @property
+    def rows_of_pass(self) -> int | None:
+        """Rows of the pass under way; None where nobody says."""
+        now = pass_of(self.network)
+        return self.rows if now is None else len(now.samples)
+
     def _hook(self, name: str, parent: nn.Module, leaf: str) -> None:
         layer = parent._modules[leaf]
         assert layer is not None
@@ -118,18 +124,53 @@ class Hooks:
         if layout == "second":
             new = self.act(name, x.transpose(0, 1))
             return None if new is None else (new.transpose(0, 1), *args[1:])
-        now = pass_of(self.network)
-        rows = len(now.samples) if now is not None else self.rows
+        rows = self.rows_of_pass
         if not rows or len(x) % rows:
             return None  # a pass that is about nothing
         new = self.act(name, x.unflatten(0, (rows, -1)))
         return None if new is None else (new.flatten(0, 1), *args[1:])
 
 
-def key_of(kept: Mapping[str, Tensor], layer: str) -> str:
-    """The key of a layer's next input: its path, or `path#2`, ... where it ran before in the same pass."""
-    number = len(calls_of(kept, layer)) + 1
-    return layer if number == 1 else f"{layer}#{number}"
+class Inputs:
+    """What layers were given in a pass: by path, and as `path#2`, ... where one pass runs a layer again.
+
+    A layer that is given some rows at a time, as chunked feed-forward does by default, runs once for all of them.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._parts.clear()
+
+    def add(self, layer: str, x: Tensor, rows: int | None) -> None:
+        """Keep a layer's next input; `rows` are those of the whole pass, None where they are not known."""
+        runs = calls_of(self._parts, layer)
+        if runs and rows and sum(map(len, self._parts[runs[-1]])) + len(x) <= rows:
+            self._parts[runs[-1]].append(x)
+        else:
+            self._parts[f"{layer}#{len(runs) + 1}" if runs else layer] = [x]
+
+    def whole(self) -> dict[str, Tensor]:
+        """Each run's input, of all rows, in the order the layers ran."""
+        return {key: _joined(parts) for key, parts in self._parts.items()}
+
+    def grads(self, output: Tensor, cotangent: Tensor, retain: bool) -> dict[str, Tensor | None]:
+        """Key -> the vector-Jacobian product of the output at that input; None where nothing arrives."""
+        every = [part for parts in self._parts.values() for part in parts]
+        found = iter(torch.autograd.grad(output, every, cotangent, retain_graph=retain, allow_unused=True))
+        grads = dict[str, Tensor | None]()
+        for key, parts in self._parts.items():
+            own = [next(found) for _ in parts]
+            some = any(each is not None for each in own)
+            pairs = zip(own, parts, strict=True)
+            grads[key] = _joined([torch.zeros_like(x) if g is None else g for g, x in pairs]) if some else None
+        return grads
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class Watch(Hooks):
@@ -137,30 +178,28 @@ class Watch(Hooks):
 
     An input that does not require grad (nothing upstream does) is replaced by a leaf that does, so that relevance can
     be asked for at it. Under `torch.no_grad` inputs are kept as they are.
-
-    Attributes:
-        activations: Layer -> its input, (B, ..., C) or (B, C, h, w), in the order the layers ran; `layer#2` where a
-            pass runs it again.
     """
 
     def __init__(self, network: nn.Module, sites: Sequence[Site]) -> None:
-        self.activations: dict[str, Tensor] = {}
+        self._inputs = Inputs()
         super().__init__(network, [site.layer for site in sites], self._keep)
 
+    @property
+    def activations(self) -> dict[str, Tensor]:
+        """Layer -> its input, (B, ..., C) or (B, C, h, w), in the order they ran; `layer#2` where it ran again."""
+        return self._inputs.whole()
+
     def began(self) -> None:
-        self.activations.clear()
+        self._inputs.clear()
 
     def _keep(self, name: str, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and not x.requires_grad:
             x = x.detach().requires_grad_()
         # During backward this is a checkpoint's recomputation, whose tensors are not those of the target's graph.
         if torch._C._current_graph_task_id() == -1:
-            self.activations[key_of(self.activations, name)] = x
+            self._inputs.add(name, x, self.rows_of_pass)
         return x
 
     def grads(self, output: Tensor, cotangent: Tensor, retain: bool) -> Mapping[str, Tensor | None]:
         """Layer -> the vector-Jacobian product of the output at its input; None where nothing arrives."""
-        found = torch.autograd.grad(
-            output, list(self.activations.values()), cotangent, retain_graph=retain, allow_unused=True
-        )
-        return dict(zip(self.activations, found, strict=True))
+        return self._inputs.grads(output, cotangent, retain)

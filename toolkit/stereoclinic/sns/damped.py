@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from stereoclinic.pipelines.hooks import Hooks, key_of
+from stereoclinic.pipelines.hooks import Hooks, Inputs
 from stereoclinic.pipelines.sites import Site, by_layer, calls_of, neuron_relevance, to_neurons
 from stereoclinic.sns.factors import damp
 
@@ -19,22 +19,22 @@ class Damped(Hooks):
         sites: Its sites.
         factor: (N,), s.
         root: (N,), r; None for zero.
-
-    Attributes:
-        own: Layer -> its input as the treated network made it; `layer#2` where the pass runs it again.
-        damped: Layer -> what went on from there, in the graph.
     """
 
     def __init__(self, network: nn.Module, sites: Sequence[Site], factor: Tensor, root: Tensor | None = None) -> None:
         self.sites, self.factor, self.root = list(sites), factor, root
-        self.own: dict[str, Tensor] = {}
-        self.damped: dict[str, Tensor] = {}
+        self._own, self._damped = Inputs(), Inputs()
         self._spans = by_layer(self.sites)
         super().__init__(network, list(self._spans), self._damp)
 
+    @property
+    def own(self) -> dict[str, Tensor]:
+        """Layer -> its input as the treated network made it; `layer#2` where the pass runs it again."""
+        return self._own.whole()
+
     def began(self) -> None:
-        self.own.clear()
-        self.damped.clear()
+        self._own.clear()
+        self._damped.clear()
 
     def _damp(self, name: str, a: Tensor) -> Tensor:
         dim = self._spans[name][0][0].dim
@@ -44,8 +44,8 @@ class Damped(Hooks):
         if torch.is_grad_enabled() and not damped.requires_grad:
             damped = damped.detach().requires_grad_()
         if torch._C._current_graph_task_id() == -1:  # else this is a checkpoint's recomputation
-            key = key_of(self.own, name)
-            self.own[key], self.damped[key] = a.detach(), damped
+            self._own.add(name, a.detach(), self.rows_of_pass)
+            self._damped.add(name, damped, self.rows_of_pass)
         return damped
 
     def _of(self, values: Tensor, name: str, a: Tensor, value: float) -> Tensor:
@@ -57,28 +57,25 @@ class Damped(Hooks):
 
     def means(self) -> Tensor:
         """Means over positions: (B, N)."""
-        found = []
+        found, own = [], self.own
         for site in self.sites:
-            calls = [site.of(self.own[key]) for key in calls_of(self.own, site.layer)]
-            rows = len(next(iter(self.own.values())))
+            calls = [site.of(own[key]) for key in calls_of(own, site.layer)]
+            rows = len(next(iter(own.values())))
             total = sum((to_neurons(a, site.dim) for a in calls), torch.zeros(rows, site.width).to(self.factor))
             found.append(total * site.width / max(sum(a[0].numel() for a in calls), 1))
         return torch.cat(found, dim=1).cpu()
 
     def grads(self, output: Tensor, cotangent: Tensor, retain: bool) -> Mapping[str, Tensor | None]:
         """Layer -> the vector-Jacobian product of the output at what went on from there."""
-        found = torch.autograd.grad(
-            output, list(self.damped.values()), cotangent, retain_graph=retain, allow_unused=True
-        )
-        return dict(zip(self.damped, found, strict=True))
+        return self._damped.grads(output, cotangent, retain)
 
     def relevance(self, grads: Mapping[str, Tensor | None]) -> Tensor:
         """sum over positions of (a_j - r_j) g_j: (B, N)."""
-        roots = None
+        roots, own = None, self.own
         if self.root is not None:
             roots = {}
-            for key, a in self.own.items():
+            for key, a in own.items():
                 name = key.partition("#")[0]
                 each, here = self._of(self.root, name, a, 0.0), self._spans[name]
                 roots[key] = each.view(1, -1, *[1] * (a.ndim - 2)) if here[0][0].dim == 1 else each
-        return neuron_relevance(self.own, grads, self.sites, roots)
+        return neuron_relevance(own, grads, self.sites, roots)
