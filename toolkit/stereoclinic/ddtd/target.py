@@ -55,11 +55,37 @@ def group_directions(predictions: Tensor) -> tuple[Tensor, Tensor]:
 def lean(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor:
     """S_g of each sample: 0 is balanced, 1 is as if g had been asked for. Returns (K, B), in float32 or wider.
 
-    A model that does not know the groups apart has no lean: where d_g vanishes the lean is 0.
+    A model that does not know the groups apart has no lean: where d_g vanishes the lean is 0. Of NaN it is NaN.
     """
     size = _wide(directions).square().sum(-1)
     overlap = contrast(prediction, balanced, directions)
-    return torch.where(size > 0, overlap / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)
+    return torch.where(size == 0, 0.0, overlap / size.clamp_min(torch.finfo(size.dtype).tiny))
+
+
+def check_told_apart(prediction: Tensor, directions: Tensor, rows: "Sequence[Row]", timestep: float) -> None:
+    """Refuse predictions that have no lean.
+
+    Args:
+        prediction: (B, D), the neutral prompts'.
+        directions: (K, B, D).
+        rows: The samples' `prompt` and `seed`.
+        timestep: Of this step.
+
+    Raises:
+        InputError: Values are not finite, or the groups' predictions are the same; names the sample.
+    """
+    finite = prediction.isfinite().all(1) & directions.isfinite().all(2).all(0)
+    apart = (_wide(directions).square().sum(2) > 0).any(0)
+    if (finite & apart).all():
+        return
+    place = int((~(finite & apart)).nonzero()[0])
+    what = "predictions are not finite; try --dtype float32 or bfloat16, or another copy of the model"
+    if finite[place]:
+        what = (
+            "the model predicts the same for every group's prompt, so the axis has no direction; check that its"
+            " denoiser reads the text, and the words of the axis"
+        )
+    raise InputError(f"at timestep {timestep:g} of {rows[place]['prompt']!r}, seed {rows[place]['seed']}, {what}")
 
 
 def contrast(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor:
@@ -109,7 +135,7 @@ class Target:
 
 
 def _lean(point: Point) -> tuple[Tensor, Tensor]:
-    return lean(point.conditional, point.balanced, point.directions), _unit(point.directions)
+    return lean(point.conditional, point.balanced, point.directions), unit(point.directions)
 
 
 def _contrast(point: Point) -> tuple[Tensor, Tensor]:
@@ -119,7 +145,7 @@ def _contrast(point: Point) -> tuple[Tensor, Tensor]:
 def _guidance(point: Point) -> tuple[Tensor, Tensor]:
     """The conditional's lean minus the unconditional's (fbar cancels): a neuron that any text excites counts little."""
     assert point.unconditional is not None
-    towards = _unit(point.directions)
+    towards = unit(point.directions)
     return lean(point.conditional, point.unconditional, point.directions), torch.cat([-towards, towards], dim=1)
 
 
@@ -213,7 +239,7 @@ def off_axis_cotangent(directions: Tensor, rows: "Sequence[Row]", timestep: floa
     return torch.where(size > 0, random / size.clamp_min(1e-12), 0.0).to(directions.dtype)
 
 
-def _unit(directions: Tensor) -> Tensor:
+def unit(directions: Tensor) -> Tensor:
     """d_g / <d_g, d_g>, the gradient of the lean: (K, B, D); 0 where d_g vanishes."""
     size = directions.square().sum(-1, keepdim=True)
     return torch.where(size > 0, directions / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.ddtd.target import group_directions, lean
+from stereoclinic.ddtd.target import check_told_apart, group_directions, lean
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.memory import Portions
@@ -133,7 +133,8 @@ def lean_left(
     memory, and keeps to that.
 
     Raises:
-        InputError: The mask treats no step of the sampler, or allots groups that are none of the axis's.
+        InputError: The mask treats no step of the sampler, or allots groups that are none of the axis's, or
+            predictions have no lean, see `check_told_apart`.
     """
     rows: list[dict[str, Any]] = list(samples)
     timesteps = schedule_of(model, steps, guidance).timesteps
@@ -156,7 +157,9 @@ def lean_left(
             if call.step not in treated:
                 return
             balanced, directions = group_directions(call.compare(groups))
-            found = lean(call.own(), balanced, directions)  # (K, B)
+            own_prediction = call.own()
+            check_told_apart(own_prediction, directions, part, call.timestep)
+            found = lean(own_prediction, balanced, directions)  # (K, B)
             goals = torch.stack([lean(balanced + each, balanced, directions) for each in directions])
             for b, name in enumerate(allotted):
                 goal = goals[numbers[mask.groups.index(name)], :, b] if isinstance(name, str) else 0.0

@@ -27,7 +27,15 @@ import torch
 from torch import Tensor
 
 from stereoclinic.axes import Axis
-from stereoclinic.ddtd.target import axis_size, group_directions, lean, off_axis, off_axis_cotangent
+from stereoclinic.ddtd.target import (
+    axis_size,
+    check_told_apart,
+    group_directions,
+    lean,
+    off_axis,
+    off_axis_cotangent,
+    unit,
+)
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.call import Call
@@ -267,11 +275,12 @@ class Walk:
         """The groups' passes of a step: directions, targets, cotangents, and the mean activations damped toward."""
         balanced, directions = group_directions(self._compared(call, self.groups))
         untreated = self._predict(call, None)
+        said = untreated if unconditional is None else torch.cat([untreated, unconditional], 1)
+        check_told_apart(said, directions, self.rows, call.timestep)
         wanted = balanced if self.group is None else balanced + directions[self.group]
         target, now = lean(wanted, balanced, directions), lean(untreated, balanced, directions)
         goal = target + self.settings.overshoot * (target - now)
-        # A lean's cotangent is its gradient, d_g / ||d_g||^2.
-        towards = [each / each.square().sum(1, keepdim=True) for each in directions[:-1]]
+        towards = unit(directions[:-1])  # a lean's cotangent is its gradient
         text = None if unconditional is None else untreated - unconditional
         others = [self._others(each, call, directions, text) for each in asked]
         root = None
@@ -382,6 +391,12 @@ class Walk:
 
         found = self.portions.each(derivatives, len(self.rows))
         now, rows = torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])  # (B, M, N)
+        if not (finite := (now.isfinite().all(1) & rows.isfinite().all(2).all(1).to(now.device))).all():
+            row = self.rows[int((~finite).nonzero()[0])]
+            raise InputError(
+                f"at timestep {step.call.timestep:g} of {row['prompt']!r}, seed {row['seed']}, derivatives of the"
+                " treated prediction are not finite; try --dtype float32 or bfloat16"
+            )
         short = step.goal - lean(now, step.balanced, step.directions)  # (K, B)
         moves = ((now - step.untreated) * step.cotangents[leans:]).sum(2)  # (E, B)
         wanted = torch.cat([short[:leans], -moves])
