@@ -212,7 +212,7 @@ def bench(
     )
     others = tuple(each for each in beside if can_read(reads, each))
     instruments = judging.instruments(clip_score, features, lpips, device)
-    opened = open_model(model, common.place_of(device), dtype, variant, called)
+    opened = open_model(model, common.place_of(device), dtype, variant, called, common.note)
     opened.defaults = replace(opened.defaults, steps=steps or opened.defaults.steps)
     for mask in loaded.values():
         check_fits(mask, opened.network, force)

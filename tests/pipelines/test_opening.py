@@ -4,10 +4,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler
 from safetensors.torch import save_file
 from tests.pipelines.tiny import build
 from torch import Tensor, nn
@@ -258,3 +259,39 @@ def test_a_hub_model_that_cannot_be_reached(hub: Callable) -> None:
 def test_the_built_in_model_is_a_folder() -> None:
     assert (model_folder("portraits") / "model_index.json").is_file()
     assert model_folder("some/model") is None
+
+
+def single_file(
+    folder: Path, scheduler: Any, keys: tuple[str, ...] = (), metadata: dict[str, str] | None = None
+) -> Path:
+    """A Stable Diffusion 1 file in a folder of configurations, with further weights and metadata."""
+    pipe = build("sd1")
+    pipe.scheduler = scheduler
+    pipe.save_pretrained(folder)
+    save_file(original_layout(pipe) | {key: torch.tensor([]) for key in keys}, folder / "v.safetensors", metadata)
+    return folder / "v.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("keys", "metadata", "changed"),
+    [
+        ((), None, {}),
+        (("v_pred",), None, {"prediction_type": "v_prediction"}),
+        (("v_pred", "ztsnr"), None, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+        ((), {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
+        ((), {"modelspec.prediction_type": "epsilon"}, {}),
+    ],
+)
+def test_a_single_file_predicts_what_it_says(tmp_path: Path, keys: tuple, metadata: dict | None, changed: dict) -> None:
+    said: list[str] = []
+    plain = DDIMScheduler(clip_sample=False, steps_offset=1)
+    model = open_model(single_file(tmp_path, plain, keys, metadata), warn=said.append)
+    config = model.pipe.scheduler.config
+    assert {name: config[name] for name in config if name[0] != "_" and config[name] != plain.config[name]} == changed
+    assert len(said) == bool(changed) and all(f"{name}={value}" in said[0] for name, value in changed.items())
+
+
+def test_a_scheduler_that_cannot_do_what_a_single_file_says_is_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    open_model(single_file(tmp_path, PNDMScheduler(steps_offset=1), ("v_pred", "ztsnr")), warn=said.append)
+    assert len(said) == 2 and "its PNDMScheduler does not know; give it one that does, such as DDIM" in said[0]

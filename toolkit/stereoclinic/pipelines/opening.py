@@ -6,7 +6,8 @@ said before anything large is read or fetched; no code that comes with a model i
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ def open_model(
     dtype: str = "float32",
     variant: str | None = None,
     call: Mapping[str, Any] | None = None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> "Model":
     """`open_pipeline`, frozen and with options of its call, as the toolkit's functions take it.
 
@@ -46,6 +48,7 @@ def open_model(
         dtype: Of its weights.
         variant: Of its weight files.
         call: Options of the pipeline's own call, such as `{"height": 512, "true_cfg_scale": 4.0}`.
+        warn: Told what a file says of itself and its configuration does not.
 
     Raises:
         InputError: Nothing can be opened under this name, the pipeline is not text-to-image with one denoiser, or its
@@ -53,7 +56,9 @@ def open_model(
     """
     from stereoclinic.pipelines.model import Model
 
-    return Model(open_pipeline(model, device, dtype, variant), str(model), model_folder(model), call)
+    opened = Model(open_pipeline(model, device, dtype, variant, warn), str(model), model_folder(model), call)
+    opened.variant = variant
+    return opened
 
 
 def model_folder(model: str | Path) -> Path | None:
@@ -77,7 +82,11 @@ def dtype_of(name: str) -> "torch.dtype":
 
 
 def open_pipeline(
-    model: str | Path = "portraits", device: str = "cpu", dtype: str = "float32", variant: str | None = None
+    model: str | Path = "portraits",
+    device: str = "cpu",
+    dtype: str = "float32",
+    variant: str | None = None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> "DiffusionPipeline":
     """Open a model. No code that comes with it is run.
 
@@ -88,6 +97,7 @@ def open_pipeline(
         device: Where it runs.
         dtype: What its weights are loaded in: one of `DTYPES`.
         variant: Of a folder's or repository's weight files: "fp16" opens `model.fp16.safetensors`.
+        warn: As of `open_model`.
 
     Raises:
         InputError: Nothing can be opened under this name, or it is of a family that cannot be treated.
@@ -99,7 +109,7 @@ def open_pipeline(
         elif path.suffix.lower() in SINGLE_FILES:
             if variant is not None:
                 raise InputError(f"--variant {variant}: {path} is a file, and variants are of folders; leave it out")
-            pipe = _from_file(path, kind)
+            pipe = _from_file(path, kind, warn)
         elif path.exists():
             raise InputError(
                 f"model {model}: a file; a diffusers pipeline is a folder with {INDEX}, or a checkpoint"
@@ -162,7 +172,7 @@ def _from_pretrained(
     )
 
 
-def _from_file(path: Path, dtype: "torch.dtype") -> "DiffusionPipeline":
+def _from_file(path: Path, dtype: "torch.dtype", warn: Callable[[str], None]) -> "DiffusionPipeline":
     """A checkpoint in the layout of the original repositories."""
     from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS, infer_diffusers_model_type
 
@@ -207,7 +217,44 @@ def _from_file(path: Path, dtype: "torch.dtype") -> "DiffusionPipeline":
                 f"model {path}: holds {held} weights of a {part}, its configuration from {where} asks for {wanted};"
                 " they are of different models"
             )
+    _predict_as_said(pipe, path, shapes, warn)
     return pipe
+
+
+def _predict_as_said(
+    pipe: "DiffusionPipeline", path: Path, shapes: "Mapping[str, torch.Tensor]", warn: Callable[[str], None]
+) -> None:
+    """Have the scheduler take predictions for v where a file says so, whatever its configuration says.
+
+    Files of one layout differ in it. They say so by an empty weight `v_pred` (and `ztsnr`, of a schedule that ends in
+    pure noise), or in their metadata.
+    """
+    wanted: dict[str, Any] = {}
+    if "v_pred" in shapes or _metadata(path).get("modelspec.prediction_type") in ("v", "v_prediction"):
+        wanted["prediction_type"] = "v_prediction"
+    if "ztsnr" in shapes:
+        wanted["rescale_betas_zero_snr"] = True
+    kind, config = type(pipe.scheduler), pipe.scheduler.config
+    for name in [name for name in wanted if name not in config]:
+        warn(
+            f"model {path} says {name}={wanted.pop(name)} of itself, which its {kind.__name__} does not know; give it"
+            " one that does, such as DDIMScheduler"
+        )
+    changed = {name: value for name, value in wanted.items() if config[name] != value}
+    if changed:
+        pipe.scheduler = kind.from_config(config, **changed)
+        said = ", ".join(f"{name}={value}" for name, value in changed.items())
+        warn(f"model {path} says {said} of itself, and is opened so; its configuration says otherwise")
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a .safetensors file says of itself."""
+    from safetensors import safe_open
+
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _shapes(path: Path) -> "dict[str, torch.Tensor]":
