@@ -44,7 +44,7 @@ def inputs(pipe):
 
 
 def run(unet, inputs, t=800):
-    latents, text = (value.to(unet.dtype) for value in inputs)
+    latents, text = (value.to(unet.dtype) if value.dtype == torch.float64 else value for value in inputs)
     return unet(latents, t, encoder_hidden_states=text).sample
 
 
@@ -353,3 +353,37 @@ def test_what_cannot_be_saved_as_fused(pipe, unet, tmp_path):
     with pytest.raises(InputError, match="unet carries a LoRA"):
         save_fused(adapted, tmp_path / "m")
     assert os.listdir(tmp_path) == []
+
+
+def quantised(unet):
+    """Linear layers whose weights torch packs: no parameter, and a state dict that holds more than tensors."""
+    return torch.ao.quantization.quantize_dynamic(copy.deepcopy(unet).float(), {nn.Linear}, dtype=torch.qint8)
+
+
+def in_float8(unet):
+    """As diffusers keeps weights at rest in less than it computes in."""
+    made = copy.deepcopy(unet).float()
+    made.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("change", "weights"), [(quantised, "packed"), (in_float8, "torch.float8_e4m3fn")])
+def test_quantised_layers_are_hooked_and_not_folded_into(pipe, inputs, change, weights):
+    digests = {"unet_shapes": shapes_digest(pipe.unet), "unet_weights": weights_digest(pipe.unet)}
+    mask, unet = make(pipe.unet, kinds=("ff", "attention"), metadata=digests), change(pipe.unet)
+    plain = run(unet, [each.float() for each in inputs])
+    for act in (fuse, load_mask):
+        with pytest.raises(InputError, match="use the model it was made for"):
+            act(unet, mask)
+    with pytest.raises(InputError, match=rf"of {weights} weights, .*; fuse before it is quantised, or apply"):
+        fuse(unet, mask, force=True)
+    assert torch.equal(run(unet, [each.float() for each in inputs]), plain)
+    load_mask(unet, mask, force=True)
+    treated = run(unet, [each.float() for each in inputs])
+    unload_mask(unet)
+    with suppress(pipe.unet, mask):
+        expected = run(pipe.unet, inputs).float()
+    assert torch.equal(run(unet, [each.float() for each in inputs]), plain)
+    moved = (treated - plain).flatten() @ (expected - run(pipe.unet, inputs).float()).flatten()
+    assert moved > 0.5 * (treated - plain).norm() ** 2

@@ -147,7 +147,8 @@ def layer_at(model: nn.Module, name: str) -> nn.Module | None:
 
 def channels_of(layer: nn.Module) -> int | None:
     """How many channels go into a linear layer or convolution; None for anything else."""
-    if not isinstance(layer._parameters.get("weight"), Tensor):
+    quantised = callable(getattr(type(layer), "weight", None))  # as torch's own are, which pack their weight
+    if not isinstance(layer._parameters.get("weight"), Tensor) and not quantised:
         return None
     width = getattr(layer, "in_features", None) or getattr(layer, "in_channels", None)
     return width if isinstance(width, int) else None

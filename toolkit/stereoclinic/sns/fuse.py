@@ -30,6 +30,9 @@ from stereoclinic.sns.fits import check_fits
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.reach import FUSED
 
+#: What weights can be folded in: float8 and integers would be rounded beyond use.
+_FOLDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass
 class _Folded:
@@ -254,12 +257,12 @@ def _fold(name: str, layer: Any, factor: Tensor, offset: Tensor | None) -> _Fold
 
 
 def _check_layer(name: str, layer: Any, offset: Tensor | None) -> None:
-    weight = getattr(layer, "weight", None)
+    weight: Any = getattr(layer, "weight", None)
     plain = isinstance(layer, nn.Linear | nn.Conv2d) and getattr(layer, "groups", 1) == 1
-    if not plain or not isinstance(weight, Tensor) or not weight.is_floating_point():
+    if not plain or type(weight) not in (Tensor, nn.Parameter) or weight.dtype not in _FOLDED:
         raise InputError(
-            f"site {name!r} is a {type(layer).__name__} of {getattr(weight, 'dtype', 'no')} weights, which cannot be "
-            "folded into; apply the mask as hooks instead"
+            f"site {name!r} is a {type(layer).__name__} of {getattr(weight, 'dtype', 'packed')} weights, which cannot"
+            " be folded into; fuse before it is quantised, or apply the mask as hooks, with load_mask or suppress"
         )
     if weight.is_meta:
         raise InputError(f"the weight of {name!r} is on the 'meta' device; fuse before the model is offloaded")
