@@ -10,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from tests.pipelines.tiny import CLIP_WIDTH, SMALL, TINY, build, stable_diffusion, t5, unet
 from torch import Tensor, nn
 
@@ -257,3 +258,26 @@ def test_packed_rows_are_refused() -> None:
         learnt.axes_of(packed)
     shared = {"sample": torch.zeros(4, 4, 8, 8), "encoder_hidden_states": torch.zeros(1, 24, 16)}
     assert learnt.axes_of(shared) == {("sample",): 0}
+
+
+def other_embeddings(model: Model) -> None:
+    """As textual inversion leaves them."""
+    model.pipe.text_encoder.get_input_embeddings().weight.data.mul_(1.5)
+
+
+def lora(model: Model) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model.pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+
+
+@pytest.mark.parametrize("change", [other_embeddings, lora])
+def test_prompts_are_encoded_by_the_text_encoder_as_it_is_now(change: Callable[[Model], None]) -> None:
+    used, fresh = model_of("sd1"), model_of("sd1")
+    path = learnt_of(used, 3.0).telling
+    before = encode(used, ["a photo of a nurse"], 3.0)[0].rows[path]
+    change(used)
+    change(fresh)
+    now = encode(used, ["a photo of a nurse"], 3.0)[0].rows[path]
+    assert not torch.allclose(now, before)
+    assert torch.equal(now, encode(fresh, ["a photo of a nurse"], 3.0)[0].rows[path])

@@ -166,7 +166,7 @@ def call_pipeline(
         InputError: The pipeline refuses what it is given.
     """
     given = {"prompt": list(prompts), "generator": list(generators), "num_inference_steps": steps}
-    given |= model.options(guidance) | {"output_type": output}
+    given |= model.options(guidance, len(prompts)) | {"output_type": output}
     for name, value in given.items():
         if name.startswith("negative_prompt") and isinstance(value, str):  # some pipelines want one for each prompt
             given[name] = [value] * len(prompts)

@@ -129,7 +129,10 @@ def remembered(model: Model, *key: Any) -> tuple[dict[tuple[Any, ...], Any], tup
     """What is known of a pipeline, and the key of what is asked: another scheduler or denoiser is another pipeline."""
     scheduler = model.pipe.scheduler
     whole = (*key, sorted(model.call.items(), key=str), type(scheduler).__name__, dict(scheduler.config))
-    whole = (*whole, id(model.network), str(model.device), str(model.dtype))
+    pictures = type(
+        getattr(inner(model.network), "encoder_hid_proj", None)
+    ).__name__  # an IP-Adapter's, once there is one
+    whole = (*whole, id(model.network), str(model.device), str(model.dtype), pictures)
     return _KNOWN.setdefault(model.pipe, {}), (repr(whole),)
 
 

@@ -108,9 +108,10 @@ class Model:
         name: What it was asked for by, kept in files; the pipeline's own name by default.
         folder: Where it lies, if it is local.
         call: Further options of the pipeline's own call, such as `{"height": 512, "true_cfg_scale": 4.0}`.
-        prepare: False leaves the pipeline as it is, to learn about it alone.
+        prepare: False leaves the pipeline as it is, to learn about it alone; an IP-Adapter is then given no picture.
 
     Attributes:
+        variant: Of its weight files, where they are not the plain ones.
         defaults: Steps and guidance scale where the user gives none: of `stereoclinic.json` beside its
             `model_index.json`, or of the pipeline's own call.
 
@@ -126,7 +127,8 @@ class Model:
         call: Mapping[str, Any] | None = None,
         prepare: bool = True,
     ) -> None:
-        self.pipe, self.folder = pipe, folder
+        self.pipe, self.folder, self._prepared = pipe, folder, prepare
+        self.variant: str | None = None
         self.name = name or str(getattr(pipe, "name_or_path", "") or "")
         check_class(type(pipe), (each for each, part in pipe.components.items() if part is not None), self.name)
         self._parameters = inspect.signature(type(pipe).__call__).parameters
@@ -181,8 +183,8 @@ class Model:
         except (TypeError, ValueError) as error:
             raise InputError(f'{path}: expected {{"steps": 50, "guidance": 7.5}}: {error}') from error
 
-    def options(self, guidance: float) -> dict[str, Any]:
-        """What the pipeline's call is given beside prompts, generators and steps.
+    def options(self, guidance: float, count: int = 1) -> dict[str, Any]:
+        """What the pipeline's call of `count` prompts is given beside prompts, generators and steps.
 
         Raises:
             InputError: It takes no guidance scale, and another than its default was asked for.
@@ -194,7 +196,20 @@ class Model:
                     " what its call takes instead (true_cfg_scale, say) for --call"
                 )
             return dict(self.call)
-        return {**self.call, "guidance_scale": guidance}
+        return {**self._no_pictures(count), **self.call, "guidance_scale": guidance}
+
+    def _no_pictures(self, count: int) -> dict[str, Any]:
+        """Embeddings of no picture for each of a U-Net's IP-Adapters, which are not called without."""
+        layers = getattr(getattr(inner(self.network), "encoder_hid_proj", None), "image_projection_layers", ())
+        given = {"ip_adapter_image", "ip_adapter_image_embeds"} & self.call.keys()
+        if self._prepared or given or not layers or self._slot != "unet":
+            return {}
+        embeds = []
+        for layer in layers:
+            width = next(each.in_features for each in layer.modules() if isinstance(each, nn.Linear))
+            shape = (2 * count, 1, width) if type(layer).__name__ == "ImageProjection" else (2 * count, 1, 1, width)
+            embeds.append(torch.zeros(shape, dtype=self.dtype, device=self.device))
+        return {"ip_adapter_image_embeds": embeds}
 
     @property
     def takes_guidance(self) -> bool:
@@ -222,6 +237,13 @@ class Model:
     def dtype(self) -> torch.dtype:
         """Of the denoiser's weights."""
         return next(inner(self.network).parameters()).dtype
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """How it is opened again, as files that were made with it say."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        found = {"model": self.name, "call": self.call} | ({} if dtype == "float32" else {"dtype": dtype})
+        return found | ({} if self.variant is None else {"variant": self.variant})
 
     @property
     def training_steps(self) -> float:

@@ -14,6 +14,9 @@ from stereoclinic.sns.mask import NeuronMask
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
 
+#: Layers that `fuse_qkv_projections` makes, and those that it leaves in place and does not run.
+_FUSED, _PARTS = ("to_qkv", "to_kv", "to_added_qkv"), ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+
 
 def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool = False) -> None:
     """Refuse a mask, or relevance, that was made for another model.
@@ -45,6 +48,11 @@ def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool =
                 f"{what} does not fit: site {site.name!r} is of kind {site.kind} in the {what}, and a"
                 f" {type(layer).__name__} in this {type(network).__name__}; use the model it was made for"
             )
+        if _is_fused_away(network, site.layer):
+            raise InputError(
+                f"{what} does not fit: site {site.name!r} does not run while this {type(network).__name__} has its"
+                " projections fused; call unfuse_qkv_projections() first"
+            )
         end = site.start + site.width
         if end > width or (end < width and not site.name.endswith(f"[:{site.width}]")):
             raise InputError(
@@ -68,6 +76,19 @@ def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool =
         )
 
 
+def _is_fused_away(network: nn.Module, layer: str) -> bool:
+    """Whether a projection is there and does not run, as a fused one runs in its place."""
+    parent, _, leaf = layer.rpartition(".")
+    if leaf not in _PARTS:
+        return False
+    attention: Any = network.get_submodule(parent)
+    processor = type(getattr(attention, "processor", None)).__name__
+    # A U-Net's attention keeps the mark when it is unfused, and takes back its processor.
+    return getattr(attention, "fused_projections", False) and (
+        hasattr(attention, "unfuse_projections") or "Fused" in processor
+    )
+
+
 def has_other_weights(mask: NeuronMask, network: nn.Module) -> bool:
     """Whether a mask says that it was made for other weights than these."""
     made_for = mask.metadata.get("unet_weights")
@@ -87,13 +108,25 @@ class _Bare(nn.Module):
 
 
 def without_adapters(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict by the names it had before adapters wrapped layers, and without what they added."""
-    wrapped = {name for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    """The state dict by the names it had before adapters wrapped layers, and without what they added.
+
+    So with an IP-Adapter, and with projections that are fused, whose weights are those of others once more.
+    """
+    wrapped, added = set[str](), list[str]()
+    for name, module in model.named_modules():
+        if hasattr(module, "base_layer"):
+            wrapped.add(name)
+        if "IPAdapter" in type(module).__name__:
+            added.append(f"{name}.")
+        if getattr(module, "fused_projections", False):
+            added += [f"{name}.{each}." for each in _FUSED]
     state: Mapping[str, Tensor] = model.state_dict()
-    if not wrapped:
+    if not wrapped and not added:
         return dict(state)
     bare = {}
     for key, tensor in state.items():
+        if key.startswith(tuple(added)):
+            continue
         parts = key.split(".")
         kept: list[str] = []
         for part in parts:
