@@ -104,6 +104,7 @@ def apply(
     from stereoclinic.evaluation.report import report
     from stereoclinic.files import whole_results, write_image
     from stereoclinic.pipelines import open_model
+    from stereoclinic.pipelines.pictures import check_blank, named
     from stereoclinic.sns.compose import compose
     from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask
@@ -135,7 +136,7 @@ def apply(
     out = out or Path("stereo-apply")
     report.check_folder(out)
     device = common.device_of(accelerator)
-    opened = open_model(model, common.place_of(device), dtype, variant, called)
+    opened = open_model(model, common.place_of(device), dtype, variant, called, common.note)
     opened.defaults = replace(opened.defaults, steps=steps or opened.defaults.steps)
     check_fits(mask, opened.network, force)
     steps, guidance = steps or opened.defaults.steps, opened.defaults.guidance if guidance is None else guidance
@@ -178,7 +179,11 @@ def apply(
         )  # fmt: skip
     if not first:
         return  # another rank writes
-    drawn = {arm: list(kept.read(each).images) for arm, each in parts.items()}
+    found = {arm: kept.read(each) for arm, each in parts.items()}
+    blank = [named(rows[at], arm) for arm, each in found.items() for at in each.blank]
+    if said := check_blank(blank, 2 * len(rows)):
+        common.warn(said)
+    drawn = {arm: list(each.images) for arm, each in found.items()}
 
     left_alone = list(dict.fromkeys(row["prompt"] for row, own in zip(rows, allotted, strict=True) if own is None))
     if left_alone:
@@ -250,7 +255,7 @@ def _fuse(
         common.say(f"would fold the mask into {model} at strength {strength:g}, and write {out}")
         return
     common.claim(out)
-    pipe = open_pipeline(model, "cpu", dtype, variant)
+    pipe = open_pipeline(model, "cpu", dtype, variant, common.note)
     fuse(pipe, mask, strength, force)
     folder = model_folder(model)
     # What this package knows of the model goes along: its defaults, and its reader.

@@ -15,12 +15,15 @@ from stereoclinic.evaluation.bench.experiment import Arm, arms_of, drawn, run
 from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
 from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle, balanced
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.evaluation.report.page import build_page
+from stereoclinic.evaluation.report.thumbnails import grids
 from stereoclinic.files import load_tensors, save_tensors
 from stereoclinic.pipelines import Model, open_model
 from stereoclinic.pipelines.memory import Peak
+from stereoclinic.pipelines.pictures import check_blank
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Call, Visit, Walk, encode_groups
-from stereoclinic.prompts import load_plain_prompts, load_prompts, with_seeds
+from stereoclinic.prompts import load_plain_prompts, load_prompts, with_seeds, write
 from stereoclinic.sns.mask import NeuronMask
 
 AXIS = load_axis("gender")
@@ -313,3 +316,88 @@ def test_the_balanced_oracle_predicts_the_mean_of_all_groups_within_its_window_a
     walk.visit = prepare(walk)
     walk.run()
     assert replied == [False, True, True, False]
+
+
+class Spoilt(Mitigation):
+    """Predictions that are not finite, for some samples."""
+
+    def __init__(self, name: str, *spoilt: tuple[str, int]) -> None:
+        super().__init__(name)
+        self.spoilt = spoilt
+
+    def key(self) -> str:
+        return f"{self.name} {self.spoilt}"
+
+    def begin(self, rows: list[dict]) -> Batch:
+        spoilt = [i for i, row in enumerate(rows) if (row["prompt"], row["seed"]) in self.spoilt]
+
+        def prepare(walk: Walk) -> Visit:
+            def visit(call: Call) -> None:
+                call.reply = call.own().index_fill(0, torch.tensor(spoilt, dtype=torch.long), torch.nan)
+
+            return visit
+
+        return Batch([row["prompt"] for row in rows], prepare)
+
+
+def test_pictures_that_show_nothing_are_named_and_none_is_judged(model, rows, tmp_path: Path):
+    """Also those that another run has left in the folder, or one of before they were looked for."""
+    store, prompt, seed = Store(tmp_path), rows[4]["prompt"], rows[4]["seed"]
+    cut = parts(model, rows, Spoilt("a", (prompt, seed)), 6)
+    says = rf"1 of 6 pictures show nothing .*'{prompt}', seed {seed} \(a\); more than 1%"
+    with pytest.raises(Incomplete, match=says):
+        draw(model, cut, store, accelerator="cpu")
+    assert store.read(cut).blank == (4,)
+    store.keep(cut[0], replace(store.read(cut), blank=()))
+    assert store.read(cut).blank == (4,)
+    reader, protocol = (
+        PortraitsReader(model.folder / "reader"),
+        Protocol(AXIS, load_prompts("portraits", 3), 2, 0, 40, 2),
+    )
+    arm = Arm("a", Spoilt("a", (prompt, seed)), rows, 2)
+    with pytest.raises(Incomplete, match=says):
+        drawn(model, reader, protocol, [arm], parts=tmp_path, accelerator="cpu")
+
+
+def test_many_pictures_that_show_nothing_are_not_all_named():
+    names = [f"'a nurse', seed {i} (a)" for i in range(40)]
+    said = check_blank(names, 4000)
+    assert said.startswith("40 of 4000 pictures") and said.endswith("seed 4 (a) and 35 more") and len(said) < 300
+    assert check_blank([], 10) is None
+    with pytest.raises(Incomplete, match="none are judged"):
+        check_blank(names, 3999)
+
+
+def test_the_seed_of_a_picture_that_shows_nothing_is_left_out_of_all_arms(model, tmp_path: Path):
+    samples = list(with_seeds(load_prompts("portraits", 3), 40, 20))
+    reader, protocol = (
+        PortraitsReader(model.folder / "reader"),
+        Protocol(AXIS, load_prompts("portraits", 3), 20, 0, 40, 1),
+    )
+    arms = [Arm("a", Spoilt("a"), samples, 20), Arm("b", Spoilt("b", (samples[22]["prompt"], 47)), samples, 20)]
+    said: list[str] = []
+    run = partial(drawn, model, reader, protocol, parts=tmp_path, warn=said.append, accelerator="cpu")
+    (whole,) = run(arms[:1])
+    assert whole.seeds == tuple(range(40, 60)) and not said
+    one, other = run(arms)
+    assert len(said) == 1 and "1 of 120 pictures show nothing" in said[0] and "seed 47 (b)" in said[0]
+    expected = whole.only([place for place in range(20) if place != 7])
+    assert one.seeds == other.seeds == expected.seeds and 47 not in one.seeds and len(one.seeds) == 19
+    assert torch.equal(one.images, expected.images) and torch.equal(one.reads, expected.reads)
+    assert (other.images.int() - expected.images.int()).abs().max() <= 1 and one.others.keys() == other.others.keys()
+
+
+def test_results_say_which_seeds_are_left_out(model):
+    prompts = load_prompts("portraits", 2)
+    protocol = Protocol(AXIS, prompts, 10, 0, 30, steps=1)
+    spoilt = Spoilt("spoilt", (write(prompts[1]), 30))
+    experiment = run(
+        model, PortraitsReader(model.folder / "reader"), protocol, {}, baselines=[spoilt], warn=lambda text: None
+    )
+    results = experiment.results
+    assert results["left_out"] == {"pictures": 1, "seeds": {"neutral": [30]}}
+    assert results["images_per_prompt"] == 9 and results["seeds"] == [31, 39]
+    assert {arm["images"] for arm in results["arms"].values()} == {18}
+    (grid,) = grids([experiment])
+    assert grid.cards[0].rows[0][1][0].seed == 31
+    assert "1 pictures showed nothing" in build_page({"provenance": {}, "experiments": [results]})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stereoclinic.ddtd.module import locate
 from stereoclinic.ddtd.trajectory import Settings
+from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.pictures import as_tensor, draw
@@ -21,6 +22,10 @@ from stereoclinic.pipelines.recognise import network_of
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts import generator, load_prompts, with_seeds
+from stereoclinic.sns.adapter import load_mask, unload_mask
+from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.planning import plan_stepwise
+from stereoclinic.sns.stepwise import Stepwise
 
 SAMPLES = with_seeds(load_prompts("portraits", 2), 0, 1)
 ROWS = list(SAMPLES)
@@ -65,6 +70,13 @@ def denoiser_of(pipe: DiffusionPipeline) -> Any:
     return network_of(pipe)
 
 
+def in_chunks(pipe: DiffusionPipeline, dim: int) -> None:
+    """As `enable_forward_chunking` of the denoisers that have it."""
+    for block in denoiser_of(pipe).modules():
+        if hasattr(block, "set_chunk_feed_forward"):
+            block.set_chunk_feed_forward(1, dim)
+
+
 ENVIRONMENTS: dict[str, Callable[[DiffusionPipeline], Any]] = {
     "model offload": lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
     "sequential offload": sequential_offload,
@@ -73,6 +85,8 @@ ENVIRONMENTS: dict[str, Callable[[DiffusionPipeline], Any]] = {
     "VAE slicing": lambda pipe: pipe.vae.enable_slicing(),
     "VAE tiling": lambda pipe: pipe.vae.enable_tiling(),
     "channels last": lambda pipe: denoiser_of(pipe).to(memory_format=torch.channels_last),
+    "feed-forward, some pictures at a time": lambda pipe: in_chunks(pipe, 0),
+    "feed-forward, some tokens at a time": lambda pipe: in_chunks(pipe, 1),
 }
 
 
@@ -228,3 +242,97 @@ def test_an_ip_adapter_that_adds_no_picture_adds_nothing(guidance: float, halves
     assert torch.equal(draw(model, ROWS, 2, guidance), bare(model, guidance))
     assert torch.equal(draw(model, ROWS, 2, guidance), draw(plain, ROWS, 2, guidance))
     torch.testing.assert_close(predictions(model, guidance), predictions(plain, guidance), rtol=1e-4, atol=1e-4)
+
+
+CHUNKED = [name for name in ENVIRONMENTS if name.startswith("feed-forward")]
+
+
+@pytest.mark.parametrize("environment", CHUNKED)
+@pytest.mark.parametrize("rooted", [False, True])
+def test_relevance_and_plans_are_the_same_in_chunks(environment: str, rooted: bool) -> None:
+    """Of layers that run on a part of their input at a time, every part counts."""
+    found, settings = [], Settings(steps=1, bins=1, guidance=3.0, root="rooted" if rooted else "plain")
+    how = Stepwise(steps=2, until=500.0, guidance=3.0, mu=0.01, keep=0.0, root="group" if rooted else "zero")
+    for each in (ENVIRONMENTS[environment], lambda _: None):
+        model = prepared("sd1", each)
+        (step,) = measured(model, find_sites(network_of(model)), AXIS, ROWS, settings)
+        mask = plan_stepwise(model, AXIS, SAMPLES, how)
+        found.append((step.relevance, step.means, mask.factors, torch.zeros(1) if mask.roots is None else mask.roots))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3 * float(two.abs().max()))
+
+
+def test_pictures_that_are_not_finite_or_of_one_colour_are_told() -> None:
+    """At eight bits a colour NaN is black, and infinity white: they are looked for before."""
+    model = prepared("sd1", lambda _: None)
+    decoder, own = model.pipe.vae.decoder, model.pipe.vae.decode
+
+    def told(change: Callable[[Tensor], Any]) -> list[int]:
+        def spoil(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            change(output)
+            return output
+
+        places: list[int] = []
+        with decoder.register_forward_hook(spoil):
+            drawn = draw(model, ROWS, 1, 1.0, blank=places.append)
+            assert torch.equal(drawn, bare_once(model))
+        return places
+
+    def corner(output: Tensor) -> None:
+        output[1, :, 0, 0] = torch.inf
+
+    assert told(lambda output: None) == [] and told(corner) == [1]
+    assert told(lambda output: output[0].fill_(torch.nan)) == [0]
+    assert told(lambda output: output.fill_(0.25)) == [0, 1]
+    assert "decode" not in vars(model.pipe.vae) and model.pipe.vae.decode == own
+
+
+def bare_once(model: Model) -> Tensor:
+    generators = [generator(row, "noise") for row in ROWS]
+    prompts = [row["prompt"] for row in ROWS]
+    return as_tensor(
+        model.pipe(prompt=prompts, generator=generators, num_inference_steps=1, guidance_scale=1.0, **model.call)
+    )
+
+
+def fuse_qkv(pipe: DiffusionPipeline) -> None:
+    pipe.fuse_qkv_projections()
+
+
+def mask_for(pipe: DiffusionPipeline) -> NeuronMask:
+    sites = find_sites(pipe.unet)
+    about = {"unet_shapes": shapes_digest(pipe.unet), "unet_weights": weights_digest(pipe.unet)}
+    factors = torch.full((1, sum(site.width for site in sites)), 0.5)
+    return NeuronMask(sites, torch.tensor([1000.0, 0.0]), factors, None, "conditional", about)
+
+
+@pytest.mark.parametrize("environment", [fuse_qkv, load_ip_adapter])
+def test_a_mask_is_loaded_before_or_after_what_leaves_its_sites_there(environment: Callable) -> None:
+    options: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": 3.0, "output_type": "latent", **SMALL}
+    if environment is load_ip_adapter:
+        options["ip_adapter_image_embeds"] = [torch.ones(2, 1, 8)]
+    drawn = []
+    for before in (True, False):
+        pipe = build("sd1")
+        mask = mask_for(pipe)
+        if not before:
+            environment(pipe)
+        load_mask(pipe, mask)
+        if before:
+            environment(pipe)
+        drawn.append(pipe("a photo of a doctor", generator=torch.Generator().manual_seed(0), **options).images)
+    unload_mask(pipe)
+    plain = pipe("a photo of a doctor", generator=torch.Generator().manual_seed(0), **options).images
+    torch.testing.assert_close(drawn[0], drawn[1])
+    assert not torch.allclose(drawn[0], plain, atol=1e-3)
+
+
+def test_projections_that_are_fused_away_take_no_mask() -> None:
+    pipe = build("sd1")
+    sites = find_sites(pipe.unet, patterns=["attn1.to_q"])
+    mask = NeuronMask(sites, torch.tensor([1000.0, 0.0]), torch.full((1, sum(site.width for site in sites)), 0.5))
+    pipe.fuse_qkv_projections()
+    with pytest.raises(InputError, match=r"attn1.to_q' does not run .* call unfuse_qkv_projections\(\) first"):
+        load_mask(pipe, mask)
+    pipe.unfuse_qkv_projections()
+    load_mask(pipe, mask)

@@ -1,16 +1,24 @@
 """Drawing pictures by the pipeline's own call."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from stereoclinic.errors import Incomplete
+from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Visit, Walk
 from stereoclinic.prompts import Row
+
+#: Of all pictures: where more show nothing, none of them are judged.
+MOST_BLANK = 0.01
+_NAMED = 5  # of them, in a message
 
 
 def as_tensor(output: Any) -> Tensor:
@@ -28,6 +36,7 @@ def draw(
     prompts: Sequence[str] | None = None,
     prepare: Callable[[Walk], Visit] | None = None,
     portions: Portions | None = None,
+    blank: Callable[[int], None] = lambda place: None,
 ) -> Tensor:
     """Draw one picture a row.
 
@@ -39,6 +48,7 @@ def draw(
         prompts: What each picture is conditioned on; the rows' own prompts by default.
         prepare: Gives what changes predictions on the way, see `Walk`; it may have the walk encode other prompts.
         portions: How many samples fit through the denoiser together.
+        blank: Told the place of each picture that shows nothing: values are not finite, or it is of a single colour.
 
     Returns:
         (B, 3, H, W) uint8: pictures as they are saved.
@@ -46,4 +56,79 @@ def draw(
     walk = Walk(model, rows, steps, guidance, prompts, portions=portions)
     if prepare is not None:
         walk.visit = prepare(walk)
-    return as_tensor(walk.run("pil"))
+    with _decoded(model) as finite:
+        pictures = as_tensor(walk.run("pil"))
+    shown = ~of_one_colour(pictures)
+    if finite:
+        decoded = torch.cat(finite)
+        shown &= decoded if len(decoded) == len(shown) else decoded.all()
+    for place in (~shown).nonzero().flatten().tolist():
+        blank(place)
+    return pictures
+
+
+def of_one_colour(pictures: Tensor) -> Tensor:
+    """Which pictures (B, 3, H, W) uint8 have the same colour everywhere: (B,) bool."""
+    flat = pictures.flatten(2)
+    return (flat.amax(2) == flat.amin(2)).all(1)
+
+
+def named(row: Row, arm: str) -> str:
+    """A picture, as it is told to the user."""
+    return f"{row['prompt']!r}, seed {row['seed']} ({arm})"
+
+
+def check_blank(blank: Sequence[str], total: int, most: float = MOST_BLANK) -> str | None:
+    """What to say of pictures that show nothing; None where there are none.
+
+    Args:
+        blank: They, each by prompt and seed.
+        total: Number of all pictures.
+        most: The largest share of them that is borne.
+
+    Raises:
+        Incomplete: They are more.
+    """
+    if not blank:
+        return None
+    more = f" and {len(blank) - _NAMED} more" if len(blank) > _NAMED else ""
+    said = (
+        f"{len(blank)} of {total} pictures show nothing (values that are not finite, or a single colour):"
+        f" {'; '.join(blank[:_NAMED])}{more}"
+    )
+    if len(blank) > most * total:
+        raise Incomplete(
+            f"{said}; more than {most:.0%}, so none are judged. Try --dtype float32 or bfloat16, or another copy"
+            " of the model"
+        )
+    return said
+
+
+@contextmanager
+def _decoded(model: Model) -> Iterator[list[Tensor]]:
+    """See which pictures an autoencoder decodes to finite values, (n,) bool a call: at eight bits NaN is black."""
+    found: list[Tensor] = []
+
+    def watched(decode: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(decode)
+        def decoded(*args: Any, **kwargs: Any) -> Any:
+            output = decode(*args, **kwargs)
+            found.append(tree.stacked(tree.sample_of(output)).detach().isfinite().flatten(1).all(1).cpu())
+            return output
+
+        return decoded
+
+    with ExitStack() as undo:
+        for part in model.pipe.components.values():
+            decode: Any = getattr(part, "decode", None)
+            if isinstance(part, nn.Module) and decode is not None:
+                undo.callback(_put_back, part, vars(part).get("decode"))
+                part.__dict__["decode"] = watched(decode)
+        yield found
+
+
+def _put_back(part: nn.Module, decode: Any) -> None:
+    if decode is None:
+        del part.__dict__["decode"]
+    else:
+        part.__dict__["decode"] = decode

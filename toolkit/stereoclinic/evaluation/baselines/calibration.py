@@ -131,13 +131,21 @@ class Run:
         Args:
             prompts: N, what each is conditioned on.
             look: What is watched meanwhile.
+
+        Raises:
+            Incomplete: A picture shows nothing.
         """
         steps, guidance = self.calibration.steps, self.calibration.guidance
-        drawn = []
+        drawn, blank = [], list[str]()
         for part in self.batches():
+            rows, own = self.rows[part], prompts[part]
+
+            def note(place: int, rows: list[Row] = rows) -> None:
+                blank.append(pictures.named(rows[place], self.name))
+
             with self._counted(part, look):
-                rows, own = self.rows[part], prompts[part]
-                drawn.append(pictures.draw(self.model, rows, steps, guidance, own, portions=self.portions))
+                drawn.append(pictures.draw(self.model, rows, steps, guidance, own, portions=self.portions, blank=note))
+        pictures.check_blank(blank, len(self.rows), most=0)
         return torch.cat(drawn)
 
     def latents(self, prompts: Sequence[str]) -> Tensor:

@@ -1,7 +1,7 @@
 """What an experiment is made of: its protocol, its arms, and what each arm drew."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from datasets import Dataset
@@ -84,11 +84,28 @@ class Drawn:
     clip: Tensor | None = None  # (P, n) CLIPScore with the neutral prompt; None where it was not asked for
     memory: int | None = None  # most bytes on a GPU while it was drawn; None where that is not known
     no_group: Tensor | None = None  # (P, n) probability that no group was seen; None if the reader cannot say so
+    seeds: tuple[int, ...] = ()  # (n,) of its images; empty where they are the protocol's, one after the other
+    blank: int = 0  # pictures that showed nothing; their seeds are left out, here and in all arms of the same prompts
+
+    def only(self, places: Sequence[int]) -> "Drawn":
+        """What it drew of some seeds alone."""
+        kept = {each.name: _only(getattr(self, each.name), places) for each in fields(self) if each.name != "seeds"}
+        return replace(self, **kept, seeds=tuple(self.seeds[place] for place in places))
+
+    def seeds_from(self, first: int) -> Sequence[int]:
+        """The seeds of its images, of which the protocol's first is known."""
+        return self.seeds or range(first, first + self.images.shape[1])
 
     @property
     def seen(self) -> Tensor:
         """(P, n, K) probabilities of the groups among all that was seen, where `reads` sum to 1 without no group."""
         return self.reads if self.no_group is None else self.reads * (1 - self.no_group[..., None])
+
+
+def _only(value: Any, places: Sequence[int]) -> Any:
+    if isinstance(value, Tensor):
+        return value[:, list(places)]
+    return {name: _only(each, places) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 @dataclass

@@ -74,11 +74,12 @@ def confirm(
     found = drawn(model, reader, protocol, arms, progress, None, warn, alone=True, **trainer)
     assert found is not None
     before, after = (each.reads for each in found)
+    images = before.shape[1]  # without seeds of which a picture shows nothing
     return Confirmation(
         gap_interval(before, parity_gap, protocol.target),
         gap_interval(after, parity_gap, protocol.target),
         gap_changes(before, after, {"parity_gap": parity_gap}, protocol.target)["parity_gap"],
-        noise_floor(protocol.images, len(protocol.axis), len(protocol.prompts), parity_gap, target=protocol.target),
-        protocol.images,
+        noise_floor(images, len(protocol.axis), len(protocol.prompts), parity_gap, target=protocol.target),
+        images,
         (protocol.seed, protocol.seed + protocol.images - 1),
     )

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import lightning as L
 import torch
@@ -27,6 +28,7 @@ from stereoclinic.files import load_tensors, save_tensors
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.memory import Peak, Portions
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.pictures import check_blank, named
 from stereoclinic.pipelines.pictures import draw as draw_pictures
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.predict import predict
@@ -63,8 +65,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was drawn of a part, or of an arm: images (B, 3, H, W) uint8, groups (B,) or None, seconds of sampling, and
-    the most bytes that it took on a GPU.
+    """What was drawn of a part, or of an arm: images (B, 3, H, W) uint8, groups (B,) or None, seconds of sampling, the
+    most bytes that it took on a GPU, and the places of pictures that show nothing.
 
     `device` names what kind of device drew them, or several; seconds of different ones are not to be compared.
     """
@@ -74,6 +76,7 @@ class Pictures:
     seconds: float | None
     device: str = ""
     memory: int | None = None
+    blank: tuple[int, ...] = ()
 
 
 class Store:
@@ -116,7 +119,8 @@ class Store:
         tensors = {"images": drawn.images}
         if drawn.allotted is not None:
             tensors["allotted"] = drawn.allotted
-        about = {"arm": part.mitigation.name, "seconds": drawn.seconds, "device": drawn.device, "memory": drawn.memory}
+        about: dict[str, Any] = {"arm": part.mitigation.name, "seconds": drawn.seconds, "device": drawn.device}
+        about |= {"memory": drawn.memory, "blank": list(drawn.blank)}
         content = content_digest(part.key, about, tensors)
         save_tensors(self._file(part), KIND, VERSION, tensors, {**about, "content": content})
 
@@ -135,12 +139,14 @@ class Store:
             if found[-1].images.shape[1:] != found[0].images.shape[1:]:
                 raise InputError(f"{self._file(part)} holds pictures of another size; remove it and run again")
         allotted = [each.allotted for each in found if each.allotted is not None]
+        starts = accumulate((len(each.images) for each in found), initial=0)
         return Pictures(
             torch.cat([each.images for each in found]),
             torch.cat(allotted) if allotted else None,
             sum(each.seconds or 0.0 for each in found),
             ", ".join(sorted({each.device for each in found})),
             max((each.memory for each in found if each.memory is not None), default=None),
+            tuple(start + place for start, each in zip(starts, found, strict=False) for place in each.blank),
         )
 
     def _load(self, part: Part) -> Pictures:
@@ -150,13 +156,12 @@ class Store:
         if about.pop("content", None) != content_digest(part.key, about, tensors):
             raise InputError(f"{file} does not say, or not rightly, which pictures it holds")
         images, allotted, seconds = tensors.get("images"), tensors.get("allotted"), about.get("seconds")
+        blank, memory = about.get("blank"), about.get("memory")
         took = isinstance(seconds, float) and 0 <= seconds < math.inf
-        if images is None or not _are_of(part, images, allotted) or not took:
+        if images is None or not _are_of(part, images, allotted) or not took or not _are_places(blank, len(images)):
             raise InputError(f"{file} holds other pictures than it should")
-        memory = about.get("memory")
-        return Pictures(
-            images, allotted, seconds, str(about.get("device", "")), memory if isinstance(memory, int) else None
-        )
+        memory = memory if isinstance(memory, int) else None
+        return Pictures(images, allotted, seconds, str(about.get("device", "")), memory, tuple(blank))
 
 
 def _are_of(part: Part, pictures: Tensor, groups: Tensor | None) -> bool:
@@ -167,6 +172,11 @@ def _are_of(part: Part, pictures: Tensor, groups: Tensor | None) -> bool:
     if groups is not None and (groups.shape != (count,) or groups.dtype != torch.int64):
         return False
     return pictures.numel() > 0
+
+
+def _are_places(blank: Any, count: int) -> TypeGuard[list[int]]:
+    """Whether these are places among so many pictures."""
+    return isinstance(blank, list) and all(type(place) is int and 0 <= place < count for place in blank)
 
 
 class Drawing(L.LightningModule):
@@ -192,6 +202,7 @@ class Drawing(L.LightningModule):
         self.model, self.parts, self.store, self.progress, self.warn = model, parts, store, progress, warn
         self.network = model.network  # registered, so that Lightning moves it
         self.portions, self.within = Portions(warn=warn), Portions(warn=warn)
+        self.blank: list[str] = []
 
     def on_predict_start(self) -> None:
         """Take two steps for nothing, so that the first arm does not pay for what is done once."""
@@ -203,26 +214,33 @@ class Drawing(L.LightningModule):
     def predict_step(self, batch: list[int], batch_idx: int) -> Tensor:
         for part in (self.parts[number] for number in batch):
             if not self.store.holds(part, self.warn):
-                self.store.keep(part, self._draw(part))
+                drawn = self._draw(part)
+                self.store.keep(part, drawn)
+                self.blank += [named(part.rows[place], part.mitigation.name) for place in drawn.blank]
+                check_blank(self.blank, sum(len(each.rows) for each in self.parts))  # not after hours, where all are
             if self.progress is not None:
                 self.progress(part.mitigation.name, len(part.rows))
         return torch.tensor(len(batch))
 
     def _draw(self, part: Part) -> Pictures:
-        def draw(portion: slice) -> tuple[Tensor, Tensor | None]:
-            rows = part.rows[portion]
+        def draw(portion: slice) -> tuple[Tensor, Tensor | None, list[int]]:
+            rows, blank = part.rows[portion], list[int]()
             how = part.mitigation.begin(rows)
-            drawn = draw_pictures(self.model, rows, part.steps, part.guidance, how.prompts, how.prepare, self.within)
-            return drawn, how.allotted
+            drawn = draw_pictures(
+                self.model, rows, part.steps, part.guidance, how.prompts, how.prepare, self.within,
+                lambda place: blank.append(portion.start + place),
+            )  # fmt: skip
+            return drawn, how.allotted, blank
 
         with part.mitigation, Peak(self.device) as peak:
             began = time.perf_counter()
             drawn = self.portions.each(draw, len(part.rows))
             seconds = time.perf_counter() - began
-        groups = [allotted for _, allotted in drawn if allotted is not None]
+        groups = [allotted for _, allotted, _ in drawn if allotted is not None]
         device = self.device.type if self.device.type != "cuda" else torch.cuda.get_device_name(self.device)
-        images = torch.cat([images for images, _ in drawn])
-        return Pictures(images, torch.cat(groups) if groups else None, seconds, device, peak.bytes)
+        images = torch.cat([images for images, *_ in drawn])
+        blank = tuple(place for *_, each in drawn for place in each)
+        return Pictures(images, torch.cat(groups) if groups else None, seconds, device, peak.bytes, blank)
 
     def on_predict_end(self) -> None:
         """Every rank looks for every part: a rank that died must not pass for a finished run."""
@@ -258,7 +276,7 @@ def draw(
 
     Raises:
         InputError: Fewer parts than devices, or a single picture does not fit in memory.
-        Incomplete: Parts are missing at the end.
+        Incomplete: Parts are missing at the end, or too many pictures show nothing, see `check_blank`.
         KeyboardInterrupt: As pressed; what was drawn is kept.
     """
     module = Drawing(model, parts, store, progress, warn)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from stereoclinic.errors import InputError
+from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.baselines.base import Baseline
 from stereoclinic.evaluation.baselines.prompt_allocation import PromptAllocation
 from stereoclinic.evaluation.bench.arms import OTHER, RANDOM, REFERENCE, UNTREATED, Drawn, Experiment, Protocol
@@ -37,6 +37,7 @@ from stereoclinic.evaluation.readers import Reader, features_of, group_columns, 
 from stereoclinic.evaluation.readers.ensemble import by_reader_key
 from stereoclinic.evaluation.results.comparison import summarise
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.pictures import check_blank, named
 from stereoclinic.prompts import Row, group_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import random_like
@@ -57,6 +58,11 @@ class Arm:
             Part(self.mitigation, self.samples[start : start + size], protocol.steps, protocol.guidance, digest)
             for start in range(0, len(self.samples), size)
         ]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Of each seed, in order: samples come seed by seed."""
+        return tuple(row["prompt"] for row in self.samples[: len(self.samples) // self.count])
 
 
 @dataclass(frozen=True)
@@ -167,10 +173,12 @@ def run(
     rest = iter(found)
     neutral, grouped = ([next(rest) for _ in part] for part in (arms.neutral, arms.grouped))
     experiment = Experiment(protocol, neutral, grouped, next(rest), list(rest))
+    left_out = _note_left_out(experiment)
     instruments = instruments or Instruments()
     measure(experiment, instruments, warn)
     experiment.results = summarise(experiment, list(masks))
     experiment.results["features"] = instruments.features_name
+    experiment.results |= left_out
     costs = {
         each.name: {"needs": each.needs, "source": each.source, "strength": each.strength, **vars(each.cost)}
         for each in baselines
@@ -179,6 +187,26 @@ def run(
     if costs:
         experiment.results["baselines"] = costs
     return experiment
+
+
+def _note_left_out(experiment: Experiment) -> dict[str, Any]:
+    """What results say of seeds that are left out, if any are; its protocol then counts the others alone."""
+    protocol = experiment.protocol
+    parts = {"neutral": experiment.neutral, "group": experiment.grouped, "unrelated": experiment.unrelated}
+    asked = {"neutral": protocol.images, "group": protocol.group_images, "unrelated": protocol.unrelated_images}
+    every = [*experiment.neutral, *experiment.grouped, *experiment.unrelated]
+    every += [] if experiment.reference is None else [experiment.reference]
+    if not (blank := sum(arm.blank for arm in every)):
+        return {}
+    first, seeds, kept = protocol.seed, dict[str, list[int]](), dict(asked)
+    for part, arms in parts.items():
+        if arms:
+            seeds[part] = sorted({*range(first, first + asked[part])} - {*arms[0].seeds})
+            kept[part] = len(arms[0].seeds)
+    experiment.protocol = replace(
+        protocol, images=kept["neutral"], group_images=kept["group"], unrelated_images=kept["unrelated"]
+    )
+    return {"left_out": {"pictures": blank, "seeds": {part: each for part, each in seeds.items() if each}}}
 
 
 def drawn(
@@ -204,7 +232,35 @@ def drawn(
             kinds = ", ".join(sorted(each or "unknown" for each in devices))
             warn(f"pictures were drawn on several kinds of device ({kinds}): what drawing took is not compared")
             found = [replace(each, seconds=None, memory=None) for each in found]
-        return [_read(reader, protocol, arm, each) for arm, each in zip(arms, found, strict=True)]
+        blank = [named(arm.samples[at], arm.name) for arm, each in zip(arms, found, strict=True) for at in each.blank]
+        if said := check_blank(blank, sum(len(arm.samples) for arm in arms)):
+            warn(f"{said}; their seeds are left out of every figure, for all prompts and arms alike")
+        left_out = _left_out(arms, found)
+        read = [_read(reader, protocol, arm, each) for arm, each in zip(arms, found, strict=True)]
+        return [_without(each, left_out[arm.prompts]) for arm, each in zip(arms, read, strict=True)]
+
+
+def _left_out(arms: Sequence[Arm], found: Sequence[Pictures]) -> dict[tuple[str, ...], set[int]]:
+    """Prompts -> the places of seeds at which a picture of some arm of theirs shows nothing.
+
+    Figures pair arms seed by seed, and need as many images of each prompt.
+    """
+    places: dict[tuple[str, ...], set[int]] = {}
+    for arm, each in zip(arms, found, strict=True):
+        places.setdefault(arm.prompts, set()).update(place // len(arm.prompts) for place in each.blank)
+    return places
+
+
+def _without(drawn: Drawn, left_out: set[int]) -> Drawn:
+    if not left_out:
+        return drawn
+    kept = [place for place in range(len(drawn.seeds)) if place not in left_out]
+    if len(kept) < min(2, len(drawn.seeds)):
+        raise Incomplete(
+            f"{len(kept)} of {len(drawn.seeds)} seeds are left, as a picture of each of the others shows nothing; give"
+            " --dtype float32, or more --images"
+        )
+    return drawn.only(kept)
 
 
 def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:
@@ -250,6 +306,8 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
         _by_reader(reader, by_prompt(torch.cat(apart))) if apart else {},
         memory=drawn.memory,
         no_group=by_prompt(torch.cat(none)) if none else None,
+        seeds=tuple(row["seed"] for row in arm.samples[:: len(arm.prompts)]),
+        blank=len(drawn.blank),
     )
 
 

@@ -121,6 +121,8 @@ def _facts(results: Data) -> str:
         parts.append(f"seeds {seeds[0]} to {seeds[1]}")
     if "steps" in results:
         parts.append(f"{results['steps']} steps")
+    if left_out := results.get("left_out"):
+        parts.append(f"{left_out['pictures']} pictures showed nothing, and their seeds are left out")
     target = results.get("target_shares") or []
     if target:
         aims = (f"{group} {number(share)}" for group, share in zip(results["groups"], target, strict=False))

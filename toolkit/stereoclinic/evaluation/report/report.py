@@ -158,27 +158,27 @@ def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]
 
     for arm in experiment.neutral:
         n = arm.images.shape[1]
-        first = protocol.seed + (n if arm.name == OTHER else 0)
+        seeds = arm.seeds_from(protocol.seed + (n if arm.name == OTHER else 0))
         for p, row in enumerate(rows):
             for i in range(n):
                 name = f"{p:03d}-{slug(row['label'])}"
-                yield entry(arm, "neutral", p, i, name, write(row), first + i, None), arm.images[p, i]
+                yield entry(arm, "neutral", p, i, name, write(row), seeds[i], None), arm.images[p, i]
     for arm in experiment.grouped:
         for p, row in enumerate(rows):
             for k, (group, word) in enumerate(zip(groups, protocol.axis.words, strict=True)):
                 at, prompt = p * len(groups) + k, write(row, word)
-                for i in range(arm.images.shape[1]):
+                for i, seed in enumerate(arm.seeds_from(protocol.seed)):
                     name = f"{p:03d}-{slug(group)}-{slug(row['label'])}"
-                    line = entry(arm, "group", at, i, name, prompt, protocol.seed + i, group)
+                    line = entry(arm, "group", at, i, name, prompt, seed, group)
                     yield line, arm.images[at, i]
 
     for arm in experiment.unrelated:
         n = arm.images.shape[1]
-        first = protocol.seed + (n if arm.name == OTHER else 0)
+        seeds = arm.seeds_from(protocol.seed + (n if arm.name == OTHER else 0))
         for p, row in enumerate(protocol.unrelated or []):
             name = f"{p:03d}-{slug(row['label'])}"
             for i in range(n):
-                yield entry(arm, "unrelated", p, i, name, write(row), first + i, None), arm.images[p, i]
+                yield entry(arm, "unrelated", p, i, name, write(row), seeds[i], None), arm.images[p, i]
 
 
 def before_after(experiment: Experiment, name: str, seeds: int = 6) -> Image.Image:

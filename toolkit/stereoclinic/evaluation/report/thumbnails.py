@@ -72,14 +72,13 @@ def _cards(experiment: Experiment, seeds: int) -> list[Card]:
 
 
 def _row(experiment: Experiment, arm: Drawn, p: int, seeds: int) -> list[Thumbnail]:
-    groups, first = experiment.protocol.axis.groups, experiment.protocol.seed
+    groups, all_seeds = experiment.protocol.axis.groups, arm.seeds_from(experiment.protocol.seed)
     found = []
     for i in range(seeds):
         best = int(arm.reads[p, i].argmax())
         probability = float(arm.seen[p, i, best])
-        found.append(
-            Thumbnail(embedded(arm.images[p, i]), first + i, groups[best], probability, not probability >= _SURE)
-        )
+        source, sure = embedded(arm.images[p, i]), probability >= _SURE
+        found.append(Thumbnail(source, all_seeds[i], groups[best], probability, not sure))
     return found
 
 

@@ -29,6 +29,7 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict[str, Any]:
     axis, labels, target = protocol.axis, list(protocol.prompts["label"]), protocol.target
     n, groups = protocol.images, len(axis)
     before, distant = experiment.arm(UNTREATED), experiment.arm(OTHER)
+    seeds = before.seeds_from(protocol.seed)
 
     def floors(images: int, prompts: int) -> dict[str, Any]:
         return {
@@ -48,7 +49,7 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict[str, Any]:
         "target_shares": target.tolist(),
         "labels": labels,
         "images_per_prompt": n,
-        "seeds": [protocol.seed, protocol.seed + n - 1],
+        "seeds": [seeds[0], seeds[-1]],
         "steps": protocol.steps,
         "guidance": protocol.guidance,
         "masks": masks,

@@ -24,11 +24,12 @@ def unrelated_figures(experiment: Experiment) -> dict[str, Any]:
     protocol, arms = experiment.protocol, {arm.name: arm for arm in experiment.unrelated}
     assert protocol.unrelated is not None
     prompts, n = [write(row) for row in protocol.unrelated], protocol.unrelated_images
+    seeds = arms[UNTREATED].seeds_from(protocol.seed)
     return {
         "prompts": prompts,
         "left_alone": sum(not is_neutral(prompt, protocol.axis) for prompt in prompts),
         "images_per_prompt": n,
-        "seeds": [protocol.seed, protocol.seed + n - 1],
+        "seeds": [seeds[0], seeds[-1]],
         "arms": {name: _arm(arm, arms[UNTREATED], arms[OTHER]) for name, arm in arms.items()},
     }
 
