@@ -462,12 +462,26 @@ def check_method(method: str, given: list[str]) -> None:
 _BENCH = {"model": "portraits", "dtype": "float32", "prompts": "portraits"}
 
 
-def say_next(mask: Path, call: Mapping[str, Any], **given: str | None) -> None:
-    """Say the command that judges a mask, with those options that are not as `stereo bench` has them by default."""
+def words_of(call: Mapping[str, Any], **given: str | float | None) -> list[str]:
+    """Options of the next command that are not as it has them by default."""
     told = {name: value for name, value in given.items() if value not in (None, _BENCH.get(name))}
-    words = [str(each) for name, value in told.items() for each in (f"--{name}", value)]
-    words += [word for each in call_words(call) for word in ("--call", each)]
-    say(f"next: {shlex.join(['stereo', 'bench', '--mask', str(mask), *words])}")
+    words = [word for name, value in told.items() for word in (f"--{name}", str(value))]
+    return words + [word for each in call_words(call) for word in ("--call", each)]
+
+
+def say_next(mask: Path, call: Mapping[str, Any], **given: str | float | None) -> None:
+    """Say the command that judges a mask, with those options that are not as `stereo bench` has them by default."""
+    say(f"next: {shlex.join(['stereo', 'bench', '--mask', str(mask), *words_of(call, **given)])}")
+
+
+def opened_as(made: Mapping[str, Any], dtype: str, variant: str | None) -> tuple[str, str | None]:
+    """The dtype and the variant that a file's model was opened with, as far as they are not given."""
+    from stereoclinic.pipelines.opening import DTYPES
+
+    own, of = made.get("dtype"), made.get("variant")
+    if dtype == _BENCH["dtype"] and own in DTYPES:
+        dtype = str(own)
+    return dtype, of if variant is None and isinstance(of, str) else variant
 
 
 def check_distinct(paths: list[Path], option: str = "") -> None:

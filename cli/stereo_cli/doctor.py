@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stereo_cli import common, options
-from stereo_cli.call import call_from, call_words
+from stereo_cli.call import call_from
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.check import Conservation
@@ -69,7 +69,7 @@ def doctor(
     rules, called, chosen = get_composite(composite), call_from(call, height, width), load_axis(axis)
     samples = with_seeds(common.neutral_prompts(prompts, limit), seed, seeds)
     device = common.device_of(accelerator)
-    opened = open_model(model, device, dtype, variant, called)
+    opened = open_model(model, device, dtype, variant, called, common.note)
 
     from stereo_cli.doctor_time import Workload, estimate
     from stereoclinic.pipelines.arguments import inner
@@ -77,13 +77,16 @@ def doctor(
     from stereoclinic.pipelines.schedule import schedule_of
     from stereoclinic.pipelines.sites import find_sites
 
-    steps = steps or opened.defaults.steps
+    asked_steps, steps = steps, steps or opened.defaults.steps
     scale = opened.defaults.guidance if guidance is None else guidance
     found = find_sites(inner(opened.network), patterns=sites or ())
     learnt, schedule = learnt_of(opened, scale, steps), schedule_of(opened, steps, scale)
     rows = [samples[i % len(samples)] for i in range(batch_size)]
     outcome, latents = checked(opened, rules, rows, steps, scale)
     supported = not outcome.uncovered and outcome.fault is None
+    asked = {"variant": variant, "axis": None if axis == "gender" else axis, "prompts": prompts}
+    given = ["--model", model, *common.words_of(called, **asked, steps=asked_steps, guidance=guidance)]
+    given += [word for each in sites or () for word in ("--sites", each)]
     timed = "gradient" if composite == CHECKED or not supported else composite
     work = Workload(chosen, samples, images, steps, scale, timed, tuple(sites or ()))
     data = {
@@ -101,7 +104,7 @@ def doctor(
         "time": estimate(opened, found, rows, work),
         "treatable": supported,
         "verdict": verdict(outcome, rules, dtype),
-        "next": following(outcome, rules, composite, model, dtype, variant, called),
+        "next": following(outcome, rules, composite, dtype, given),
     }
     if as_json:
         common.print_json(data)
@@ -286,16 +289,13 @@ def following(
     outcome: "Conservation",
     rules: "Composite",
     composite: str,
-    model: str,
     dtype: str,
-    variant: str | None,
-    call: dict[str, Any],
+    given: list[str],
 ) -> str:
-    """The command to try next."""
-    given = ["--model", model] + (["--variant", variant] if variant else [])
-    given += [word for each in call_words(call) for word in ("--call", each)]
+    """The command to try next, on what was given to this one."""
     if outcome.uncovered and rules.strict:
-        return shlex.join(["stereo", "doctor", *given, "--composite", "gradient"])
+        kept = given + (["--dtype", dtype] if dtype != "float32" else [])
+        return shlex.join(["stereo", "doctor", *kept, "--composite", "gradient"])
     if outcome.fault and dtype == "float16":
         return shlex.join(["stereo", "doctor", *given, "--dtype", "float32"])
     if outcome.fault or outcome.uncovered:

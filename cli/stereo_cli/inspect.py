@@ -148,6 +148,8 @@ def _draw_images(
     responses.check_folder(folder)
     common.claim(folder.resolve())
     name = model or relevance.metadata.get("model")
+    if model is None:
+        dtype, variant = common.opened_as(relevance.metadata, dtype, variant)
     if not name:
         raise InputError(f"--images: {file} does not name its model; give --model")
     if not neurons:
@@ -156,7 +158,7 @@ def _draw_images(
     groups = relevance.groups
     asked = common.neutral_prompts(prompts, None) if prompts else occupation_prompts(relevance.labels)
     rows = responses.samples(asked, neurons, groups[0], seed)
-    opened = open_model(name, common.device_of(accelerator), dtype, variant, call)
+    opened = open_model(name, common.device_of(accelerator), dtype, variant, call, common.note)
     check_fits(relevance, opened.network, force)
     measured = len(settings.timesteps(opened))
     with progress_bar(len(rows) * measured, "drawing", quiet) as advance:

@@ -182,7 +182,7 @@ def locate(
     if total is not None and total < devices * num_nodes:
         raise InputError(f"{measures} for {devices * num_nodes} devices: give more prompts or seeds, or fewer devices")
     classifier = _reader_of(model, chosen) if target == "classifier" else None
-    opened = open_model(model, common.place_of(device, strategy), dtype, variant, called)
+    opened = open_model(model, common.place_of(device, strategy), dtype, variant, called, common.note)
 
     from stereoclinic.ddtd.sharding import SHARDED, check_sharded
     from stereoclinic.ddtd.trajectory import Settings

@@ -227,6 +227,8 @@ def mask(
         done = f"chosen by {method} from {files[0]}"
 
     called, found = call_from(call, height, width, made.metadata), None
+    if model is None:
+        dtype, variant = common.opened_as(made.metadata, dtype, variant)
     if dose is not None and not dry_run:
         from stereoclinic.axes import load_axis
         from stereoclinic.pipelines import open_model
@@ -238,7 +240,7 @@ def mask(
             raise InputError("--dose: the mask does not say what axis it was made for; give --axis")
         images, reader = dosing.confirmed_by(confirm, name, chosen)
         device = common.device_of(accelerator)
-        opened = open_model(name, device, dtype, variant, called)
+        opened = open_model(name, device, dtype, variant, called, common.note)
         opened.defaults = replace(opened.defaults, steps=steps or opened.defaults.steps)
         check_fits(made, opened.network, force)
         first = max((last + 1 for _, last in made.made_on), default=0) if seed is None else seed
@@ -266,7 +268,8 @@ def mask(
     common.say(f"wrote {out}, {done}")
     own, *others = str(summary["axis"]).split("+")  # as compositions are named
     of = model or str(made.metadata.get("model", "portraits"))
-    common.say_next(out, called, model=of, axis=own if others else None)
+    asked = axis if axis and Path(axis).suffix else own if others else None
+    common.say_next(out, called, model=of, dtype=dtype, variant=variant, axis=asked, guidance=guidance)
 
 
 def _from_relevance(file: Path, settings: dict[str, Any], strength: float, quiet: bool) -> "NeuronMask":

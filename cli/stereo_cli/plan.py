@@ -203,11 +203,13 @@ def plan(
     common.check_target(file, "--out", (".pt", ".safetensors"))
     device = common.device_of(accelerator)
     name = model or str(said.get("model", "portraits"))
+    if model is None:
+        dtype, variant = common.opened_as(said, dtype, variant)
     ranks = devices * num_nodes
     if len(samples) < ranks:
         raise InputError(f"{len(samples)} samples for {ranks} devices: give more prompts or seeds, or fewer devices")
     images, reader = (0, None) if dose is None else dosing.confirmed_by(confirm, name, chosen)
-    opened = open_model(name, common.place_of(device), dtype, variant, called)
+    opened = open_model(name, common.place_of(device), dtype, variant, called, common.note)
     opened.defaults = replace(opened.defaults, steps=steps or opened.defaults.steps)
 
     from stereoclinic.pipelines.schedule import schedule_of
@@ -294,7 +296,9 @@ def plan(
         )
     common.say(f"wrote {file}")
     own = axis if axis and Path(axis).suffix else None
-    common.say_next(file, called, model=name, dtype=dtype, variant=variant, axis=own, prompts=prompts)
+    common.say_next(
+        file, called, model=name, dtype=dtype, variant=variant, axis=own, prompts=prompts, guidance=guidance
+    )
 
 
 def _held_out(

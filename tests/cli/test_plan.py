@@ -211,3 +211,15 @@ def test_a_composed_mask_is_not_judged_on_the_seeds_of_its_parts(model, planned,
     for seed in (0, 70):
         result = stereo("bench", "--model", model, "--mask", tmp_path / "both.pt", "--seed", seed, "--images", 2)
         assert result.exit_code == 2 and f"overlap seeds {seed} to" in result.stderr
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_plan_in_half_precision(model, stereo, tmp_path: Path, dtype: str):
+    """Directions of another axis and of the text are put together with wide ones; half of them are noise here."""
+    path = tmp_path / "m.pt"
+    how = ("--limit", 2, "--seeds", 2, "--steps", 2, "--until", 600, "--mu", 0.01, "--keep", 0.01, "--guidance", 3)
+    result = stereo("plan", "--model", model, *how, "--stay", "age", "--dtype", dtype, "-o", path, "--quiet")
+    assert result.exit_code == 0, result.stderr
+    mask = NeuronMask.load(path)
+    assert mask.metadata["dtype"] == dtype and mask.damping.isfinite().all() and mask.damping.any()
+    assert f"--dtype {dtype} --guidance 3.0" in result.stdout.splitlines()[-1]

@@ -246,8 +246,7 @@ def locate(
         # Lightning's own "fsdp" is torch's first one.
         trainer["strategy"] = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
     about = {
-        "model": model.name,
-        "call": model.call,
+        **model.about,
         "unet_shapes": shapes_digest(network),
         "unet_weights": weights_digest(network),
         "precision": str(trainer.get("precision") or "32-true"),

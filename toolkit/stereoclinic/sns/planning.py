@@ -241,8 +241,7 @@ def plan_stepwise(
     if candidates is not None and candidates.shape != (neurons,):
         raise InputError(f"candidates of shape {tuple(candidates.shape)}; expected ({neurons},), the model's neurons")
     about = {
-        "model": model.name,
-        "call": model.call,
+        **model.about,
         "unet_shapes": shapes_digest(network),
         "unet_weights": weights_digest(network),
         "axis": axis.name,
