@@ -64,14 +64,14 @@ _NOBODY = re.compile(
 
 
 def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
-    """A built-in set, a .txt/.csv/.jsonl/.parquet file, or a hub data set by its id (its split "train", streamed).
+    """A built-in set, a .txt/.csv/.json/.jsonl/.parquet file, or a hub data set by its id (its split "train", streamed).
 
     A table needs a column `prompt`; `occupation` (the person's noun, also the label results are grouped by) is used
     where it is there. Without it the person is what follows "of a", "of an" or "of the", or the prompt's {group}. A
     table of occupations alone, as published lists of professions are, asks for "a photo of a ..." of each.
 
     Raises:
-        InputError: Nothing there, empty, neither column, or a prompt in which no person can be found.
+        InputError: Nothing there, empty, neither column, or a prompt in which no person is found, or two may be meant.
     """
     if str(source) in BUILT_IN:
         return occupation_prompts(BUILT_IN[str(source)][:limit], [TEMPLATES[str(source)]])
