@@ -64,7 +64,7 @@ _NOBODY = re.compile(
 
 
 def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
-    """A built-in set, a .txt/.csv/.json/.jsonl/.parquet file, or a hub data set by its id (its split "train", streamed).
+    """A built-in set, a .txt/.csv/.json/.jsonl/.parquet file, or a hub data set by its id (split "train", streamed).
 
     A table needs a column `prompt`; `occupation` (the person's noun, also the label results are grouped by) is used
     where it is there. Without it the person is what follows "of a", "of an" or "of the", or the prompt's {group}. A
