@@ -1,61 +1,71 @@
-"""Small valid files of every kind that is read, and what reads them: the seeds of the fuzzing."""
+"""Small valid files of every kind that the commands read, and what reads them: the seeds of the fuzzing."""
 
+import atexit
+import functools
+import io
 import json
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
+import pyarrow
 import torch
+from pyarrow import parquet
+from tests.cli.conftest import write_model
+from tests.evaluation.readers.conftest import write_classifier
+from tests.fuzz import mutate
+from tests.fuzz.made import a_mask, a_relevance, states
 from torch import Tensor
+from typer.testing import CliRunner
 
+from stereo_cli import common, inspect_tables, judging, tables
+from stereo_cli.call import call_from
+from stereo_cli.main import app
 from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.composite_file import read_composite
-from stereoclinic.ddtd.relevance import STATES, Relevance, shapes_of
+from stereoclinic.ddtd.relevance import Relevance, shapes_of
+from stereoclinic.ddtd.shards import KIND as SHARD
+from stereoclinic.ddtd.shards import VERSION as SHARD_VERSION
 from stereoclinic.ddtd.shards import Shards
+from stereoclinic.digest import content_digest
+from stereoclinic.errors import InputError
 from stereoclinic.evaluation.bench.arms import SCHEMA
+from stereoclinic.evaluation.bench.drawing import KIND as DRAWN
+from stereoclinic.evaluation.bench.drawing import Part, Store
+from stereoclinic.evaluation.bench.mitigation import Mitigation
 from stereoclinic.evaluation.bench.protocols import load_protocol
 from stereoclinic.evaluation.metrics.amplification import load_reference
+from stereoclinic.evaluation.readers import PortraitsReader, open_reader
 from stereoclinic.evaluation.readers.classes import parse_classes
+from stereoclinic.evaluation.report.atlas import mask_map, relevance_map
 from stereoclinic.evaluation.report.located import relevance_summary
+from stereoclinic.evaluation.report.responses import axis_of, settings_of
 from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
 from stereoclinic.evaluation.results.truths import load_confusion
 from stereoclinic.evaluation.results.versus import compare_results, load_results
-from stereoclinic.pipelines.sites import Site
+from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.portraits.world import DEFAULT_WORLD, World
 from stereoclinic.prompts import load_prompts
+from stereoclinic.sns.choose import adjusted, choose
+from stereoclinic.sns.compare import compare
+from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.planning import KIND as PLAN
+from stereoclinic.sns.planning import VERSION as PLAN_VERSION
+from stereoclinic.sns.planning import Unfinished
 
-SITES = [
-    Site("down.0.ff.net.2", "ff", 3),
-    Site("single.0.proj_out[:1]", "attention", 1),
-    Site("single.0.proj_out[1:]", "ff", 1),
-    Site("up.1.conv2", "conv", 2),
-]
 CONFIGURATION = {"samples": 4, "axis": "gender"}
-
-
-def a_mask() -> NeuronMask:
-    metadata = {"axis": "gender", "seeds": [0, 3], "selection": {"how": "plan", "mu": 1.0}, "dose": {"seeds": [4, 5]}}
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.rand(2, 2, 7, generator=generator)
-    edges = torch.tensor([1000.0, 500.0, 0.0])
-    return NeuronMask(SITES, edges, factors, torch.zeros(2, 2, 7), metadata=metadata, groups=("female", "male"))
-
-
-def states() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = shapes_of(2, 2, 2, 7, 3)
-    return {name: torch.rand(shapes[name], generator=generator, dtype=torch.float64) + 1 for name in STATES}
-
-
-def a_relevance() -> Relevance:
-    edges, timesteps = torch.tensor([1000.0, 500.0, 0.0]), torch.tensor([900.0, 600.0, 300.0])
-    metadata = {"axis": "gender", "model": "m", "samples": 4, "dropped": 0, "seeds": [0, 1], "unet_weights": "0" * 64}
-    labels = ["doctor", "nurse"]
-    return Relevance(
-        SITES, ("female", "male"), labels, edges.double(), **states(), metadata=metadata, timesteps=timesteps
-    )
+PLANNING = {"root": "group", "seeds": [0, 1]}
+PART = Part(Mitigation("untreated"), [{"prompt": "a", "seed": 0}, {"prompt": "a", "seed": 1}], 2, 1.0, "m")
 
 
 def some_results() -> dict[str, Any]:
@@ -70,13 +80,38 @@ def some_results() -> dict[str, Any]:
 
 
 def read_mask(path: Path) -> None:
+    """As far as the commands go with a mask before they need its model."""
     mask = NeuronMask.load(path)
-    json.dumps([mask_summary(mask), mask.made_on, len(mask.origins)])
+    summary = mask_summary(mask)
+    json.dumps([summary, mask.made_on, len(mask.origins)])
+    tables.mask_table(summary)
+    inspect_tables.mask_tables(summary, 3)
+    inspect_tables.metadata_table(summary["metadata"])
+    call_from(None, None, None, mask.metadata)
+    common.patterns_of(mask.metadata)
+    judging.judged_too(load_protocol("time"), "m", mask)
+    compare(mask, adjusted(mask, 0.5, (1e9, -1e9)))
+    mask_map(summary, "m")
+    with suppress(InputError):
+        compose([mask, a_mask()], force=True)
+    with suppress(InputError):
+        common.own_axis(mask)
 
 
 def read_relevance(path: Path) -> None:
+    """As far as the commands go with relevance before they need its model."""
     found = Relevance.load(path)
-    json.dumps([lean_summary(found), relevance_summary(found, 3)])
+    leans, summary = lean_summary(found), relevance_summary(found, 3)
+    json.dumps([leans, summary])
+    tables.lean_table(leans)
+    inspect_tables.relevance_tables(summary, 3)
+    inspect_tables.metadata_table(summary["metadata"])
+    call_from(None, None, None, found.metadata)
+    common.patterns_of(found.metadata)
+    relevance_map(summary, "r")
+    choose(found)
+    settings_of(found)
+    axis_of(found)
 
 
 def read_shard(path: Path) -> None:
@@ -89,8 +124,169 @@ def read_results(path: Path) -> None:
     json.dumps(compare_results(found, found))
 
 
+def read_part(path: Path) -> None:
+    Store(path.parent).read([PART])
+
+
+def read_unfinished(path: Path) -> None:
+    Unfinished(path, PLANNING, neurons=3, steps=4).read()
+
+
+def read_options(path: Path) -> None:
+    """Options of a file, as far as the command's own values; an axis that is not there ends it either way."""
+    result = CliRunner().invoke(app, ["locate", "--config", str(path), "--axis", "none"])
+    if not isinstance(result.exception, SystemExit):
+        raise AssertionError("the command did not end by itself") from result.exception
+    if result.exit_code != 2 or "internal error" in result.stderr:
+        raise AssertionError(f"exit code {result.exit_code}: {result.stderr[-2000:]}")
+    if "unknown axis 'none'" not in result.stderr:
+        raise InputError(result.stderr.strip().splitlines()[-1])
+
+
+def read_model(path: Path) -> None:
+    """A model's folder, whichever of its files is odd, up to where drawing would begin."""
+    folder = next(each for each in (path, *path.parents) if (each / "model_index.json").is_file())
+    model = open_model(folder)
+    schedule_of(model, min(model.defaults.steps, 3), 1.0)
+
+
+def read_reader(path: Path) -> None:
+    PortraitsReader(path.parent).read(torch.zeros(1, 3, 8, 8))
+
+
+def read_classifier(path: Path) -> None:
+    open_reader(f"hf:{path.parent}", [load_axis("gender")])
+
+
+# What writes a case: into an empty folder, whole, or with something amiss.
+Write = Callable[[Path, Random | None], Path]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    Args:
+        write: Writes it into a folder, whole or (given random numbers) with something amiss; returns its path.
+        read: What a command does with it.
+        cases: Of a whole run of the fuzzing.
+    """
+
+    write: Write
+    read: Callable[[Path], Any]
+    cases: int = 600
+
+
+def _bytes(name: str, whole: bytes, swap: Callable[[Random, bytes], bytes] = mutate.damaged) -> Write:
+    def write(folder: Path, random: Random | None) -> Path:
+        path = folder / name
+        how = mutate.damaged if random is None or random.random() < 0.4 else swap
+        path.write_bytes(whole if random is None else how(random, whole))
+        return path
+
+    return write
+
+
+def _tensors(
+    name: str, kind: str, version: int, tensors: dict[str, Tensor], head: dict[str, Any], key: str | None = None
+) -> Write:
+    """A file of tensors; with a key, of those that hold a digest of what is in them."""
+
+    def save(path: Path, tensors: dict[str, Tensor], head: dict[str, Any]) -> None:
+        if key is not None:
+            head = {**head, "content": content_digest(key, json.loads(json.dumps(head)), tensors)}
+        save_tensors(path, kind, version, tensors, head)
+
+    def write(folder: Path, random: Random | None) -> Path:
+        path = folder / name
+        if random is None:
+            save(path, tensors, head)
+            return path
+        how = random.choice(["head", "head", "tensors", "tensors", "bytes", "odd", "pickle"])
+        if how == "head":
+            other = mutate.swapped(random, head)
+            save(path, tensors, other if isinstance(other, dict) else {"": other})
+        elif how == "tensors":
+            save(path, mutate.reshaped(random, tensors), head)
+        elif how == "bytes" or path.suffix != ".pt":
+            save(path, tensors, head)
+            path.write_bytes(mutate.damaged(random, path.read_bytes()))
+        else:
+            text = json.dumps({"kind": kind, "version": version, "metadata": head})
+            save(path, tensors, head)
+            odd = how == "odd"
+            path.write_bytes(
+                mutate.odd_objects(random, text, tensors) if odd else mutate.repacked(random, path.read_bytes())
+            )
+        return path
+
+    return write
+
+
+def _saved(name: str, made: NeuronMask | Relevance, kind: str) -> Write:
+    with TemporaryDirectory() as folder:
+        made.save(Path(folder) / "whole.pt")
+        return _tensors(name, kind, 2, *load_tensors(Path(folder) / "whole.pt", kind, 2))
+
+
+def _folder(make: Callable[[], Path], pattern: str, pickled: bool = False) -> Write:
+    """One of the files of a folder that fit a pattern is amiss; the rest are links to those of a whole one."""
+
+    def write(folder: Path, random: Random | None) -> Path:
+        whole, place = make(), folder / "model"
+        shutil.copytree(whole, place, copy_function=os.link)
+        path = place / sorted(each.relative_to(whole) for each in whole.glob(pattern))[0]
+        if random is None:
+            return path
+        path = random.choice(sorted(place.glob(pattern)))
+        content = path.read_bytes()
+        path.unlink()
+        if pickled:  # weights that only unpickling could read
+            other = path.with_name("pytorch_model.bin" if "text" in str(path) else "diffusion_pytorch_model.bin")
+            held = io.BytesIO()
+            torch.save(random.choice([{"a": Random(0)}, Random(0), {"a": torch.zeros(2)}, [1], "x"]), held)
+            other.write_bytes(mutate.damaged(random, held.getvalue()) if random.random() < 0.3 else held.getvalue())
+            return place / "model_index.json" if (place / "model_index.json").exists() else other
+        how = mutate.swapped_json if path.suffix == ".json" and random.random() < 0.8 else mutate.damaged
+        path.write_bytes(how(random, content))
+        return path
+
+    return write
+
+
+@functools.cache
+def _made(what: str) -> Path:
+    """A model's folder, or a classifier's, made once a process."""
+    folder = Path(mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if what == "model":
+        write_model(folder / what, seed=0)
+    else:
+        write_classifier(folder / what, ("female", "male"))
+    return folder / what
+
+
+def _model() -> Path:
+    return _made("model")
+
+
+def _reader() -> Path:
+    return _model() / "reader"
+
+
+def _classifier() -> Path:
+    return _made("classifier")
+
+
 def _shipped(folder: str, name: str) -> bytes:
     return (files("stereoclinic") / folder / name).read_bytes()
+
+
+def _parquet() -> bytes:
+    table = pyarrow.table({"prompt": ["a photo of a doctor", "a photo of a nurse"] * 20, "occupation": [""] * 40})
+    held = io.BytesIO()
+    parquet.write_table(table, held)
+    return held.getvalue()
 
 
 _COMPOSITE = b"""name = "mine"
@@ -105,29 +301,92 @@ depth = [0.0, 0.5]
 rule = "epsilon"
 epsilon = 1e-6
 """
+_OPTIONS = b"""model: portraits
+limit: 3
+seeds: 2
+guidance: 2.0
+stream: false
+call: [eta=0.5]
+select: plan
+mu: 1.0
+quiet: true
+"""
+_SAID = dict.fromkeys(("timestep", "before", "after", "off_axis", "damping"), 1.5)
+_TABLE = b"label,group,share\ndoctor,female,0.4\ndoctor,male,0.6\n"
+_COUNTS = b"group,read,count\nfemale,female,9\nfemale,male,1\nmale,male,8\nmale,female,2\n"
+_ROWS = b'{"prompt": "a photo of a doctor", "occupation": "doctor"}\n' * 2
+_ONE_ROW = b'[{"prompt": "a photo of a doctor", "occupation": "doctor"}]'
 
-#: Ending and content of texts, and what reads them.
-TEXTS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {
-    "axis": (".toml", _shipped("axes", "gender.toml"), load_axis),
-    "composite": (".toml", _COMPOSITE, read_composite),
-    "protocol": (".toml", _shipped("evaluation/bench/protocols", "time.toml"), load_protocol),
-    "world": (".toml", DEFAULT_WORLD.read_bytes(), World.load),
-    "classes": (".toml", b'female = ["Woman", "Girl"]\nmale = ["Man"]\n', lambda path: parse_classes([str(path)])),
-    "classes in JSON": (".json", b'{"female": ["Woman"], "male": ["Man"]}', lambda path: parse_classes([str(path)])),
-    "reference": (".csv", b"label,group,share\ndoctor,female,0.4\ndoctor,male,0.6\n", load_reference),
-    "confusion": (
-        ".csv",
-        b"group,read,count\nfemale,female,9\nfemale,male,1\nmale,male,8\nmale,female,2\n",
-        lambda path: load_confusion(path, ("female", "male")),
+
+def _classes(path: Path) -> None:
+    parse_classes([str(path)])
+
+
+KINDS: dict[str, Kind] = {
+    **{
+        f"{name}{ending}": Kind(_saved(f"one{ending}", made, name), read, 2000)
+        for name, made, read in (("mask", a_mask(), read_mask), ("relevance", a_relevance(), read_relevance))
+        for ending in (".pt", ".safetensors")
+    },
+    "shard": Kind(
+        _tensors(
+            "a-0.safetensors", SHARD, SHARD_VERSION, {**states(), "done": torch.tensor([0, 2])},
+            {"configuration": CONFIGURATION, "labels": ["a", "b"], "dropped": 1},
+        ),
+        read_shard, 1000,
     ),
-    "results": (".json", json.dumps(some_results()).encode(), read_results),
-    "prompts": (".txt", b"a photo of a doctor\na photo of an {group} nurse\n", load_prompts),
-    "prompts in CSV": (".csv", b'prompt,occupation\n"a doctor, at work",doctor\na photo of a nurse,\n', load_prompts),
-    "prompts in JSON": (".jsonl", b'{"prompt": "a photo of a doctor", "occupation": "doctor"}\n' * 2, load_prompts),
+    "unfinished plan": Kind(
+        _tensors(
+            "one.unfinished.safetensors", PLAN, PLAN_VERSION, {"factors": torch.ones(2, 3), "roots": torch.zeros(2, 3)},
+            {"configuration": PLANNING, "steps": [_SAID, _SAID]},
+        ),
+        read_unfinished, 1000,
+    ),
+    "bench part": Kind(
+        _tensors(
+            f"{PART.key}.safetensors", DRAWN, 1,
+            {"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "allotted": torch.tensor([0, -1])},
+            {"arm": "untreated", "seconds": 1.5, "device": "cpu", "memory": None}, PART.key,
+        ),
+        read_part, 1000,
+    ),
+    "results.json": Kind(
+        _bytes("results.json", json.dumps(some_results()).encode(), mutate.swapped_json), read_results, 1500
+    ),
+    "axis": Kind(_bytes("a.toml", _shipped("axes", "gender.toml"), mutate.swapped_toml), load_axis),
+    "protocol": Kind(
+        _bytes("a.toml", _shipped("evaluation/bench/protocols", "time.toml"), mutate.swapped_toml), load_protocol
+    ),
+    "composite": Kind(_bytes("a.toml", _COMPOSITE, mutate.swapped_toml), read_composite),
+    "world": Kind(_bytes("a.toml", DEFAULT_WORLD.read_bytes(), mutate.swapped_toml), World.load),
+    "classes in TOML": Kind(
+        _bytes("a.toml", b'female = ["Woman", "Girl"]\nmale = ["Man"]\n', mutate.swapped_toml), _classes
+    ),
+    "classes in JSON": Kind(_bytes("a.json", b'{"female": ["Woman"], "male": ["Man"]}', mutate.swapped_json), _classes),
+    "reference": Kind(_bytes("a.csv", _TABLE), load_reference),
+    "confusion": Kind(_bytes("a.csv", _COUNTS), lambda path: load_confusion(path, ("female", "male"))),
+    "options": Kind(_bytes("a.yaml", _OPTIONS, mutate.swapped_yaml), read_options, 1500),
+    "prompts in text": Kind(_bytes("p.txt", b"a photo of a doctor\na photo of an {group} nurse\n"), load_prompts, 500),
+    "prompts in CSV": Kind(
+        _bytes("p.csv", b'prompt,occupation\n"a doctor, at work",doctor\na photo of a nurse,\n'), load_prompts, 500
+    ),
+    "prompts in JSON lines": Kind(_bytes("p.jsonl", _ROWS), load_prompts, 500),
+    "prompts in JSON": Kind(_bytes("p.json", _ONE_ROW, mutate.swapped_json), load_prompts, 500),
+    "prompts in Parquet": Kind(_bytes("p.parquet", _parquet()), load_prompts, 500),
+    "model's defaults": Kind(_folder(_model, "stereoclinic.json"), read_model, 300),
+    "model's index": Kind(_folder(_model, "model_index.json"), read_model, 300),
+    "scheduler": Kind(_folder(_model, "scheduler/*.json"), read_model, 300),
+    "denoiser": Kind(_folder(_model, "unet/*.json"), read_model, 300),
+    "autoencoder": Kind(_folder(_model, "vae/*.json"), read_model, 300),
+    "text encoder": Kind(_folder(_model, "text_encoder/*.json"), read_model, 300),
+    "tokenizer": Kind(_folder(_model, "tokenizer/*.json"), read_model, 300),
+    "weights": Kind(_folder(_model, "[tuv]*/*.safetensors"), read_model, 300),
+    "pickled weights": Kind(_folder(_model, "[tuv]*/*.safetensors", pickled=True), read_model, 100),
+    "reader": Kind(_folder(_reader, "*"), read_reader, 600),
+    "classifier": Kind(_folder(_classifier, "*.json"), read_classifier, 300),
 }  # fmt: skip
 
-#: What writes a file of tensors, and what reads it.
-TENSORS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
-    "mask": (lambda path: a_mask().save(path), read_mask),
-    "relevance": (lambda path: a_relevance().save(path), read_relevance),
-}
+
+def write_case(kind: Kind, name: str, number: int, folder: Path) -> Path:
+    """The case of a number, always the same."""
+    return kind.write(folder, Random(f"{name} {number}"))

@@ -21,4 +21,5 @@ class UncoveredOperation(RuntimeError):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, as part of one line of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    return "".join(each if each.isprintable() else "?" for each in line)

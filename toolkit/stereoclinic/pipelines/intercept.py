@@ -159,8 +159,11 @@ def call_pipeline(
     steps: int,
     guidance: float,
     output: str = "latent",
+    learning: bool = False,
 ) -> Any:
     """`pipe(...)`; None where the watcher left it.
+
+    While a pipeline is learnt, nothing of ours runs in it but the watcher: what else is raised is the model's fault.
 
     Raises:
         InputError: The pipeline refuses what it is given.
@@ -182,8 +185,9 @@ def call_pipeline(
         if free is not None:
             free()
         return None
-    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-        if watcher is not None and (watcher.steps or watcher.failure is error):
+    except Exception as error:
+        ours = watcher is not None and (watcher.failure is error or (watcher.steps and not learning))
+        if ours or not (learning or isinstance(error, ValueError | TypeError | IndexError | ZeroDivisionError)):
             raise
         raise InputError(
             f"{type(model.pipe).__name__} refuses its call ({steps} steps): {first_line(error)}"

@@ -166,7 +166,12 @@ def _learn(model: Model, guidance: float, steps: int) -> Learnt:
                 number = min(len(seen), len(outputs)) - 1
                 rows = len(prompts) * len(tree.stacked(tree.sample_of(outputs[number])))
                 return _zeros(outputs[number], rows)
-            outputs.append(watcher.run(arguments))
+            try:
+                outputs.append(watcher.run(arguments))
+            except Exception as error:
+                if any(each._forward_hooks or each._forward_pre_hooks for each in model.network.modules()):
+                    raise  # somebody else's, or ours
+                raise InputError(f"model {model.name!r}: its denoiser cannot run: {first_line(error)}") from error
             return outputs[-1]
 
         def stepped(step: int, prediction: Tensor) -> None:
@@ -174,7 +179,7 @@ def _learn(model: Model, guidance: float, steps: int) -> Learnt:
             raise Left
 
         generators = [torch.Generator().manual_seed(0) for _ in prompts]
-        call_pipeline(model, Watcher(model, called, stepped), prompts, generators, steps, guidance)
+        call_pipeline(model, Watcher(model, called, stepped), prompts, generators, steps, guidance, learning=True)
         if not predictions:
             raise InputError(f"model {model.name!r}: {kind} never asked its scheduler for a step")
         return seen

@@ -117,8 +117,22 @@ def open_pipeline(
             )
         else:
             pipe = _from_hub(str(model), kind, variant)
+    _check_whole(pipe, str(model))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def _check_whole(pipe: "DiffusionPipeline", model: str) -> None:
+    """Raises InputError where a configuration asks for weights that the files do not hold."""
+    from torch import nn
+
+    for part, component in pipe.components.items():
+        if isinstance(component, nn.Module):
+            for name, value in component.state_dict().items():
+                if value.is_meta:
+                    raise InputError(
+                        f"model {model}: its {part} lacks the weights {name}, which its configuration asks for"
+                    )
 
 
 def _from_folder(model: str, folder: Path, dtype: "torch.dtype", variant: str | None) -> "DiffusionPipeline":

@@ -67,7 +67,7 @@ def _schedule(model: Model, steps: int, guidance: float) -> Schedule:
             raise Left
 
     watcher = Watcher(model, called, stepped)
-    call_pipeline(model, watcher, PROMPTS[:1], [torch.Generator().manual_seed(0)], steps, guidance)
+    call_pipeline(model, watcher, PROMPTS[:1], [torch.Generator().manual_seed(0)], steps, guidance, learning=True)
     found = tuple(timesteps.values())
     if len(found) > 1 and found[0] < found[-1]:
         name = type(model.pipe.scheduler).__name__
