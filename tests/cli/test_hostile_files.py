@@ -18,6 +18,7 @@ from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.files import load_tensors, save_tensors
 from stereoclinic.metadata import check_metadata
 from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.prompts import load_prompts
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
@@ -210,3 +211,31 @@ def test_names_in_an_axis_file_are_short_and_printable(tmp_path: Path, name: str
         (tmp_path / "a.toml").write_text(content)
         with pytest.raises(InputError, match="is no name of up to 200 printable characters"):
             load_axis(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [("text_encoder/config.json", "num_hidden_layers", 2**40), ("unet/config.json", "layers_per_block", [1, 1001])],
+)
+def test_a_model_that_asks_for_layers_without_end(model: Path, tmp_path: Path, file: str, key: str, value: Any):
+    shutil.copytree(model, tmp_path / "m")
+    data = json.loads((model / file).read_text())
+    (tmp_path / "m" / file).write_text(json.dumps({**data, "text_config": {key: value}}))
+    with pytest.raises(InputError, match=rf"asks for {key} .*; models have up to 1000"):
+        open_model(tmp_path / "m")
+
+
+def test_weights_that_a_configuration_asks_for_and_no_file_holds(model: Path, monkeypatch: pytest.MonkeyPatch):
+    pipe = open_model(model).pipe
+    pipe.unet.conv_out.to("meta")  # where the library leaves them
+    monkeypatch.setattr("stereoclinic.pipelines.opening._from_pretrained", lambda *_, **__: pipe)
+    with pytest.raises(InputError, match=r"its unet lacks weights that its configuration asks for: conv_out\.weight"):
+        open_model(model)
+
+
+def test_a_denoiser_that_cannot_run(model: Path, tmp_path: Path):
+    shutil.copytree(model, tmp_path / "m")
+    path = tmp_path / "m" / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "downsample_padding": 2**40}))
+    with pytest.raises(InputError, match="its denoiser cannot run: "):
+        schedule_of(open_model(tmp_path / "m"), 2, 1.0)

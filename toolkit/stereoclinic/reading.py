@@ -23,7 +23,10 @@ DEEPEST = 50
 #: Characters of the name of an axis or a group, groups of an axis, and timestep bins of a mask or of relevance:
 #: schedulers have a thousand timesteps.
 LONGEST_NAME, MOST_GROUPS, MOST_BINS = 200, 100, 10_000
+#: Layers of a model of one kind.
+MOST_LAYERS = 1000
 
+_LAYERS = re.compile("layers|depth|num_blocks|num_stages")
 #: What a terminal would obey, and halves of characters; but for tabs and ends of lines.
 ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -121,6 +124,32 @@ def check_plain(data: Any, finite: bool = False) -> None:
 def is_name(value: Any) -> bool:
     """Whether something can be the name of an axis or of a group, or the words that ask for one."""
     return isinstance(value, str) and 0 < len(value.strip()) <= len(value) <= LONGEST_NAME and value.isprintable()
+
+
+def check_layers(path: Path, what: str) -> None:
+    """Refuse a part's configuration that asks for more layers than any model has.
+
+    Libraries make one after another before they look whether there are weights for them, and would not come to an end.
+    What cannot be read is left to the library to refuse.
+
+    Args:
+        path: Of a config.json; it need not be there.
+        what: It is of, in errors.
+
+    Raises:
+        InputError: It asks for more.
+    """
+    try:
+        waiting = [json.loads(path.read_bytes())] if path.is_file() and path.stat().st_size <= MOST else []
+    except (OSError, ValueError, RecursionError):
+        return
+    for table in filter(lambda each: isinstance(each, dict), waiting):
+        for key, value in table.items():
+            if isinstance(value, dict):
+                waiting.append(value)
+            numbers = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)]
+            if _LAYERS.search(key) and any(number > MOST_LAYERS for number in numbers):
+                raise InputError(f"{what}: {path} asks for {key} {value!r:.40}; models have up to {MOST_LAYERS}")
 
 
 def _no_number(name: str) -> NoReturn:

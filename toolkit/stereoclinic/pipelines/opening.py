@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stereoclinic.errors import InputError, first_line
-from stereoclinic.reading import read_json
+from stereoclinic.reading import check_layers, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -137,6 +137,8 @@ def _check_whole(pipe: "DiffusionPipeline", model: str) -> None:
 
 def _from_folder(model: str, folder: Path, dtype: "torch.dtype", variant: str | None) -> "DiffusionPipeline":
     _check_index(_read_index(folder, model), model)
+    for path in sorted(folder.glob("*/config.json")):
+        check_layers(path, f"model {model}")
     try:
         return _from_pretrained(str(folder), dtype, variant, local_files_only=True)
     except Exception as error:  # whatever the library raises, the files are not what it needs

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from stereoclinic.errors import InputError, first_line
+from stereoclinic.reading import check_layers
 
 
 def open_model(kind: Any, model: str, spec: str) -> Any:
@@ -26,6 +27,7 @@ def open_model(kind: Any, model: str, spec: str) -> Any:
     Raises:
         InputError: Nothing can be opened under this name, or weights are missing.
     """
+    check_layers(Path(model) / "config.json", spec)
     with _quiet(), _told(model, spec):
         found, info = kind.from_pretrained(
             model,
