@@ -138,10 +138,10 @@ def test_batches_change_nothing_but_rounding(little: Model) -> None:
     how = {**QUICK, "guidance": 3.0, "keep": 0.1, "root": "group", "until": 800.0, "replans": 1}
     stay = [Axis("age", ("young", "middle", "old"), ("young", "middle-aged", "old"))]
     whole, *others = (
-        plan_stepwise(little, AXIS, samples, Stepwise(batch_size=size, **how), False, stay) for size in (36, 1, 2, 3, 5)
+        plan_stepwise(little, AXIS, samples, Stepwise(batch_size=size, **how), False, stay) for size in (36, 1, 3)
     )
     leans = lean_left(little, AXIS, samples, whole, 1.0, 4, 3.0)
-    for mask, size in zip(others, (1, 2, 3, 5), strict=True):
+    for mask, size in zip(others, (1, 3), strict=True):
         torch.testing.assert_close(mask.factors, whole.factors, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(mask.roots, whole.roots)
         for one, two in zip(*(each.metadata["selection"]["bins"] for each in (mask, whole)), strict=True):

@@ -122,7 +122,7 @@ def _facts(results: Data) -> str:
     if "steps" in results:
         parts.append(f"{results['steps']} steps")
     if left_out := results.get("left_out"):
-        parts.append(f"{left_out['pictures']} pictures showed nothing, and their seeds are left out")
+        parts.append(f"pictures that showed nothing: {left_out['pictures']} (their seeds are left out)")
     target = results.get("target_shares") or []
     if target:
         aims = (f"{group} {number(share)}" for group, share in zip(results["groups"], target, strict=False))
