@@ -65,7 +65,8 @@ class Axis:
         for where, table in tables.items():
             if unknown := [group for group in table if group not in self.groups]:
                 raise InputError(
-                    f"axis {self.name!r} has no group {unknown[0]!r}, named in {where}; it has {', '.join(self.groups)}"
+                    f"axis {self.name!r} has no group {unknown[0]!r:.40}, named in {where}; it has"
+                    f" {', '.join(self.groups)}"
                 )
         lists = {f"{where} {group}": words for where, table in tables.items() for group, words in table.items()}
         lists |= {"unless": self.unless, "[reader.clip] templates": self.templates}
@@ -167,8 +168,8 @@ def load_axis(name: str | Path) -> Axis:
     if wrong := [key for key, kind in form.items() if not isinstance(data.get(key), kind)]:
         raise InputError(f"axis file {path}: {', '.join(wrong)} missing or of another form than in axes/gender.toml")
     groups, words, reader = data["groups"], data["words"], data["reader"]
-    if odd := [group for group in groups if not isinstance(group, str) or not group.strip()]:
-        raise InputError(f'axis file {path}: group {odd[0]!r}; expected names, such as ["female", "male"]')
+    if odd := [group for group in groups if not is_name(group)]:
+        raise InputError(f'axis file {path}: group {odd[0]!r:.40}; expected names, such as ["female", "male"]')
     missing = [group for group in groups if not isinstance(words.get(group), str)]
     if missing:
         raise InputError(f"axis file {path}: no word for {', '.join(missing)} in [words]")
@@ -176,7 +177,7 @@ def load_axis(name: str | Path) -> Axis:
     templates = clip.pop("templates", [])
     for where, table in (("[also]", data["also"]), ("[reader.clip]", clip), ("[reader.hf]", classes)):
         if listed := [group for group, phrases in table.items() if not isinstance(phrases, list)]:
-            raise InputError(f"axis file {path}: {listed[0]} in {where} is no list of words")
+            raise InputError(f"axis file {path}: {listed[0]!r:.40} in {where} is no list of words")
     if not isinstance(templates, list):
         raise InputError(f"axis file {path}: templates in [reader.clip] is no list")
     heads = {str(key): str(value) for key, value in reader.items() if not isinstance(value, dict)}
