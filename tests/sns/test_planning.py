@@ -13,7 +13,7 @@ from stereoclinic.files import load_tensors, save_tensors
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts import Samples, load_prompts, with_seeds
-from stereoclinic.sns.dose import find_dose, lean_left
+from stereoclinic.sns.dose import find_dose
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.planning import KIND, VERSION, plan_stepwise
 from stereoclinic.sns.stepwise import Stepwise
@@ -130,23 +130,6 @@ def test_samples_that_do_not_fit_in_memory_together(little: Model, samples: Samp
         parted = plan_stepwise(little, AXIS, samples, settings, warn=said.append)
     assert same(parted, one_by_one)
     assert said == ["4 samples at a time do not fit in memory; going on with 1"]
-
-
-def test_batches_change_nothing_but_rounding(little: Model) -> None:
-    """With directions of another axis and of the text, of which each sample is asked about some."""
-    samples = with_seeds(load_prompts("portraits", 5), 0, 1)
-    how = {**QUICK, "guidance": 3.0, "keep": 0.1, "root": "group", "until": 800.0, "replans": 1}
-    stay = [Axis("age", ("young", "middle", "old"), ("young", "middle-aged", "old"))]
-    whole, *others = (
-        plan_stepwise(little, AXIS, samples, Stepwise(batch_size=size, **how), False, stay) for size in (36, 1, 3)
-    )
-    leans = lean_left(little, AXIS, samples, whole, 1.0, 4, 3.0)
-    for mask, size in zip(others, (1, 3), strict=True):
-        torch.testing.assert_close(mask.factors, whole.factors, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(mask.roots, whole.roots)
-        for one, two in zip(*(each.metadata["selection"]["bins"] for each in (mask, whole)), strict=True):
-            assert one == pytest.approx(two, rel=1e-4)
-        torch.testing.assert_close(lean_left(little, AXIS, samples, whole, 1.0, 4, 3.0, batch_size=size), leans)
 
 
 def blind(unet: torch.nn.Module) -> None:

@@ -117,12 +117,22 @@ def test_the_mask_does_what_was_planned(little: Model, samples: Dataset) -> None
     at_step(little, rows, 0, check, [AXIS])
 
 
-def test_batches_change_nothing_but_rounding(little: Model, samples: Dataset) -> None:
-    settings = {**QUICK, "guidance": 2.0}
-    one = plan_stepwise(little, AXIS, samples, Stepwise(**settings), stay=[load_axis("age")])
-    two = plan_stepwise(little, AXIS, samples, Stepwise(**settings, batch_size=3), stay=[load_axis("age")])
-    torch.testing.assert_close(one.factors, two.factors, rtol=0, atol=1e-3)
-    assert one.metadata["selection"]["stay"] == ["age"]
+def test_batches_change_nothing_but_rounding(little: Model) -> None:
+    """Nor what is said of the plan, nor what it leaves; each sample is asked about one of several directions."""
+    samples = with_seeds(load_prompts("portraits", 5), 0, 1)
+    how = {**QUICK, "guidance": 3.0, "keep": 0.1, "root": "group", "until": 800.0, "replans": 1}
+    stay = [Axis("age", ("young", "middle", "old"), ("young", "middle-aged", "old"))]
+    whole, *others = (
+        plan_stepwise(little, AXIS, samples, Stepwise(batch_size=size, **how), stay=stay) for size in (36, 1, 3)
+    )
+    leans = lean_left(little, AXIS, samples, whole, 1.0, 4, 3.0)
+    assert whole.metadata["selection"]["stay"] == ["age"]
+    for mask, size in zip(others, (1, 3), strict=True):
+        torch.testing.assert_close(mask.factors, whole.factors, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(mask.roots, whole.roots)
+        for one, two in zip(*(each.metadata["selection"]["bins"] for each in (mask, whole)), strict=True):
+            assert one == pytest.approx(two, rel=1e-4)
+        torch.testing.assert_close(lean_left(little, AXIS, samples, whole, 1.0, 4, 3.0, batch_size=size), leans)
 
 
 def test_a_high_price_leaves_the_model_alone(little: Model, samples: Dataset) -> None:
