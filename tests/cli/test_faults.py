@@ -219,7 +219,7 @@ def test_a_process_that_is_killed_ends_the_job(model: Path, tmp_path: Path, kill
         pass
 
 
-def tests_named_in(rows: list[str]) -> list[tuple[str, str]]:
+def named_in(rows: list[str]) -> list[tuple[str, str]]:
     """File and name of the tests of each row, all of which there are."""
     named = []
     for row in rows:
@@ -234,13 +234,13 @@ def tests_named_in(rows: list[str]) -> list[tuple[str, str]]:
 def test_each_row_of_odd_input_names_tests_that_there_are():
     lines = (ROOT / "docs" / "input.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith("| ") and not line.startswith(("| input |", "| --- |"))]
-    assert len(tests_named_in(rows)) >= len(rows) > 40
+    assert len(named_in(rows)) >= len(rows) > 40
 
 
 def test_the_table_names_a_test_for_each_fault_and_each_test_has_a_row():
     rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")][2:]
     assert all(re.search(r"\| (0|2|3|70|130|137) \|", row) for row in rows)
-    named = tests_named_in(rows)
+    named = named_in(rows)
     here = set(re.findall(r"^def (test_\w+)\(", Path(__file__).read_text(), re.MULTILINE))
     of_tables = {
         "test_the_table_names_a_test_for_each_fault_and_each_test_has_a_row",

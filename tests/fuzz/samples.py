@@ -346,7 +346,7 @@ KINDS: dict[str, Kind] = {
         _tensors(
             f"{PART.key}.safetensors", DRAWN, 1,
             {"images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "allotted": torch.tensor([0, -1])},
-            {"arm": "untreated", "seconds": 1.5, "device": "cpu", "memory": None}, PART.key,
+            {"arm": "untreated", "seconds": 1.5, "device": "cpu", "memory": None, "blank": [1]}, PART.key,
         ),
         read_part, 1000,
     ),
