@@ -1,6 +1,6 @@
 """Opening a pipeline: a built-in model, a local folder, a single-file checkpoint, or a hub id.
 
-All loading is diffusers' own. What it would do for a model that cannot be treated anyway, or that it cannot find, is
+All loading is diffusers' own. What it would do for a model that is not supported, or that it cannot find, is
 said before anything large is read or fetched; no code that comes with a model is run.
 """
 
@@ -100,7 +100,7 @@ def open_pipeline(
         warn: As of `open_model`.
 
     Raises:
-        InputError: Nothing can be opened under this name, or it is of a family that cannot be treated.
+        InputError: Nothing can be opened under this name, or it is not supported.
     """
     kind, folder, path = dtype_of(dtype), model_folder(model), Path(model)
     with _no_bars():
