@@ -28,7 +28,7 @@ def figures(data: Any) -> Any:
 def bench(model, located) -> tuple[object, ...]:
     """One that draws long enough to be stopped."""
     return (
-        "bench", "--model", model, "--mask", located, "--limit", 3, "--images", 6, "--group-images", 1, "--steps", 12,
+        "bench", "--model", model, "--mask", located, "--limit", 3, "--images", 4, "--group-images", 1, "--steps", 8,
         "--batch-size", 2, "--accelerator", "cpu",
     )  # fmt: skip
 
