@@ -154,5 +154,6 @@ def wheel(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """Fuzz every reader of files, in more than 20,000 cases; arguments after -- go to tests/fuzz/run.py."""
     session.install("-c", "constraints.txt", "-e", ".[test]")
-    quiet = {"PYTHONPATH": ".", "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {"PYTHONPATH": ".", "PYTHONWARNINGS": "ignore"}
+    quiet |= {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "critical"}
     session.run("python", "-m", "tests.fuzz.run", *session.posargs, env={**ENVIRONMENT, **quiet})
