@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common, options
+from stereo_cli import common, options, prompt_notes
 from stereo_cli.call import call_from
 from stereo_cli.progress import progress_bar
 
@@ -145,7 +145,7 @@ def apply(
     from stereoclinic.pipelines.schedule import schedule_of
 
     schedule_of(opened, steps, guidance)  # refused before anything is drawn
-    common.note_cut(opened, cut_prompts(opened, texts, guidance, steps), guidance, steps)
+    prompt_notes.note_cut(opened, cut_prompts(opened, texts, guidance, steps), guidance, steps)
     for path, each in zip(masks, loaded, strict=True):
         common.note_differences(path.name, each, opened)
     rows: list[dict[str, Any]] = [{"prompt": text, "seed": seed + i} for text in texts for i in range(count)]

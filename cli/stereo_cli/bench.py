@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stereo_cli import bench_options, common, judging, options
+from stereo_cli import bench_options, common, judging, options, prompt_notes
 from stereo_cli.beside import relevance_beside
 from stereo_cli.call import call_from
 from stereo_cli.progress import progress_bar
@@ -239,8 +239,8 @@ def bench(
     for setup in protocols:
         schedule_of(opened, setup.steps, setup.guidance)  # refused before anything is drawn
     further = [] if beyond is None else [beyond]
-    common.check_length(opened, rows, chosen, protocols[0].guidance, protocols[0].steps, *further)
-    common.note_named(rows, chosen)
+    prompt_notes.check_length(opened, rows, chosen, protocols[0].guidance, protocols[0].steps, *further)
+    prompt_notes.note_named(rows, chosen)
     for name, mask in loaded.items():
         made_for = mask.metadata.get("axis")
         if made_for is not None and chosen.name not in [made_for, *str(made_for).split("+")]:

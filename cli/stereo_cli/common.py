@@ -10,7 +10,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TextIO, cast
@@ -275,60 +275,6 @@ def neutral_prompts(source: str, limit: int | None) -> "Dataset":
 
     held_out = load_protocol(name).calibration()
     return held_out.take(min(limit or len(held_out), len(held_out)))
-
-
-def note_named(rows: "Dataset", axis: "Axis") -> None:
-    """Say that some of the neutral prompts name a group: the gate will leave such prompts alone."""
-    from stereoclinic.prompts import write
-    from stereoclinic.sns.gate import named_groups
-
-    found = [(prompt, groups) for prompt in map(write, rows) if (groups := named_groups(prompt, axis))]
-    if found:
-        prompt, groups = found[0]
-        note(
-            f"{len(found)} of {len(rows)} prompts name a group, and the gate leaves these alone: first {prompt!r}"
-            f" ({', '.join(groups)})"
-        )
-
-
-def check_length(model: "Model", rows: "Dataset", axis: "Axis", guidance: float, steps: int, *more: "Dataset") -> None:
-    """Say which prompts are too long for the model to read.
-
-    Args:
-        model: The pipeline.
-        rows: Neutral prompts, of which those that name a group are made.
-        axis: Its words do so.
-        guidance: Scale.
-        steps: Of the scheduler.
-        *more: Further prompts, that name nobody.
-
-    Raises:
-        InputError: What is not read is the word of a group.
-    """
-    from stereoclinic.ddtd.trajectory import check_prompts
-    from stereoclinic.pipelines.cut import TOGETHER, cut_prompts
-    from stereoclinic.prompts import group_prompts, write
-
-    texts = [[write(row), *group_prompts(row, axis)] for row in rows]
-    others = [write(row) for each in more for row in each]
-    cut = cut_prompts(model, [text for each in texts for text in each] + others, guidance, steps)
-    long = set(cut)
-    near = [{**row, "prompt": each[0]} for row, each in zip(rows, texts, strict=True) if not long.isdisjoint(each)]
-    for start in range(0, len(near), TOGETHER):
-        check_prompts(model, axis, near[start : start + TOGETHER], guidance, steps)
-    note_cut(model, cut, guidance, steps)
-
-
-def note_cut(model: "Model", cut: Sequence[str], guidance: float, steps: int) -> None:
-    """Say from which word on the first of some prompts is not read, and how many more are cut."""
-    from stereoclinic.pipelines.cut import first_unread
-
-    if cut:
-        number, word = first_unread(model, cut[0], guidance, steps)
-        more = f"; so are {len(cut) - 1} more" if len(cut) > 1 else ""
-        note(
-            f"prompt {cut[0]!r} is too long for the model, which does not read it from word {number} ({word}) on{more}"
-        )
 
 
 def reader_folder(model: str, advice: str) -> Path:

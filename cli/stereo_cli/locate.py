@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common, options
+from stereo_cli import common, options, prompt_notes
 from stereo_cli.beside import relevance_file
 from stereo_cli.call import call_from
 from stereo_cli.progress import progress_bar, refuse_left_over, says_what_is_kept
@@ -200,8 +200,8 @@ def locate(
     timesteps = settings.timesteps(opened)
     edges = settings.edges(timesteps, opened.training_steps)
     if not isinstance(samples, Stream):
-        common.check_length(opened, samples.prompts, chosen, guidance, steps)
-        common.note_named(samples.prompts, chosen)
+        prompt_notes.check_length(opened, samples.prompts, chosen, guidance, steps)
+        prompt_notes.note_named(samples.prompts, chosen)
     measured, walked = len(timesteps), len(schedule_of(opened, steps, guidance).timesteps)
     if select == "top-k":
         number_of(selection.k, len(neurons_of(watched, None)))

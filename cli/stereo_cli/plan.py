@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common, dosing, options
+from stereo_cli import common, dosing, options, prompt_notes
 from stereo_cli.beside import PLANNED
 from stereo_cli.call import call_from
 from stereo_cli.progress import Advance, progress_bar, refuse_left_over, says_what_is_kept
@@ -228,8 +228,8 @@ def plan(
     timesteps = schedule_of(opened, settings.steps, scale).timesteps
     if not (treated := len(settings.treated(timesteps))):
         raise InputError(f"--until {until:g}: no step lies above it; timesteps run from {timesteps[0]:g}")
-    common.check_length(opened, rows, chosen, scale, settings.steps)
-    common.note_named(rows, chosen)
+    prompt_notes.check_length(opened, rows, chosen, scale, settings.steps)
+    prompt_notes.note_named(rows, chosen)
     candidates = None
     if located is not None and among < 1:
         from stereoclinic.sns.mask import in_unit
