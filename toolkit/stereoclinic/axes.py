@@ -10,7 +10,7 @@ from stereoclinic.errors import InputError
 from stereoclinic.reading import LONGEST_NAME, MOST_GROUPS, is_name, read_toml
 
 _FOLDER = Path(__file__).with_name("axes")
-#: Words and phrases in one list of those that a mask brings, and characters of one.
+#: Words and phrases in one list of those that a mask brings.
 MOST_WORDS = 10_000
 
 #: What an axis of race, ethnicity or skin tone speaks of, where its file does not say whether it is one.
