@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from stereoclinic.axes import Axis, gate_words, known_axes, load_axis, made_for
 from stereoclinic.errors import InputError
-from stereoclinic.sns.gate import named_groups
+from stereoclinic.prompts.axes import Axis, gate_words, known_axes, load_axis, made_for
+from stereoclinic.sns.policy import named_groups
 
 HEADWEAR = """
 name = "headwear"

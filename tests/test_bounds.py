@@ -15,19 +15,19 @@ from pyarrow import parquet
 from tests.fuzz.made import a_mask, a_relevance
 
 from stereoclinic.errors import InputError
-from stereoclinic.files import load_tensors, save_tensors
-from stereoclinic.reading import MOST, MOST_TOML, check_plain
+from stereoclinic.io.files import load_tensors, save_tensors
+from stereoclinic.io.reading import MOST, MOST_TOML, check_plain
 
 #: Reads each file that it is given and prints by how many bytes the process grew, and what it was told.
 _READ = """
 import json, resource, sys
 from pathlib import Path
-from stereoclinic.axes import load_axis
+from stereoclinic.prompts.axes import load_axis
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.results.truths import load_confusion
-from stereoclinic.evaluation.results.versus import load_results
-from stereoclinic.prompts import load_prompts
+from stereoclinic.evaluation.references import load_confusion
+from stereoclinic.evaluation.compare import load_results
+from stereoclinic.prompts.sets import load_prompts
 from stereoclinic.sns.mask import NeuronMask
 from tests.fuzz.made import a_mask, a_relevance
 read = {

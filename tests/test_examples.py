@@ -17,7 +17,7 @@ MODULES = sorted(
 
 
 def test_there_are_examples() -> None:
-    assert "stereoclinic.evaluation.metrics.bias" in MODULES
+    assert "stereoclinic.statistics.shares" in MODULES
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stereoclinic.printable import printable
+from stereoclinic.io.text import printable
 
 
 @given(st.text(st.characters(exclude_characters="\\")))

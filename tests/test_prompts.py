@@ -9,9 +9,9 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.axes import Axis, known_axes, load_axis
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import (
+from stereoclinic.prompts.axes import Axis, known_axes, load_axis
+from stereoclinic.prompts.sets import (
     BUILT_IN,
     BUILT_IN_PLAIN,
     COLUMNS,
@@ -25,7 +25,7 @@ from stereoclinic.prompts import (
     with_seeds,
     write,
 )
-from stereoclinic.sns.gate import is_neutral
+from stereoclinic.sns.policy import is_neutral
 
 GENDER = load_axis("gender")
 
@@ -420,7 +420,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_id(monkeypatch: pytest.MonkeyPatch
         rows = [{"prompt": f"a portrait of a {each}", "source": "x"} for each in ("poet", "judge", "poet", "chef")]
         return Dataset.from_list(rows).to_iterable_dataset(num_shards=2)
 
-    monkeypatch.setattr("stereoclinic.prompts.load_dataset", load_dataset)
+    monkeypatch.setattr("stereoclinic.prompts.sets.load_dataset", load_dataset)
     found = load_prompts("somebody/prompts")
     assert asked == [("somebody/prompts", {"split": "train", "streaming": True})]
     assert [write(row) for row in found] == [f"a portrait of a {each}" for each in ("poet", "judge", "chef")]

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from stereoclinic import rows
 from stereoclinic.errors import InputError
-from stereoclinic.rows import MOST_PAGE, MOST_ROW, READERS
+from stereoclinic.io import rows
+from stereoclinic.io.rows import MOST_PAGE, MOST_ROW, READERS
 
 cell = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=8)
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from datasets import Dataset
 
-from stereoclinic import streams
-from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.module import locate
+from stereoclinic.ddtd.locate import locate
 from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.model import Model
-from stereoclinic.prompts import load_prompts, with_seeds
-from stereoclinic.streams import Stream
+from stereoclinic.prompts import streams
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
+from stereoclinic.prompts.streams import Stream
 
 AXIS = load_axis("gender")
 CPU = {"accelerator": "cpu", "devices": 1}

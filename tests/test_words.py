@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.words import any_of, folded, whole_word
+from stereoclinic.io.text import any_of, folded, whole_word
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 

@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stereoclinic.axes import Axis
+from stereoclinic.ddtd.lean import group_directions, lean, off_axis_cotangent
 from stereoclinic.ddtd.propagate import propagate
-from stereoclinic.ddtd.target import group_directions, lean, off_axis_cotangent
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.hooks import Watch
@@ -34,6 +33,7 @@ from stereoclinic.pipelines.learn import Learnt
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import Site, neuron_relevance, to_neurons
 from stereoclinic.pipelines.watch import Walk, encode_groups
+from stereoclinic.prompts.axes import Axis
 
 LRP = ("epsilon-cp", "epsilon-attnlrp", "gamma-cp", "zplus-cp")
 IG_STEPS = 4

@@ -20,18 +20,18 @@ import torch
 from attributions import Ledger, Point
 from torch import Tensor, nn
 
+from stereoclinic.ddtd.lean import axis_size, lean, off_axis
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.ddtd.target import axis_size, lean, off_axis
-from stereoclinic.evaluation.metrics.bias import parity_gap, shares_from_reads, unsure_rate
-from stereoclinic.evaluation.metrics.quality import frechet_between
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.pipelines.conditions import network_of
 from stereoclinic.pipelines.hooks import Hooks, Watch
+from stereoclinic.pipelines.images import draw
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.pictures import draw
-from stereoclinic.pipelines.recognise import network_of
 from stereoclinic.pipelines.sites import Site, by_layer
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.statistics.distances import frechet_between
+from stereoclinic.statistics.shares import parity_gap, shares_from_reads, unsure_rate
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,15 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from stereoclinic.axes import Axis, load_axis
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.files import load_tensors, save_tensors, write_text
+from stereoclinic.io.files import load_tensors, save_tensors, write_text
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import Site, find_sites
-from stereoclinic.prompts import occupation_prompts, with_seeds
+from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.prompts.sets import occupation_prompts, with_seeds
+from stereoclinic.sns.linear import treatment_plan
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.plan import treatment_plan
 
 DELETED = (0.0025, 0.005, 0.01, 0.02, 0.05)  # shares of all neurons
 INSERTED = (0.01, 0.04, 0.16)

@@ -33,20 +33,20 @@ from rich.table import Table
 from show import DRAWN, said
 from torch import Tensor
 
-from stereoclinic.axes import Axis, load_axis
-from stereoclinic.evaluation.metrics.bias import shares_from_reads, unsure_rate
 from stereoclinic.evaluation.readers import PortraitsReader, group_columns
-from stereoclinic.files import write_text
+from stereoclinic.io.files import write_text
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
+from stereoclinic.pipelines.conditions import network_of
+from stereoclinic.pipelines.images import draw
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.pictures import draw
-from stereoclinic.pipelines.recognise import network_of
 from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.pipelines.watch import Visit, Walk, encode_groups
-from stereoclinic.prompts import occupation_prompts, with_seeds
+from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.prompts.sets import occupation_prompts, with_seeds
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.statistics.shares import shares_from_reads, unsure_rate
 
 METHODS = ("gradient", "epsilon-cp", "gamma-cp", "zplus-cp", "CAD", "Wanda", "random")
 DELETED = (0.005, 0.02, 0.05)  # shares of all neurons, in each timestep bin

@@ -17,16 +17,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from stereoclinic.axes import known_axes, load_axis
-from stereoclinic.ddtd.target import group_directions, lean
-from stereoclinic.evaluation.intervals.statistics import wilson_interval
+from stereoclinic.ddtd.lean import group_directions, lean
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
-from stereoclinic.prompts import BUILT_IN, group_prompts, load_prompts, occupation_prompts, with_seeds, write
-from stereoclinic.sns.gate import by_lean, is_neutral
+from stereoclinic.prompts.axes import known_axes, load_axis
+from stereoclinic.prompts.sets import BUILT_IN, group_prompts, load_prompts, occupation_prompts, with_seeds, write
+from stereoclinic.sns.policy import by_lean, is_neutral
+from stereoclinic.statistics.intervals import wilson_interval
 
 BOUNDS = (0.05, 0.1, 0.2, 0.3)
 

@@ -20,15 +20,15 @@ from pareto import collect, tables
 from rich.console import Console
 from rich.progress import Progress
 
-from stereoclinic.axes import known_axes, load_axis
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.evaluation.bench.arms import Protocol
-from stereoclinic.evaluation.bench.experiment import arms_of, run
+from stereoclinic.evaluation.arms import Protocol
+from stereoclinic.evaluation.experiment import arms_of, run
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.files import write_text
+from stereoclinic.io.files import write_text
 from stereoclinic.pipelines import open_model
-from stereoclinic.prompts import occupation_prompts
-from stereoclinic.sns.choose import Selection, adjusted, choose
+from stereoclinic.prompts.axes import known_axes, load_axis
+from stereoclinic.prompts.sets import occupation_prompts
+from stereoclinic.sns.linear import Selection, adjusted, choose
 from stereoclinic.sns.mask import NeuronMask
 
 CALIBRATION_SEED = 100  # beyond the seeds that locate measures, before those that bench judges

@@ -21,12 +21,12 @@ from attributions import points
 from judge import on_leans
 from show import said
 
-from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.module import locate
+from stereoclinic.ddtd.locate import locate
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines import open_model
-from stereoclinic.prompts import load_prompts, with_seeds
-from stereoclinic.sns.plan import treatment_plan
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
+from stereoclinic.sns.linear import treatment_plan
 
 CALIBRATION, HELD_OUT = 0, 400
 

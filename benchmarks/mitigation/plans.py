@@ -15,12 +15,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from stereoclinic.axes import known_axes, load_axis
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.schedule import schedule_of
-from stereoclinic.prompts import load_prompts, with_seeds
-from stereoclinic.sns.planning import plan_stepwise
+from stereoclinic.prompts.axes import known_axes, load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
+from stereoclinic.sns.plan import plan_stepwise
 from stereoclinic.sns.select import most_relevant
 from stereoclinic.sns.stepwise import Stepwise
 

@@ -24,12 +24,12 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 from problems import RandomText
 
-from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.module import locate
+from stereoclinic.ddtd.locate import locate
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines.model import Model
-from stereoclinic.prompts import PORTRAITS, Samples, load_prompts, with_seeds
-from stereoclinic.streams import Stream
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import PORTRAITS, Samples, load_prompts, with_seeds
+from stereoclinic.prompts.streams import Stream
 
 
 def stub() -> Model:

@@ -25,11 +25,11 @@ from typing import Any
 
 import torch
 
-from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.module import DDTD, locate
+from stereoclinic.ddtd.locate import DDTD, locate
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines import open_model
-from stereoclinic.prompts import PORTRAITS, load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import PORTRAITS, load_prompts, with_seeds
 
 BATCH = 12
 

@@ -23,9 +23,9 @@ import torch
 from problems import MODELS, build, differentiate
 from torch.profiler import ProfilerActivity, profile
 
-from stereoclinic.ddtd import rules
-from stereoclinic.ddtd.composites import Composite, get_composite
 from stereoclinic.ddtd.propagate import propagate
+from stereoclinic.ddtd.rules import functions as rules
+from stereoclinic.ddtd.rules.composites import Composite, get_composite
 from stereoclinic.pipelines.sites import find_sites
 
 REPEATS = 5

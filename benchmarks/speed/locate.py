@@ -26,14 +26,14 @@ import measure
 import torch
 from problems import UNETS, random_text
 
-from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.module import DDTD
-from stereoclinic.ddtd.module import locate as locate_all
+from stereoclinic.ddtd.locate import DDTD
+from stereoclinic.ddtd.locate import locate as locate_all
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.intercept import call_pipeline
 from stereoclinic.pipelines.model import Model
-from stereoclinic.prompts import PORTRAITS, Samples, generator, load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import PORTRAITS, Samples, generator, load_prompts, with_seeds
 
 GOAL = 2.2  # with every second step analysed
 

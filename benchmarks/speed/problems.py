@@ -27,7 +27,7 @@ from stereoclinic.pipelines.intercept import Left
 from stereoclinic.pipelines.opening import BUILT_IN
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 #: Name -> (text tokens, configuration) of a UNet; None reads the shipped model.
 UNETS: dict[str, tuple[int, dict | None]] = {

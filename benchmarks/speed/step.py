@@ -25,9 +25,9 @@ import measure
 import torch
 from problems import MODELS, Problem, build, differentiate
 
-from stereoclinic.ddtd.composites import COMPOSITES, Composite
-from stereoclinic.ddtd.layer_rules import z_plus
 from stereoclinic.ddtd.propagate import propagate
+from stereoclinic.ddtd.rules.composites import COMPOSITES, Composite
+from stereoclinic.ddtd.rules.layers import z_plus
 from stereoclinic.pipelines.sites import find_sites, neuron_relevance
 
 PLAIN = "plain"

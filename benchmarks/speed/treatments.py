@@ -20,16 +20,16 @@ import measure
 import torch
 from torch import Tensor
 
-from stereoclinic.axes import load_axis
-from stereoclinic.evaluation.baselines import BASELINES, calibration_samples
-from stereoclinic.evaluation.baselines.calibration import Calibration
-from stereoclinic.evaluation.baselines.kept import kept_baselines
-from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
+from stereoclinic.evaluation.methods import BASELINES, calibration_samples
+from stereoclinic.evaluation.methods.base import Batch, Mitigation, Suppressed
+from stereoclinic.evaluation.methods.calibration import Calibration
+from stereoclinic.evaluation.methods.checkpoint import kept_baselines
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import Row, load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import Row, load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 
 FIRST = 700  # of the seeds that are drawn; nothing is judged here

@@ -18,10 +18,10 @@ import measure
 import torch
 
 from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.images import as_tensor
 from stereoclinic.pipelines.intercept import call_pipeline
-from stereoclinic.pipelines.pictures import as_tensor
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import generator, load_prompts, with_seeds
+from stereoclinic.prompts.sets import generator, load_prompts, with_seeds
 
 GOAL = 1.02
 

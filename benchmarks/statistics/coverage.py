@@ -27,11 +27,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from stereoclinic.evaluation.intervals.exact import exact_interval
-from stereoclinic.evaluation.intervals.gap_changes import gap_changes
-from stereoclinic.evaluation.intervals.gap_intervals import gap_interval
-from stereoclinic.evaluation.intervals.jackknife import within_groups_ratio
-from stereoclinic.evaluation.intervals.statistics import (
+from stereoclinic.portraits.world import World
+from stereoclinic.statistics.amplification import amplification
+from stereoclinic.statistics.distances import frechet_within_groups, within_groups_ratio
+from stereoclinic.statistics.gaps import gap_changes, gap_interval
+from stereoclinic.statistics.intervals import (
     Interval,
     PairedDifference,
     bootstrap_interval,
@@ -39,11 +39,9 @@ from stereoclinic.evaluation.intervals.statistics import (
     share_statistic,
     wilson_interval,
 )
-from stereoclinic.evaluation.metrics.amplification import amplification
-from stereoclinic.evaluation.metrics.bias import Gap, fairness_discrepancy, kl_to_target, parity_gap
-from stereoclinic.evaluation.metrics.quality import frechet_within_groups
-from stereoclinic.evaluation.metrics.reader_error import corrected_intervals
-from stereoclinic.portraits.world import World
+from stereoclinic.statistics.reader_error import corrected_intervals
+from stereoclinic.statistics.shares import Gap, fairness_discrepancy, kl_to_target, parity_gap
+from stereoclinic.statistics.tests import exact_interval
 
 PROMPTS, NOMINAL, TOLERANCE = 12, 0.95, 0.015
 FEATURES = 32  # of a picture; the k-th varies by 1 / k, as a network's do: few of them count

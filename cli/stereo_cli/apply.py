@@ -12,7 +12,7 @@ from stereo_cli.call import call_from
 from stereo_cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from stereoclinic.axes import Axis
+    from stereoclinic.prompts.axes import Axis
     from stereoclinic.sns.mask import NeuronMask
 
 
@@ -97,16 +97,16 @@ def apply(
     folded in when it damps toward zero, alike at all timesteps, in both halves of guidance, and allots nothing: stereo
     mask RELEVANCE --until 0 makes such a one.
     """
-    from stereoclinic.axes import load_axis
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.bench.drawing import Part, Store, draw, model_digest
-    from stereoclinic.evaluation.bench.mitigation import Mitigation, Suppressed
-    from stereoclinic.evaluation.report import report
-    from stereoclinic.files import whole_results, write_image
+    from stereoclinic.evaluation.draw import Part, Store, draw, model_digest
+    from stereoclinic.evaluation.methods.base import Mitigation, Suppressed
+    from stereoclinic.io.files import whole_results, write_image
     from stereoclinic.pipelines import open_model
-    from stereoclinic.pipelines.pictures import check_blank, named
+    from stereoclinic.pipelines.images import check_blank, named
+    from stereoclinic.prompts.axes import load_axis
+    from stereoclinic.report import report
+    from stereoclinic.sns.compat import check_fits
     from stereoclinic.sns.compose import compose
-    from stereoclinic.sns.fits import check_fits
     from stereoclinic.sns.mask import NeuronMask
 
     texts = list(dict.fromkeys(text.strip() for text in prompts or []))
@@ -141,7 +141,7 @@ def apply(
     check_fits(mask, opened.network, force)
     steps, guidance = steps or opened.defaults.steps, opened.defaults.guidance if guidance is None else guidance
 
-    from stereoclinic.pipelines.cut import cut_prompts
+    from stereoclinic.pipelines.conditions import cut_prompts
     from stereoclinic.pipelines.schedule import schedule_of
 
     schedule_of(opened, steps, guidance)  # refused before anything is drawn
@@ -225,7 +225,7 @@ def apply(
 
 def _axes_of(mask: "NeuronMask") -> "list[Axis]":
     """The axes that a mask was made for: their words are what the gate looks for."""
-    from stereoclinic.axes import made_for
+    from stereoclinic.prompts.axes import made_for
 
     found = [axis for metadata in mask.origins if (axis := made_for(metadata)) is not None]
     return list({axis.name: axis for axis in found}.values())

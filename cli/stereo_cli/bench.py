@@ -156,19 +156,19 @@ def bench(
     A bench that was cut off goes on where it was when it is called again; with --parts so does one that was given a
     further mask or guidance scale.
     """
-    from stereoclinic.axes import known_axes, load_axis
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.baselines import check_names
-    from stereoclinic.evaluation.bench.arms import Experiment, Protocol
-    from stereoclinic.evaluation.bench.experiment import arms_of, run
-    from stereoclinic.evaluation.bench.protocols import load_protocol
+    from stereoclinic.evaluation.arms import Experiment, Protocol
+    from stereoclinic.evaluation.experiment import arms_of, run
+    from stereoclinic.evaluation.methods import check_names
+    from stereoclinic.evaluation.protocols import load_protocol
     from stereoclinic.evaluation.readers import can_read
-    from stereoclinic.evaluation.report.report import IMAGES, check_folder, write_results
-    from stereoclinic.evaluation.report.scalars import check_tensorboard, log_scalars
     from stereoclinic.pipelines import open_model
-    from stereoclinic.prompts import load_plain_prompts
-    from stereoclinic.sns.fits import check_fits
+    from stereoclinic.prompts.axes import known_axes, load_axis
+    from stereoclinic.prompts.sets import load_plain_prompts
+    from stereoclinic.report.loggers import check_tensorboard, log_scalars
+    from stereoclinic.report.report import IMAGES, check_folder, write_results
+    from stereoclinic.sns.compat import check_fits
     from stereoclinic.sns.mask import NeuronMask
 
     check_names(baselines or [])

@@ -21,13 +21,13 @@ from rich.text import Text
 
 from stereo_cli import ranks
 from stereo_cli.call import call_words
-from stereoclinic.printable import printable
+from stereoclinic.io.text import printable
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from stereoclinic.axes import Axis
     from stereoclinic.pipelines import Model
+    from stereoclinic.prompts.axes import Axis
     from stereoclinic.sns.mask import NeuronMask
 
 P = ParamSpec("P")
@@ -53,7 +53,7 @@ def claim(*places: Path) -> None:
         InputError: Another run writes there, or a folder cannot be made.
     """
     if is_rank_zero():
-        from stereoclinic.files import sole_writer
+        from stereoclinic.io.files import sole_writer
 
         for place in places:
             for line in _claims.enter_context(sole_writer(place)):
@@ -250,8 +250,8 @@ def own_axis(mask: "NeuronMask") -> "Axis | None":
     Raises:
         InputError: It is of several axes, or of one that does not ship.
     """
-    from stereoclinic.axes import made_for, shipped_axis
     from stereoclinic.errors import InputError
+    from stereoclinic.prompts.axes import made_for, shipped_axis
 
     name, words = mask.metadata.get("axis"), mask.metadata.get("words")
     if name is None:
@@ -266,12 +266,12 @@ def own_axis(mask: "NeuronMask") -> "Axis | None":
 
 def neutral_prompts(source: str, limit: int | None) -> "Dataset":
     """What --prompts names: as `load_prompts`, and `protocol:NAME` what masks for a published protocol are made on."""
-    from stereoclinic.prompts import load_prompts
+    from stereoclinic.prompts.sets import load_prompts
 
     kind, _, name = source.partition(":")
     if kind != "protocol":
         return load_prompts(source, limit)
-    from stereoclinic.evaluation.bench.protocols import load_protocol
+    from stereoclinic.evaluation.protocols import load_protocol
 
     held_out = load_protocol(name).calibration()
     return held_out.take(min(limit or len(held_out), len(held_out)))
@@ -294,7 +294,7 @@ def reader_folder(model: str, advice: str) -> Path:
 
 
 def print_json(data: Any) -> None:
-    from stereoclinic.files import plain
+    from stereoclinic.io.files import plain
 
     if is_rank_zero():
         print(json.dumps(plain(data), indent=2, allow_nan=False))
@@ -380,7 +380,7 @@ def unguided(model: "Model", steps: int | None) -> float:
 
 def note_differences(name: str, mask: "NeuronMask", model: "Model") -> None:
     """Say that a mask was made for other weights, or with other call options, than it is used with."""
-    from stereoclinic.sns.fits import has_other_weights
+    from stereoclinic.sns.compat import has_other_weights
 
     if has_other_weights(mask, model.network):
         note(f"mask {name} was made for other weights than those of {model.name}")

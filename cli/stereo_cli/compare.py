@@ -35,7 +35,7 @@ def compare(
     \b
     stereo compare before/results.json after/results.json
     """
-    from stereoclinic.evaluation.results.versus import compare_results, load_results
+    from stereoclinic.evaluation.compare import compare_results, load_results
 
     found = compare_results(load_results(a), load_results(b))
     if as_json:
@@ -59,9 +59,9 @@ def compare(
 def _table(guidance: float, arm: dict[str, Any]) -> "Group":
     """What differs, and the parity gap whether it does or not; the rest is named below."""
     from stereo_cli.tables import captioned, new_table
-    from stereoclinic.evaluation.results.figures import Value, figure_of
-    from stereoclinic.evaluation.results.versus import NO_INTERVAL, NOT_TOLD, OTHER_SIZE, SAME
-    from stereoclinic.evaluation.results.wording import spelt
+    from stereoclinic.evaluation.compare import NO_INTERVAL, NOT_TOLD, OTHER_SIZE, SAME
+    from stereoclinic.evaluation.figures.registry import Value, figure_of
+    from stereoclinic.evaluation.wording import spelt
 
     name = arm["a"] if arm["a"] == arm["b"] else f"{arm['a']} (A) and {arm['b']} (B)"
     table = new_table(f"{name}: guidance {guidance:g}")
@@ -83,7 +83,7 @@ def _table(guidance: float, arm: dict[str, Any]) -> "Group":
 
 
 def _sum_up(found: dict[str, Any]) -> tuple[str, str]:
-    from stereoclinic.evaluation.results.versus import BETTER, DIFFERS, NOT_TOLD, WORSE
+    from stereoclinic.evaluation.compare import BETTER, DIFFERS, NOT_TOLD, WORSE
 
     counts = Counter(
         row["verdict"] for experiment in found["experiments"] for arm in experiment["arms"] for row in arm["figures"]

@@ -49,7 +49,7 @@ def _parsed(path: Path) -> Any:
     import yaml
 
     from stereoclinic.errors import InputError
-    from stereoclinic.reading import check_plain, read_text
+    from stereoclinic.io.reading import check_plain, read_text
 
     # A name for a part can stand for any number of copies of it, and a tag asks for other things than plain ones.
     refused = {

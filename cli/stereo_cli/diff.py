@@ -39,9 +39,9 @@ def diff(
     """
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.report.anatomy import KINDS, places
-    from stereoclinic.files import kind_of
-    from stereoclinic.sns.compare import compare
+    from stereoclinic.io.files import kind_of
+    from stereoclinic.report.anatomy import KINDS, places
+    from stereoclinic.sns.diff import compare
     from stereoclinic.sns.mask import NeuronMask
 
     loaded: list[NeuronMask | Relevance] = []

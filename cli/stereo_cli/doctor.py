@@ -11,8 +11,8 @@ from stereo_cli import common, options
 from stereo_cli.call import call_from
 
 if TYPE_CHECKING:
-    from stereoclinic.ddtd.check import Conservation
-    from stereoclinic.ddtd.composites import Composite
+    from stereoclinic.ddtd.conservation import Conservation
+    from stereoclinic.ddtd.rules.composites import Composite
     from stereoclinic.pipelines import Model
     from stereoclinic.pipelines.learn import Learnt
     from stereoclinic.pipelines.sites import Site
@@ -61,10 +61,10 @@ def doctor(
 
     Exit codes: 0 it is supported; 2 it is not, or bad input.
     """
-    from stereoclinic.axes import load_axis
-    from stereoclinic.ddtd.composites import get_composite
+    from stereoclinic.ddtd.rules.composites import get_composite
     from stereoclinic.pipelines import open_model
-    from stereoclinic.prompts import with_seeds
+    from stereoclinic.prompts.axes import load_axis
+    from stereoclinic.prompts.sets import with_seeds
 
     rules, called, chosen = get_composite(composite), call_from(call, height, width), load_axis(axis)
     samples = with_seeds(common.neutral_prompts(prompts, limit), seed, seeds)
@@ -126,8 +126,8 @@ def checked(
     """The conservation check of the pipeline's own first call for some samples, and the shape of one's latents."""
     from torch import Tensor
 
-    from stereoclinic.ddtd.check import check
-    from stereoclinic.ddtd.operations import tensors
+    from stereoclinic.ddtd.conservation import check
+    from stereoclinic.ddtd.rules.operations import tensors
     from stereoclinic.pipelines import arguments as tree
     from stereoclinic.pipelines.call import Call
     from stereoclinic.pipelines.intercept import Left

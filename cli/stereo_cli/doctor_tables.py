@@ -9,7 +9,7 @@ from rich.text import Text
 
 from stereo_cli.call import call_words
 from stereo_cli.tables import captioned, new_table, styled
-from stereoclinic.printable import printable
+from stereoclinic.io.text import printable
 
 Data = dict[str, Any]
 

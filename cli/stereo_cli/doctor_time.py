@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stereoclinic.axes import Axis
     from stereoclinic.pipelines import Model
     from stereoclinic.pipelines.sites import Site
-    from stereoclinic.prompts import Row, Samples
+    from stereoclinic.prompts.axes import Axis
+    from stereoclinic.prompts.sets import Row, Samples
 
 #: A pass that takes less is timed once more: the first one pays for what is done once.
 SHORT = 5.0

@@ -11,9 +11,9 @@ from stereo_cli.progress import progress_bar
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from stereoclinic.axes import Axis
     from stereoclinic.evaluation.readers import Reader
     from stereoclinic.pipelines import Model
+    from stereoclinic.prompts.axes import Axis
     from stereoclinic.sns.mask import NeuronMask
 
 Bound = Annotated[
@@ -105,9 +105,9 @@ def give_dose(
     quiet: bool,
 ) -> tuple["NeuronMask", dict[str, Any]]:
     """The mask at its dose, and what is to be said of it as plain data."""
-    from stereoclinic.evaluation.bench.arms import Protocol
-    from stereoclinic.evaluation.bench.confirm import confirm
-    from stereoclinic.prompts import with_seeds
+    from stereoclinic.evaluation.arms import Protocol
+    from stereoclinic.evaluation.confirm import confirm
+    from stereoclinic.prompts.sets import with_seeds
     from stereoclinic.sns.dose import dosed, find_dose
 
     images = how.images

@@ -67,7 +67,7 @@ def inspect(
     show.
     """
     from stereoclinic.errors import InputError
-    from stereoclinic.files import kind_of, write_whole
+    from stereoclinic.io.files import kind_of, write_whole
 
     if picture is not None:
         common.check_target(picture, "--picture", (".png",))
@@ -75,7 +75,7 @@ def inspect(
     kind = kind_of(file)
     written: list[Path] = []
     if kind == "mask":
-        from stereoclinic.evaluation.report.summary import mask_summary
+        from stereoclinic.report.summary import mask_summary
         from stereoclinic.sns.mask import NeuronMask
 
         if images is not None:
@@ -83,8 +83,8 @@ def inspect(
         found = summary = mask_summary(NeuronMask.load(file))
     elif kind == "relevance":
         from stereoclinic.ddtd.relevance import Relevance
-        from stereoclinic.evaluation.report.located import relevance_summary
-        from stereoclinic.evaluation.report.summary import lean_summary
+        from stereoclinic.report.located import relevance_summary
+        from stereoclinic.report.summary import lean_summary
 
         relevance = Relevance.load(file)
         summary = relevance_summary(relevance, top)
@@ -99,7 +99,7 @@ def inspect(
     else:
         raise InputError(f"{file} is a {kind} file; expected a mask or relevance")
     if picture is not None:
-        from stereoclinic.evaluation.report.atlas import mask_map, relevance_map
+        from stereoclinic.report.atlas import mask_map, relevance_map
 
         figure = (mask_map if kind == "mask" else relevance_map)(summary, file.name)
         write_whole(picture, lambda path: figure.savefig(path, format="png", dpi=150))
@@ -140,10 +140,10 @@ def _draw_images(
 ) -> Path:
     """Draw what the neurons respond to; returns the sheet."""
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.report import responses
     from stereoclinic.pipelines import open_model
-    from stereoclinic.prompts import occupation_prompts
-    from stereoclinic.sns.fits import check_fits
+    from stereoclinic.prompts.sets import occupation_prompts
+    from stereoclinic.report import responses
+    from stereoclinic.sns.compat import check_fits
 
     responses.check_folder(folder)
     common.claim(folder.resolve())

@@ -14,19 +14,19 @@ from stereo_cli import common
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from stereoclinic.axes import Axis
-    from stereoclinic.evaluation.bench.arms import Experiment, Protocol
-    from stereoclinic.evaluation.bench.instruments import Instruments
-    from stereoclinic.evaluation.bench.protocols import PublishedProtocol
+    from stereoclinic.evaluation.arms import Experiment, Protocol
+    from stereoclinic.evaluation.instruments import Instruments
+    from stereoclinic.evaluation.protocols import PublishedProtocol
     from stereoclinic.evaluation.readers import Reader
     from stereoclinic.pipelines import Model
-    from stereoclinic.prompts import Row
+    from stereoclinic.prompts.axes import Axis
+    from stereoclinic.prompts.sets import Row
     from stereoclinic.sns.mask import NeuronMask
 
 
 def named(paths: list[Path], baselines: list[str]) -> dict[str, Path]:
     """Masks by the name of their arm: the file's stem, or the path where that is taken."""
-    from stereoclinic.evaluation.bench.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED
+    from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED
 
     common.check_distinct(paths, "--mask")
     named: dict[str, Path] = {}
@@ -133,12 +133,12 @@ def provenance(
     published: "PublishedProtocol | None" = None,
 ) -> dict[str, Any]:
     """Where figures come from, as plain data."""
-    from stereoclinic.digest import plain_digest, shapes_digest, weights_digest
-    from stereoclinic.evaluation.bench.drawing import model_digest
+    from stereoclinic.evaluation.draw import model_digest
     from stereoclinic.evaluation.readers import known_errors, limits, told_by
+    from stereoclinic.io.digest import plain_digest, shapes_digest, weights_digest
     from stereoclinic.pipelines.arguments import inner
-    from stereoclinic.prompts import digest
-    from stereoclinic.sns.fits import has_other_weights
+    from stereoclinic.prompts.sets import digest
+    from stereoclinic.sns.compat import has_other_weights
 
     network = inner(model.network)
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -205,9 +205,7 @@ def instruments(clip_score: str | None, features: str, lpips: bool, device: str)
     Raises:
         InputError: One of them cannot be opened, or what it needs is not installed.
     """
-    from stereoclinic.evaluation.bench.instruments import Instruments
-    from stereoclinic.evaluation.metrics.alignment import open_clip
-    from stereoclinic.evaluation.metrics.extractors import open_features, open_lpips
+    from stereoclinic.evaluation.instruments import Instruments, open_clip, open_features, open_lpips
 
     return Instruments(
         None if clip_score is None else open_clip(clip_score, device),
@@ -223,7 +221,7 @@ def baseline_samples(prompts: "Dataset", first: int, seeds: int, judged: int, im
     Raises:
         InputError: A seed is judged too.
     """
-    from stereoclinic.evaluation.baselines import calibration_samples
+    from stereoclinic.evaluation.methods import calibration_samples
 
     return calibration_samples(prompts, first, seeds, range(judged, judged + 2 * images))  # `other seeds` follow
 
@@ -246,9 +244,9 @@ def made_baselines(
     """
     if not names:
         return []
-    from stereoclinic.evaluation.baselines import baseline_class
-    from stereoclinic.evaluation.baselines.calibration import Calibration
-    from stereoclinic.evaluation.baselines.kept import kept_baselines
+    from stereoclinic.evaluation.methods import baseline_class
+    from stereoclinic.evaluation.methods.calibration import Calibration
+    from stereoclinic.evaluation.methods.checkpoint import kept_baselines
 
     most = max(protocol.images, protocol.group_images)
     batch = min(Calibration.batch_size, protocol.batch_size)
@@ -295,8 +293,8 @@ def truths(
         return {}
     from functools import partial
 
-    from stereoclinic.evaluation.metrics.amplification import reference_shares
-    from stereoclinic.evaluation.results.truths import amplified, corrected, load_confusion, reference_named
+    from stereoclinic.evaluation.references import amplified, corrected, load_confusion, reference_named
+    from stereoclinic.statistics.amplification import reference_shares
 
     found: dict[str, Any] = {}
     if reference is not None:

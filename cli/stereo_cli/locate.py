@@ -15,8 +15,8 @@ from stereo_cli.progress import progress_bar, refuse_left_over, says_what_is_kep
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stereoclinic.axes import Axis
-    from stereoclinic.prompts import Samples
+    from stereoclinic.prompts.axes import Axis
+    from stereoclinic.prompts.sets import Samples
 
 
 _RELEVANCE = "Relevance"
@@ -151,13 +151,13 @@ def locate(
 
     The lean by occupation and timestep is a forecast of the bias that images will show, before any image is drawn.
     """
-    from stereoclinic.axes import load_axis
     from stereoclinic.errors import InputError
     from stereoclinic.pipelines import open_model
-    from stereoclinic.prompts import with_seeds
-    from stereoclinic.sns.choose import Selection, choose
+    from stereoclinic.prompts.axes import load_axis
+    from stereoclinic.prompts.sets import with_seeds
+    from stereoclinic.prompts.streams import Stream
+    from stereoclinic.sns.linear import Selection, choose
     from stereoclinic.sns.select import check_root, neurons_of, number_of
-    from stereoclinic.streams import Stream
 
     choosing: dict[str, Any] = {"mu": mu, "overshoot": overshoot, "top": top}
     choosing = {name: value for name, value in choosing.items() if value is not None}
@@ -222,7 +222,7 @@ def locate(
         )
         return
 
-    from stereoclinic.ddtd.module import locate as run
+    from stereoclinic.ddtd.locate import locate as run
     from stereoclinic.ddtd.relevance import Relevance
 
     common.hush_lightning()
@@ -255,7 +255,7 @@ def locate(
     shutil.rmtree(shards, ignore_errors=True)  # once all that it leads to is written
 
     from stereo_cli.tables import lean_table, mask_table
-    from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
+    from stereoclinic.report.summary import lean_summary, mask_summary
 
     leans, damping = lean_summary(relevance), mask_summary(mask)
     dropped = relevance.metadata["dropped"]

@@ -18,7 +18,7 @@ from stereo_cli.inspect import inspect
 from stereo_cli.locate import locate
 from stereo_cli.mask import mask
 from stereo_cli.plan import plan
-from stereoclinic.printable import printable
+from stereoclinic.io.text import printable
 
 
 @contextmanager

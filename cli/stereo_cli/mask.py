@@ -181,8 +181,8 @@ def mask(
     same options, the mask is the same.
     """
     from stereoclinic.errors import InputError
-    from stereoclinic.evaluation.report.summary import mask_summary
-    from stereoclinic.files import ENDINGS, kind_of
+    from stereoclinic.io.files import ENDINGS, kind_of
+    from stereoclinic.report.summary import mask_summary
 
     common.check_target(out, "--out", ENDINGS)
     common.check_distinct(files)
@@ -230,9 +230,9 @@ def mask(
     if model is None:
         dtype, variant = common.opened_as(made.metadata, dtype, variant)
     if dose is not None and not dry_run:
-        from stereoclinic.axes import load_axis
         from stereoclinic.pipelines import open_model
-        from stereoclinic.sns.fits import check_fits
+        from stereoclinic.prompts.axes import load_axis
+        from stereoclinic.sns.compat import check_fits
 
         name = model or str(made.metadata.get("model", "portraits"))
         chosen, rows = load_axis(axis) if axis else common.own_axis(made), common.neutral_prompts(prompts, limit)
@@ -274,7 +274,7 @@ def mask(
 
 def _from_relevance(file: Path, settings: dict[str, Any], strength: float, quiet: bool) -> "NeuronMask":
     from stereoclinic.ddtd.relevance import Relevance
-    from stereoclinic.sns.choose import Selection, adjusted, choose
+    from stereoclinic.sns.linear import Selection, adjusted, choose
 
     selection = Selection(**settings)
     relevance = Relevance.load(file)
@@ -295,7 +295,7 @@ def _from_masks(
     from dataclasses import replace
 
     from stereoclinic.errors import InputError
-    from stereoclinic.sns.choose import adjusted
+    from stereoclinic.sns.linear import adjusted
     from stereoclinic.sns.mask import BRANCHES, NeuronMask
 
     if len(strengths) not in (1, len(files)):

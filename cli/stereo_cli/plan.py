@@ -12,9 +12,9 @@ from stereo_cli.call import call_from
 from stereo_cli.progress import Advance, progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
-    from stereoclinic.axes import Axis
     from stereoclinic.pipelines import Model
-    from stereoclinic.prompts import Samples
+    from stereoclinic.prompts.axes import Axis
+    from stereoclinic.prompts.sets import Samples
     from stereoclinic.sns.mask import NeuronMask
     from stereoclinic.sns.stepwise import Stepwise
 
@@ -173,10 +173,10 @@ def plan(
     are exact derivatives at the treated point, so no relevance file is needed; --among keeps to the neurons that
     stereo locate found.
     """
-    from stereoclinic.axes import known_axes, load_axis
     from stereoclinic.errors import InputError
     from stereoclinic.pipelines import open_model
-    from stereoclinic.prompts import with_seeds
+    from stereoclinic.prompts.axes import known_axes, load_axis
+    from stereoclinic.prompts.sets import with_seeds
 
     dosing.check_confirm(dose, confirm)
     located = None
@@ -213,8 +213,8 @@ def plan(
     opened.defaults = replace(opened.defaults, steps=steps or opened.defaults.steps)
 
     from stereoclinic.pipelines.schedule import schedule_of
-    from stereoclinic.sns.fits import check_fits
-    from stereoclinic.sns.planning import plan_stepwise
+    from stereoclinic.sns.compat import check_fits
+    from stereoclinic.sns.plan import plan_stepwise
     from stereoclinic.sns.select import most_relevant
     from stereoclinic.sns.stepwise import Stepwise
 
@@ -278,7 +278,7 @@ def plan(
             held = _held_out(mask, opened, chosen, further, settings, force, advance)
 
     from stereo_cli.tables import mask_table
-    from stereoclinic.evaluation.report.summary import mask_summary
+    from stereoclinic.report.summary import mask_summary
 
     summary = mask_summary(mask)
     if as_json:

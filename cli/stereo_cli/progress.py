@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stereo_cli.common import is_rank_zero, stderr, warn
-from stereoclinic.printable import printable
+from stereoclinic.io.text import printable
 
 
 class Advance(Protocol):

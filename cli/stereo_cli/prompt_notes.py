@@ -8,14 +8,14 @@ from stereo_cli import common
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from stereoclinic.axes import Axis
     from stereoclinic.pipelines import Model
+    from stereoclinic.prompts.axes import Axis
 
 
 def note_named(rows: "Dataset", axis: "Axis") -> None:
     """Say that some of the neutral prompts name a group: the gate will leave such prompts alone."""
-    from stereoclinic.prompts import write
-    from stereoclinic.sns.gate import named_groups
+    from stereoclinic.prompts.sets import write
+    from stereoclinic.sns.policy import named_groups
 
     found = [(prompt, groups) for prompt in map(write, rows) if (groups := named_groups(prompt, axis))]
     if found:
@@ -41,8 +41,8 @@ def check_length(model: "Model", rows: "Dataset", axis: "Axis", guidance: float,
         InputError: What is not read is the word of a group.
     """
     from stereoclinic.ddtd.trajectory import check_prompts
-    from stereoclinic.pipelines.cut import TOGETHER, cut_prompts
-    from stereoclinic.prompts import group_prompts, write
+    from stereoclinic.pipelines.conditions import TOGETHER, cut_prompts
+    from stereoclinic.prompts.sets import group_prompts, write
 
     texts = [[write(row), *group_prompts(row, axis)] for row in rows]
     others = [write(row) for each in more for row in each]
@@ -56,7 +56,7 @@ def check_length(model: "Model", rows: "Dataset", axis: "Axis", guidance: float,
 
 def note_cut(model: "Model", cut: Sequence[str], guidance: float, steps: int) -> None:
     """Say from which word on the first of some prompts is not read, and how many more are cut."""
-    from stereoclinic.pipelines.cut import first_unread
+    from stereoclinic.pipelines.conditions import first_unread
 
     if cut:
         number, word = first_unread(model, cut[0], guidance, steps)

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from stereoclinic.printable import printable
+from stereoclinic.io.text import printable
 
 Data = dict[str, Any]
 

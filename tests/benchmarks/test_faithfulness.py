@@ -10,14 +10,14 @@ from types import ModuleType
 import pytest
 import torch
 
-from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.step import Measured, measure
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Walk, encode_groups
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 FAITHFULNESS = Path(__file__).parents[2] / "benchmarks" / "faithfulness"
 NAMES = ("attributions", "judge", "run", "show", "shares")

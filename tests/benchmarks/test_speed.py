@@ -20,7 +20,7 @@ from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "speed"
 NAMES = (

@@ -10,7 +10,6 @@ from diffusers import UNet2DConditionModel
 from typer.testing import CliRunner, Result
 
 from stereo_cli.main import app
-from stereoclinic.axes import load_axis
 from stereoclinic.evaluation.readers import PortraitsNet
 from stereoclinic.portraits.model import (
     LATENT_CHANNELS,
@@ -21,7 +20,8 @@ from stereoclinic.portraits.model import (
     build_text_encoder,
     build_tokenizer,
 )
-from stereoclinic.prompts import PORTRAITS, group_prompts, load_prompts, write
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import PORTRAITS, group_prompts, load_prompts, write
 
 Call = Callable[..., Result]
 

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from tests.pipelines.tiny import save
 
 from stereo_cli.apply import _axes_of
-from stereoclinic.axes import load_axis
 from stereoclinic.errors import UncoveredOperation
 from stereoclinic.pipelines.sites import Site
+from stereoclinic.prompts.axes import load_axis
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
 
@@ -209,7 +209,7 @@ def test_an_operation_without_a_rule(refused, model, monkeypatch):
     def find_sites(*_):
         raise UncoveredOperation("fft has no relevance rule")
 
-    monkeypatch.setattr("stereoclinic.ddtd.module.find_sites", find_sites)
+    monkeypatch.setattr("stereoclinic.ddtd.locate.find_sites", find_sites)
     line = refused("locate", "--model", model, "--every", 1, "--bins", 2, "--limit", 1, "--quiet")
     assert "fft has no relevance rule" in line
 

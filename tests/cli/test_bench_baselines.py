@@ -11,7 +11,7 @@ from tests.evaluation.test_results_schema import VALID
 from torch import Tensor
 
 from stereo_cli.judging import named
-from stereoclinic.evaluation.baselines.calibration import Run
+from stereoclinic.evaluation.methods.calibration import Run
 
 SMALL = ("--limit", 2, "--images", 2, "--group-images", 1, "--steps", 2, "--quiet", "--baseline-seeds", 1)
 

@@ -13,10 +13,10 @@ from tests.evaluation.readers.conftest import write_classifier
 from tests.evaluation.test_extractors import Apart, Means
 from tests.evaluation.test_results_schema import VALID
 
-from stereoclinic.evaluation.bench.protocols import load_protocol
-from stereoclinic.evaluation.metrics import extractors
-from stereoclinic.evaluation.metrics.alignment import clip_scores, open_clip
-from stereoclinic.evaluation.metrics.quality import frechet_between
+from stereoclinic.evaluation import instruments as extractors
+from stereoclinic.evaluation.instruments import clip_scores, open_clip
+from stereoclinic.evaluation.protocols import load_protocol
+from stereoclinic.statistics.distances import frechet_between
 
 OWN = '''
 class Bright:
@@ -213,7 +213,7 @@ def test_a_reference_and_a_confusion_matrix_give_further_figures(judged, stereo,
     (tmp_path / "s.csv").write_text(
         "group,read,count\nfemale,female,50\nfemale,male,50\nmale,male,51\nmale,female,49\n"
     )
-    monkeypatch.setattr("stereoclinic.evaluation.bench.experiment.draw", None)  # refused before it
+    monkeypatch.setattr("stereoclinic.evaluation.experiment.draw", None)  # refused before it
     for given, says in (
         (("--reference", tmp_path / "none.csv"), "cannot be read"),
         (("--reference", tmp_path / "o.csv"), "has groups woman, man; expected female, male"),

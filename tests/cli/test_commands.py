@@ -12,7 +12,7 @@ from stereo_cli import common, tables
 from stereo_cli.progress import progress_bar
 from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
+from stereoclinic.report.summary import lean_summary, mask_summary
 from stereoclinic.sns.mask import NeuronMask
 
 PROMPTS, IMAGES, GROUP_IMAGES = 2, 6, 1

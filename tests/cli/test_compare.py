@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from stereoclinic.evaluation.results.verdict import verdicts
-from stereoclinic.evaluation.results.versus import compare_results, load_results
+from stereoclinic.evaluation.compare import compare_results, load_results
+from stereoclinic.evaluation.verdict import verdicts
 
 SMALL = ("--limit", 2, "--images", 3, "--group-images", 1, "--steps", 1, "--quiet")
 

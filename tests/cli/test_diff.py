@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.files import save_tensors
+from stereoclinic.io.files import save_tensors
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.sns.compare import compare
+from stereoclinic.sns.diff import compare
 from stereoclinic.sns.mask import NeuronMask
 
 

@@ -16,13 +16,13 @@ import pytest
 import torch
 from tests.cli.test_resume import figures
 
-from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.module import locate
+from stereoclinic.ddtd.checkpoint import Shards
+from stereoclinic.ddtd.locate import locate
 from stereoclinic.ddtd.relevance import STATES, Relevance
-from stereoclinic.ddtd.shards import Shards
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines import open_model
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 from stereoclinic.sns.mask import NeuronMask
 
 pytestmark = pytest.mark.slow

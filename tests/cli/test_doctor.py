@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from stereo_cli.doctor import describe
 from stereo_cli.doctor_time import Workload, estimate
 from stereoclinic import check, load_axis, load_prompts, open_model, with_seeds
-from stereoclinic.ddtd.check import Conservation
+from stereoclinic.ddtd.conservation import Conservation
 from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.prompts import generator
+from stereoclinic.prompts.sets import generator
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

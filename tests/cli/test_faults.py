@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stereoclinic.ddtd.module import DDTD
+from stereoclinic.ddtd.checkpoint import Shards
+from stereoclinic.ddtd.locate import DDTD
 from stereoclinic.ddtd.relevance import STATES
-from stereoclinic.ddtd.shards import Shards
 from stereoclinic.errors import InputError
-from stereoclinic.files import save_tensors, sole_writer
+from stereoclinic.io.files import save_tensors, sole_writer
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--limit", 2, "--seeds", 1, "--every", 1, "--bins", 1, "--quiet", "--accelerator", "cpu")
@@ -135,7 +135,7 @@ def test_a_second_run_on_the_same_output(model: Path, stereo, tmp_path: Path, co
 
 
 def test_a_run_that_was_killed_leaves_no_lock(tmp_path: Path):
-    code = "import sys, time; from pathlib import Path; from stereoclinic.files import save_tensors, sole_writer\n"
+    code = "import sys, time; from pathlib import Path; from stereoclinic.io.files import save_tensors, sole_writer\n"
     code += "with sole_writer(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "g.pt")], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"in\n"

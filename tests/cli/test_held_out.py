@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from stereoclinic.evaluation.baselines import equisteer, uce
-from stereoclinic.evaluation.bench.protocols import load_protocol
-from stereoclinic.prompts import write
+from stereoclinic.evaluation.methods import equisteer, uce
+from stereoclinic.evaluation.protocols import load_protocol
+from stereoclinic.prompts.sets import write
 from stereoclinic.sns.mask import NeuronMask
 
 PROTOCOL = """

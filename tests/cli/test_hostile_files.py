@@ -11,15 +11,15 @@ import torch
 from tests.fuzz.made import MADE, a_mask, a_relevance
 
 from stereo_cli import judging
-from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.files import load_tensors, save_tensors
-from stereoclinic.metadata import check_metadata
+from stereoclinic.io.files import load_tensors, save_tensors
+from stereoclinic.io.metadata import check_metadata
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.schedule import schedule_of
-from stereoclinic.prompts import load_prompts
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
 

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from stereo_cli import inspect_tables, tables
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.evaluation.report.located import relevance_summary
-from stereoclinic.evaluation.report.summary import mask_summary
+from stereoclinic.report.located import relevance_summary
+from stereoclinic.report.summary import mask_summary
 from stereoclinic.sns.mask import NeuronMask
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from stereo_cli import common
-from stereoclinic.ddtd.shards import Shards
+from stereoclinic.ddtd.checkpoint import Shards
 from stereoclinic.errors import InputError
-from stereoclinic.files import repair, sole_writer, whole_folder, whole_results
+from stereoclinic.io.files import repair, sole_writer, whole_folder, whole_results
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.planning import Unfinished
+from stereoclinic.sns.plan import Unfinished
 
 LOCATE = ("--limit", 1, "--seeds", 1, "--every", 1, "--bins", 1, "--quiet", "--accelerator", "cpu")
 PLAN = ("--limit", 1, "--seeds", 2, "--steps", 2, "--until", 0, "--mu", 0.01, "--keep", 0, "--check", 0, "--quiet")

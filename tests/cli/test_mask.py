@@ -11,10 +11,10 @@ import torch
 
 from stereo_cli.tables import mask_table
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.evaluation.report.summary import mask_summary
-from stereoclinic.sns.choose import Selection
+from stereoclinic.report.summary import mask_summary
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.fuse import fuse
+from stereoclinic.sns.linear import Selection
 from stereoclinic.sns.mask import NeuronMask
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from stereoclinic.sns.allocate import allotted_group
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.planning import Unfinished
+from stereoclinic.sns.plan import Unfinished
 
 SMALL = ("--limit", 2, "--seeds", 2, "--steps", 3, "--until", 300, "--mu", 0.01, "--keep", 0)
 

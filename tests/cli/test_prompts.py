@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from stereo_cli.common import own_axis
-from stereoclinic.axes import Axis, gate_words, load_axis
-from stereoclinic.sns.gate import named_groups
+from stereoclinic.prompts.axes import Axis, gate_words, load_axis
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.policy import named_groups
 
 MINE = """
 name = "{name}"

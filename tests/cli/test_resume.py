@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from stereoclinic.ddtd.module import DDTD
+from stereoclinic.ddtd.checkpoint import Shards
+from stereoclinic.ddtd.locate import DDTD
 from stereoclinic.ddtd.relevance import STATES, Relevance
-from stereoclinic.ddtd.shards import Shards
 
 
 def figures(data: Any) -> Any:

@@ -16,15 +16,15 @@ from stereo_cli import common, compare, diff, inspect_tables, progress, tables
 from stereo_cli.asked_tables import asked_tables, reader_says
 from stereo_cli.doctor_tables import doctor_tables
 from stereo_cli.main import app
-from stereoclinic.axes import Axis
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.evaluation.report.anatomy import KINDS, places
-from stereoclinic.evaluation.report.located import relevance_summary
-from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
-from stereoclinic.evaluation.results.versus import compare_results
+from stereoclinic.evaluation.compare import compare_results
+from stereoclinic.io.text import printable
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.printable import printable
-from stereoclinic.sns.compare import compare as compared
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.report.anatomy import KINDS, places
+from stereoclinic.report.located import relevance_summary
+from stereoclinic.report.summary import lean_summary, mask_summary
+from stereoclinic.sns.diff import compare as compared
 from stereoclinic.sns.mask import NeuronMask
 
 HOSTILE = "a\x1b[31m\r\u202e[/x][bold]:smile:\n\x9b2J"

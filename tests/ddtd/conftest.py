@@ -4,12 +4,12 @@ from typing import Any
 
 from torch import Tensor
 
-from stereoclinic.axes import Axis, load_axis
 from stereoclinic.ddtd.step import Measured
 from stereoclinic.ddtd.trajectory import Settings, walk
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.prompts import Row, load_prompts, with_seeds
+from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.prompts.sets import Row, load_prompts, with_seeds
 
 AXIS = load_axis("gender")
 THREE = Axis("age", ("young", "middle", "old"), ("young", "middle-aged", "old"))

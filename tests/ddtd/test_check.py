@@ -12,12 +12,11 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stereoclinic.ddtd import rules
-from stereoclinic.ddtd.check import Conservation, check
-from stereoclinic.ddtd.composites import Composite, get_composite
-from stereoclinic.ddtd.cuts import Cut
+from stereoclinic.ddtd.conservation import Conservation, Cut, check
 from stereoclinic.ddtd.propagate import propagate
-from stereoclinic.ddtd.rules import RuleFunction
+from stereoclinic.ddtd.rules import functions as rules
+from stereoclinic.ddtd.rules.composites import Composite, get_composite
+from stereoclinic.ddtd.rules.functions import RuleFunction
 from stereoclinic.errors import InputError
 
 BLOCKS = ["conv_in", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_norm_out"]

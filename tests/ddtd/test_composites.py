@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from stereoclinic.ddtd import layer_rules, rules
-from stereoclinic.ddtd.composites import COMPOSITES, Choice, Composite, get_composite
-from stereoclinic.ddtd.layers import find_layers
 from stereoclinic.ddtd.propagate import propagate, survey
+from stereoclinic.ddtd.rules import functions as rules
+from stereoclinic.ddtd.rules import layers as layer_rules
+from stereoclinic.ddtd.rules.composites import COMPOSITES, Choice, Composite, find_layers, get_composite
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.hooks import Watch
 from stereoclinic.pipelines.sites import find_sites, neuron_relevance

@@ -15,11 +15,11 @@ from tests.ddtd.test_check import checked
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stereoclinic.ddtd import layer_rules
-from stereoclinic.ddtd.check import Conservation, check
-from stereoclinic.ddtd.composites import COMPOSITES, Choice, Composite
+from stereoclinic.ddtd.conservation import Conservation, check
 from stereoclinic.ddtd.propagate import propagate
-from stereoclinic.ddtd.rules import Rule
+from stereoclinic.ddtd.rules import layers as layer_rules
+from stereoclinic.ddtd.rules.composites import COMPOSITES, Choice, Composite
+from stereoclinic.ddtd.rules.functions import Rule
 from stereoclinic.errors import UncoveredOperation
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.hooks import Watch

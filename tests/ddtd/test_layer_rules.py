@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from stereoclinic.ddtd.composites import Composite
-from stereoclinic.ddtd.layer_rules import LayerRule, epsilon, gamma, w_squared, z_plus
 from stereoclinic.ddtd.propagate import propagate
-from stereoclinic.ddtd.rules import Rule, native
+from stereoclinic.ddtd.rules.composites import Composite
+from stereoclinic.ddtd.rules.functions import Rule, native
+from stereoclinic.ddtd.rules.layers import LayerRule, epsilon, gamma, w_squared, z_plus
 from stereoclinic.errors import InputError, UncoveredOperation
 
 DOUBLE = torch.float64

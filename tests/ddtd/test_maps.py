@@ -5,14 +5,14 @@ import torch
 from tests.ddtd.conftest import AXIS, THREE, measured
 from torch import Tensor
 
-from stereoclinic.axes import Axis
 from stereoclinic.ddtd.maps import Maps, Spot, _Keeper, relevance_maps, token_grid
 from stereoclinic.ddtd.trajectory import Settings, bin_of
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.images import draw
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.pictures import draw
 from stereoclinic.pipelines.sites import Site, find_sites, neuron_relevance
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 ROWS = list(with_seeds(load_prompts("portraits", 2), 0, 1))
 EDGES = torch.tensor([1000.0, 500.0, 0.0], dtype=torch.float64)

@@ -10,17 +10,17 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from tests.ddtd.conftest import AXIS, close
 
-from stereoclinic.axes import Axis
-from stereoclinic.ddtd import module
-from stereoclinic.ddtd.module import locate
+from stereoclinic.ddtd import locate as module
+from stereoclinic.ddtd.locate import locate
 from stereoclinic.ddtd.relevance import RelevanceSums
 from stereoclinic.ddtd.step import Measured
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.digest import weights_digest
 from stereoclinic.errors import Incomplete, InputError
+from stereoclinic.io.digest import weights_digest
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.model import Model
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 CPU = {"accelerator": "cpu", "devices": 1}
 

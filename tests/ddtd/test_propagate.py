@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from stereoclinic.ddtd.composites import COMPOSITES, Composite, get_composite
 from stereoclinic.ddtd.propagate import UncoveredOperation, propagate
+from stereoclinic.ddtd.rules.composites import COMPOSITES, Composite, get_composite
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.hooks import Watch
 from stereoclinic.pipelines.sites import find_sites, neuron_relevance

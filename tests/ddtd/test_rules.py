@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from stereoclinic.ddtd.composites import COMPOSITES, Composite
 from stereoclinic.ddtd.propagate import propagate
+from stereoclinic.ddtd.rules.composites import COMPOSITES, Composite
 
 DOUBLE = torch.float64
 seeds = st.integers(0, 2**31 - 1)

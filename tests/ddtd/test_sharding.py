@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.module import locate
+from stereoclinic.ddtd.locate import locate
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.sharding import Evened, check_sharded, sharded
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.digest import weights_digest
 from stereoclinic.errors import InputError
+from stereoclinic.io.digest import weights_digest
 from stereoclinic.pipelines.hooks import Watch
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.portraits import model as portraits
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
+from stereoclinic.prompts.streams import Stream
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.streams import Stream
 
 SAMPLES = with_seeds(load_prompts("portraits", 5), 0, 1)
 COMPOSITES = ("gradient", "epsilon-attnlrp", "gamma-cp", "zplus-cp")

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.module import DDTD, locate
+from stereoclinic.ddtd.checkpoint import Kept, Shards
+from stereoclinic.ddtd.locate import DDTD, locate
 from stereoclinic.ddtd.relevance import BY_LABEL, STATES, Relevance
-from stereoclinic.ddtd.shards import Kept, Shards
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.model import Model
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 AXIS = load_axis("gender")
 CPU = {"accelerator": "cpu", "devices": 1}

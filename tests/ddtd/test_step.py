@@ -10,9 +10,8 @@ from tests.ddtd.conftest import AXIS, THREE, close, measured, rows
 from tests.pipelines.tiny import SMALL, build
 from torch import Tensor, nn
 
-from stereoclinic.axes import Axis
+from stereoclinic.ddtd.lean import group_directions, lean
 from stereoclinic.ddtd.propagate import propagate
-from stereoclinic.ddtd.target import group_directions, lean
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.call import Call
@@ -22,7 +21,8 @@ from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites, neuron_relevance, spans
 from stereoclinic.pipelines.watch import Walk, encode_groups
-from stereoclinic.prompts import Row
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import Row
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask
 

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import FrozenDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.ddtd.target import (
+from stereoclinic.ddtd.lean import (
     TARGETS,
     Classifier,
     Point,

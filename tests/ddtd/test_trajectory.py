@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from tests.ddtd.conftest import AXIS, close, measured, rows
 from torch import Tensor
 
-from stereoclinic.axes import Axis
 from stereoclinic.ddtd import trajectory
 from stereoclinic.ddtd.step import Measured, measure
 from stereoclinic.ddtd.trajectory import Settings, bin_of, check_prompts, walk
@@ -15,7 +14,8 @@ from stereoclinic.errors import InputError
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.prompts import generator
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import generator
 
 
 def test_bins_part_the_timesteps() -> None:

@@ -12,12 +12,11 @@ from diffusers.utils import logging
 from tests.ddtd.transformers import FAMILIES, Call, tiny
 from torch import Tensor, nn
 
-from stereoclinic.ddtd import layer_rules
-from stereoclinic.ddtd.check import Conservation, check
-from stereoclinic.ddtd.composites import COMPOSITES, Choice, Composite
-from stereoclinic.ddtd.layers import find_layers
+from stereoclinic.ddtd.conservation import Conservation, check
 from stereoclinic.ddtd.propagate import propagate
-from stereoclinic.ddtd.rules import RuleFunction
+from stereoclinic.ddtd.rules import layers as layer_rules
+from stereoclinic.ddtd.rules.composites import COMPOSITES, Choice, Composite, find_layers
+from stereoclinic.ddtd.rules.functions import RuleFunction
 
 logging.set_verbosity_error()  # `to` warns of modules that stay in float32
 

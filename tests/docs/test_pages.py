@@ -14,12 +14,12 @@ import yaml
 from tests.pipelines.tiny import build
 
 from stereo_cli.main import app
-from stereoclinic.axes import load_axis
-from stereoclinic.digest import shapes_digest, weights_digest
+from stereoclinic.io.digest import shapes_digest, weights_digest
 from stereoclinic.pipelines import open_pipeline
 from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.sns.gate import is_neutral
+from stereoclinic.prompts.axes import load_axis
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.policy import is_neutral
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in (

@@ -8,8 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from stereoclinic.axes import Axis, load_axis
-from stereoclinic.evaluation.bench.arms import (
+from stereoclinic.evaluation.arms import (
     ALLOCATION,
     BALANCED,
     OTHER,
@@ -20,7 +19,8 @@ from stereoclinic.evaluation.bench.arms import (
     Experiment,
     Protocol,
 )
-from stereoclinic.evaluation.results.comparison import summarise
+from stereoclinic.evaluation.figures.summarise import summarise
+from stereoclinic.prompts.axes import Axis, load_axis
 
 Make = Callable[..., Experiment]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.metrics.agreement import agreement, agreement_table, cohen_kappa, specific_agreement
+from stereoclinic.statistics.agreement import agreement, agreement_table, cohen_kappa, specific_agreement
 
 NAMES = ["a", "b", "c", "d"]
 

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, ViTConfig
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.metrics.alignment import clip_scores, open_clip
+from stereoclinic.evaluation.instruments import clip_scores, open_clip
 
 PROMPTS = ["a doctor", "a nurse", "a doctor"]
 

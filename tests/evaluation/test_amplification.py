@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.metrics.amplification import amplification, load_reference, reference_shares
+from stereoclinic.statistics.amplification import amplification, load_reference, reference_shares
 
 LABELS, GROUPS = ["doctor", "nurse"], ["female", "male"]
 TABLE = {"doctor": {"female": 0.4, "male": 0.6}, "nurse": {"female": 0.8, "male": 0.2}}

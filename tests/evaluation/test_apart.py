@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.evaluation.intervals.statistics import wilson_interval
-from stereoclinic.evaluation.results.apart import difference, told_apart
-from stereoclinic.evaluation.results.figures import Value
+from stereoclinic.evaluation.compare import difference, told_apart
+from stereoclinic.evaluation.figures.registry import Value
+from stereoclinic.statistics.intervals import wilson_interval
 
 
 def wilson(hits: int, n: int) -> Value:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stereoclinic.evaluation.report.atlas import mask_map, relevance_map
-from stereoclinic.evaluation.report.summary import mask_summary
 from stereoclinic.pipelines.sites import Site
+from stereoclinic.report.atlas import mask_map, relevance_map
+from stereoclinic.report.summary import mask_summary
 from stereoclinic.sns.mask import NeuronMask
 
 

@@ -15,10 +15,8 @@ from tests.pipelines.tiny import TINY, build
 from torch import Tensor
 from torch.nn import functional
 
-from stereoclinic.axes import load_axis
-from stereoclinic.digest import weights_digest
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.baselines import (
+from stereoclinic.evaluation.methods import (
     BASELINES,
     baseline_class,
     calibration_samples,
@@ -29,9 +27,10 @@ from stereoclinic.evaluation.baselines import (
     icm,
     uce,
 )
-from stereoclinic.evaluation.baselines.base import attention_blocks, nearest, unit
-from stereoclinic.evaluation.baselines.calibration import Calibration, Look, Run
-from stereoclinic.evaluation.bench.oracles import AllocationOracle
+from stereoclinic.evaluation.methods.baseline import attention_blocks, nearest, unit
+from stereoclinic.evaluation.methods.calibration import Calibration, Look, Run
+from stereoclinic.evaluation.methods.oracles import AllocationOracle
+from stereoclinic.io.digest import weights_digest
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import encode
@@ -39,7 +38,8 @@ from stereoclinic.pipelines.intercept import Left
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import group_prompts, load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import group_prompts, load_prompts, with_seeds
 
 AXIS = load_axis("gender")
 STEPS = 3
@@ -579,5 +579,5 @@ def test_settings_out_of_range_are_refused_where_they_are_made(wrong):
 
 
 def test_names_are_known_without_torch():
-    code = "import sys, stereoclinic.evaluation.baselines as b; assert b.BASELINES and 'torch' not in sys.modules"
+    code = "import sys, stereoclinic.evaluation.methods as b; assert b.BASELINES and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)

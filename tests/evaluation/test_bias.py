@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from stereoclinic.errors import Incomplete, InputError
-from stereoclinic.evaluation.metrics.bias import (
+from stereoclinic.statistics.shares import (
     GAPS,
     GroupShares,
     deviation_ratio,

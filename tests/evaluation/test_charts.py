@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.evaluation.report.charts import SHAPES, Band, Curve, bar, curves, interval_rows, mark
-from stereoclinic.evaluation.results.figures import Value
+from stereoclinic.evaluation.figures.registry import Value
+from stereoclinic.report.charts import SHAPES, Band, Curve, bar, curves, interval_rows, mark
 
 SHARES = st.floats(0, 1)
 

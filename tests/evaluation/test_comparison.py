@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from stereoclinic.axes import Axis, load_axis
-from stereoclinic.evaluation.bench.arms import ALLOCATION, BALANCED, OTHER, UNTREATED
-from stereoclinic.evaluation.intervals.gap_intervals import gap_intervals
-from stereoclinic.evaluation.intervals.multiplicity import benjamini_hochberg, holm
-from stereoclinic.evaluation.intervals.statistics import wilson_interval
-from stereoclinic.evaluation.metrics.bias import GAPS, parity_gap, shares_from_reads
-from stereoclinic.evaluation.metrics.intersections import joint_reads
-from stereoclinic.evaluation.metrics.quality import frechet_within_groups
-from stereoclinic.evaluation.results.bias_figures import DRAWS, KL_DRAWS
-from stereoclinic.evaluation.results.comparison import summarise
-from stereoclinic.evaluation.results.figures import values_of
+from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, UNTREATED
+from stereoclinic.evaluation.figures.bias import DRAWS, KL_DRAWS, joint_reads
+from stereoclinic.evaluation.figures.registry import values_of
+from stereoclinic.evaluation.figures.summarise import summarise
+from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.statistics.distances import frechet_within_groups
+from stereoclinic.statistics.gaps import gap_intervals
+from stereoclinic.statistics.intervals import wilson_interval
+from stereoclinic.statistics.shares import GAPS, parity_gap, shares_from_reads
+from stereoclinic.statistics.tests import benjamini_hochberg, holm
 
 SETS = (None, "soft", "pooled", "pooled_soft")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.metrics.diversity import diversity_within, pairwise_distance
+from stereoclinic.statistics.distances import diversity_within, pairwise_distance
 
 
 def sample(seed: int, n: int = 20, cells: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

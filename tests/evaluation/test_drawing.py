@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from stereoclinic.axes import Axis, load_axis
 from stereoclinic.errors import Incomplete, InputError
-from stereoclinic.evaluation.bench.arms import Protocol
-from stereoclinic.evaluation.bench.drawing import Part, Pictures, Store, draw, model_digest
-from stereoclinic.evaluation.bench.experiment import Arm, arms_of, drawn, run
-from stereoclinic.evaluation.bench.mitigation import Batch, Mitigation, Suppressed
-from stereoclinic.evaluation.bench.oracles import AllocationOracle, BalancedOracle, balanced
+from stereoclinic.evaluation.arms import Protocol
+from stereoclinic.evaluation.draw import Part, Pictures, Store, draw, model_digest
+from stereoclinic.evaluation.experiment import Arm, arms_of, drawn, run
+from stereoclinic.evaluation.methods.base import Batch, Mitigation, Suppressed
+from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle, balanced
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.evaluation.report.page import build_page
-from stereoclinic.evaluation.report.thumbnails import grids
-from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.pipelines import Model, open_model
+from stereoclinic.pipelines.images import check_blank
 from stereoclinic.pipelines.memory import Peak
-from stereoclinic.pipelines.pictures import check_blank
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Call, Visit, Walk, encode_groups
-from stereoclinic.prompts import load_plain_prompts, load_prompts, with_seeds, write
+from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.prompts.sets import load_plain_prompts, load_prompts, with_seeds, write
+from stereoclinic.report.page import build_page
+from stereoclinic.report.pictures import grids
 from stereoclinic.sns.mask import NeuronMask
 
 AXIS = load_axis("gender")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.intervals.exact import exact_interval, prompt_p_values, sign_test
-from stereoclinic.evaluation.intervals.statistics import wilson_interval
+from stereoclinic.statistics.intervals import wilson_interval
+from stereoclinic.statistics.tests import exact_interval, prompt_p_values, sign_test
 
 
 @given(n=st.integers(1, 300), data=st.data(), mid_p=st.booleans())

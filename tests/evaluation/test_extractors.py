@@ -8,11 +8,17 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.bench.arms import OTHER, UNTREATED
-from stereoclinic.evaluation.bench.instruments import Instruments, measure
-from stereoclinic.evaluation.metrics import extractors
-from stereoclinic.evaluation.metrics.extractors import extracted, open_features, open_lpips, perceptual_distance
-from stereoclinic.evaluation.results.comparison import summarise
+from stereoclinic.evaluation import instruments as extractors
+from stereoclinic.evaluation.arms import OTHER, UNTREATED
+from stereoclinic.evaluation.figures.summarise import summarise
+from stereoclinic.evaluation.instruments import (
+    Instruments,
+    extracted,
+    measure,
+    open_features,
+    open_lpips,
+    perceptual_distance,
+)
 
 
 class Means(nn.Module):

@@ -8,16 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.intervals.exact import exact_interval
-from stereoclinic.evaluation.intervals.gap_changes import gap_changes
-from stereoclinic.evaluation.intervals.gap_intervals import gap_interval, gap_intervals
-from stereoclinic.evaluation.intervals.statistics import (
+from stereoclinic.statistics.gaps import gap_changes, gap_interval, gap_intervals
+from stereoclinic.statistics.intervals import (
     bootstrap_interval,
     noise_floor,
     paired_difference_interval,
     share_statistic,
 )
-from stereoclinic.evaluation.metrics.bias import GAPS, parity_gap
+from stereoclinic.statistics.shares import GAPS, parity_gap
+from stereoclinic.statistics.tests import exact_interval
 
 
 def seeded(seed: int) -> torch.Generator:

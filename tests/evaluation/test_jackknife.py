@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.intervals.jackknife import jackknife_ratio, within_groups_ratio
-from stereoclinic.evaluation.metrics.quality import frechet_within_groups
+from stereoclinic.statistics.distances import frechet_within_groups, jackknife_ratio, within_groups_ratio
 
 
 def test_of_two_means_it_is_that_of_the_delta_method():

@@ -14,10 +14,11 @@ from tests.evaluation.test_baselines import rows as rows
 from tests.evaluation.test_baselines import samples as samples
 
 from stereoclinic.errors import Incomplete, InputError
-from stereoclinic.evaluation.baselines import BASELINES, baseline_class, kept
-from stereoclinic.evaluation.baselines.base import Baseline
-from stereoclinic.evaluation.baselines.kept import kept_baselines
-from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.evaluation.methods import BASELINES, baseline_class
+from stereoclinic.evaluation.methods import checkpoint as kept
+from stereoclinic.evaluation.methods.baseline import Baseline
+from stereoclinic.evaluation.methods.checkpoint import kept_baselines
+from stereoclinic.io.files import load_tensors, save_tensors
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.metrics.kernel import kernel_distance, kernel_distance_of_subsets
-from stereoclinic.evaluation.metrics.quality import frechet_between
+from stereoclinic.statistics.distances import frechet_between, kernel_distance, kernel_distance_of_subsets
 
 SEEDS = st.integers(0, 2**31)
 
@@ -92,7 +91,7 @@ def test_two_samples_of_one_distribution_are_no_distance_apart_on_average_at_any
 def test_blocks_of_the_kernel_add_up_to_the_whole(monkeypatch):
     a, b = features(0, 30), features(1, 20)
     expected = kernel_distance(a, b)
-    monkeypatch.setattr("stereoclinic.evaluation.metrics.kernel._ROWS", 7)
+    monkeypatch.setattr("stereoclinic.statistics.distances._ROWS", 7)
     assert kernel_distance(a, b) == pytest.approx(expected)
 
 

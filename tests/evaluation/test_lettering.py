@@ -15,12 +15,12 @@ from PIL import Image, ImageChops
 from tests.evaluation.test_atlas import TRANSFORMERS, mask_of, unet_sites
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.report.atlas import MOST_CELLS, MOST_LINES, mask_map
-from stereoclinic.evaluation.report.lettering import font, lettered
-from stereoclinic.evaluation.report.report import SheetRow, side_by_side
-from stereoclinic.evaluation.report.responses import Response, View, draw
-from stereoclinic.evaluation.report.summary import mask_summary
 from stereoclinic.pipelines.sites import Site
+from stereoclinic.report.atlas import MOST_CELLS, MOST_LINES, mask_map
+from stereoclinic.report.pictures import font, lettered
+from stereoclinic.report.report import SheetRow, side_by_side
+from stereoclinic.report.responses import Response, View, draw
+from stereoclinic.report.summary import mask_summary
 
 HOSTILE = "$x_{$ \x1b[31m\u202e\u4e2d\U0001f9d1 [/x] \\frac $$"
 NAMES = {

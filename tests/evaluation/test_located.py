@@ -10,10 +10,10 @@ from tests.pipelines.tiny import TINY, build
 
 from stereoclinic.ddtd.relevance import SKETCHES, Relevance
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.report.anatomy import KINDS, STREAMS, by_block, places
-from stereoclinic.evaluation.report.located import by_chance, relevance_summary
-from stereoclinic.pipelines.recognise import network_of
+from stereoclinic.pipelines.conditions import network_of
 from stereoclinic.pipelines.sites import Site, find_sites
+from stereoclinic.report.anatomy import KINDS, STREAMS, by_block, places
+from stereoclinic.report.located import by_chance, relevance_summary
 
 SITES = [
     Site("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0", "attention", 300),

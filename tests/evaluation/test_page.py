@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from stereoclinic.axes import Axis, load_axis
-from stereoclinic.evaluation.report.page import build_page
-from stereoclinic.evaluation.report.summary import mask_summary
-from stereoclinic.evaluation.report.thumbnails import grids
-from stereoclinic.evaluation.results.comparison import summarise
-from stereoclinic.evaluation.results.verdict import verdicts
+from stereoclinic.evaluation.figures.summarise import summarise
+from stereoclinic.evaluation.verdict import verdicts
 from stereoclinic.pipelines.sites import Site
+from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.report.page import build_page
+from stereoclinic.report.pictures import grids
+from stereoclinic.report.summary import mask_summary
 from stereoclinic.sns.mask import NeuronMask
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(1)>\"'`{{7*7}}&lt;b&gt;"

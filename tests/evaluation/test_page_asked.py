@@ -6,10 +6,10 @@ import pytest
 import torch
 from tests.evaluation.test_page import HOSTILE, Page, results
 
-from stereoclinic.axes import Axis
-from stereoclinic.evaluation.report.page import build_page
-from stereoclinic.evaluation.results.figures import values_of
-from stereoclinic.evaluation.results.truths import amplified, corrected
+from stereoclinic.evaluation.figures.registry import values_of
+from stereoclinic.evaluation.references import amplified, corrected
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.report.page import build_page
 
 TABLE = {"doctor": {"female": 0.3, "male": 0.7}, "nurse": {"female": 0.9, "male": 0.1}}
 ERRS = torch.tensor([[900.0, 100.0], [50.0, 950.0]], dtype=torch.float64)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stereoclinic.axes import Axis, load_axis
-from stereoclinic.evaluation.report.page import build_page
-from stereoclinic.evaluation.report.thumbnails import grids
-from stereoclinic.evaluation.results.comparison import summarise
-from stereoclinic.evaluation.results.truths import amplified, corrected
+from stereoclinic.evaluation.figures.summarise import summarise
+from stereoclinic.evaluation.references import amplified, corrected
+from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.report.page import build_page
+from stereoclinic.report.pictures import grids
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = [

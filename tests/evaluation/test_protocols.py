@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stereoclinic.axes import load_axis
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.bench.protocols import OVER, PublishedProtocol, known_protocols, load_protocol
-from stereoclinic.evaluation.metrics.bias import GAPS
+from stereoclinic.evaluation.protocols import OVER, PublishedProtocol, known_protocols, load_protocol
 from stereoclinic.evaluation.readers.clip import texts
-from stereoclinic.occupations import WINOBIAS
-from stereoclinic.prompts import group_prompts, occupation_prompts, write
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import WINOBIAS, group_prompts, occupation_prompts, write
+from stereoclinic.statistics.shares import GAPS
 
 GENDER = load_axis("gender")
 MINE = """

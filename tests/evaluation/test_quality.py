@@ -12,7 +12,7 @@ from tests.evaluation.test_kernel import AsGiven
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.metrics.quality import (
+from stereoclinic.statistics.distances import (
     feature_statistics,
     frechet_between,
     frechet_distance,

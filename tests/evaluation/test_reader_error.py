@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.metrics.reader_error import confusion_counts, corrected_intervals, corrected_shares
+from stereoclinic.statistics.reader_error import confusion_counts, corrected_intervals, corrected_shares
 
 
 def reader(K: int, seed: int, right: float = 0.7) -> torch.Tensor:

@@ -12,8 +12,11 @@ from tests.pipelines.tiny import TINY, build
 from stereoclinic.ddtd.relevance import SKETCHES, Relevance
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.report import responses
-from stereoclinic.evaluation.report.responses import (
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.sites import Site, find_sites
+from stereoclinic.prompts.sets import load_prompts, occupation_prompts
+from stereoclinic.report import responses
+from stereoclinic.report.responses import (
     Response,
     View,
     axis_of,
@@ -24,9 +27,6 @@ from stereoclinic.evaluation.report.responses import (
     settings_of,
     write_responses,
 )
-from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.sites import Site, find_sites
-from stereoclinic.prompts import load_prompts, occupation_prompts
 
 GROUPS = ("female", "male")
 

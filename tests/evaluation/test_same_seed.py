@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.metrics.same_seed import structural_similarity
+from stereoclinic.evaluation.instruments import structural_similarity
 
 
 def pictures(seed: int, *shape: int) -> torch.Tensor:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.report.scalars import check_tensorboard, log_scalars
-from stereoclinic.evaluation.results.figures import values_of
+from stereoclinic.evaluation.figures.registry import values_of
+from stereoclinic.report.loggers import check_tensorboard, log_scalars
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch, tmp_path: Path):

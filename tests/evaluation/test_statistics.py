@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.intervals.resampling import dirichlet
-from stereoclinic.evaluation.intervals.statistics import (
+from stereoclinic.statistics.intervals import (
     bootstrap_interval,
     correlation_interval,
     noise_floor,
@@ -18,7 +17,8 @@ from stereoclinic.evaluation.intervals.statistics import (
     share_statistic,
     wilson_interval,
 )
-from stereoclinic.evaluation.metrics.bias import GAPS, deviation_ratio, fairness_discrepancy, parity_gap
+from stereoclinic.statistics.resampling import dirichlet
+from stereoclinic.statistics.shares import GAPS, deviation_ratio, fairness_discrepancy, parity_gap
 
 
 def seeded(seed: int) -> torch.Generator:

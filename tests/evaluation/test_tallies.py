@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from stereoclinic.evaluation.metrics.tallies import AxisDrift, FrechetFeatures, GroupFidelity, UnsureRate
 
 from stereoclinic.errors import Incomplete, InputError
-from stereoclinic.evaluation.intervals.statistics import wilson_interval
-from stereoclinic.evaluation.metrics.bias import sdtv, shares_from_reads, top_group, unsure_rate
-from stereoclinic.evaluation.metrics.quality import frechet_between
-from stereoclinic.evaluation.metrics.tallies import AxisDrift, FrechetFeatures, GroupFidelity, UnsureRate
+from stereoclinic.statistics.distances import frechet_between
+from stereoclinic.statistics.intervals import wilson_interval
+from stereoclinic.statistics.shares import sdtv, shares_from_reads, top_group, unsure_rate
 
 SEEDS = st.integers(0, 2**31)
 P, K, D, N = 2, 3, 4, 24

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stereoclinic.evaluation.report.thumbnails import SEEDS, embedded, grids
+from stereoclinic.report.pictures import SEEDS, embedded, grids
 
 
 def decoded(source: str) -> Image.Image:

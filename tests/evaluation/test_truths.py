@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.results.truths import amplified, corrected, load_confusion, reference_named
+from stereoclinic.evaluation.references import amplified, corrected, load_confusion, reference_named
 
 GROUPS = ("female", "male")
 

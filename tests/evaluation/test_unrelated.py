@@ -8,16 +8,15 @@ import torch
 from tests.evaluation.conftest import make_experiment
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.bench.arms import OTHER, UNTREATED, Protocol
-from stereoclinic.evaluation.metrics.kernel import kernel_distance
-from stereoclinic.evaluation.metrics.quality import frechet_between
-from stereoclinic.evaluation.metrics.same_seed import structural_similarity
-from stereoclinic.evaluation.report.page import build_page
-from stereoclinic.evaluation.results.comparison import summarise
-from stereoclinic.evaluation.results.figures import SIDE, figure_of, values_of
-from stereoclinic.evaluation.results.verdict import verdicts
-from stereoclinic.evaluation.results.versus import compare_results
-from stereoclinic.prompts import load_plain_prompts, load_prompts
+from stereoclinic.evaluation.arms import OTHER, UNTREATED, Protocol
+from stereoclinic.evaluation.compare import compare_results
+from stereoclinic.evaluation.figures.registry import SIDE, figure_of, values_of
+from stereoclinic.evaluation.figures.summarise import summarise
+from stereoclinic.evaluation.instruments import structural_similarity
+from stereoclinic.evaluation.verdict import verdicts
+from stereoclinic.prompts.sets import load_plain_prompts, load_prompts
+from stereoclinic.report.page import build_page
+from stereoclinic.statistics.distances import frechet_between, kernel_distance
 
 SCENES = ("a photo of a mountain", "a photo of a female lion", "a photo of a teapot")
 

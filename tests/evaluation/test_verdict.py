@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from stereoclinic.evaluation.results.verdict import NARROWED, NO_MASK, UNCLEAR, WIDENED, verdict, verdicts
+from stereoclinic.evaluation.verdict import NARROWED, NO_MASK, UNCLEAR, WIDENED, verdict, verdicts
 
 CHANCE = {"mean": 0.08, "upper": 0.11}
 

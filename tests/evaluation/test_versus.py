@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stereoclinic.axes import load_axis
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.results.figures import FIGURES, Value, figure_of, values_of
-from stereoclinic.evaluation.results.versus import (
+from stereoclinic.evaluation.compare import (
     BETTER,
     DIFFERS,
     NO_INTERVAL,
@@ -21,6 +19,8 @@ from stereoclinic.evaluation.results.versus import (
     judge,
     load_results,
 )
+from stereoclinic.evaluation.figures.registry import FIGURES, Value, figure_of, values_of
+from stereoclinic.prompts.axes import load_axis
 
 LOW, HIGH = Value(0.1, 0.08, 0.12), Value(0.3, 0.28, 0.32)
 

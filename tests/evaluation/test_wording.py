@@ -2,8 +2,8 @@
 
 import pytest
 
-from stereoclinic.evaluation.results.figures import Value
-from stereoclinic.evaluation.results.wording import number, p_value, spelt
+from stereoclinic.evaluation.figures.registry import Value
+from stereoclinic.evaluation.wording import number, p_value, spelt
 
 
 @pytest.mark.parametrize(

@@ -28,40 +28,40 @@ from typer.testing import CliRunner
 from stereo_cli import common, inspect_tables, judging, tables
 from stereo_cli.call import call_from
 from stereo_cli.main import app
-from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.composite_file import read_composite
+from stereoclinic.ddtd.checkpoint import KIND as SHARD
+from stereoclinic.ddtd.checkpoint import VERSION as SHARD_VERSION
+from stereoclinic.ddtd.checkpoint import Shards
 from stereoclinic.ddtd.relevance import Relevance, shapes_of
-from stereoclinic.ddtd.shards import KIND as SHARD
-from stereoclinic.ddtd.shards import VERSION as SHARD_VERSION
-from stereoclinic.ddtd.shards import Shards
-from stereoclinic.digest import content_digest
+from stereoclinic.ddtd.rules.composites import read_composite
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.bench.arms import SCHEMA
-from stereoclinic.evaluation.bench.drawing import KIND as DRAWN
-from stereoclinic.evaluation.bench.drawing import Part, Store
-from stereoclinic.evaluation.bench.mitigation import Mitigation
-from stereoclinic.evaluation.bench.protocols import load_protocol
-from stereoclinic.evaluation.metrics.amplification import load_reference
+from stereoclinic.evaluation.arms import SCHEMA
+from stereoclinic.evaluation.compare import compare_results, load_results
+from stereoclinic.evaluation.draw import KIND as DRAWN
+from stereoclinic.evaluation.draw import Part, Store
+from stereoclinic.evaluation.methods.base import Mitigation
+from stereoclinic.evaluation.protocols import load_protocol
 from stereoclinic.evaluation.readers import PortraitsReader, open_reader
-from stereoclinic.evaluation.readers.classes import parse_classes
-from stereoclinic.evaluation.report.atlas import mask_map, relevance_map
-from stereoclinic.evaluation.report.located import relevance_summary
-from stereoclinic.evaluation.report.responses import axis_of, settings_of
-from stereoclinic.evaluation.report.summary import lean_summary, mask_summary
-from stereoclinic.evaluation.results.truths import load_confusion
-from stereoclinic.evaluation.results.versus import compare_results, load_results
-from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.evaluation.readers.pretrained import parse_classes
+from stereoclinic.evaluation.references import load_confusion
+from stereoclinic.io.digest import content_digest
+from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.portraits.world import DEFAULT_WORLD, World
-from stereoclinic.prompts import load_prompts
-from stereoclinic.sns.choose import adjusted, choose
-from stereoclinic.sns.compare import compare
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts
+from stereoclinic.report.atlas import mask_map, relevance_map
+from stereoclinic.report.located import relevance_summary
+from stereoclinic.report.responses import axis_of, settings_of
+from stereoclinic.report.summary import lean_summary, mask_summary
 from stereoclinic.sns.compose import compose
+from stereoclinic.sns.diff import compare
+from stereoclinic.sns.linear import adjusted, choose
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.planning import KIND as PLAN
-from stereoclinic.sns.planning import VERSION as PLAN_VERSION
-from stereoclinic.sns.planning import Unfinished
+from stereoclinic.sns.plan import KIND as PLAN
+from stereoclinic.sns.plan import VERSION as PLAN_VERSION
+from stereoclinic.sns.plan import Unfinished
+from stereoclinic.statistics.amplification import load_reference
 
 CONFIGURATION = {"samples": 4, "axis": "gender"}
 PLANNING = {"root": "group", "seeds": [0, 1]}
@@ -353,9 +353,9 @@ KINDS: dict[str, Kind] = {
     "results.json": Kind(
         _bytes("results.json", json.dumps(some_results()).encode(), mutate.swapped_json), read_results, 1500
     ),
-    "axis": Kind(_bytes("a.toml", _shipped("axes", "gender.toml"), mutate.swapped_toml), load_axis),
+    "axis": Kind(_bytes("a.toml", _shipped("prompts/axes", "gender.toml"), mutate.swapped_toml), load_axis),
     "protocol": Kind(
-        _bytes("a.toml", _shipped("evaluation/bench/protocols", "time.toml"), mutate.swapped_toml), load_protocol
+        _bytes("a.toml", _shipped("evaluation/protocols", "time.toml"), mutate.swapped_toml), load_protocol
     ),
     "composite": Kind(_bytes("a.toml", _COMPOSITE, mutate.swapped_toml), read_composite),
     "world": Kind(_bytes("a.toml", DEFAULT_WORLD.read_bytes(), mutate.swapped_toml), World.load),

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from tests.pipelines.tiny import TINY, build
 
-from stereoclinic.ddtd.check import check
-from stereoclinic.ddtd.composites import COMPOSITES
-from stereoclinic.ddtd.operations import tensors
+from stereoclinic.ddtd.conservation import check
+from stereoclinic.ddtd.rules.composites import COMPOSITES
+from stereoclinic.ddtd.rules.operations import tensors
 from stereoclinic.errors import InputError, UncoveredOperation
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Defaults, Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
 BEGIN, END = "<!-- table: pipelines -->", "<!-- end of table -->"

@@ -9,12 +9,13 @@ from tests.pipelines.tiny import SMALL, TINY, build
 from torch import Tensor
 
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines import clean, schedulers
+from stereoclinic.pipelines import images as clean
+from stereoclinic.pipelines import schedulers
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.clean import clean_latents, decode_with_grad
+from stereoclinic.pipelines.images import clean_latents, decode_with_grad
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import Row, generator
+from stereoclinic.prompts.sets import Row, generator
 
 ROWS: list[Row] = [{"prompt": "a photo of a doctor", "seed": 0}, {"prompt": "a photo of a nurse", "seed": 1}]
 

@@ -11,23 +11,23 @@ from tests.pipelines.table import row as table_row
 from tests.pipelines.tiny import REFUSED, TINY, build
 from torch import Tensor, nn
 
-from stereoclinic.axes import load_axis
-from stereoclinic.ddtd.check import check
-from stereoclinic.ddtd.operations import tensors
+from stereoclinic.ddtd.conservation import check
+from stereoclinic.ddtd.lean import get_target, group_directions, lean
 from stereoclinic.ddtd.propagate import propagate
+from stereoclinic.ddtd.rules.operations import tensors
 from stereoclinic.ddtd.step import How, measure
-from stereoclinic.ddtd.target import get_target, group_directions, lean
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.hooks import Hooks
+from stereoclinic.pipelines.images import as_tensor
 from stereoclinic.pipelines.intercept import pass_of
 from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.pictures import as_tensor
 from stereoclinic.pipelines.sites import Site, find_sites, spans
 from stereoclinic.pipelines.watch import Walk, encode_groups
-from stereoclinic.prompts import Row, generator, load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import Row, generator, load_prompts, with_seeds
 from stereoclinic.sns.adapter import load_mask, unload_mask
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask

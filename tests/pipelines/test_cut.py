@@ -4,8 +4,8 @@ import pytest
 from tests.pipelines.tiny import TINY, build
 from tests.pipelines.tiny_parts import WORDS
 
-from stereoclinic.pipelines import cut
-from stereoclinic.pipelines.cut import cut_prompts, first_unread
+from stereoclinic.pipelines import conditions as cut
+from stereoclinic.pipelines.conditions import cut_prompts, first_unread
 from stereoclinic.pipelines.model import Model
 
 

@@ -12,19 +12,19 @@ from tests.ddtd.conftest import AXIS, close, measured
 from tests.pipelines.tiny import SMALL, build
 from torch import Tensor, nn
 
-from stereoclinic.ddtd.module import locate
+from stereoclinic.ddtd.locate import locate
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
+from stereoclinic.io.digest import shapes_digest, weights_digest
+from stereoclinic.pipelines.conditions import network_of
+from stereoclinic.pipelines.images import as_tensor, draw
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.pictures import as_tensor, draw
-from stereoclinic.pipelines.recognise import network_of
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import generator, load_prompts, with_seeds
+from stereoclinic.prompts.sets import generator, load_prompts, with_seeds
 from stereoclinic.sns.adapter import load_mask, unload_mask
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.planning import plan_stepwise
+from stereoclinic.sns.plan import plan_stepwise
 from stereoclinic.sns.stepwise import Stepwise
 
 SAMPLES = with_seeds(load_prompts("portraits", 2), 0, 1)

@@ -10,16 +10,16 @@ from tests.pipelines.test_recognise import recognised, same, watched
 from tests.pipelines.tiny import TINY, build
 
 from stereoclinic.ddtd.trajectory import Settings, bin_of
-from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
+from stereoclinic.io.digest import shapes_digest, weights_digest
+from stereoclinic.pipelines.images import as_tensor, draw
 from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.pictures import as_tensor, draw
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.prompts import generator
+from stereoclinic.prompts.sets import generator
+from stereoclinic.sns.compat import has_other_weights
 from stereoclinic.sns.damp import suppress
-from stereoclinic.sns.fits import has_other_weights
 from stereoclinic.sns.mask import NeuronMask
 
 ROWS = rows(2, 1)

@@ -13,9 +13,9 @@ from tests.pipelines.tiny import CLIP_WIDTH, REFUSED, SMALL, build, stable_diffu
 from torch import Tensor, nn
 
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.images import draw
 from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import RESERVED, Model, check_class
-from stereoclinic.pipelines.pictures import draw
 
 ROWS = [{"prompt": "a photo of a doctor", "seed": 0}, {"prompt": "a photo of a nurse", "seed": 1}]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import model_folder, open_model, open_pipeline
-from stereoclinic.pipelines.pictures import draw
+from stereoclinic.pipelines.images import draw
 
 #: The tiny pipelines' names in diffusers' layout -> in that of the original repositories.
 RESNET = [

@@ -10,11 +10,11 @@ from tests.pipelines.tiny import SMALL, TINY, build
 from torch import nn
 
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.conditions import Recogniser, network_of, outer_network
 from stereoclinic.pipelines.intercept import Pass, pass_of
 from stereoclinic.pipelines.model import Defaults, Model
-from stereoclinic.pipelines.recognise import Recogniser, network_of, outer_network
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import Row, generator
+from stereoclinic.prompts.sets import Row, generator
 
 ROWS: list[Row] = [
     {"prompt": "a photo of a doctor", "seed": 0},

@@ -15,12 +15,12 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import schedulers
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.clean import clean_latents
+from stereoclinic.pipelines.images import clean_latents
 from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import Row, generator
+from stereoclinic.prompts.sets import Row, generator
 
 Make = Callable[..., Model]
 ROWS: list[Row] = [{"prompt": "a photo of a doctor", "seed": 0}, {"prompt": "a photo of a nurse", "seed": 1}]

@@ -8,15 +8,15 @@ import torch
 from tests.pipelines.tiny import SMALL, build
 from torch import Tensor, nn
 
-from stereoclinic.axes import load_axis
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
+from stereoclinic.pipelines.images import draw
 from stereoclinic.pipelines.intercept import pass_of
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.pictures import draw
 from stereoclinic.pipelines.watch import Visit, Walk, encode_groups
-from stereoclinic.prompts import Row, generator, load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import Row, generator, load_prompts, with_seeds
 
 AXIS = load_axis("gender")
 ROWS = list(with_seeds(load_prompts("portraits", 3), 0, 1))

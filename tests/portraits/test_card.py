@@ -1,7 +1,6 @@
 """The model card: a table that stays a table, and figures that keep their verdict."""
 
-from stereoclinic.portraits.card import card
-from stereoclinic.portraits.figures import Line, at_least, at_most
+from stereoclinic.portraits.card import Line, at_least, at_most, card
 
 
 def test_the_card_holds_every_figure_in_well_formed_rows() -> None:

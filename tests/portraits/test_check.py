@@ -7,14 +7,14 @@ import pytest
 import torch
 from tests.cli.conftest import write_model
 
-from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.trajectory import Measured, Settings, walk
-from stereoclinic.evaluation.intervals.statistics import bootstrap_interval, share_statistic
-from stereoclinic.evaluation.metrics.bias import parity_gap
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.portraits.check import Checker
 from stereoclinic.portraits.world import World
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.statistics.intervals import bootstrap_interval, share_statistic
+from stereoclinic.statistics.shares import parity_gap
 
 
 @pytest.fixture

@@ -3,16 +3,16 @@
 import torch
 from diffusers import StableDiffusionPipeline
 
-from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.trajectory import Measured, Settings, walk
-from stereoclinic.evaluation.bench.oracles import allocation_prompts
+from stereoclinic.evaluation.methods.oracles import allocation_prompts
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.pipelines import model_folder, open_model
-from stereoclinic.pipelines.pictures import draw
+from stereoclinic.pipelines.images import draw
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import World
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 from stereoclinic.sns.allocate import allotted_group, uniform
 
 FOLDER = model_folder("portraits")

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.metrics.amplification import reference_shares
 from stereoclinic.portraits.data import Captions
-from stereoclinic.portraits.pen import SIZE
+from stereoclinic.portraits.places import SIZE
 from stereoclinic.portraits.world import AXES, DEFAULT_WORLD, World, planted_joint
+from stereoclinic.statistics.amplification import reference_shares
 
 WORLD = World.load()
 CELLS = list(itertools.product(*AXES.values()))

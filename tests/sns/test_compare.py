@@ -14,7 +14,7 @@ from scipy.stats import hypergeom, spearmanr
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.sns.compare import compare, cosine, differences, expected_jaccard, jaccard, largest, spearman
+from stereoclinic.sns.diff import compare, cosine, differences, expected_jaccard, jaccard, largest, spearman
 from stereoclinic.sns.mask import NeuronMask
 
 SITES = [Site("a.ff.net.2", "ff", 60), Site("a.to_out.0", "attention", 30), Site("b.conv2", "conv", 30)]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from tests.pipelines.tiny import SMALL, build
 
-from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
+from stereoclinic.io.digest import shapes_digest, weights_digest
 from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.factors import damp, effective

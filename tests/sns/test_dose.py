@@ -7,17 +7,17 @@ import pytest
 import torch
 from datasets import Dataset
 
-from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.trajectory import Measured, Settings, walk
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.prompts import load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 from stereoclinic.sns import dose
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.dose import Dose, dosed, find_dose, lean_left
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.planning import plan_stepwise
+from stereoclinic.sns.plan import plan_stepwise
 from stereoclinic.sns.stepwise import Stepwise
 
 AXIS = load_axis("gender")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import nn
 
-from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
+from stereoclinic.io.digest import shapes_digest, weights_digest
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.sns.adapter import load_mask, unload_mask
 from stereoclinic.sns.damp import suppress

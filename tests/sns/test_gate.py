@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.axes import Axis, known_axes, load_axis
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import BUILT_IN, group_prompts, load_prompts, write
-from stereoclinic.sns.gate import by_lean, is_neutral, named_groups
+from stereoclinic.prompts.axes import Axis, known_axes, load_axis
+from stereoclinic.prompts.sets import BUILT_IN, group_prompts, load_prompts, write
+from stereoclinic.sns.policy import by_lean, is_neutral, named_groups
 
 #: (axis, prompt, the groups that a person would say it names). Whoever listed the words wrote these too, hard cases on
 #: purpose, so rates over them are no estimate for anyone's prompts.

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from stereoclinic.digest import shapes_digest, weights_digest
 from stereoclinic.errors import InputError
-from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.io.digest import shapes_digest, weights_digest
+from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.sns.fits import check_fits, has_other_weights, without_adapters
+from stereoclinic.sns.compat import check_fits, has_other_weights, without_adapters
 from stereoclinic.sns.mask import NeuronMask, bin_of, bins_in
 
 SITES = [Site("block.ff.net.2", "ff", 3), Site("block.to_out.0", "attention", 2)]

@@ -13,7 +13,7 @@ from scipy.optimize import lsq_linear
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.sns.plan import bounded_least_squares, treatment_plan
+from stereoclinic.sns.linear import bounded_least_squares, treatment_plan
 
 SITES = [Site("a.ff.net.2", "ff", 12), Site("b.conv2", "conv", 8)]
 P, T, K, R, N = 4, 3, 2, 2, 20

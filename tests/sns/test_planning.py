@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from stereoclinic.axes import Axis, load_axis
 from stereoclinic.errors import InputError
-from stereoclinic.files import load_tensors, save_tensors
+from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.prompts import Samples, load_prompts, with_seeds
+from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.prompts.sets import Samples, load_prompts, with_seeds
 from stereoclinic.sns.dose import find_dose
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.planning import KIND, VERSION, plan_stepwise
+from stereoclinic.sns.plan import KIND, VERSION, plan_stepwise
 from stereoclinic.sns.stepwise import Stepwise
 
 AXIS = load_axis("gender")

@@ -8,21 +8,21 @@ import torch
 from datasets import Dataset
 from diffusers import PNDMScheduler
 
-from stereoclinic.axes import Axis, load_axis
-from stereoclinic.ddtd.target import group_directions, lean, off_axis
+from stereoclinic.ddtd.lean import group_directions, lean, off_axis
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Call, Conditions, encode_groups
 from stereoclinic.pipelines.watch import Walk as Trajectory
-from stereoclinic.prompts import Row, load_prompts, with_seeds
+from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.prompts.sets import Row, load_prompts, with_seeds
 from stereoclinic.sns.damp import suppress
-from stereoclinic.sns.damped import Damped
 from stereoclinic.sns.dose import lean_left
-from stereoclinic.sns.planning import plan_stepwise
+from stereoclinic.sns.factors import Damped
+from stereoclinic.sns.plan import plan_stepwise
+from stereoclinic.sns.policy import Treatment
 from stereoclinic.sns.stepwise import Planned, Stepwise, Walk
-from stereoclinic.sns.treat import Treatment
 
 AXIS = load_axis("gender")
 # A random model's leans are of any size: half a thousand is a small price here.

@@ -11,22 +11,22 @@ from diffusers import DiffusionPipeline
 from tests.pipelines.table import opened, scale
 from torch import Tensor
 
-from stereoclinic.axes import load_axis
 from stereoclinic.ddtd.trajectory import Measured, Settings, walk
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts import Samples, generator, load_prompts, with_seeds
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import Samples, generator, load_prompts, with_seeds
 from stereoclinic.sns.adapter import load_mask, unload_mask
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.dose import find_dose, lean_left
 from stereoclinic.sns.fuse import fuse, save_fused, unfuse
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.planning import plan_stepwise
+from stereoclinic.sns.plan import plan_stepwise
+from stereoclinic.sns.policy import Treatment
 from stereoclinic.sns.stepwise import Stepwise
-from stereoclinic.sns.treat import Treatment
 
 AXIS = load_axis("gender")
 EDGES = torch.tensor([1001.0, 0.0])

@@ -5,12 +5,12 @@ from collections import Counter
 import pytest
 import torch
 
-from stereoclinic.axes import load_axis
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
+from stereoclinic.prompts.axes import load_axis
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.treat import Treatment, allotments
+from stereoclinic.sns.policy import Treatment, allotments
 
 GENDER = load_axis("gender")
 SITES = [Site("conv_out", "conv", 4)]

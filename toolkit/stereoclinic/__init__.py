@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stereoclinic.axes import Axis, load_axis
-    from stereoclinic.ddtd.check import Conservation, check
-    from stereoclinic.ddtd.module import DDTD, locate
+    from stereoclinic.ddtd.conservation import Conservation, check
+    from stereoclinic.ddtd.locate import DDTD, locate
     from stereoclinic.ddtd.propagate import propagate
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.ddtd.trajectory import Settings
     from stereoclinic.errors import Incomplete, InputError
     from stereoclinic.pipelines import Model, open_model, open_pipeline
-    from stereoclinic.prompts import load_prompts, with_seeds
+    from stereoclinic.prompts.axes import Axis, load_axis
+    from stereoclinic.prompts.sets import load_prompts, with_seeds
     from stereoclinic.sns.adapter import (
         active_masks,
         allot_masks,
@@ -29,37 +29,35 @@ if TYPE_CHECKING:
         unload_mask,
     )
     from stereoclinic.sns.allocate import shares_of
-    from stereoclinic.sns.choose import Selection, choose
     from stereoclinic.sns.compose import compose
     from stereoclinic.sns.damp import suppress
     from stereoclinic.sns.dose import find_dose
     from stereoclinic.sns.fuse import fuse, is_fusable, is_fused, save_fused, unfuse
-    from stereoclinic.sns.gate import named_groups
+    from stereoclinic.sns.linear import Selection, choose, treatment_plan
     from stereoclinic.sns.mask import NeuronMask
-    from stereoclinic.sns.plan import treatment_plan
-    from stereoclinic.sns.planning import plan_stepwise
+    from stereoclinic.sns.plan import plan_stepwise
+    from stereoclinic.sns.policy import Treatment, allotments, named_groups
     from stereoclinic.sns.select import top_k
     from stereoclinic.sns.stepwise import Stepwise
-    from stereoclinic.sns.treat import Treatment, allotments
 
 _HOMES = {
-    "Axis": "axes",
-    "Conservation": "ddtd.check",
-    "DDTD": "ddtd.module",
+    "Axis": "prompts.axes",
+    "Conservation": "ddtd.conservation",
+    "DDTD": "ddtd.locate",
     "Incomplete": "errors",
     "InputError": "errors",
     "Model": "pipelines.model",
     "NeuronMask": "sns.mask",
     "Relevance": "ddtd.relevance",
-    "Selection": "sns.choose",
+    "Selection": "sns.linear",
     "Settings": "ddtd.trajectory",
     "Stepwise": "sns.stepwise",
-    "Treatment": "sns.treat",
+    "Treatment": "sns.policy",
     "active_masks": "sns.adapter",
     "allot_masks": "sns.adapter",
-    "allotments": "sns.treat",
-    "check": "ddtd.check",
-    "choose": "sns.choose",
+    "allotments": "sns.policy",
+    "check": "ddtd.conservation",
+    "choose": "sns.linear",
     "compose": "sns.compose",
     "disable_masks": "sns.adapter",
     "enable_masks": "sns.adapter",
@@ -67,25 +65,25 @@ _HOMES = {
     "fuse": "sns.fuse",
     "is_fusable": "sns.fuse",
     "is_fused": "sns.fuse",
-    "load_axis": "axes",
+    "load_axis": "prompts.axes",
     "load_mask": "sns.adapter",
-    "load_prompts": "prompts",
+    "load_prompts": "prompts.sets",
     "loaded_masks": "sns.adapter",
-    "locate": "ddtd.module",
-    "named_groups": "sns.gate",
+    "locate": "ddtd.locate",
+    "named_groups": "sns.policy",
     "open_model": "pipelines",
     "open_pipeline": "pipelines",
-    "plan_stepwise": "sns.planning",
+    "plan_stepwise": "sns.plan",
     "propagate": "ddtd.propagate",
     "save_fused": "sns.fuse",
     "set_masks": "sns.adapter",
     "shares_of": "sns.allocate",
     "suppress": "sns.damp",
     "top_k": "sns.select",
-    "treatment_plan": "sns.plan",
+    "treatment_plan": "sns.linear",
     "unfuse": "sns.fuse",
     "unload_mask": "sns.adapter",
-    "with_seeds": "prompts",
+    "with_seeds": "prompts.sets",
 }
 
 __all__ = [  # noqa: RUF022 (the order of _HOMES)

@@ -10,10 +10,10 @@ from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTForImageClassifica
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from stereoclinic.axes import load_axis
 from stereoclinic.evaluation.readers import PortraitsNet
 from stereoclinic.portraits.model import build_tokenizer
-from stereoclinic.prompts import PORTRAITS
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import PORTRAITS
 
 CAPTIONS = ["a photo portrait headshot of the face of an old young elderly female male person woman man at work doctor"]
 FAIRFACE_AGES = ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70")

@@ -14,10 +14,10 @@ from torch.nn import functional
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from stereoclinic.axes import Axis, load_axis
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers import group_columns, known_errors, limits, read_rows
 from stereoclinic.evaluation.readers.clip import ClipReader, phrases, texts
+from stereoclinic.prompts.axes import Axis, load_axis
 
 GENDER, AGE, SKIN = (load_axis(name) for name in ("gender", "age", "skin"))
 ONE = replace(GENDER, phrases={"female": ("a woman",), "male": ("a man",)}, templates=("a photo of {group}",))

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import ViTForImageClassification, ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from stereoclinic.axes import Axis, load_axis
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers import can_read, features_of, group_columns, groups_seen, limits
-from stereoclinic.evaluation.readers.classes import columns_of, parse_classes
 from stereoclinic.evaluation.readers.hugging_face import REST, HuggingFaceReader
+from stereoclinic.evaluation.readers.pretrained import columns_of, parse_classes
+from stereoclinic.prompts.axes import Axis, load_axis
 
 GENDER, AGE, SKIN = (load_axis(name) for name in ("gender", "age", "skin"))
 FAIRFACE_AGES = ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70")

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stereoclinic.axes import Axis
 from stereoclinic.ddtd.trajectory import Measured, Settings, bin_of, walk
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.images import as_tensor
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.pictures import as_tensor
 from stereoclinic.pipelines.sites import Site, neuron_relevance
-from stereoclinic.prompts import Row
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import Row
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,12 @@ Three things escape a thread-local mode and are dealt with here: recomputation u
 checkpointing (it runs during backward, often on another thread: the mode is carried into the checkpoint's frame),
 custom autograd functions (never shown to a mode: refused when what they return is next used; reentrant
 checkpointing is one), and compiled modules (run eagerly inside, see ``eager``).
+
+Compiled modules run eagerly while relevance is propagated: compiled code never shows a mode its functions.
 """
 
 import copy
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -28,12 +31,11 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from stereoclinic.ddtd import eager
-from stereoclinic.ddtd.adapters import as_if_merged, find_adapted
-from stereoclinic.ddtd.composites import Composite, get_composite
-from stereoclinic.ddtd.layer_rules import LayerRule
-from stereoclinic.ddtd.operations import KIND_OF, KINDS, NATIVE, QUERIES, activations, follow, mark_of
-from stereoclinic.ddtd.rules import Dead, Rule, RuleFunction, half, native
+from stereoclinic.ddtd.rules.composites import Composite, get_composite
+from stereoclinic.ddtd.rules.functions import Dead, Rule, RuleFunction, half, native
+from stereoclinic.ddtd.rules.layers import LayerRule
+from stereoclinic.ddtd.rules.lora import as_if_merged, find_adapted
+from stereoclinic.ddtd.rules.operations import KIND_OF, KINDS, NATIVE, QUERIES, activations, follow, mark_of
 from stereoclinic.errors import InputError, UncoveredOperation
 
 __all__ = ["KINDS", "Propagation", "Survey", "UncoveredOperation", "propagate", "survey"]
@@ -87,7 +89,7 @@ class Propagation(TorchFunctionMode):
     def __enter__(self) -> Self:
         if self in _local.stack:
             raise RuntimeError("this propagation is entered already; call propagate again for a nested one")
-        eager.enter()
+        enter()
         _local.stack = (*_local.stack, self)
         super().__enter__()  # type: ignore[no-untyped-call]  # torch's own has no annotations
         return self
@@ -97,7 +99,7 @@ class Propagation(TorchFunctionMode):
     ) -> None:
         super().__exit__(kind, value, traceback)  # type: ignore[no-untyped-call]  # nor has this
         _local.stack = _local.stack[:-1]
-        eager.leave()
+        leave()
 
     def __torch_function__(
         self,
@@ -320,3 +322,34 @@ class _Recompute:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with copy.copy(self.mode):  # the mode itself may be set on this thread
             return self.function(*args, **kwargs)
+
+
+_lock = threading.Lock()
+_inside = 0
+_stance: Any = None
+
+
+def enter() -> None:
+    """Have every compiled module of the process run eagerly until the matching ``leave``.
+
+    Torch's stance is one for all threads and each user restores what it found, so that two threads that leave out
+    of order would leave it set for good: hence one count, and one change of it.
+    """
+    global _inside, _stance
+    with _lock:
+        # Without torch._dynamo nothing was compiled, and importing it takes seconds.
+        if _stance is None and "torch._dynamo" in sys.modules:
+            import torch
+
+            _stance = torch.compiler.set_stance("force_eager")
+        _inside += 1
+
+
+def leave() -> None:
+    """Undo one ``enter``; the last one gives back the stance that the first one found."""
+    global _inside, _stance
+    with _lock:
+        _inside -= 1
+        if not _inside and _stance is not None:
+            _stance.__exit__(None, None, None)
+            _stance = None

@@ -17,11 +17,11 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from stereoclinic.errors import InputError
-from stereoclinic.files import load_tensors, save_tensors
-from stereoclinic.metadata import LONGEST_TEXT, check_metadata
+from stereoclinic.io.files import load_tensors, save_tensors
+from stereoclinic.io.metadata import LONGEST_TEXT, check_metadata
+from stereoclinic.io.reading import MOST_BINS, MOST_GROUPS, is_name
 from stereoclinic.pipelines.memory import memory_of
 from stereoclinic.pipelines.sites import Site, check_sites
-from stereoclinic.reading import MOST_BINS, MOST_GROUPS, is_name
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.step import Measured
@@ -294,7 +294,7 @@ class Relevance:
         """Read what `save` wrote.
 
         Raises:
-            InputError: As `stereoclinic.files.load_tensors`, or a part is missing.
+            InputError: As `stereoclinic.io.files.load_tensors`, or a part is missing.
         """
         tensors, head = load_tensors(path, KIND, VERSION)
         try:

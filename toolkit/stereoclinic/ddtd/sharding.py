@@ -17,10 +17,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
-from stereoclinic.ddtd.adapters import find_adapted
-from stereoclinic.ddtd.composites import get_composite
+from stereoclinic.ddtd.rules.composites import get_composite
+from stereoclinic.ddtd.rules.lora import find_adapted
 from stereoclinic.errors import InputError
-from stereoclinic.prompts import Samples
+from stereoclinic.prompts.sets import Samples
 
 SHARDED = "fsdp"
 #: Autocast is none of them: it keeps its own copy of every weight for the way back, 94 % of the portraits UNet's.

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stereoclinic.ddtd.adapters import AsIfMerged
-from stereoclinic.ddtd.composites import Composite
-from stereoclinic.ddtd.layer_rules import LayerRule
-from stereoclinic.ddtd.operations import KIND_OF, QUERIES, activations, follow, mark, mark_of, tensors
 from stereoclinic.ddtd.propagate import Survey
-from stereoclinic.ddtd.rules import constant
+from stereoclinic.ddtd.rules.composites import Composite
+from stereoclinic.ddtd.rules.functions import constant
+from stereoclinic.ddtd.rules.layers import LayerRule
+from stereoclinic.ddtd.rules.lora import AsIfMerged
+from stereoclinic.ddtd.rules.operations import KIND_OF, QUERIES, activations, follow, mark, mark_of, tensors
 
 #: Kind of operation -> where its bias stands among its arguments, and the dimension of the bias in the result.
 _BIAS = {"linear": (2, -1), "convolution": (2, 1), "group_norm": (3, 1), "layer_norm": (3, -1)}

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd import eager
+from stereoclinic.ddtd import propagate as eager
+from stereoclinic.ddtd.lean import Classifier, Point, Target, group_directions, lean, off_axis_cotangent
 from stereoclinic.ddtd.propagate import Propagation
-from stereoclinic.ddtd.target import Classifier, Point, Target, group_directions, lean, off_axis_cotangent
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.call import Call
@@ -24,7 +24,7 @@ from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.hooks import Watch, with_gradients
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import Site, by_layer, calls_of, neuron_relevance, spans, to_neurons
-from stereoclinic.prompts import Row
+from stereoclinic.prompts.sets import Row
 
 
 @dataclass(frozen=True)

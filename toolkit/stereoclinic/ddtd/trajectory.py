@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stereoclinic.axes import Axis
-from stereoclinic.ddtd.composites import get_composite
+from stereoclinic.ddtd.lean import Classifier, get_target
 from stereoclinic.ddtd.propagate import propagate
+from stereoclinic.ddtd.rules.composites import get_composite
 from stereoclinic.ddtd.step import How, Measured, Reduce, measure
-from stereoclinic.ddtd.target import Classifier, get_target
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import encode
@@ -21,7 +20,8 @@ from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import SITE_KINDS, Site, neuron_relevance
 from stereoclinic.pipelines.watch import Walk, encode_groups
-from stereoclinic.prompts import Row, group_prompts
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import Row, group_prompts
 
 __all__ = ["Measured", "Settings", "bin_of", "check_prompts", "walk"]
 

@@ -11,8 +11,8 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from stereoclinic.errors import InputError
+from stereoclinic.io.reading import read_json
 from stereoclinic.pipelines.arguments import inner
-from stereoclinic.reading import read_json
 
 #: What the toolkit says to a pipeline's call itself, or what would change what comes out of it.
 RESERVED = frozenset(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stereoclinic.errors import InputError, first_line
-from stereoclinic.reading import check_layers, read_json
+from stereoclinic.io.reading import check_layers, read_json
 
 if TYPE_CHECKING:
     import torch

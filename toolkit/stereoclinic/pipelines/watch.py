@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.call import Call
@@ -25,7 +24,8 @@ from stereoclinic.pipelines.intercept import Left, Pass, Watcher, call_pipeline
 from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.memory import Portions, is_out_of_memory
 from stereoclinic.pipelines.model import Model
-from stereoclinic.prompts import Row, generator, group_prompts
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import Row, generator, group_prompts
 
 #: Tensors that are remembered by identity, so that they need not be read at every step.
 REMEMBERED = 8

@@ -15,27 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stereoclinic.axes import Axis, load_axis
-from stereoclinic.ddtd.target import group_directions, lean
+from stereoclinic.ddtd.lean import group_directions, lean
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.bench.oracles import allocation_prompts, balanced
-from stereoclinic.evaluation.intervals.gap_intervals import gap_interval
-from stereoclinic.evaluation.intervals.statistics import correlation_interval, noise_floor
-from stereoclinic.evaluation.metrics.bias import parity_gap, shares_from_reads, unsure_rate
+from stereoclinic.evaluation.methods.oracles import allocation_prompts, balanced
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.files import write_text
+from stereoclinic.io.files import write_text
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
-from stereoclinic.portraits.card import card
-from stereoclinic.portraits.figures import Line, at_least, at_most, numbers, share
+from stereoclinic.portraits.card import Line, at_least, at_most, card, numbers, share
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import AXES, World
-from stereoclinic.prompts import Row, occupation_prompts, with_seeds
+from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.prompts.sets import Row, occupation_prompts, with_seeds
 from stereoclinic.sns.allocate import allotted_group, uniform
+from stereoclinic.statistics.gaps import gap_interval
+from stereoclinic.statistics.intervals import correlation_interval, noise_floor
+from stereoclinic.statistics.shares import parity_gap, shares_from_reads, unsure_rate
 
 log = logging.getLogger("stereoclinic.portraits")
 FIRST_SEED = 500_000  # seen by nothing else: not by masks, not by benches

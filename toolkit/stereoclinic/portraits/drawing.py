@@ -17,9 +17,8 @@ from random import Random
 
 import numpy as np
 
-from stereoclinic.portraits.pen import CANVAS, SIZE, Color, Colors, Pen, hex_of, shade
-from stereoclinic.portraits.places import BACKGROUNDS
-from stereoclinic.portraits.wear import DRESSES, HATS, PROPS
+from stereoclinic.portraits.clothing import DRESSES, HATS, PROPS
+from stereoclinic.portraits.places import BACKGROUNDS, CANVAS, SIZE, Color, Colors, Pen, hex_of, shade
 
 SKIN = {"dark": ["#6b4026", "#5e3720", "#7a4a2d"], "light": ["#f6d3b8", "#f2c9a8", "#fbdcc6"]}
 HAIR = {"old": ["#d9d9dc", "#c9cacf", "#e8e8ea"], "young": ["#2a1a12", "#4a2c17", "#1d1d22", "#7a3b1a"]}

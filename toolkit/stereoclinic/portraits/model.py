@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from stereoclinic.files import write_text
+from stereoclinic.io.files import write_text
 
 LATENT_CHANNELS = 6
 LATENT_SIZE = 16

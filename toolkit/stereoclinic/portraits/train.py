@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stereoclinic.evaluation.readers import PortraitsNet
-from stereoclinic.files import write_text
+from stereoclinic.io.files import write_text
 from stereoclinic.portraits import model as parts
 from stereoclinic.portraits.data import HELD_OUT, Captions, cell_labels, draw_cells, encode_cells, save_grid, to_tensor
 from stereoclinic.portraits.loop import Stage, log

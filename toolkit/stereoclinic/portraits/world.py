@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from stereoclinic.errors import InputError
+from stereoclinic.io.reading import read_toml
+from stereoclinic.portraits.clothing import DRESSES, HATS, PROPS
 from stereoclinic.portraits.drawing import draw
 from stereoclinic.portraits.places import BACKGROUNDS
-from stereoclinic.portraits.wear import DRESSES, HATS, PROPS
-from stereoclinic.reading import read_toml
 
 AXES = {"gender": ("female", "male"), "skin": ("dark", "light"), "age": ("old", "young")}
 WORDS = {

@@ -32,13 +32,12 @@ import torch
 from torch import nn
 
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines.recognise import Recogniser, network_of
+from stereoclinic.pipelines.conditions import Recogniser, network_of
+from stereoclinic.sns.compat import FUSED, check_fits, check_open
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.damp import Allotment, Suppression
 from stereoclinic.sns.factors import check_strength
-from stereoclinic.sns.fits import check_fits
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.reach import FUSED, check_open
 
 MASKS = "_stereoclinic_masks"
 

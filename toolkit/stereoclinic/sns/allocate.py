@@ -11,8 +11,8 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:
-    from stereoclinic.axes import Axis
-    from stereoclinic.prompts import Row
+    from stereoclinic.prompts.axes import Axis
+    from stereoclinic.prompts.sets import Row
 
 _GOLDEN = 0.6180339887498949
 JOINT = "+"  # between the groups of several axes: "female+old"
@@ -43,7 +43,7 @@ def on_axis(groups: Sequence[str], axis: "Axis") -> list[int]:
     """The number that each of a mask's groups has on an axis, -1 for one that is none of it.
 
     Examples:
-        >>> from stereoclinic.axes import load_axis
+        >>> from stereoclinic.prompts.axes import load_axis
         >>> on_axis(["female+old", "male+young"], load_axis("gender")), on_axis(["old", "young"], load_axis("gender"))
         ([0, 1], [-1, -1])
     """

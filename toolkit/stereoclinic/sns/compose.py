@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
+from stereoclinic.io.reading import MOST_BINS
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.reading import MOST_BINS
 from stereoclinic.sns.allocate import JOINT
 from stereoclinic.sns.factors import check_strength
 from stereoclinic.sns.mask import NeuronMask, bin_of

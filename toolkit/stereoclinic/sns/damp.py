@@ -23,14 +23,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.conditions import Recogniser, network_of, outer_network
 from stereoclinic.pipelines.hooks import Hooks
 from stereoclinic.pipelines.intercept import Pass
-from stereoclinic.pipelines.recognise import Recogniser, network_of, outer_network
 from stereoclinic.pipelines.sites import Site, by_layer, channels_of, layer_at
+from stereoclinic.sns.compat import check_fits, check_open
 from stereoclinic.sns.factors import damp, effective
-from stereoclinic.sns.fits import check_fits
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.reach import check_open
 
 #: What one sample gets: a group's name, True (the mask), or None or False (left alone).
 Allotment = str | bool | None

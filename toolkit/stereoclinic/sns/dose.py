@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stereoclinic.axes import Axis
-from stereoclinic.ddtd.target import check_told_apart, group_directions, lean
+from stereoclinic.ddtd.lean import check_told_apart, group_directions, lean
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.memory import Portions
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
-from stereoclinic.prompts import Samples
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import Samples
 from stereoclinic.sns.allocate import on_axis
-from stereoclinic.sns.choose import adjusted
+from stereoclinic.sns.linear import adjusted
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.treat import Treatment
+from stereoclinic.sns.policy import Treatment
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stereoclinic.errors import InputError, first_line
-from stereoclinic.files import whole_folder
-from stereoclinic.pipelines.recognise import network_of
+from stereoclinic.io.files import whole_folder
+from stereoclinic.pipelines.conditions import network_of
 from stereoclinic.pipelines.sites import Site, channels_of, layer_at
+from stereoclinic.sns.compat import FUSED, check_fits
 from stereoclinic.sns.damp import is_damped
 from stereoclinic.sns.factors import effective
-from stereoclinic.sns.fits import check_fits
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.reach import FUSED
 
 #: What weights can be folded in: float8 and integers would be rounded beyond use.
 _FOLDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -4,23 +4,26 @@
 
 A factor s_j of 1 leaves the neuron alone, 0 holds it at its root r_j. An allocating mask has such factors for each of
 K groups: an image that is allotted to a group gets that group's. Files hold tensors and plain metadata only.
+
+A mask's file on the Hugging Face hub: from there, and to there.
+
+What goes wrong is said in one line, with what to look at; huggingface_hub is imported when it is needed.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
-from stereoclinic.files import ENDINGS, load_tensors, save_tensors
-from stereoclinic.metadata import check_metadata
+from stereoclinic.io.files import ENDINGS, load_tensors, save_tensors
+from stereoclinic.io.metadata import check_metadata
+from stereoclinic.io.reading import LONGEST_NAME, MOST_BINS, MOST_GROUPS, is_name
 from stereoclinic.pipelines.sites import Site, check_sites, spans
-from stereoclinic.reading import LONGEST_NAME, MOST_BINS, MOST_GROUPS, is_name
-from stereoclinic.sns import hub
 
 KIND = "mask"
 VERSION = 2
@@ -184,7 +187,7 @@ class NeuronMask:
         """Read what `save` wrote, in this version of the format or an older one.
 
         Raises:
-            InputError: As `stereoclinic.files.load_tensors`, or what it holds is no valid mask.
+            InputError: As `stereoclinic.io.files.load_tensors`, or what it holds is no valid mask.
         """
         tensors, head = load_tensors(path, KIND, VERSION, *OLDER)
         try:
@@ -252,7 +255,7 @@ class NeuronMask:
         if folder.is_file():
             return cls.load(folder)
         where = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        path = hub.fetch(str(pretrained), filename, **where)
+        path = fetch(str(pretrained), filename, **where)
         return cls.load(path)
 
     def push_to_hub(
@@ -286,7 +289,7 @@ class NeuronMask:
             path = self.save_pretrained(folder, filename)
             message = commit_message or f"Upload {filename}"
             how = {"revision": revision, "commit_message": message, "create_pr": create_pr}
-            return hub.upload(path, repo_id, private, token, **how)
+            return upload(path, repo_id, private, token, **how)
 
 
 def bin_of(bin_edges: Tensor, timestep: float) -> int | None:
@@ -354,3 +357,47 @@ def _finite(name: str, value: object) -> Tensor:
     if not torch.isfinite(value).all():
         raise InputError(f"mask: {name} holds NaN or infinity; was the model run in too low a precision?")
     return value.detach().cpu()
+
+
+def fetch(repo_id: str, filename: str, **options: Any) -> str:
+    """Download a file; options as of `hf_hub_download`.
+
+    Returns:
+        Where it is in the cache.
+
+    Raises:
+        InputError: There is no such repository or file, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return str(hf_hub_download(repo_id, filename, **options))
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        _refuse(f"mask {repo_id!r} is no folder, and cannot be had from the hub", error)
+
+
+def upload(path: Path, repo_id: str, private: bool | None, token: str | bool | None, **options: Any) -> str:
+    """Upload a file under its own name, to a repository that is made if need be; options as of `HfApi.upload_file`.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        InputError: The hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi(token=token)
+        repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repo, **options)
+    except (OSError, ValueError) as error:
+        _refuse(f"mask cannot be pushed to {repo_id!r}", error)
+    return str(commit.commit_url)
+
+
+def _refuse(what: str, error: Exception) -> NoReturn:
+    lines = str(error).strip().splitlines()
+    reason = lines[0].rstrip(".") if lines else type(error).__name__
+    raise InputError(f"{what} ({reason}); check the name, the network and `hf auth login`") from error

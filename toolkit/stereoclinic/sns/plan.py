@@ -1,244 +1,310 @@
-"""The treatment plan: how far to damp each neuron so that every lean goes down and little else moves.
+"""Planning a treatment step by step, as a Lightning predict loop: every rank walks samples of its own, all plan as one.
 
-    minimise over 0 <= lambda <= 1    ||S - A lambda||^2 + mu ||V lambda||^2        (s_j = 1 - lambda_j)
+    rank 0   samples 0, 2, 4, ...   derivatives \\                                    / factors of the step
+    rank 1   samples 1, 3, 5, ...   derivatives  > rank 0 solves one problem of all <  factors of the step
 
-A holds relevance rows, S their leans, V the collateral rows: what damping moves off the axis.
+What a step comes to is kept as it is planned, so that a plan that was cut off goes on, on any number of devices.
 """
 
-import math
-from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
 
+import lightning as L
 import torch
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
-from stereoclinic.errors import InputError
-from stereoclinic.pipelines.sites import SITE_KINDS
-from stereoclinic.sns.mask import NeuronMask, Window, bins_in
-from stereoclinic.sns.select import mask_from, neurons_of
+from stereoclinic.ddtd.trajectory import check_prompts
+from stereoclinic.errors import Incomplete, InputError
+from stereoclinic.io.digest import plain_digest, shapes_digest, weights_digest
+from stereoclinic.io.files import check_same, load_tensors, save_tensors
+from stereoclinic.pipelines.arguments import inner
+from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import schedule_of
+from stereoclinic.pipelines.sites import Site, find_sites
+from stereoclinic.prompts.axes import Axis, gate_words
+from stereoclinic.prompts.sets import Samples
+from stereoclinic.runtime.predict import predict
+from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.select import labels_said
+from stereoclinic.sns.stepwise import Planned, Ranks, Stepwise, Walk
 
-if TYPE_CHECKING:
-    from stereoclinic.ddtd.relevance import Relevance
+T = TypeVar("T")
+
+KIND, VERSION = "unfinished plan", 1
 
 
-def treatment_plan(
-    relevance: "Relevance",
-    mu: float,
-    target: float | Sequence[float] = 0.0,
-    overshoot: float = 0.0,
-    window: Window | None = None,
-    kinds: Sequence[str] | None = None,
-    root: str = "zero",
-    per_bin: bool = True,
-    smallest_factor: float = 0.0,
-    shrink: float = 0.5,
-    iterations: int = 2000,
-    at_most: int | None = None,
-) -> NeuronMask:
-    """Plan the damping from stored relevance.
-
-    A has a row for each label, group and timestep bin (a label counts once, however many groups there are), V
-    one for each label, bin and sketch. With more neurons than rows, V lambda could be made to vanish by playing
-    neurons off against each other, and the prediction would move all the same; `shrink` therefore replaces
-    that share of V'V by its diagonal. (In one synthetic study, 12 labels and
-    1500 neurons with a known V'V, a half came within 8 % of the best share tried at each of three prices;
-    against 0, the true objective went from 3 % higher at the lowest price to half at the highest.)
+class Unfinished:
+    """The steps of a plan that is being made, in one file.
 
     Args:
-        relevance: What was located.
-        mu: Price of the mean squared movement off the axis, in units of ||d||, against the squared lean; 0 or
-            more.
-        target: The lean to arrive at: 0, or K values, one for each group, to plan an allocation.
-        overshoot: Plan to take away (1 + overshoot) times each lean. Later steps restore part of a tilt that was
-            only just removed, so parity of images can need more than a lean of zero.
-        window: Timesteps to damp in; None for all.
-        kinds: Kinds of site to damp; None for all.
-        root: What neurons are damped toward, as in `roots_for`; the relevance should have been located with
-            the same.
-        per_bin: Solve each timestep bin by itself; otherwise one lambda serves all bins, and can be fused.
-        smallest_factor: No neuron is damped below this.
-        shrink: 0 to 1, see above.
-        iterations: At most so many of the solver's.
-        at_most: Damp no more neurons than these, all bins taken together. Those whose absence would cost the
-            objective most are kept and the rest planned anew without the others, halving their number each time;
-            None for no limit.
+        path: Ends in .safetensors; None keeps nothing.
+        configuration: Plain data: everything that a plan depends on, but for how samples were spread over devices.
+        neurons: N.
+        steps: How many there are in all.
+    """
+
+    def __init__(self, path: Path | None, configuration: dict[str, Any], neurons: int, steps: int) -> None:
+        self.path, self.configuration, self.neurons, self.steps = path, configuration, neurons, steps
+
+    def read(self) -> list[Planned]:
+        """What was planned so far, in the order of groups and then steps.
+
+        Raises:
+            InputError: It was planned in another configuration (says what differs), or the file is damaged.
+        """
+        if self.path is None or not self.path.exists():
+            return []
+        tensors, about = load_tensors(self.path, KIND, VERSION)
+        check_same(self.path, about.get("configuration"), self.configuration)
+        said = about.get("steps")
+        steps = said if isinstance(said, list) else []
+        names = ["factors", "roots"] if self.configuration["root"] != "zero" else ["factors"]
+        shape = (len(steps), self.neurons)
+        fits = all(
+            name in tensors and tensors[name].shape == shape and tensors[name].is_floating_point() for name in names
+        )
+        if not fits or not 0 < len(steps) <= self.steps or not all(map(_is_said, steps)):
+            raise InputError(f"{self.path} holds other steps than it should; remove it to start anew")
+        roots = tensors["roots"] if "roots" in names else [None] * len(steps)
+        return [Planned(*each) for each in zip(tensors["factors"], roots, steps, strict=True)]
+
+    def keep(self, planned: Sequence[Planned]) -> None:
+        """Write all of them, whole or not at all.
+
+        Raises:
+            InputError: It cannot be written there.
+        """
+        if self.path is None:
+            return
+        tensors = {"factors": torch.stack([each.factor for each in planned])}
+        if planned[0].root is not None:
+            tensors["roots"] = torch.stack([each.root for each in planned if each.root is not None])
+        about = {"configuration": self.configuration, "steps": [each.said for each in planned]}
+        save_tensors(self.path, KIND, VERSION, tensors, about)
+
+
+def _is_said(line: Any) -> bool:
+    """Whether this can be what was said of a step."""
+    names = ("timestep", "before", "after", "off_axis", "damping")
+    return isinstance(line, dict) and all(isinstance(line.get(name), float) for name in names)
+
+
+class Planning(L.LightningModule):
+    """Plans every group's treatment; a rank is given all of its samples at once.
+
+    Args:
+        model: The pipeline.
+        axis: The bias axis.
+        samples: All of them, on every rank.
+        settings: See `Stepwise`.
+        sites: Where neurons may be damped.
+        groups: One walk each: a group's number, or None for a balanced prediction.
+        stay: Other axes along which nothing is to move.
+        candidates: (N,) bool, or None.
+        unfinished: What was planned before, and where it is kept.
+        progress: Called with the number of samples, all ranks', of each step that is done.
+        warn: Told, once, of samples that did not fit in memory together.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        axis: Axis,
+        samples: Samples,
+        settings: Stepwise,
+        sites: list[Site],
+        groups: Sequence[int | None],
+        stay: Sequence[Axis],
+        candidates: Tensor | None,
+        unfinished: Unfinished,
+        progress: Callable[[int], None] | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        super().__init__()
+        self.model, self.axis, self.samples, self.settings, self.sites = model, axis, samples, settings, sites
+        self.groups, self.stay, self.candidates, self.unfinished = groups, stay, candidates, unfinished
+        self.progress = progress
+        self.network = model.network  # registered, so that Lightning moves it
+        self.portions = Portions(settings.batch_size, warn)
+        self.planned = unfinished.read()
+
+    def on_predict_start(self) -> None:
+        self.model.to(self.device)
+        for start in range(0, len(self.samples.prompts), 64):
+            last = min(start + 64, len(self.samples.prompts))
+            check_prompts(self.model, self.axis, self.samples[start:last], self.settings.guidance)
+
+    def predict_step(self, batch: list[int], batch_idx: int) -> Tensor:
+        rows = [self.samples[number] for number in batch]
+        ranks = _Together(self, batch)
+        self.planned = ranks.agree(self.planned)  # only the first rank's machine is sure to have the file
+        each = self.unfinished.steps // len(self.groups)
+        self._advance(len(self.planned))
+        for place, group in enumerate(self.groups):
+            known = self.planned[place * each : (place + 1) * each]
+            if len(known) == each:
+                continue
+            walk = Walk(
+                self.model, self.axis, rows, self.settings, self.sites, self.stay, self.candidates, group, ranks,
+                self.portions,
+            )  # fmt: skip
+
+            def planned(step: Planned) -> None:
+                self.planned.append(step)
+                if ranks.first:
+                    self.unfinished.keep(self.planned)
+                self._advance(1)
+
+            walk.plan(known, planned, each)
+        return torch.tensor(len(batch))
+
+    def _advance(self, steps: int) -> None:
+        if self.progress is not None and steps:
+            self.progress(steps * len(self.samples))
+
+
+class _Together(Ranks):
+    """The ranks of a module's trainer, each with samples of these numbers."""
+
+    def __init__(self, module: L.LightningModule, numbers: list[int]) -> None:
+        super().__init__(first=module.global_rank == 0)
+        self._device, self._strategy = module.device, module.trainer.strategy
+        self._alone, self._order = module.trainer.world_size == 1, None
+        self._order = self.gather(torch.tensor(numbers)).argsort()
+
+    def gather(self, own: Tensor) -> Tensor:
+        if self._alone:
+            return own.cpu()
+        every = torch.cat(gather_all_tensors(own.to(self._device).contiguous())).cpu()
+        # In the order of the samples: sums are then those of one rank.
+        return every if self._order is None else every[self._order]
+
+    def agree(self, value: T) -> T:
+        return self._strategy.broadcast(value)
+
+
+def plan_stepwise(
+    model: Model,
+    axis: Axis,
+    samples: Samples,
+    settings: Stepwise,
+    allocate: bool = False,
+    stay: Sequence[Axis] = (),
+    candidates: Tensor | None = None,
+    *,
+    progress: Callable[[int], None] | None = None,
+    warn: Callable[[str], None] = warnings.warn,
+    unfinished: Path | None = None,
+    **trainer: Any,
+) -> NeuronMask | None:
+    """Plan a treatment along the neutral prompts' treated trajectories.
+
+    Args:
+        model: The pipeline; it is left as it came, in weights, precision and place.
+        axis: The bias axis.
+        samples: Calibration; results are judged on other seeds.
+        settings: See `Stepwise`.
+        allocate: Plan one damping a group, for images that are allotted to it; otherwise one that balances.
+        stay: Other axes along whose directions the prediction is to stay where it is.
+        candidates: (N,) bool, the neurons that may be damped, such as those that relevance located; None for all.
+        progress: Called with the number of samples that were planned on, once a group and treated step; at first
+            for all that lie in `unfinished`.
+        warn: Told, once, of samples that did not fit in memory together.
+        unfinished: File (.safetensors) that keeps what was planned as the run goes. Steps that lie there are not
+            planned again, on however many devices; remove it once the mask is saved.
+        **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
 
     Returns:
-        A mask; `metadata["selection"]["bins"]` holds, for each bin, the mean absolute lean before and as
-        planned (both relative to the target), and the predicted root mean square movement off the axis in
-        units of ||d||. They are judged on the rows they were planned on, hence optimistic. Bins without a
-        sample have nulls; planned by themselves they stay untouched.
+        On rank zero a mask of the conditional branch with a bin for each treated step, with `allocate` an allocating
+        one; None on any other rank. Its `metadata["selection"]["steps"]` says of each what was planned:
+        mean |lean - target| before and after, and the movement off the axis in units of ||d||, all on the samples
+        planned on.
 
     Raises:
-        InputError: An argument is out of range, or no sample lies in the window.
+        InputError: No step is treated, the candidates are not of this model, fewer samples than ranks, a single sample
+            that does not fit in memory, or what is unfinished was planned in another configuration.
+        Incomplete: A rank planned other steps than all of them.
+        KeyboardInterrupt: As pressed.
     """
-    if not (math.isfinite(mu) and mu >= 0):
-        raise InputError(f"mu = {mu:g}; expected 0 or a positive number")
-    if not (math.isfinite(overshoot) and overshoot >= 0):
-        raise InputError(f"overshoot = {overshoot:g}; expected 0 or a positive number")
-    for name, value in (("smallest_factor", smallest_factor), ("shrink", shrink)):
-        if not 0 <= value <= 1:
-            raise InputError(f"{name} = {value:g}; expected 0 to 1")
-    if iterations < 1:
-        raise InputError(f"iterations = {iterations}; expected 1 or more")
-    if at_most is not None and at_most < 1:
-        raise InputError(f"at_most = {at_most}; expected 1 or more neurons, or none for no limit")
-    columns = neurons_of(relevance.sites, kinds)
-    goal = _target(target, relevance.groups)
-    inside = bins_in(relevance.bin_edges, window)
-    bins = (inside & (relevance.count.sum(0) > 0).cpu()).nonzero().flatten().tolist()
-    if not bins:
-        raise InputError("relevance holds no sample in these timesteps; widen the window or locate with more steps")
-
-    systems = {t: _system(relevance, t, columns, goal) for t in bins}
-    groups = len(relevance.groups)
-    parts = [[t] for t in bins] if per_bin else [bins]
-    problems = []
-    for part in parts:
-        A, S, V = (torch.cat(each) for each in zip(*(systems[t] for t in part), strict=True))
-        ridge = shrink * V.square().sum(0)
-        problems.append((A / groups**0.5, (1 + overshoot) * S / groups**0.5, (1 - shrink) ** 0.5 * V, ridge))
-    solve = partial(_solve, problems, mu=mu, upper=1 - smallest_factor, iterations=iterations)
-    solutions, worth = solve(torch.ones(int(columns.sum()), dtype=torch.bool))
-    while at_most is not None and (number := int((worth > 0).sum())) > at_most:
-        kept = torch.zeros_like(worth, dtype=torch.bool)
-        kept[worth.argsort(descending=True, stable=True)[: max(at_most, number // 2)]] = True
-        solutions, worth = solve(kept)
-    lambdas = torch.zeros(len(inside), len(columns), dtype=torch.float64)
-    for part, solution in zip(parts, solutions, strict=True):
-        for t in part if per_bin else inside.nonzero().flatten().tolist():
-            lambdas[t, columns] = solution
-    settings: dict[str, Any] = {
-        "method": "plan",
-        "mu": mu,
-        "target": goal.tolist(),
-        "overshoot": overshoot,
-        "window": list(window) if window else None,
-        "kinds": list(kinds or SITE_KINDS),
-        "root": root,
-        "per_bin": per_bin,
-        "smallest_factor": smallest_factor,
-        "shrink": shrink,
-        "iterations": iterations,
-        "at_most": at_most,
-        "bins": [
-            _forecast(
-                relevance.bin_edges, t, systems.get(t), lambdas[t, columns], shrink, relevance.collateral.shape[2]
-            )
-            for t in range(len(inside))
-        ],
+    timesteps = schedule_of(model, settings.steps, settings.guidance).timesteps
+    treated = settings.treated(timesteps)
+    if not treated:
+        raise InputError(f"until {settings.until:g}: no step lies above it; timesteps run from {timesteps[0]:g}")
+    network = inner(model.network)
+    sites = find_sites(network, settings.kinds, settings.sites)
+    neurons = sum(site.width for site in sites)
+    if candidates is not None and candidates.shape != (neurons,):
+        raise InputError(f"candidates of shape {tuple(candidates.shape)}; expected ({neurons},), the model's neurons")
+    about = {
+        **model.about,
+        "unet_shapes": shapes_digest(network),
+        "unet_weights": weights_digest(network),
+        "axis": axis.name,
+        "words": list(axis.words),
+        **samples.about(),
+        **labels_said(samples.labels),
+        "scheduler": type(model.pipe.scheduler).__name__,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
     }
-    return mask_from(relevance, 1 - lambdas, root, per_bin, window, settings)
-
-
-def bounded_least_squares(
-    A: Tensor,
-    S: Tensor,
-    V: Tensor,
-    mu: float,
-    ridge: Tensor | None = None,
-    upper: float = 1.0,
-    iterations: int = 2000,
-    tolerance: float = 1e-7,
-) -> Tensor:
-    """Minimise ||S - A lambda||^2 + mu (||V lambda||^2 + sum_j ridge_j lambda_j^2) over 0 <= lambda <= upper.
-
-    Accelerated projected gradient (FISTA, Beck and Teboulle 2009, eq. 4.1 to 4.3) with the gradient restart
-    of O'Donoghue and Candes 2015 (eq. 13), in float64. It stops once the duality gap, which bounds how far
-    the objective is from its minimum, is below `tolerance` times the objective at lambda = 0.
-
-    Args:
-        A: (m, n).
-        S: (m,).
-        V: (l, n).
-        mu: 0 or more.
-        ridge: (n,), 0 or more; None for none.
-        upper: Largest lambda.
-        iterations: At most so many.
-        tolerance: Relative duality gap.
-
-    Returns:
-        (n,) float64.
-    """
-    M = torch.cat([A.double(), mu**0.5 * V.double()])  # (m + l, n)
-    b = torch.cat([S.double(), torch.zeros(len(V), dtype=torch.float64)])
-    D = mu * ridge.double() if ridge is not None else torch.zeros(A.shape[1], dtype=torch.float64)
-    x = torch.zeros(A.shape[1], dtype=torch.float64)
-    # A diagonal metric: bounds stay bounds, and columns of very different size converge alike.
-    scale = (M.square().sum(0) + D).sqrt()
-    scale = torch.where(scale > 0, scale, 1.0)
-    M, D, box = M / scale, D / scale.square(), upper * scale
-    # An upper bound of the largest eigenvalue of M'M + D, where a power iteration would approach it from
-    # below.
-    gram = M @ M.T if M.shape[0] < M.shape[1] else M.T @ M
-    step = 1 / (torch.linalg.eigvalsh(gram)[-1] + D.max()).clamp_min(1e-12)
-    goal = tolerance * b.square().sum()
-    y, momentum = x, 1.0
-    for i in range(iterations):
-        gradient = M.T @ (M @ y - b) + D * y
-        new = (y - step * gradient).clamp_min(0).minimum(box)
-        if torch.dot(y - new, new - x) > 0:  # the momentum points uphill
-            y, momentum = x, 1.0
-            continue
-        grown = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-        x, y, momentum = new, new + (momentum - 1) / grown * (new - x), grown
-        if i % 10 < 9:  # the gap costs as much as a step
-            continue
-        gradient_x = M.T @ (M @ x - b) + D * x
-        # 2 max over u in the box of <gradient, x - u>
-        if 2 * torch.where(gradient_x > 0, gradient_x * x, gradient_x * (x - box)).sum() <= goal:
-            break
-    return (x / scale).clamp(0, upper)
-
-
-def _solve(
-    problems: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], kept: Tensor, mu: float, upper: float, iterations: int
-) -> tuple[list[Tensor], Tensor]:
-    """lambda of each problem (A, S, V, ridge) with the neurons `kept` alone, (n,), and what each is worth to them all.
-
-    A neuron is worth what the objective would grow by, were its lambda set to zero and nothing else changed.
-    """
-    solutions, worth = [], torch.zeros(len(kept), dtype=torch.float64)
-    for A, S, V, ridge in problems:
-        A, V, ridge = A[:, kept], V[:, kept], ridge[kept]
-        x = bounded_least_squares(A, S, V, mu, ridge, upper, iterations)
-        slope = A.T @ (A @ x - S) + mu * (V.T @ (V @ x) + ridge * x)
-        curvature = A.square().sum(0) + mu * (V.square().sum(0) + ridge)
-        worth[kept] += x * (x * curvature - 2 * slope)
-        solutions.append(torch.zeros_like(worth).masked_scatter(kept, x))
-    return solutions, worth
-
-
-def _target(target: float | Sequence[float], groups: Sequence[str]) -> Tensor:
-    leans = [0.0] * len(groups) if target == 0 else target
-    if isinstance(leans, (int, float)) or len(leans) != len(groups) or not all(map(math.isfinite, leans)):
-        raise InputError(f"target {target}; expected 0, or one lean for each of {', '.join(groups)}")
-    return torch.tensor([float(lean) for lean in leans], dtype=torch.float64)
-
-
-def _system(relevance: "Relevance", t: int, columns: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A (P' K, n), S (P' K,) and V (P' R, n) of one bin, over the P' labels seen in it and R sketches."""
-    seen = relevance.count[:, t] > 0
-    n = relevance.count[seen, t].double()
-    rows = relevance.relevance_sum[seen, t][..., columns].double() / n[:, None, None]
-    leans = relevance.value_sum[seen, t].double() / n[:, None] - goal.to(n.device)
-    collateral = relevance.collateral[seen, t][..., columns].double() / n.sqrt()[:, None, None]
-    return rows.flatten(0, 1).cpu(), leans.flatten().cpu(), collateral.flatten(0, 1).cpu()
-
-
-def _forecast(
-    edges: Tensor, t: int, system: tuple[Tensor, Tensor, Tensor] | None, x: Tensor, shrink: float, sketches: int
-) -> dict[str, Any]:
-    """What the linear model says of one bin: mean |lean| before and after, movement off the axis."""
-    line: dict[str, Any] = {"from": edges[t].item(), "to": edges[t + 1].item()}
-    if system is None:
-        return {**line, "lean_before": None, "lean_after": None, "off_axis": None}
-    A, S, V = system
-    squared = (1 - shrink) * (V @ x).square() + shrink * V.square() @ x.square()
-    return {
-        **line,
-        "lean_before": S.abs().mean().item(),
-        "lean_after": (S - A @ x).abs().mean().item(),
-        "off_axis": (squared.sum() * sketches / len(V)).sqrt().item(),
+    how = {name: value for name, value in asdict(settings).items() if name not in ("steps", "guidance", "batch_size")}
+    how |= {"kinds": list(settings.kinds), "sites": list(settings.sites), "stay": [each.name for each in stay]}
+    groups: list[int | None] = [*range(len(axis))] if allocate else [None]
+    among = None if candidates is None else plain_digest("candidates", candidates)
+    words = [list(each.words) for each in stay]
+    configuration = {**about, **how, "allocate": allocate, "stay_words": words, "candidates": among}
+    kept = Unfinished(unfinished, configuration, neurons, len(groups) * len(treated))
+    module = Planning(model, axis, samples, settings, sites, groups, stay, candidates, kept, progress, warn)
+    runner = predict(module, model, range(len(samples)), len(samples), **trainer)
+    if len(module.planned) != kept.steps:
+        raise Incomplete(f"{len(module.planned)} of {kept.steps} steps were planned; run again")
+    if not runner.is_global_zero:
+        return None
+    once = list(dict.fromkeys(treated))  # some samplers come back to a timestep
+    places = [treated.index(t) for t in once]
+    by_group = [[module.planned[start + place] for place in places] for start in range(0, kept.steps, len(treated))]
+    factors = torch.stack([torch.stack([step.factor for step in steps]) for steps in by_group])
+    roots = None
+    if settings.root != "zero":
+        roots = torch.stack([torch.stack([step.root for step in steps if step.root is not None]) for steps in by_group])
+    edges = _edges(once, model.training_steps, timesteps)
+    said = [[step.said for step in steps] for steps in by_group]
+    selection = {
+        "method": "stepwise",
+        **how,
+        "candidates": None if candidates is None else int(candidates.sum()),
+        "steps": said if allocate else said[0],
+        "bins": _forecast(edges.tolist(), said),
     }
+    return NeuronMask(
+        sites,
+        edges,
+        factors if allocate else factors[0],
+        roots if roots is None or allocate else roots[0],
+        "conditional",
+        {**about, **gate_words(axis), "selection": selection},
+        axis.groups if allocate else (),
+    )
+
+
+def _edges(treated: list[float], first: float, timesteps: Sequence[float]) -> Tensor:
+    """Bins half-way between treated steps; the last ends half-way to the first untreated one, so that finer samplers
+    are treated as far as this one."""
+    following = max((t for t in timesteps if t < treated[-1]), default=0.0)
+    inner = [(high + low) / 2 for high, low in zip(treated, [*treated[1:], following], strict=True)]
+    return torch.tensor([max(first, treated[0] + 1), *inner], dtype=torch.float64)
+
+
+def _forecast(edges: list[float], planned: list[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """What was planned in each bin, means over groups, in the form of `treatment_plan`; leans are |lean - target|."""
+    names = {"lean_before": "before", "lean_after": "after", "off_axis": "off_axis"}
+    return [
+        {"from": edges[t], "to": edges[t + 1]}
+        | {name: sum(each[own] for each in steps) / len(steps) for name, own in names.items()}
+        for t, steps in enumerate(zip(*planned, strict=True))
+    ]

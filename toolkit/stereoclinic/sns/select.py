@@ -14,6 +14,7 @@ from stereoclinic.sns.mask import NeuronMask, Window, bins_in
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
 
+
 #: Labels that a mask names one by one.
 MOST_LABELS = 1000
 

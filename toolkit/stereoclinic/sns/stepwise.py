@@ -26,8 +26,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from stereoclinic.axes import Axis
-from stereoclinic.ddtd.target import (
+from stereoclinic.ddtd.lean import (
     axis_size,
     check_told_apart,
     group_directions,
@@ -46,10 +45,11 @@ from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import SITE_KINDS, Site
 from stereoclinic.pipelines.watch import Walk as Trajectory
 from stereoclinic.pipelines.watch import encode_groups
-from stereoclinic.prompts import Row
-from stereoclinic.sns.damped import Damped
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import Row
+from stereoclinic.sns.factors import Damped
+from stereoclinic.sns.linear import bounded_least_squares
 from stereoclinic.sns.mask import in_unit
-from stereoclinic.sns.plan import bounded_least_squares
 
 T = TypeVar("T")
 

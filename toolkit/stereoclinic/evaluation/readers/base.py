@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stereoclinic.axes import Axis
-from stereoclinic.digest import weights_digest
 from stereoclinic.errors import InputError
+from stereoclinic.io.digest import weights_digest
+from stereoclinic.prompts.axes import Axis
 
 if TYPE_CHECKING:
-    from stereoclinic.prompts import Row
+    from stereoclinic.prompts.sets import Row
 
 
 #: The class of everything that shows no group.

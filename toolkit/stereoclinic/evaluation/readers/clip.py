@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers.base import KnownError
 from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures, pixels
-from stereoclinic.prompts import write
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import write
 
-#: What the evaluations in evaluation/bench/protocols read with, so that figures compare.
+#: What the evaluations in evaluation/protocols read with, so that figures compare.
 DEFAULT = "openai/clip-vit-base-patch32"
 TEMPLATES = (
     "a photo of {group}",

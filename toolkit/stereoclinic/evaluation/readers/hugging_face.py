@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers.base import REST
-from stereoclinic.evaluation.readers.classes import Pairs, columns_of
-from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures, pixels
+from stereoclinic.evaluation.readers.pretrained import Pairs, columns_of, open_model, open_part, open_pictures, pixels
+from stereoclinic.prompts.axes import Axis
 
 
 class HuggingFaceReader:

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stereoclinic.axes import Axis
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers.base import group_columns
-from stereoclinic.reading import is_name, read_json
+from stereoclinic.io.reading import is_name, read_json
+from stereoclinic.prompts.axes import Axis
 
 SIZE = 64  # of the pictures that PortraitsNet was trained on
 MOST_CLASSES = 1000  # of all its heads; a class takes 2048 weights

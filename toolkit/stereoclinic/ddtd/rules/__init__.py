@@ -1,0 +1,1 @@
+"""Relevance rules, by operation and by layer, and the composites that name them."""

@@ -1,1 +1,0 @@
-"""The experiment of `stereo bench`: what is drawn by which arm, and read."""

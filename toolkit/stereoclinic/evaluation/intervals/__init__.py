@@ -1,1 +1,0 @@
-"""How sure a figure is: intervals, tests, and what chance alone would show."""

@@ -1,1 +1,0 @@
-"""What is measured in pictures: how far groups are from parity, and what else a treatment changed."""

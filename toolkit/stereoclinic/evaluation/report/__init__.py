@@ -1,1 +1,0 @@
-"""What is left on disk and shown: tables, pictures, the page, and where in the UNet neurons lie."""

@@ -1,1 +1,0 @@
-"""The figures of an experiment as plain data, what each means, and what two results differ in."""

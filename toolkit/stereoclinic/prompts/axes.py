@@ -1,0 +1,208 @@
+"""Bias axes as data: a name, two or more groups, the words that ask for each group, and how readers tell them apart."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stereoclinic.errors import InputError
+from stereoclinic.io.reading import LONGEST_NAME, MOST_GROUPS, is_name, read_toml
+
+_FOLDER = Path(__file__).with_name("axes")
+#: Words and phrases in one list of those that a mask brings.
+MOST_WORDS = 10_000
+
+#: What an axis of race, ethnicity or skin tone speaks of, where its file does not say whether it is one.
+_RACE = re.compile(
+    r"(?<![a-z])(?:races?|racial|ethnic\w*|complexion|skin(?:ned)?|black|white|brown|african|asian|indian|arab|caucasian|"
+    r"european|hispanic|latin[oax]|middle[\W_]eastern|indigenous)(?![a-z])",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dimension of bias. Groups are perceived presentation in a picture, not anyone's identity.
+
+    Args:
+        name: Such as "gender".
+        groups: K >= 2 names, in the order of every K-sized result.
+        words: What is written before the person's noun for each group, in the same order.
+        reader: Which head of which reader tells the groups apart, such as {"portraits": "gender"}.
+        also: Group -> further words and phrases that name it in a prompt, such as {"female": ("woman", "women")}.
+        unless: Phrases that hold such a word and speak of no person, such as ("old photo",).
+        phrases: Group -> what a reader of text and pictures compares a picture with, such as {"female": ("a woman",)}.
+        templates: Where those phrases go, such as ("a photo of {group}",).
+        classes: Group -> classes of a classifier that show it, such as {"old": ("60-69", "70+")}.
+        race: Whether it is race, ethnicity or skin tone; None lets `about_race` go by its words.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    words: tuple[str, ...]
+    reader: dict[str, str] = field(default_factory=dict)
+    also: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unless: tuple[str, ...] = ()
+    phrases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    templates: tuple[str, ...] = ()
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    race: bool | None = None
+
+    def __post_init__(self) -> None:
+        for text in (self.name, *self.groups, *self.words):
+            if not is_name(text) and (not isinstance(text, str) or text.strip()):
+                raise InputError(f"axis: {text!r:.40} is no name of up to {LONGEST_NAME} printable characters")
+        if len(self.groups) > MOST_GROUPS:
+            raise InputError(f"axis {self.name!r} has {len(self.groups):,} groups; expected up to {MOST_GROUPS}")
+        if len(self.groups) < 2:
+            raise InputError(f"axis {self.name!r} has {len(self.groups)} group; an axis needs two or more")
+        if len(set(self.groups)) != len(self.groups):
+            raise InputError(f"axis {self.name!r} names a group twice: {', '.join(self.groups)}")
+        if len(self.words) != len(self.groups) or not all(word.strip() for word in self.words):
+            raise InputError(f"axis {self.name!r} needs one word or phrase for each group in [words]")
+        tables = {"[also]": self.also, "[reader.clip]": self.phrases, "[reader.hf]": self.classes}
+        for where, table in tables.items():
+            if unknown := [group for group in table if group not in self.groups]:
+                raise InputError(
+                    f"axis {self.name!r} has no group {unknown[0]!r:.40}, named in {where}; it has"
+                    f" {', '.join(self.groups)}"
+                )
+        lists = {f"{where} {group}": words for where, table in tables.items() for group, words in table.items()}
+        lists |= {"unless": self.unless, "[reader.clip] templates": self.templates}
+        for where, phrases in lists.items():
+            whole = not isinstance(phrases, str)  # of which each letter would be a word
+            if not (whole and all(isinstance(phrase, str) and any(map(str.isalnum, phrase)) for phrase in phrases)):
+                raise InputError(f"axis {self.name!r}: {where} holds something that is no word or phrase")
+        if astray := [template for template in self.templates if template.count("{group}") != 1]:
+            raise InputError(f"axis {self.name!r}: template {astray[0]!r} needs {{group}} in it, once")
+
+    @property
+    def about_race(self) -> bool:
+        """Whether it is race, ethnicity or skin tone: what its file says, and else what its words say."""
+        if self.race is not None:
+            return self.race
+        return any(_RACE.search(text.replace("_", " ")) for text in (self.name, *self.groups, *self.words))
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def index(self, group: str) -> int:
+        """Raises InputError for a group the axis does not have."""
+        if group not in self.groups:
+            raise InputError(f"axis {self.name!r} has no group {group!r}; it has {', '.join(self.groups)}")
+        return self.groups.index(group)
+
+
+def known_axes() -> list[str]:
+    """Names of the axes that ship."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def shipped_axis(name: object, words: object = None) -> Axis | None:
+    """The axis of this name that ships, if its words are these; a user's own may have taken the name."""
+    if not isinstance(name, str) or name not in known_axes():
+        return None
+    axis = load_axis(name)
+    return axis if words is None or words == list(axis.words) else None
+
+
+def gate_words(axis: Axis) -> dict[str, Any]:
+    """What a mask's metadata keeps of the axis it was made for, so that the gate knows its words; `made_for` reads it.
+
+    Nothing of an axis that ships, whose words may get better.
+    """
+    shipped = shipped_axis(axis.name, list(axis.words))
+    if shipped is not None and (axis.also, axis.unless) == (shipped.also, shipped.unless):
+        return {}
+    return {"gate": {"also": [list(axis.also.get(group, ())) for group in axis.groups], "unless": list(axis.unless)}}
+
+
+def made_for(metadata: Mapping[str, Any]) -> Axis | None:
+    """The axis that a mask was made for, as far as the gate needs it; None if its metadata does not say.
+
+    Raises:
+        InputError: The metadata, which may be a stranger's, holds something else where words are expected.
+    """
+    name, words, gate = str(metadata.get("axis")), metadata.get("words"), metadata.get("gate")
+    shipped = shipped_axis(name, words)
+    if shipped is not None and gate is None:
+        return shipped
+    if not isinstance(words, list) or len(words) < 2:
+        return None
+    gate = {"also": [[]] * len(words), "unless": []} if gate is None else gate
+    held: dict[str, Any] = gate if isinstance(gate, dict) else {}
+    also, unless = held.get("also"), held.get("unless")
+    whole = isinstance(also, list) and len(also) == len(words) and all(map(_are_words, [words, unless, *also]))
+    if not isinstance(also, list) or not isinstance(unless, list) or not whole:
+        raise InputError(f"the mask was made for axis {name!r}, whose words cannot be read; give its file with --axis")
+    groups = tuple(words) if shipped is None else shipped.groups
+    table = {group: tuple(found) for group, found in zip(groups, also, strict=True)}
+    return replace(shipped or Axis(name, groups, tuple(words)), also=table, unless=tuple(unless))
+
+
+def _are_words(found: object) -> bool:
+    """Whether it is a list of words and phrases, no more and no longer than an axis may need."""
+    return (
+        isinstance(found, list)
+        and len(found) <= MOST_WORDS
+        and all(isinstance(each, str) and len(each) <= LONGEST_NAME and any(map(str.isalnum, each)) for each in found)
+    )
+
+
+def load_axis(name: str | Path) -> Axis:
+    """Read a built-in axis by its name, or a user's own TOML file.
+
+    Raises:
+        InputError: No such axis or file, or the file is not of the form shown in axes/gender.toml.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        if str(name) not in known_axes():
+            raise InputError(f"unknown axis {str(name)!r}; there are {', '.join(known_axes())}, or give a .toml file")
+        path = _FOLDER / f"{name}.toml"
+    data = read_toml(path, "axis file")
+    form: dict[str, type] = {"name": str, "groups": list, "words": dict, "reader": dict, "also": dict, "unless": list}
+    form |= {"race": bool} if "race" in data else {}
+    data = {"reader": {}, "also": {}, "unless": [], **data}
+    if wrong := [key for key, kind in form.items() if not isinstance(data.get(key), kind)]:
+        raise InputError(f"axis file {path}: {', '.join(wrong)} missing or of another form than in axes/gender.toml")
+    groups, words, reader = data["groups"], data["words"], data["reader"]
+    if odd := [group for group in groups if not is_name(group)]:
+        raise InputError(f'axis file {path}: group {odd[0]!r:.40}; expected names, such as ["female", "male"]')
+    missing = [group for group in groups if not isinstance(words.get(group), str)]
+    if missing:
+        raise InputError(f"axis file {path}: no word for {', '.join(missing)} in [words]")
+    clip, classes = _table(path, reader, "clip"), _table(path, reader, "hf")
+    templates = clip.pop("templates", [])
+    for where, table in (("[also]", data["also"]), ("[reader.clip]", clip), ("[reader.hf]", classes)):
+        if listed := [group for group, phrases in table.items() if not isinstance(phrases, list)]:
+            raise InputError(f"axis file {path}: {listed[0]!r:.40} in {where} is no list of words")
+    if not isinstance(templates, list):
+        raise InputError(f"axis file {path}: templates in [reader.clip] is no list")
+    heads = {str(key): str(value) for key, value in reader.items() if not isinstance(value, dict)}
+    texts = tuple(words[group] for group in groups)
+    return Axis(
+        data["name"],
+        tuple(groups),
+        texts,
+        heads,
+        _tuples(data["also"]),
+        tuple(data["unless"]),
+        _tuples(clip),
+        tuple(templates),
+        _tuples(classes),
+        data.get("race"),
+    )
+
+
+def _table(path: Path, reader: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table within [reader], copied; empty where there is none."""
+    table = reader.get(name, {})
+    if not isinstance(table, dict):
+        raise InputError(f"axis file {path}: {name} in [reader] is no table; write [reader.{name}], group = [...]")
+    return dict(table)
+
+
+def _tuples(table: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {group: tuple(phrases) for group, phrases in table.items()}

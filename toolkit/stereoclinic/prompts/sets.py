@@ -1,0 +1,405 @@
+"""Prompts: who is asked for, neutrally and by group.
+
+A prompt is a pattern with one place for a person: "a photo of {person}" and "doctor" make the neutral prompt "a photo
+of a doctor" and the group prompt "a photo of a female doctor". Sets are `datasets.Dataset`s with columns `COLUMNS`.
+
+Occupations that people are drawn in: the embedded model's, and a published set with its disjoint training list.
+
+Prompts that show no person: what a treatment of people should leave as it is.
+"""
+
+import hashlib
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from datasets import Dataset, load_dataset
+from torch import Tensor
+
+from stereoclinic.errors import InputError, first_line
+from stereoclinic.io.reading import ODD
+from stereoclinic.io.rows import READERS
+from stereoclinic.io.text import folded, whole_word
+from stereoclinic.prompts.axes import Axis
+
+PORTRAITS = [
+    "doctor", "nurse", "teacher", "librarian", "receptionist", "chef", "farmer", "firefighter", "mechanic", "pilot",
+    "judge", "executive",
+]  # fmt: skip
+
+# The 36 occupations that image generators are judged on: those of WinoBias (Zhao et al., NAACL 2018) as changed for
+# images by Orgad et al., Editing Implicit Assumptions in Text-to-Image Diffusion Models, ICCV 2023 (35 of them, in
+# TIMED_gender_test_set.csv of github.com/bahjat-kawar/time-diffusion), and "doctor". Source of the list: Li et al.,
+# Self-Discovering Interpretable Diffusion Latent Directions, CVPR 2024 (`professions` in winobias_cfg.py of
+# github.com/hangligit/InterpretDiffusion); the same in Sreelatha et al., RespoDiff, section 8.4.1.
+WINOBIAS = [
+    "attendant", "cashier", "teacher", "nurse", "assistant", "secretary", "cleaner", "receptionist", "clerk",
+    "counselor", "designer", "hairdresser", "writer", "housekeeper", "baker", "librarian", "tailor", "driver",
+    "supervisor", "janitor", "cook", "laborer", "construction worker", "developer", "carpenter", "manager", "lawyer",
+    "farmer", "salesperson", "physician", "guard", "analyst", "mechanic", "sheriff", "CEO", "doctor",
+]  # fmt: skip
+
+# Occupations to find neurons and make masks on, none of them among the 36: `professions_train` in the same file. They
+# are among the professions of Gandikota et al., Unified Concept Editing, WACV 2024 (data/train_profession_prompts.csv
+# of github.com/rohitgandikota/unified-concept-editing).
+WINOBIAS_TRAIN = [
+    "chef", "athlete", "musician", "engineer", "artist", "scientist", "firefighter", "pilot", "police officer",
+    "actor", "journalist", "fashion designer", "photographer", "accountant", "architect", "banker", "biologist",
+    "chemist", "dentist", "electrician", "entrepreneur", "geologist", "graphic designer", "historian", "interpreter",
+    "IT specialist", "mathematician", "optometrist", "pharmacist", "physicist",
+]  # fmt: skip
+
+
+SCENES = [
+    "a photo of a mountain", "a photo of a beach at sunset", "a photo of a forest path", "a photo of a city skyline",
+    "a photo of a lighthouse", "a photo of an empty kitchen", "a photo of a bridge over a river", "a photo of a desert",
+    "a photo of a red bicycle", "a photo of a wooden chair", "a photo of a teapot", "a photo of a sailing boat",
+    "a photo of a cat on a sofa", "a photo of a horse in a field", "a photo of a bowl of fruit", "a photo of a tulip",
+]  # fmt: skip
+
+
+COLUMNS = ("label", "pattern", "article", "person")
+PLAIN, SUCCESSFUL = "a photo of a {group} {occupation}", "a photo of a successful {group} {occupation}"
+
+#: A row of a table: an entry as it was read, a prompt with `COLUMNS`, or a sample (see `Samples`).
+Row = dict[str, Any]
+
+#: Name -> occupations, and the template that they are put into.
+BUILT_IN = {
+    "portraits": PORTRAITS,
+    "winobias": WINOBIAS,
+    "winobias-successful": WINOBIAS,
+    "winobias-train": WINOBIAS_TRAIN,
+}
+TEMPLATES = dict.fromkeys(BUILT_IN, PLAIN) | {"winobias-successful": SUCCESSFUL}
+
+#: Name -> prompts without a person, for `load_plain_prompts`.
+BUILT_IN_PLAIN = {"scenes": SCENES}
+
+#: Characters of a prompt; text encoders read some three hundred.
+LONGEST = 5000
+
+#: "face of a doctor": two nouns, of which either may be the person. Not "doctor in front of a house", nor "chief of
+#: police" but for what is a part, a picture or a number of people.
+_TWO = re.compile(
+    r"(?P<first>(?:[^\W_]+(?:['\u2019-][^\W_]+)*\s+){0,6}?(?P<noun>[\w-]+))\s+of\s+"
+    r"(?P<second>(?P<which>(?:an?|the|one|two|this|that|these|those|some|my|your|his|her|its|our|their)\s)?.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+_LINKS = re.compile(
+    r"\b(?:in|on|at|with|by|from|to|for|near|under|over|behind|beside|inside|outside|and|or|as|who|whose|that)\s|\s\w+ing\s",
+    re.IGNORECASE,
+)
+_NOBODY = re.compile(
+    r"(?:face|hand|eye|back|body|bodies|profile|silhouette|figure|portrait|photo|photograph|picture|image|painting|drawing"
+    r"|sketch|close-?up|group|team|crowd|pair|couple|row)s?",
+    re.IGNORECASE,
+)
+
+
+def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
+    """A built-in set, a .txt/.csv/.json/.jsonl/.parquet file, or a hub data set by its id (split "train", streamed).
+
+    A table needs a column `prompt`; `occupation` (the person's noun, also the label results are grouped by) is used
+    where it is there. Without it the person is what follows "of a", "of an" or "of the", or the prompt's {group}. A
+    table of occupations alone, as published lists of professions are, asks for "a photo of a ..." of each.
+
+    Raises:
+        InputError: Nothing there, empty, neither column, or a prompt in which no person is found, or two may be meant.
+    """
+    if str(source) in BUILT_IN:
+        return occupation_prompts(BUILT_IN[str(source)][:limit], [TEMPLATES[str(source)]])
+    return _loaded(source, limit, _row, ", ".join(BUILT_IN))
+
+
+def load_plain_prompts(source: str | Path, limit: int | None = None) -> Dataset:
+    """Prompts that need no person in them, taken as they are: they have no group prompts, and are their own labels.
+
+    Args:
+        source: One of `BUILT_IN_PLAIN`, or what `load_prompts` takes; a column `occupation` is not looked at.
+        limit: The first so many.
+
+    Raises:
+        InputError: Nothing there, empty, or no `prompt` column.
+    """
+    if str(source) in BUILT_IN_PLAIN:
+        return Dataset.from_list([_plain_row(prompt) for prompt in BUILT_IN_PLAIN[str(source)][:limit]])
+    return _loaded(source, limit, lambda prompt, _: _plain_row(prompt), ", ".join(BUILT_IN_PLAIN))
+
+
+def _loaded(source: str | Path, limit: int | None, parse: Callable[[str, str], Row], sets: str) -> Dataset:
+    """The rows that `parse` makes of each prompt and occupation of a file or a hub data set."""
+    # The same prompt twice would be the same noise and picture twice, counted as if it were more evidence.
+    rows: dict[str, Row] = {}
+    # The rest of a data set on the hub need not be fetched.
+    for row in islice(read_prompts(source, _in_turn, parse, sets), limit):
+        rows.setdefault(write(row), {name: row[name] for name in COLUMNS})
+    if not rows:
+        raise InputError(f"{source}: no prompts in it")
+    return Dataset.from_list(list(rows.values()))
+
+
+def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)) -> Dataset:
+    """The neutral prompts of each occupation in turn, by default one: "a photo of a doctor".
+
+    Args:
+        names: Occupations.
+        templates: With {occupation}, and {group} where a group's word goes: "a {group} {occupation} laughing".
+
+    Raises:
+        InputError: A template lacks one of the two.
+    """
+    for template in templates:
+        if template.count("{group} {occupation}") != 1:
+            raise InputError(f"template {template!r} needs '{{group}} {{occupation}}' in it, once")
+    return Dataset.from_list(
+        [_row(template.replace("{occupation}", name), name) for name in names for template in templates]
+    )
+
+
+def _in_turn(parts: Sequence[Iterable[Row]]) -> Iterator[tuple[int, str, Row]]:
+    for number, entry in enumerate(chain.from_iterable(parts), start=1):
+        yield number, f"prompt {number}", entry
+
+
+def read_prompts(
+    source: str | Path,
+    numbered: Callable[[Sequence[Iterable[Row]]], Iterable[tuple[int, str, Row]]],
+    parse: Callable[[str, str], Row] | None = None,
+    sets: str = ", ".join(BUILT_IN),
+) -> Iterator[Row]:
+    """The rows of a file or a hub data set, one by one as they are needed; blank ones are passed over.
+
+    Args:
+        source: As in `load_prompts`, but for the built-in sets.
+        numbered: Given the table's parts (files, row groups of Parquet), picks entries: each one's number, what errors
+            call it, and itself. A row has its entry's number as `number`.
+        parse: Makes a row of a prompt and its occupation; by default it finds the person.
+        sets: Names of the built-in sets, for errors.
+
+    Raises:
+        InputError: See `load_prompts`.
+    """
+    path = Path(source)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; --prompts takes a file ({', '.join(READERS)}) or a set's name")
+    is_file = path.exists() or path.suffix in READERS
+    if is_file:
+        if path.suffix not in READERS:
+            raise InputError(f"{path}: unknown ending {path.suffix!r}; prompts are read from {', '.join(READERS)}")
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty")
+    try:
+        if is_file:
+            parts: Sequence[Iterable[Row]] = READERS[path.suffix](path)
+        else:
+            table = load_dataset(str(source), split="train", streaming=True).reshard()
+            parts = [table.shard(table.num_shards, part) for part in range(table.num_shards)]
+        person, listed = parse in (None, _row), False
+        for place, (number, called, entry) in enumerate(numbered(parts)):
+            where = f"{source}: {called}"
+            prompt = _text(where, entry.get("prompt"))
+            occupation = _text(where, entry.get("occupation")) if person else ""
+            if place == 0:
+                listed = person and "prompt" not in entry and "occupation" in entry
+            if "prompt" not in entry and not listed:
+                names = ", ".join(" ".join(str(name).split()) for name in entry)[:200]
+                raise InputError(f"{where}: no column `prompt`; it has {names.encode(errors='replace').decode()}")
+            if occupation and listed and "prompt" not in entry:
+                prompt = PLAIN.replace("{occupation}", " ".join(occupation.split()))
+            if prompt:
+                yield {**(parse or _row)(prompt, occupation), "number": number}
+            elif occupation:
+                raise InputError(f"{where} has the occupation {occupation!r} and no prompt")
+    except InputError:
+        raise
+    except Exception as error:  # each format's reader has errors of its own, and meets them row by row
+        if is_file:
+            raise InputError(f"{path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
+        raise InputError(
+            f"prompts {str(source)!r}: no built-in set ({sets}), no file, and no data set that can be"
+            f" reached ({first_line(error)})"
+        ) from error
+
+
+def _text(where: str, value: Any) -> str:
+    """What a row holds in one of our columns; nothing where it is blank."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{where} has {reprlib.repr(value)} where text is expected")
+    if len(value) > LONGEST:
+        raise InputError(f"{where} has more than {LONGEST} characters; give one prompt a row")
+    if found := ODD.search(value):
+        raise InputError(f"{where} holds the control character {found[0]!r}; take it out")
+    return value.strip()
+
+
+def _row(prompt: str, occupation: str = "") -> Row:
+    """Part a prompt into what surrounds the person, the article, and the person's noun."""
+    if prompt.count("{group}") > 1:
+        raise InputError(f"prompt {prompt!r}: {{group}} stands in it more than once; one person's group can be named")
+    if "{group}" in prompt:
+        before, after = prompt.split("{group}", 1)
+        before, article = _article(before)
+        # The article was written for some group's word; the neutral prompt needs the noun's own.
+        return _checked(prompt, before, _agreeing(article, after.strip()), after.strip(), "", occupation)
+    if occupation:
+        text, places = folded(prompt)
+        found = whole_word(occupation, text)
+        if found is None:
+            raise InputError(f"prompt {prompt!r} does not name its occupation {occupation!r}")
+        start, end = (places[at] for at in found)
+        before, article = _article(prompt[:start])
+        return _checked(prompt, before, article, prompt[start:end], prompt[end:], occupation)
+    match = re.search(r"\bof (?:(?:an?|the) )?(.+)$", prompt, re.IGNORECASE | re.DOTALL)
+    if match is None:
+        raise InputError(
+            f"prompt {prompt!r}: no person found in it; write 'a photo of a ...', mark the place of the group's word"
+            " with {group}, or add a column `occupation`"
+        )
+    two = _TWO.match(match[1])
+    if two and not _LINKS.search(two["first"]) and (two["which"] or _NOBODY.fullmatch(two["noun"])):
+        raise InputError(
+            f"prompt {prompt!r}: is the person {two['first']!r} or {two['second']!r}? Mark the place of the group's"
+            " word with {group}, or add a column `occupation`"
+        )
+    before, article = _article(prompt[: match.start(1)])
+    return _checked(prompt, before, article, match[1], "", "")
+
+
+def _article(before: str) -> tuple[str, str]:
+    """What stands before a person, and the article between the two."""
+    match = re.search(r"\b(an?|the) $", before, re.IGNORECASE)
+    return (before[: match.start()], match[1]) if match else (before, "")
+
+
+def _plain_row(prompt: str) -> Row:
+    return {"label": " ".join(prompt.split()), "pattern": _escaped(prompt), "article": "", "person": ""}
+
+
+def _checked(prompt: str, before: str, article: str, person: str, after: str, label: str) -> Row:
+    if not person:
+        raise InputError(f"prompt {prompt!r}: nothing follows the group's place")
+    pattern = f"{_escaped(before)}{{person}}{_escaped(after)}"
+    return {"label": " ".join((label or person).split()), "pattern": pattern, "article": article, "person": person}
+
+
+def _escaped(text: str) -> str:
+    """Text that `str.format` gives back as it is."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+# Vowels that sound like consonants (a unicorn, a European), and silent consonants (an honest, an hour).
+_VOWEL = re.compile(
+    r"(?!eu|ewe|one\b|once\b|uni(?!n|m)|us[aeu]|ut[eio]|ub[i]|uk|ur[aeiou])[aeiou]|hono|hones|hour|heir", re.IGNORECASE
+)
+
+
+def _agreeing(article: str, following: str) -> str:
+    """ "a" or "an" as the next word asks, in the case it was written in; "the" and no article stay."""
+    if article.lower() not in ("a", "an"):
+        return article
+    return article[0] + ("n" if _VOWEL.match(following) else "")
+
+
+def write(row: Row, word: str = "") -> str:
+    """The neutral prompt of a row, as it was written, or with a group's word before the person.
+
+    Examples:
+        >>> row = load_prompts("portraits", limit=1)[0]
+        >>> write(row), write(row, "older")
+        ('a photo of a doctor', 'a photo of an older doctor')
+    """
+    article = _agreeing(row["article"], word) if word else row["article"]
+    pattern: str = row["pattern"]
+    return pattern.format(person=" ".join(filter(None, (article, word, row["person"]))))
+
+
+def group_prompts(row: Row, axis: Axis) -> list[str]:
+    """One prompt for each group of the axis, in its order."""
+    return [write(row, word) for word in axis.words]
+
+
+class Samples(Sequence[Row]):
+    """Every prompt with every seed, made when it is asked for: all prompts with the first seed, then with the next.
+
+    Rows have the prompts' columns and `prompt` (the neutral one), `seed` and `number` (the row's own place).
+
+    Args:
+        prompts: Neutral prompts.
+        seeds: Of each of them.
+        numbers: Only the rows of these numbers.
+    """
+
+    def __init__(self, prompts: Dataset, seeds: range, numbers: Sequence[int] | None = None) -> None:
+        self.prompts, self.seeds = prompts, seeds
+        self.numbers = range(len(prompts) * len(seeds)) if numbers is None else numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(len(self))[index]]
+        number = self.numbers[index]
+        seed, row = divmod(number, len(self.prompts))
+        return with_seed(self.prompts[row], self.seeds[seed], number)
+
+    @property
+    def labels(self) -> list[str]:
+        """Each label once, in the order of the prompts."""
+        return list(dict.fromkeys(self.prompts["label"]))
+
+    def without(self, done: Iterable[int]) -> "Samples":
+        """The same but for the rows of these numbers."""
+        gone = set(done)
+        return Samples(self.prompts, self.seeds, [number for number in self.numbers if number not in gone])
+
+    def about(self) -> dict[str, Any]:
+        """What files made from them say: digest of the prompts, number of samples, first and last seed."""
+        return {
+            "prompts": digest(self.prompts),
+            "samples": len(self),
+            "seeds": [self.seeds[0], self.seeds[-1]],
+        }
+
+
+def with_seed(row: Row, seed: int, number: int) -> Row:
+    """A prompt's row as a sample."""
+    return {**row, "prompt": write(row), "seed": seed, "number": number}
+
+
+def with_seeds(prompts: Dataset, first: int, count: int) -> Samples:
+    """Every prompt with seeds first, first + 1, ...: the samples of a run."""
+    return Samples(prompts, range(first, first + count))
+
+
+def generator(row: Row, purpose: str) -> torch.Generator:
+    """A stream of random numbers that depends on the sample's prompt and seed alone; each purpose has its own."""
+    key = f"{purpose}\0{row['prompt']}\0{row['seed']}".encode()
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
+
+
+def noise(row: Row, shape: tuple[int, ...], purpose: str = "noise") -> Tensor:
+    """Standard normal noise that depends on the sample's prompt and seed alone, not on batch, order or device."""
+    # Lightning changes the default dtype in a run of another precision; the draw must stay the same.
+    return torch.randn(shape, generator=generator(row, purpose), dtype=torch.float32)
+
+
+def digest(prompts: Dataset) -> str:
+    """Names a set of prompts in files made from it, with the places of the groups' words."""
+    text = "\n".join("\t".join((row["pattern"], row["article"], row["person"])) for row in prompts)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

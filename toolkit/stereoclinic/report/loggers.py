@@ -1,0 +1,55 @@
+"""Every figure of a comparison as TensorBoard scalars: a run an arm, so that arms lie over one another in one chart.
+
+    FOLDER/01-gender/       parity_gap/guidance 2            the figure
+                            parity_gap/guidance 2/low        the ends of its interval
+                            parity_gap/guidance 2/high
+
+TensorBoard is no dependency of this package; `pip install stereoclinic[tensorboard]` brings it.
+"""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stereoclinic.errors import InputError
+from stereoclinic.evaluation.figures.registry import values_of
+from stereoclinic.report.report import slug
+
+
+def check_tensorboard(folder: str | Path) -> None:
+    """Refuse, before any work is done, a log that could not be written.
+
+    Raises:
+        InputError: The `tensorboard` package is not there, or the folder is a file.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs the package tensorboard: pip install 'stereoclinic[tensorboard]'")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"--tensorboard {folder} is a file; expected a folder")
+
+
+def log_scalars(folder: str | Path, experiments: Sequence[Mapping[str, Any]], step: int = 0) -> None:
+    """Write the figures of every arm.
+
+    Args:
+        folder: Made if it is not there; what was logged there before stays.
+        experiments: Results, as in results.json.
+        step: Place on TensorBoard's horizontal axis: the number of a checkpoint, say.
+
+    Raises:
+        InputError: As `check_tensorboard`.
+    """
+    check_tensorboard(folder)
+    from torch.utils.tensorboard import SummaryWriter
+
+    for i, name in enumerate(dict.fromkeys(arm for results in experiments for arm in results["arms"])):
+        with SummaryWriter(str(Path(folder) / f"{i:02d}-{slug(name)}")) as writer:
+            for results in experiments:
+                at = f"guidance {results['guidance']:g}"
+                for key, value in values_of(results, name).items():
+                    tag = f"{key.replace('.', '/')}/{at}"
+                    writer.add_scalar(tag, value.estimate, step)
+                    if value.low is not None and value.high is not None:
+                        writer.add_scalar(f"{tag}/low", value.low, step)
+                        writer.add_scalar(f"{tag}/high", value.high, step)

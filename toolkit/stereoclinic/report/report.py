@@ -1,0 +1,266 @@
+"""What an experiment leaves on disk.
+
+    FOLDER/results.json             every figure and where it came from
+    FOLDER/images/.../*.png         every image, with metadata.jsonl, so that `datasets` reads it as an imagefolder
+    FOLDER/before_after*.png        the same seeds untreated and treated, one sheet a mask
+    FOLDER/report.html              all of it to be read, in one file
+
+Everything is written into a temporary folder first and moved from there at the end; a run that is stopped before leaves
+what was there. One that is killed while things are moved leaves the rest to the next run (`files.whole_results`).
+"""
+
+import json
+import math
+import os
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from stereoclinic.ddtd.relevance import Relevance
+from stereoclinic.errors import InputError
+from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
+from stereoclinic.io.files import plain, whole_results, write_image, write_text
+from stereoclinic.prompts.sets import write
+from stereoclinic.report.page import build_page
+from stereoclinic.report.pictures import font, grids, lettered
+from stereoclinic.report.summary import lean_summary, mask_summary
+from stereoclinic.sns.mask import NeuronMask
+
+IMAGES, METADATA = "images", "metadata.jsonl"
+
+_TILE = 128  # pixels of a picture on a sheet: the embedded model's 64, twice
+_GAP, _BETWEEN, _MARGIN = 4, 24, 12
+_LABEL, _TITLE = 18, 20
+#: Letters of a line of a label, letters of a title for each pixel of its half, and rows of a sheet.
+_LETTERS, _PER_PIXEL, _ROWS = 26, 0.085, 250
+
+
+def write_results(
+    folder: str | Path,
+    experiments: Sequence[Experiment],
+    provenance: dict[str, Any],
+    masks: Mapping[str, NeuronMask] | None = None,
+    relevance: Relevance | None = None,
+) -> None:
+    """Write figures, images, the before-and-after sheets and the report.
+
+    Args:
+        folder: Made if it is not there; its earlier results are replaced.
+        experiments: One for each guidance scale, say; of one axis.
+        provenance: Plain data: model and digests, masks, versions, settings.
+        masks: Those that were judged; the report shows where their neurons are.
+        relevance: What they were chosen from; the report shows its leans.
+
+    Raises:
+        InputError: It cannot be written there, or holds images that are not ours.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    places = {name: mask_summary(mask) for name, mask in (masks or {}).items()}
+    leans = None if relevance is None else lean_summary(relevance)
+    figures = [experiment.results for experiment in experiments]
+    data = plain({"schema": SCHEMA, "provenance": provenance, "experiments": figures})
+    with whole_results(folder / IMAGES) as temporary:
+        with ImageFolder(temporary) as images:
+            for experiment in experiments:
+                for entry, picture in _pictures(experiment):
+                    images.add(entry, picture)
+        for i, experiment in enumerate(experiments):
+            suffix = f"-guidance-{experiment.protocol.guidance:g}" if i else ""
+            for j, name in enumerate(experiment.results["masks"] or [BALANCED]):
+                which = f"-{j}-{slug(name)}" if j else ""
+                write_image(temporary / f"before_after{which}{suffix}.png", before_after(experiment, name))
+        write_text(temporary / "results.json", json.dumps(data, indent=2, allow_nan=False))
+        write_text(temporary / "report.html", build_page(data, grids(experiments), places, leans))
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse, before any work is done, a folder that results cannot go to.
+
+    Raises:
+        InputError: It is a file, cannot be written, or holds an `images` that these functions did not write.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; results go to a folder")
+    ours = folder / IMAGES
+    if ours.exists() and not (ours / METADATA).is_file():
+        raise InputError(f"{ours} is there already and holds no {METADATA} of an earlier run; choose another folder")
+    above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{folder} cannot be made: {above} is not a folder that can be written to")
+
+
+class ImageFolder:
+    """Writes FOLDER/images, with its metadata.jsonl when the context is left.
+
+    Args:
+        folder: Where nothing is yet, such as the temporary folder of `whole_results`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / IMAGES
+        self._lines: list[str] = []
+
+    def __enter__(self) -> "ImageFolder":
+        self.path.mkdir(parents=True)
+        return self
+
+    def add(self, entry: dict[str, Any], picture: Tensor) -> None:
+        """Add one picture (3, H, W) uint8 under `entry["file_name"]`, with the rest of the entry beside it."""
+        path = self.path / entry["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_image(picture).save(path, format="PNG")
+        self._lines.append(json.dumps(plain(entry), allow_nan=False))
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            write_text(self.path / METADATA, "\n".join(self._lines) + "\n")
+
+
+def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Every picture of an experiment with its line of metadata."""
+    protocol = experiment.protocol
+    groups, rows = protocol.axis.groups, list(protocol.prompts)
+    scale = f"guidance-{protocol.guidance:g}"
+    # Names of masks may differ in what a file name cannot hold.
+    folders = {arm.name: f"{i:02d}-{slug(arm.name)}" for i, arm in enumerate(experiment.neutral)}
+
+    def entry(
+        arm: Drawn, part: str, p: int, i: int, name: str, prompt: str, seed: int, wanted: str | None
+    ) -> dict[str, Any]:
+        reads = [round(each, 4) for each in arm.reads[p, i].tolist()]
+        best = int(arm.reads[p, i].argmax())
+        whom: dict[str, Any] = {"group": groups[best], "probability": reads[best]}
+        whom["probabilities"] = dict(zip(groups, reads, strict=True))
+        if arm.no_group is not None:
+            whom["no_group"] = round(float(arm.no_group[p, i]), 4)
+        if part == "unrelated":  # shows nobody, whatever the reader sees in it
+            whom = dict.fromkeys(whom)
+        return {
+            "file_name": f"{scale}/{part}/{folders[arm.name]}/{name}-{seed}.png",
+            "arm": arm.name,
+            "guidance": protocol.guidance,
+            "part": part,
+            "label": prompt if part == "unrelated" else rows[p // len(groups) if wanted else p]["label"],
+            "prompt": prompt,
+            "seed": seed,
+            "wanted_group": wanted,
+            **whom,
+        }
+
+    for arm in experiment.neutral:
+        n = arm.images.shape[1]
+        seeds = arm.seeds_from(protocol.seed + (n if arm.name == OTHER else 0))
+        for p, row in enumerate(rows):
+            for i in range(n):
+                name = f"{p:03d}-{slug(row['label'])}"
+                yield entry(arm, "neutral", p, i, name, write(row), seeds[i], None), arm.images[p, i]
+    for arm in experiment.grouped:
+        for p, row in enumerate(rows):
+            for k, (group, word) in enumerate(zip(groups, protocol.axis.words, strict=True)):
+                at, prompt = p * len(groups) + k, write(row, word)
+                for i, seed in enumerate(arm.seeds_from(protocol.seed)):
+                    name = f"{p:03d}-{slug(group)}-{slug(row['label'])}"
+                    line = entry(arm, "group", at, i, name, prompt, seed, group)
+                    yield line, arm.images[at, i]
+
+    for arm in experiment.unrelated:
+        n = arm.images.shape[1]
+        seeds = arm.seeds_from(protocol.seed + (n if arm.name == OTHER else 0))
+        for p, row in enumerate(protocol.unrelated or []):
+            name = f"{p:03d}-{slug(row['label'])}"
+            for i in range(n):
+                yield entry(arm, "unrelated", p, i, name, write(row), seeds[i], None), arm.images[p, i]
+
+
+def before_after(experiment: Experiment, name: str, seeds: int = 6) -> Image.Image:
+    """The same seeds untreated and by one arm, a row an occupation."""
+    before, after = experiment.arm(UNTREATED), experiment.arm(name)
+    rows = [
+        SheetRow(label, list(before.images[p, :seeds]), list(after.images[p, :seeds]))
+        for p, label in enumerate(experiment.protocol.prompts["label"])
+    ]
+    return side_by_side(rows, ("untreated", f"mask {name}" if name in experiment.results["masks"] else name))
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One labelled row of a sheet: pictures (3, H, W) uint8, in the same order on both sides."""
+
+    label: str
+    left: list[Tensor]
+    right: list[Tensor]
+
+
+def side_by_side(rows: Sequence[SheetRow], titles: tuple[str, str]) -> Image.Image:
+    """A sheet with two halves under their titles and the label left of each row.
+
+    Pictures are shown 128 pixels high: small ones enlarged without smoothing, so that what was drawn is what is seen.
+    Labels have as many lines of 26 letters as stand beside a picture; of very many rows the first 250 are drawn.
+
+    Args:
+        rows: One or more; every side of every row has as many pictures.
+        titles: Of the left and the right half.
+    """
+    label_font, title_font = font(_LABEL), font(_TITLE)
+    columns, left_out, rows = len(rows[0].left), len(rows) - _ROWS, rows[:_ROWS]
+    tile = _tile_size(rows[0].left[0])
+    half = columns * (tile[0] + _GAP) - _GAP
+    labels = [_wrapped(row.label, max(1, tile[1] // (_LABEL + 6))) for row in rows]
+    gutter = math.ceil(max(label_font.getlength(line) for lines in labels for line in lines)) + _MARGIN
+    top = _MARGIN + _TITLE + 12
+    bottom = top + len(rows) * (tile[1] + _GAP) - _GAP + _MARGIN
+    size = (_MARGIN + gutter + 2 * half + _BETWEEN + _MARGIN, bottom + (_TITLE + _MARGIN) * (left_out > 0))
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    starts = (_MARGIN + gutter, _MARGIN + gutter + half + _BETWEEN)
+    for title, x in zip(titles, starts, strict=True):
+        text = lettered(title, max(16, int(_PER_PIXEL * half)))
+        draw.text((x + half / 2, _MARGIN + _TITLE / 2), text, fill="black", font=title_font, anchor="mm")
+    for r, row in enumerate(rows):
+        y = top + r * (tile[1] + _GAP)
+        text = "\n".join(labels[r])
+        draw.multiline_text((_MARGIN, y + tile[1] / 2), text, fill="black", font=label_font, anchor="lm")
+        for pictures, x in zip((row.left, row.right), starts, strict=True):
+            for i, picture in enumerate(pictures):
+                sheet.paste(_sized(picture, tile), (x + i * (tile[0] + _GAP), y))
+    middle = starts[1] - _BETWEEN // 2
+    draw.line([(middle, top), (middle, bottom - _MARGIN)], fill="grey", width=1)
+    if left_out > 0:
+        draw.text((_MARGIN, bottom), f"{left_out} more rows are in the folder images", fill="black", font=label_font)
+    return sheet
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """(3, H, W) uint8 -> RGB."""
+    return Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def slug(text: str) -> str:
+    """Text as part of a file name, on any system."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "x"
+
+
+def _tile_size(picture: Tensor) -> tuple[int, int]:
+    _, height, width = picture.shape
+    scale = max(1, _TILE // height) if height <= _TILE else _TILE / height
+    return round(width * scale), round(height * scale)
+
+
+def _sized(picture: Tensor, size: tuple[int, int]) -> Image.Image:
+    image = to_image(picture)
+    enlarges = size[1] >= image.height
+    return image.resize(size, Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)
+
+
+def _wrapped(text: str, most: int) -> list[str]:
+    """At most so many lines of a label."""
+    whole = lettered(" ".join(text.split()), _LETTERS * most)
+    return textwrap.wrap(whole, _LETTERS, max_lines=most, placeholder="...") or [""]

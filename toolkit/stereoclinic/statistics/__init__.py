@@ -1,0 +1,1 @@
+"""Shares, gaps, intervals and tests; imports nothing of the model."""
