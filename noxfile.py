@@ -64,10 +64,13 @@ def _browser() -> str | None:
 
 @nox.session(venv_backend="virtualenv")
 def lint(session: nox.Session) -> None:
-    """Check style and format; the pre-commit hooks run the same two commands."""
-    session.install("-c", "constraints.txt", "ruff")
+    """Check style, format and the order of imports; the pre-commit hooks run the first two commands."""
+    session.install(
+        "-c", "constraints.txt", *nox.project.load_toml("pyproject.toml")["project"]["optional-dependencies"]["lint"]
+    )
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", env={"PYTHONPATH": os.pathsep.join(("toolkit", "cli"))})
 
 
 @nox.session(venv_backend="virtualenv")

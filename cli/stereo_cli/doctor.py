@@ -131,7 +131,7 @@ def checked(
     from stereoclinic.pipelines import arguments as tree
     from stereoclinic.pipelines.call import Call
     from stereoclinic.pipelines.intercept import Left
-    from stereoclinic.pipelines.memory import Portions
+    from stereoclinic.pipelines.memory import AdaptiveBatch
     from stereoclinic.pipelines.watch import Walk
 
     kept: list[dict[str, Any]] = []
@@ -145,7 +145,7 @@ def checked(
     (arguments,), network = kept, tree.inner(model.network)
     text = list(tensors([tree.get(arguments, path) for path in walk.learnt.conditions]))
     # Called as it is outside a pass: nothing watches any more.
-    (outcome,) = Portions(parted=False).each(
+    (outcome,) = AdaptiveBatch(parted=False).each(
         lambda _: check(network, lambda: walk.learnt.flat(network(**arguments)), rules, text=text), 1
     )
     latents = arguments[walk.learnt.latents]

@@ -101,7 +101,7 @@ def _timed(
     from stereoclinic.ddtd.step import measure
     from stereoclinic.pipelines.call import Call
     from stereoclinic.pipelines.intercept import Left
-    from stereoclinic.pipelines.memory import Portions
+    from stereoclinic.pipelines.memory import AdaptiveBatch
     from stereoclinic.pipelines.watch import Walk, encode_groups
 
     how, found = settings.how(model.network), list[float]()
@@ -111,7 +111,7 @@ def _timed(
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
             began = time.perf_counter()
-            Portions(parted=False).each(lambda _: run(), 1)
+            AdaptiveBatch(parted=False).each(lambda _: run(), 1)
             if model.device.type == "cuda":
                 torch.cuda.synchronize(model.device)
             return (time.perf_counter() - began) / len(rows)

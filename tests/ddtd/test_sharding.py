@@ -21,7 +21,7 @@ from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
 from stereoclinic.io.digest import weights_digest
 from stereoclinic.pipelines.hooks import Watch
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.portraits import model as portraits
@@ -125,9 +125,9 @@ def test_a_batch_that_ranks_walk_together_is_not_parted() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(InputError, match=r"4 samples at a time do not fit .* smaller --batch-size"):
-        Portions(parted=False).each(compute, 4)
+        AdaptiveBatch(parted=False).each(compute, 4)
     with pytest.raises(InputError, match="a single sample does not fit"):
-        Portions(parted=False).each(compute, 1)
+        AdaptiveBatch(parted=False).each(compute, 1)
 
 
 @pytest.mark.parametrize(

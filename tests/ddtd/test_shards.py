@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stereoclinic.ddtd.checkpoint import Kept, Shards
+from stereoclinic.ddtd.checkpoint import Checkpoint, Shards
 from stereoclinic.ddtd.locate import DDTD, locate
 from stereoclinic.ddtd.relevance import BY_LABEL, STATES, Relevance
 from stereoclinic.ddtd.trajectory import Settings
@@ -110,7 +110,7 @@ def test_nothing_is_written_before_it_is_time_but_the_last_of_it(tmp_path: Path)
     sums = {name: torch.ones(2, dtype=torch.float64) for name in STATES}
     shards = Shards(tmp_path / "s", {"a": 1}, interval=1000)
     shards.write(0, sums, [1], ["a"], 0)
-    assert shards.kept() == Kept() and not (tmp_path / "s").exists()
+    assert shards.kept() == Checkpoint() and not (tmp_path / "s").exists()
     shards.write(0, sums, [], [], 0, last=True)
     assert not (tmp_path / "s").exists()
     shards.write(0, sums, [1, 2], ["a", "b"], 1, last=True)

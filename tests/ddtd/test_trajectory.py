@@ -11,7 +11,7 @@ from stereoclinic.ddtd import trajectory
 from stereoclinic.ddtd.step import Measured, measure
 from stereoclinic.ddtd.trajectory import Settings, bin_of, check_prompts, walk
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts.axes import Axis
@@ -137,7 +137,7 @@ def test_a_batch_that_does_not_fit_is_parted_and_measures_the_same(
         return found
 
     monkeypatch.setattr(trajectory, "measure", small)
-    parted = measured(little, sites, AXIS, rows(), settings, portions=Portions(warn=said.append))
+    parted = measured(little, sites, AXIS, rows(), settings, portions=AdaptiveBatch(warn=said.append))
     assert asked == [4, 2, 2, 2, 1, 1, 1, 1]
     assert said == ["4 samples at a time do not fit in memory; going on with 2"]
     for one, two in zip(parted, whole, strict=True):

@@ -35,7 +35,7 @@ from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import encode
 from stereoclinic.pipelines.intercept import Left
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts.axes import load_axis
@@ -97,7 +97,7 @@ def draw(model: Model, mitigation, rows: list[dict], guidance: float = 2.0, most
     """Latents of the pictures."""
     with mitigation, torch.no_grad():
         prompts = mitigation.begin(rows).prompts
-        return Walk(model, rows, STEPS, guidance, prompts, portions=Portions(most)).run("latent").images
+        return Walk(model, rows, STEPS, guidance, prompts, portions=AdaptiveBatch(most)).run("latent").images
 
 
 def untreated(model: Model, rows: list[dict], guidance: float = 2.0) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines.memory import Portions, is_out_of_memory
+from stereoclinic.pipelines.memory import AdaptiveBatch, is_out_of_memory
 
 SAYS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -34,14 +34,14 @@ class Device:
 @pytest.mark.parametrize("error", SAYS, ids=lambda error: type(error).__name__)
 def test_every_sample_is_computed_once_and_in_order(samples: int, fits: int, error: BaseException) -> None:
     said: list[str] = []
-    parts = Portions(warn=said.append).each(Device(fits, error), samples)
+    parts = AdaptiveBatch(warn=said.append).each(Device(fits, error), samples)
     assert [i for part in parts for i in part] == list(range(samples))
     assert len(said) == (samples > fits)
 
 
 def test_what_was_learnt_holds_for_the_rest_of_the_run_and_is_said_once() -> None:
     said: list[str] = []
-    portions, device = Portions(warn=said.append), Device(5)
+    portions, device = AdaptiveBatch(warn=said.append), Device(5)
     portions.each(device, 16)
     assert device.asked == [16, 8, 4, 4, 4, 4]
     device.asked.clear()
@@ -54,7 +54,7 @@ def test_what_was_learnt_holds_for_the_rest_of_the_run_and_is_said_once() -> Non
 
 def test_a_sample_that_does_not_fit_is_a_clear_error() -> None:
     with pytest.raises(InputError, match=r"a single sample does not fit in memory \(CUDA out of memory"):
-        Portions().each(Device(0), 16)
+        AdaptiveBatch().each(Device(0), 16)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("expected scalar type Half"), ValueError("out of memory")])
@@ -62,5 +62,5 @@ def test_other_errors_pass(error: Exception) -> None:
     assert not is_out_of_memory(error)
     device = Device(0, error)
     with pytest.raises(type(error)):
-        Portions().each(device, 16)
+        AdaptiveBatch().each(device, 16)
     assert device.asked == [16]

@@ -12,7 +12,7 @@ from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.images import draw
 from stereoclinic.pipelines.intercept import pass_of
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Visit, Walk, encode_groups
 from stereoclinic.prompts.axes import load_axis
@@ -113,7 +113,7 @@ def test_a_call_in_portions_is_the_whole_to_rounding(model: Model, guidance: flo
     sizes: list[int] = []
     hook = model.network.register_forward_pre_hook(lambda network, _: sizes.append(len(pass_of(network).samples)))
     with hook:
-        parted = watched(model, 2, guidance, portions=Portions(most))
+        parted = watched(model, 2, guidance, portions=AdaptiveBatch(most))
     assert max(sizes) <= most * (2 if guidance > 1 else 1)
     torch.testing.assert_close(parted, bare(model, 2, guidance), atol=1e-4, rtol=1e-4)
 
@@ -127,7 +127,7 @@ def test_a_call_that_runs_out_of_memory_is_parted_and_said_once(sd1: Model) -> N
 
     plain = bare(sd1, 2, 3.0)
     with sd1.network.register_forward_pre_hook(small):
-        found = watched(sd1, 2, 3.0, portions=Portions(warn=said.append))
+        found = watched(sd1, 2, 3.0, portions=AdaptiveBatch(warn=said.append))
     torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
     assert said == ["3 samples at a time do not fit in memory; going on with 1"]
 

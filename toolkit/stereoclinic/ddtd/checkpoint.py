@@ -24,7 +24,7 @@ KIND, VERSION = "relevance shard", 2
 
 
 @dataclass(frozen=True)
-class Kept:
+class Checkpoint:
     """What earlier attempts measured: numbers of samples, their labels, how many were dropped, where the sums lie."""
 
     done: list[int] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Shards:
         self.folder, self.configuration, self.interval = folder, configuration, interval
         self.attempt, self._next = secrets.token_hex(4), time.monotonic() + interval
 
-    def kept(self) -> Kept:
+    def kept(self) -> Checkpoint:
         """What lies there.
 
         Raises:
@@ -99,7 +99,7 @@ class Shards:
             dropped += lost
         if len(set(done)) < len(done):
             raise InputError(f"{self.folder} holds a sample twice; remove it and run again")
-        return Kept(done, list(labels), dropped, files)
+        return Checkpoint(done, list(labels), dropped, files)
 
     def write(
         self,

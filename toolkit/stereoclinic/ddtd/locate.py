@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from stereoclinic.ddtd.checkpoint import Kept, Shards
+from stereoclinic.ddtd.checkpoint import Checkpoint, Shards
 from stereoclinic.ddtd.lean import Classifier
 from stereoclinic.ddtd.relevance import STATES, Relevance, RelevanceSums
 from stereoclinic.ddtd.sharding import SHARDED, Evened, check_sharded, sharded
@@ -23,7 +23,7 @@ from stereoclinic.ddtd.trajectory import Measured, Settings, bin_of, check_promp
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.io.digest import shapes_digest, weights_digest
 from stereoclinic.pipelines.arguments import inner
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts.axes import Axis, gate_words
@@ -67,7 +67,7 @@ class DDTD(L.LightningModule):
         progress: Callable[[int], None] | None = None,
         warn: Callable[[str], None] = warnings.warn,
         shards: Shards | None = None,
-        kept: Kept = Kept(),  # noqa: B008 (frozen)
+        kept: Checkpoint = Checkpoint(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.model, self.axis, self.settings = model, axis, settings
@@ -79,7 +79,7 @@ class DDTD(L.LightningModule):
         neurons = sum(site.width for site in self.sites)
         self.labels = list(samples.labels)
         self.sums = RelevanceSums(len(self.labels), len(self.edges) - 1, len(axis), neurons, len(self.timesteps))
-        self.portions = Portions(warn=warn)
+        self.portions = AdaptiveBatch(warn=warn)
         self.shards, self.kept = shards, kept
         self.samples_done = array("q")
         self.samples_dropped = 0
@@ -264,7 +264,7 @@ def locate(
         "guidance": settings.guidance,
         **({"patterns": list(settings.sites)} if settings.sites else {}),
     }
-    store, kept = None, Kept()
+    store, kept = None, Checkpoint()
     if shards is not None:
         beside = {
             "bins": settings.bins,

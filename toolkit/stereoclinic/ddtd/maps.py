@@ -17,7 +17,7 @@ from torch import Tensor
 from stereoclinic.ddtd.trajectory import Measured, Settings, bin_of, walk
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.images import as_tensor
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import Site, neuron_relevance
 from stereoclinic.prompts.axes import Axis
@@ -66,7 +66,7 @@ def relevance_maps(
     spots: Sequence[Spot],
     *,
     group: int = 0,
-    portions: Portions | None = None,
+    portions: AdaptiveBatch | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Maps:
     """Draw each row's picture, and keep the maps of some neurons on the way.

@@ -15,7 +15,7 @@ from stereoclinic.ddtd.step import How, Measured, Reduce, measure
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import encode
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import SITE_KINDS, Site, neuron_relevance
@@ -151,7 +151,7 @@ def walk(
     settings: Settings,
     measured: Callable[[Measured], None],
     classifier: Classifier | None = None,
-    portions: Portions | None = None,
+    portions: AdaptiveBatch | None = None,
     reduce: Reduce = neuron_relevance,
     output: str | None = None,
 ) -> Any:
@@ -179,7 +179,7 @@ def walk(
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("relevance needs gradients: run with Trainer(inference_mode=False)")
-    how, portions = replace(settings.how(model.network, classifier), reduce=reduce), portions or Portions()
+    how, portions = replace(settings.how(model.network, classifier), reduce=reduce), portions or AdaptiveBatch()
     timesteps = settings.timesteps(model)
     edges = settings.edges(timesteps, model.training_steps)
     weights = iter(settings.collateral_weights(timesteps, edges))

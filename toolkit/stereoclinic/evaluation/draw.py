@@ -28,7 +28,7 @@ from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.images import check_blank, named
 from stereoclinic.pipelines.images import draw as draw_pictures
-from stereoclinic.pipelines.memory import Peak, Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch, Peak
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts.sets import Row
@@ -201,7 +201,7 @@ class Drawing(L.LightningModule):
         super().__init__()
         self.model, self.parts, self.store, self.progress, self.warn = model, parts, store, progress, warn
         self.network = model.network  # registered, so that Lightning moves it
-        self.portions, self.within = Portions(warn=warn), Portions(warn=warn)
+        self.portions, self.within = AdaptiveBatch(warn=warn), AdaptiveBatch(warn=warn)
         self.blank: list[str] = []
 
     def on_predict_start(self) -> None:

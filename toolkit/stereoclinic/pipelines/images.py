@@ -19,7 +19,7 @@ from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines import schedulers
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Visit, Walk
 from stereoclinic.prompts.sets import Row
@@ -43,7 +43,7 @@ def draw(
     guidance: float,
     prompts: Sequence[str] | None = None,
     prepare: Callable[[Walk], Visit] | None = None,
-    portions: Portions | None = None,
+    portions: AdaptiveBatch | None = None,
     blank: Callable[[int], None] = lambda place: None,
 ) -> Tensor:
     """Draw one picture a row.
@@ -130,12 +130,12 @@ def _decoded(model: Model) -> Iterator[list[Tensor]]:
         for part in model.pipe.components.values():
             decode: Any = getattr(part, "decode", None)
             if isinstance(part, nn.Module) and decode is not None:
-                undo.callback(_put_back, part, vars(part).get("decode"))
+                undo.callback(_restore, part, vars(part).get("decode"))
                 part.__dict__["decode"] = watched(decode)
         yield found
 
 
-def _put_back(part: nn.Module, decode: Any) -> None:
+def _restore(part: nn.Module, decode: Any) -> None:
     if decode is None:
         del part.__dict__["decode"]
     else:

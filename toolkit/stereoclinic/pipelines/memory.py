@@ -47,7 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @dataclass
-class Portions:
+class AdaptiveBatch:
     """How many samples of a batch go through the model together; once less fits, that holds for the rest of a run.
 
     Args:

@@ -22,7 +22,7 @@ from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import Conditions, encode
 from stereoclinic.pipelines.intercept import Left, Pass, Watcher, call_pipeline
 from stereoclinic.pipelines.learn import learnt_of
-from stereoclinic.pipelines.memory import Portions, is_out_of_memory
+from stereoclinic.pipelines.memory import AdaptiveBatch, is_out_of_memory
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, generator, group_prompts
@@ -61,13 +61,13 @@ class Walk:
         guidance: float,
         prompts: Sequence[str] | None = None,
         visit: Visit | None = None,
-        portions: Portions | None = None,
+        portions: AdaptiveBatch | None = None,
         last: int | None = None,
         stepped: Callable[[int], None] = lambda step: None,
     ) -> None:
         self.model, self.rows, self.steps, self.guidance = model, list(rows), steps, guidance
         self.prompts = [row["prompt"] for row in rows] if prompts is None else list(prompts)
-        self.visit, self.portions, self.last, self.stepped = visit, portions or Portions(), last, stepped
+        self.visit, self.portions, self.last, self.stepped = visit, portions or AdaptiveBatch(), last, stepped
         self.count, self.learnt = len(self.rows), learnt_of(model, guidance, steps)
         self.unconditional: Conditions | None = None
         self.output: Any = None

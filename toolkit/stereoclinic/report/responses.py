@@ -24,7 +24,7 @@ from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
 from stereoclinic.io.files import whole_folder
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, write
@@ -135,7 +135,7 @@ def respond(
     sites = {site.name: site for site in relevance.sites}
     asked, neurons = len(neurons), [each for each in neurons if sites[each["site"]].stream == "image"]
     spots = [Spot(sites[each["site"]], each["neuron"], each["bin"]["number"]) for each in neurons]
-    portions = Portions(batch_size, warn)
+    portions = AdaptiveBatch(batch_size, warn)
     found = portions.each(
         lambda part: relevance_maps(
             model, axis_of(relevance), rows[part], settings, relevance.bin_edges, spots, progress=progress

@@ -82,7 +82,7 @@ def predict(
         raise InputError(f"strategy {strategy!r} keeps its results in processes of its own; use 'ddp'")
     if not isinstance(items, IterableDataset) and len(items) < runner.world_size:
         raise InputError(f"{len(items)} {what} for {runner.world_size} devices: {advice}")
-    with _put_back(model, _CASTS.get(str(runner.precision))), _interruptible():
+    with _restore(model, _CASTS.get(str(runner.precision))), _interruptible():
         loader: DataLoader[Any] = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
         runner.predict(module, loader, return_predictions=False)
     return runner
@@ -109,7 +109,7 @@ _CASTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torc
 
 
 @contextmanager
-def _put_back(model: Model, cast: torch.dtype | None) -> Iterator[None]:
+def _restore(model: Model, cast: torch.dtype | None) -> Iterator[None]:
     """Leave the model where it was and as precise as it was: Lightning casts it, and tears down to the CPU."""
     network, device, dtype = model.network, model.device, model.dtype
     kept = None

@@ -17,7 +17,7 @@ from torch import Tensor
 from stereoclinic.ddtd.lean import check_told_apart, group_directions, lean
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
@@ -80,7 +80,7 @@ def find_dose(
     if not 0 < resolution <= 1 or not bound >= 0:
         raise InputError(f"bound {bound:g}, resolution {resolution:g}: expected a bound of 0 or more, and 0 to 1")
     tried: dict[float, float] = {}
-    portions = Portions(batch_size)
+    portions = AdaptiveBatch(batch_size)
 
     def left(strength: float) -> float:
         each = lean_left(model, axis, samples, mask, strength, steps, guidance, shares, force=force, portions=portions)
@@ -125,7 +125,7 @@ def lean_left(
     batch_size: int = 36,
     force: bool = False,
     progress: Callable[[int], None] | None = None,
-    portions: Portions | None = None,
+    portions: AdaptiveBatch | None = None,
 ) -> Tensor:
     """(samples,) mean |lean - target| over groups and the steps that the mask treats, on the treated trajectory.
 
@@ -174,7 +174,7 @@ def lean_left(
             walk.run()
         return total / len(treated)
 
-    portions = portions or Portions(batch_size)
+    portions = portions or AdaptiveBatch(batch_size)
     return torch.cat(portions.each(left, len(rows)))
 
 

@@ -22,7 +22,7 @@ from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.io.digest import plain_digest, shapes_digest, weights_digest
 from stereoclinic.io.files import check_same, load_tensors, save_tensors
 from stereoclinic.pipelines.arguments import inner
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import Site, find_sites
@@ -130,7 +130,7 @@ class Planning(L.LightningModule):
         self.groups, self.stay, self.candidates, self.unfinished = groups, stay, candidates, unfinished
         self.progress = progress
         self.network = model.network  # registered, so that Lightning moves it
-        self.portions = Portions(settings.batch_size, warn)
+        self.portions = AdaptiveBatch(settings.batch_size, warn)
         self.planned = unfinished.read()
 
     def on_predict_start(self) -> None:

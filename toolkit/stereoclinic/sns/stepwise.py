@@ -40,7 +40,7 @@ from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.hooks import with_gradients
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import SITE_KINDS, Site
 from stereoclinic.pipelines.watch import Walk as Trajectory
@@ -186,12 +186,12 @@ class Walk:
         candidates: Tensor | None = None,
         group: int | None = None,
         ranks: Ranks | None = None,
-        portions: Portions | None = None,
+        portions: AdaptiveBatch | None = None,
     ) -> None:
         self.model, self.rows, self.settings, self.sites = model, rows, settings, sites
         self.axis, self.others = axis, list(stay)
         self.candidates, self.group, self.ranks = candidates, group, ranks or Ranks()
-        self.portions = portions or Portions(settings.batch_size)
+        self.portions = portions or AdaptiveBatch(settings.batch_size)
         self.groups: list[Conditions] = []
         self.stay: list[list[Conditions]] = []
         self.directions, self.text = 1, False

@@ -15,7 +15,7 @@ from stereoclinic.pipelines import images as pictures
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.intercept import Left, Pass, pass_of
-from stereoclinic.pipelines.memory import Portions
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk
@@ -99,7 +99,7 @@ class Run:
     ) -> None:
         self.name, self.model, self.axis, self.rows, self.calibration = name, model, axis, list(rows), calibration
         self.target = shares_of(axis.groups, [calibration.shares] if calibration.shares else [])
-        self.progress, self.cost, self.portions = progress, Cost(), Portions()
+        self.progress, self.cost, self.portions = progress, Cost(), AdaptiveBatch()
         if not self.rows or any("prompt" not in row or "seed" not in row for row in self.rows):
             raise InputError(f"{name}: no calibration samples; give rows with a prompt and a seed, as with_seeds makes")
 

@@ -18,7 +18,7 @@ from stereoclinic.evaluation.methods import baseline_class
 from stereoclinic.evaluation.methods.baseline import Baseline
 from stereoclinic.evaluation.methods.calibration import Calibration, Cost
 from stereoclinic.evaluation.methods.oracles import PromptAllocation
-from stereoclinic.evaluation.readers import told_by
+from stereoclinic.evaluation.readers import fingerprint
 from stereoclinic.io.digest import content_digest, plain_digest
 from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.pipelines.model import Model
@@ -64,7 +64,7 @@ def kept_baselines(
         asdict(axis),
         [dict(row) for row in samples],
         [calibration.steps, calibration.guidance, dict(calibration.shares), calibration.batch_size],
-        told_by(calibration.reader),
+        fingerprint(calibration.reader),
     ]
 
     def kept(name: str) -> Baseline | PromptAllocation:

@@ -10,12 +10,12 @@ from stereoclinic.evaluation.readers.base import (
     Reader,
     can_read,
     features_of,
+    fingerprint,
     group_columns,
     groups_seen,
     known_errors,
     limits,
     read_rows,
-    told_by,
 )
 from stereoclinic.evaluation.readers.opening import KINDS, open_reader
 from stereoclinic.evaluation.readers.portraits import PortraitsNet, PortraitsReader
@@ -28,11 +28,11 @@ __all__ = [
     "Reader",
     "can_read",
     "features_of",
+    "fingerprint",
     "group_columns",
     "groups_seen",
     "known_errors",
     "limits",
     "open_reader",
     "read_rows",
-    "told_by",
 ]

@@ -155,7 +155,7 @@ def known_errors(reader: Any) -> tuple[KnownError, ...]:
     return tuple(getattr(reader, "known_errors", ()))
 
 
-def told_by(reader: Any) -> list[Any]:
+def fingerprint(reader: Any) -> list[Any]:
     """Plain data that tells readers apart: names, classes, weights; of a user's own class no more can be known."""
     if reader is None:
         return []
@@ -165,5 +165,5 @@ def told_by(reader: Any) -> list[Any]:
         reader.classes,
         getattr(reader, "columns", None),  # of a classifier, that show each group
         {name: weights_digest(each) for name, each in modules.items()},
-        [told_by(each) for each in getattr(reader, "readers", ())],
+        [fingerprint(each) for each in getattr(reader, "readers", ())],
     ]

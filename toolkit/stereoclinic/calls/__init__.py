@@ -1,0 +1,1 @@
+"""The public calls: one for each command, doing all that the command does."""
