@@ -22,13 +22,6 @@ TOOLKIT = ROOT / "toolkit"
 log = logging.getLogger("mkdocs.plugins.stereoclinic")
 
 
-def on_config(config: Any, **_: Any) -> Any:
-    """A page that not every checkout has is in the menu where it is there."""
-    if (Path(config["docs_dir"]) / "faults.md").is_file() and "faults.md" not in config["nav"]:
-        config["nav"].insert(config["nav"].index("traps.md") + 1, "faults.md")
-    return config
-
-
 def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = markdown.replace("<!-- commands -->", "" if "<!-- commands -->" not in markdown else commands())
     markdown = markdown.replace("<!-- public names -->", public_names())

@@ -1,4 +1,4 @@
-"""What goes wrong round a run, and how it ends; docs/faults.md tells users of each of these."""
+"""What goes wrong round a run, and how it ends; docs/reference/faults.md tells users of each of these."""
 
 import errno
 import os
@@ -232,13 +232,15 @@ def named_in(rows: list[str]) -> list[tuple[str, str]]:
 
 
 def test_each_row_of_odd_input_names_tests_that_there_are():
-    lines = (ROOT / "docs" / "input.md").read_text().splitlines()
+    lines = (ROOT / "docs" / "reference" / "input.md").read_text().splitlines()
     rows = [line for line in lines if line.startswith("| ") and not line.startswith(("| input |", "| --- |"))]
     assert len(named_in(rows)) >= len(rows) > 40
 
 
 def test_the_table_names_a_test_for_each_fault_and_each_test_has_a_row():
-    rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")][2:]
+    rows = [
+        line for line in (ROOT / "docs" / "reference" / "faults.md").read_text().splitlines() if line.startswith("| ")
+    ][2:]
     assert all(re.search(r"\| (0|2|3|70|130|137) \|", row) for row in rows)
     named = named_in(rows)
     here = set(re.findall(r"^def (test_\w+)\(", Path(__file__).read_text(), re.MULTILINE))

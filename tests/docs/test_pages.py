@@ -13,6 +13,7 @@ import typer
 import yaml
 from tests.pipelines.tiny import build
 
+import stereoclinic
 from stereo_cli.main import app
 from stereoclinic.io.digest import shapes_digest, weights_digest
 from stereoclinic.pipelines import open_pipeline
@@ -114,7 +115,7 @@ def flags(arguments: str, *names: str) -> list[int]:
 
 
 def test_a_slurm_job_and_its_commands_agree() -> None:
-    (script,) = (each for each in blocks("docs/distributed/slurm.md", "bash") if "#SBATCH" in each)
+    (script,) = (each for each in blocks("docs/guides/devices/slurm.md", "bash") if "#SBATCH" in each)
     asked = flags(script, "ntasks-per-node", "nodes")
     assert asked == flags(script, "gpus-per-node", "nodes")
     commands = [text for page, text in shown() if page.endswith("slurm.md") and "--devices" in text]
@@ -123,7 +124,7 @@ def test_a_slurm_job_and_its_commands_agree() -> None:
 
 
 def test_manifests_and_their_commands_agree() -> None:
-    service, job, training = manifests("docs/distributed/kubernetes.md")
+    service, job, training = manifests("docs/guides/devices/kubernetes.md")
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     gpus = container["resources"]["limits"]["nvidia.com/gpu"]
@@ -149,7 +150,7 @@ def test_the_python_of_a_page_is_python(page: str) -> None:
 
 def run(page: str, *changes: tuple[str, str]) -> dict[str, Any]:
     """Run the Python of a page, one block after the other, with what is too large or not here changed."""
-    text, names = "\n".join(blocks(page, "python")), dict[str, Any]()
+    text, names = "\n".join(blocks(page, "python")), {"stereoclinic": stereoclinic}
     for old, new in changes:
         assert old in text, f"{page} no longer says {old}"
         text = text.replace(old, new)
@@ -158,7 +159,7 @@ def run(page: str, *changes: tuple[str, str]) -> dict[str, Any]:
 
 
 def test_the_axis_of_the_page_is_one(tmp_path: Path) -> None:
-    (text,) = blocks("docs/axes.md", "toml")
+    (text,) = blocks("docs/guides/your-axis.md", "toml")
     (tmp_path / "age3.toml").write_text(text)
     axis = load_axis(tmp_path / "age3.toml")
     assert set(axis.also) == set(axis.phrases) == set(axis.classes) == set(axis.groups) and axis.unless
@@ -166,8 +167,8 @@ def test_the_axis_of_the_page_is_one(tmp_path: Path) -> None:
 
 
 def test_the_python_of_the_method(capsys: pytest.CaptureFixture[str]) -> None:
-    run("docs/method.md")
-    (block,) = blocks("docs/method.md", "python")
+    run("docs/reference/method.md")
+    (block,) = blocks("docs/reference/method.md", "python")
     assert capsys.readouterr().out.splitlines() == re.findall(r"^# (.+)$", block, re.MULTILINE)
 
 
@@ -186,43 +187,60 @@ def test_the_python_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     unet = open_pipeline("portraits").unet
     halving(unet).save("gender.pt")
+    halving(unet, "female", "male").save("gender-allocated.pt")
     made = run("docs/tutorial.md", ("num_inference_steps=20", "num_inference_steps=2"))
-    assert made["images"][0].size == (64, 64)
+    assert len(made["images"]) == 3 and made["images"][0].size == (64, 64)
+    assert made["groups"][-1] is None and all(made["groups"][:-1])  # the last prompt names one
     assert weights_digest(made["pipe"].unet) == weights_digest(unet)
 
 
+#: Settings that make a call quick.
+LOCATE = "settings=stereoclinic.LocateSettings(limit=2, seeds=1, steps=5, every=1)"
+PLAN = "settings=stereoclinic.PlanSettings(limit=2, seeds=1, steps=5, replans=1, check=0)"
+EVALUATE = "settings=stereoclinic.EvaluateSettings(limit=2, images=2, group_images=1, steps=2)"
+needs_calls = pytest.mark.skipif(not hasattr(stereoclinic, "evaluate"), reason="the calls are not public yet")
+
+
+@needs_calls
 def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     unet = open_pipeline("portraits").unet
-    halving(unet, "female", "male").save("gender-allocated.pt")
-    halving(unet, "old", "young", axis="age").save("age-allocated.pt")
     made = run(
         "README.md",
-        ("path/to/a/diffusers-folder", "portraits"),
-        ('load_prompts("winobias")', 'load_prompts("portraits", 2)'),
-        ("count=8", "count=1"),
-        ("Settings(steps=20, every=2)", "Settings(steps=5, every=1)"),
-        ("* 4).images", "* 4, num_inference_steps=1).images"),
-        ("num_inference_steps=20", "num_inference_steps=2"),
+        ('locate("portraits", "gender")', f'locate("portraits", "gender", {LOCATE})'),
+        ("relevance=relevance", f"relevance=relevance, {PLAN}"),
+        ('{"gender": mask}', f'{{"gender": mask}}, {EVALUATE}'),
+        ("in seeds]).images", "in seeds], num_inference_steps=2).images"),
     )
-    assert NeuronMask.load("gender.pt").metadata["axis"] == "gender"
-    assert made["groups"][-1] is None and all(made["groups"][:-1])  # the last prompt names one
-    assert set(made["groups"][0]) == {"gender", "age"}
-    assert len(made["images"]) == 3
+    assert made["mask"].allocates and made["mask"].metadata["axis"] == "gender"
+    assert len(made["images"]) == 4
     assert weights_digest(made["pipe"].unet) == weights_digest(unet)
+    assert (tmp_path / "stereo-bench" / "report.html").is_file()
 
 
+@needs_calls
+def test_the_python_of_the_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = run(
+        "docs/reference/api/index.md",
+        ("settings=LocateSettings(seeds=16)", LOCATE),
+        ("settings=PlanSettings(guidance=2.0)", PLAN),
+        ("settings=EvaluateSettings(images=25)", EVALUATE),
+    )
+    assert made["mask"].allocates and (tmp_path / "stereo-bench" / "results.json").is_file()
+
+
+@needs_calls
 @pytest.mark.slow
-def test_the_python_of_a_real_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_your_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a model of that family, tiny and random, and fewer prompts."""
     monkeypatch.chdir(tmp_path)
     model = build("sdxl")
     model.save_pretrained("models/sdxl")
     halving(model.unet.to(torch.bfloat16), "female", "male").save("gender-allocated.pt")
     made = run(
-        "docs/real-checkpoint.md",
-        ('load_prompts("winobias")', 'load_prompts("winobias", 2)'),
-        ("count=4", "count=1"),
+        "docs/guides/your-model.md",
+        ("seeds=4", "limit=2, seeds=1"),
         ('accelerator="gpu"', 'accelerator="cpu"'),
         ('.to("cuda")', ""),
         ("in seeds]).images", "in seeds], num_inference_steps=2).images"),

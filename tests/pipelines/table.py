@@ -1,4 +1,4 @@
-"""The table of pipelines in docs/pipelines.md: what each was seen to do. `python -m tests.pipelines.table` writes it.
+"""The table in docs/reference/pipelines.md, what each pipeline did: `python -m tests.pipelines.table` writes it.
 
 A row is made from the tiny pipeline of its class, and a test compares each with what the page says.
 """
@@ -19,7 +19,7 @@ from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts.sets import load_prompts, with_seeds
 
-PAGE = Path(__file__).parents[2] / "docs" / "pipelines.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "pipelines.md"
 BEGIN, END = "<!-- table: pipelines -->", "<!-- end of table -->"
 HEAD = (
     "| pipeline | denoiser's calls in a step | kinds of site | composites | conservation error |",
