@@ -22,7 +22,12 @@ TOOLKIT = ROOT / "toolkit"
 log = logging.getLogger("mkdocs.plugins.stereoclinic")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    if page.file.src_uri.startswith("results/"):
+        page.meta["hide"] = ["toc"]  # tables of figures need the room
+        markdown = re.sub(r"(?<=\d) (\[-?[\d.]+), (?=-?[\d.]+\])", "\u00a0\\1,\u00a0", markdown)
+        markdown = re.sub(r"(?<=\d) (?=±\d)", "\u00a0", markdown)
+        markdown = re.sub(r"(?<=\d) / (?=-?[\d–])", "\u00a0/\u00a0", markdown)
     markdown = markdown.replace("<!-- commands -->", "" if "<!-- commands -->" not in markdown else commands())
     markdown = markdown.replace("<!-- public names -->", public_names())
     return re.sub(r"<!-- modules: ([\w.]+) -->", lambda match: modules(match[1]), markdown)
