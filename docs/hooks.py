@@ -27,7 +27,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         page.meta["hide"] = ["toc"]  # tables of figures need the room
         markdown = re.sub(r"(?<=\d) (\[-?[\d.]+), (?=-?[\d.]+\])", "\u00a0\\1,\u00a0", markdown)
         markdown = re.sub(r"(?<=\d) (?=±\d)", "\u00a0", markdown)
-        markdown = re.sub(r"(?<=\d) / (?=-?[\d–])", "\u00a0/\u00a0", markdown)
+        markdown = re.sub(r"(?<=\d) / (?=-?[\d\u2013])", "\u00a0/\u00a0", markdown)
     markdown = markdown.replace("<!-- commands -->", "" if "<!-- commands -->" not in markdown else commands())
     markdown = markdown.replace("<!-- public names -->", public_names())
     return re.sub(r"<!-- modules: ([\w.]+) -->", lambda match: modules(match[1]), markdown)

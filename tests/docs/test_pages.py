@@ -210,7 +210,7 @@ def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ('locate("portraits", "gender")', f'locate("portraits", "gender", {LOCATE})'),
         ("relevance=relevance", f"relevance=relevance, {PLAN}"),
         ('{"gender": mask}', f'{{"gender": mask}}, {EVALUATE}'),
-        ("in seeds]).images", "in seeds], num_inference_steps=2).images"),
+        ("num_inference_steps=20", "num_inference_steps=2"),
     )
     assert made["mask"].allocates and made["mask"].metadata["axis"] == "gender"
     assert len(made["images"]) == 4
