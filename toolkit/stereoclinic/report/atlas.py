@@ -1,10 +1,12 @@
 """Maps of a denoiser: each layer where it lies in the network, timesteps across, shaded by relevance or damping.
 
-The same maps serve relevance and masks; they are drawn from their summaries. `layouts` says what lies where.
+The maps are drawn from the summaries of relevance and of masks. `layouts` says where each map stands.
 """
 
 import math
 import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,27 +18,39 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.report.anatomy import UNET, Place, places
-from stereoclinic.report.layouts import Line, Panel, column, u_shape
+from stereoclinic.report.layouts import BETWEEN_MAPS, KINDS_HEIGHT, LONGEST, SHARE, Line, Section, arrange, arrows
 from stereoclinic.report.pictures import as_written, lettered
 
 Data = dict[str, Any]
 
 # Inches.
 _MARGIN, _HEAD, _FOOT, _BAR, _NARROWEST = 0.2, 0.75, 0.25, 0.95, 6.4
-_LETTER, _ROW = 0.062, 0.13  # of the foot
+_LETTER, _ROW = 0.062, 0.13  # of the note
 _TITLE, _FACT = 40, 48  # letters
-#: Lines that are laid out, cells that are drawn within a minute, and square inches that programs open.
+_TIMESTEPS = "timestep: noise to image"
+#: What is drawn within a minute, and what programs can open.
 MOST_LINES, MOST_CELLS, MOST_AREA = 2_000, 20_000, 2_000
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """What stands around a map: title, what the colour shows, facts, what a block's share is, and how to read it."""
+
+    title: str
+    unit: str
+    facts: list[str]
+    share: tuple[str, str]
+    note: str
+
+
 def relevance_map(summary: Data, title: str) -> Figure:
-    """The map of `located.relevance_summary`: relevance per neuron, in units of the average neuron's in that bin."""
+    """Draw `located.relevance_summary`: relevance per neuron, as a multiple of the average neuron's in that bin."""
     neurons = summary["total"]["neurons"]
     lines = []
-    for place, members in _lines(summary):
-        width = sum(site["neurons"] for site in members)
-        share, chance = _total(members, "bins"), _total(members, "chance_bins")
-        lines.append(Line(place, len(members), share * neurons / width, ~(share > chance)))
+    for place, sites in _rows(summary):
+        width = sum(site["neurons"] for site in sites)
+        share, chance = _total(sites, "bins"), _total(sites, "chance_bins")
+        lines.append(Line(place, len(sites), share * neurons / width, ~(share > chance)))
     metadata = summary["metadata"]
     samples = f"{metadata['samples']} samples of " if metadata.get("samples") else ""
     rules = " ".join(str(metadata[name]) for name in ("composite", "root") if metadata.get(name))
@@ -46,22 +60,21 @@ def relevance_map(summary: Data, title: str) -> Figure:
         f"axis {summary['axis'] or '(not named)'}: {', '.join(summary['groups'])}",
         f"{samples}{len(summary['labels'])} labels",
     ]
-    shares = {row["name"]: row["share"] for row in summary["blocks"]}
-    head = "share of", "relevance"
-    foot = (
-        "Shade: relevance of the layer's neurons against the average neuron of the model, at these timesteps. Hatched:"
-        " no more than sampling noise. Beside a block: its share of all |relevance|."
+    note = (
+        "Colour: relevance of the layer's neurons, relative to the average neuron of the model at these timesteps."
+        " Hatched: no more than sampling noise. Percent: the block's share of all |relevance|."
     )
-    return _draw(lines, summary["bins"], title, facts, "relevance per neuron (1 = average)", shares, head, foot, 0.5)
+    texts = _Texts(title, "relevance per neuron (1 = average)", facts, ("share of", "relevance"), note)
+    return _draw(lines, summary["bins"], texts, {row["name"]: row["share"] for row in summary["blocks"]}, 0.5)
 
 
 def mask_map(summary: Data, title: str) -> Figure:
-    """The map of `summary.mask_summary`: how much of each layer is damped away, in percent of its neurons."""
+    """Draw `summary.mask_summary`: how much of each layer is damped, in percent of its neurons."""
     lines = []
-    for place, members in _lines(summary):
-        width = sum(site["neurons"] for site in members)
-        damping = _total(members, "bins")
-        lines.append(Line(place, len(members), 100 * damping / width, np.zeros(len(damping), bool)))
+    for place, sites in _rows(summary):
+        damping = _total(sites, "bins")
+        percent = 100 * damping / sum(site["neurons"] for site in sites)
+        lines.append(Line(place, len(sites), percent, np.zeros(len(damping), bool)))
     selection = summary["metadata"].get("selection") or {}
     facts = [
         f"axis {summary['axis'] or '(not named)'}",
@@ -69,17 +82,17 @@ def mask_map(summary: Data, title: str) -> Figure:
         f"damped toward {summary['root']}",
         f"{summary['total']['damped']} of {summary['total']['neurons']} neurons damped",
     ]
-    shares = {row["name"]: row["damping"] / row["neurons"] for row in summary["blocks"]}
-    head = "damped", "in block"
-    foot = (
-        "Shade: percentage of the layer's neurons that is damped away, at these timesteps. Beside a block: the same of"
-        " all its layers and timesteps."
+    note = (
+        "Colour: damping of the layer at these timesteps, as a percentage of its neurons. Percent: the same for all"
+        " layers and timesteps of the block."
     )
-    return _draw(lines, summary["bins"], title, facts, "neurons damped away (%)", shares, head, foot, 1.0)
+    texts = _Texts(title, "neurons damped (%)", facts, ("damped", "in block"), note)
+    shares = {row["name"]: row["damping"] / row["neurons"] for row in summary["blocks"]}
+    return _draw(lines, summary["bins"], texts, shares, 1.0)
 
 
-def _lines(summary: Data) -> list[tuple[Place, list[Data]]]:
-    """The sites that share a line: those of a kind and stream in each block, in a U-Net in each stage of a block."""
+def _rows(summary: Data) -> list[tuple[Place, list[Data]]]:
+    """The sites that share a row: of one kind and stream in a block, and in a U-Net of one stage of the block."""
     rows = {Site(row["name"], row["kind"], row["neurons"]): row for row in summary["sites"]}
     found: dict[tuple[Any, ...], tuple[Place, list[Data]]] = {}
     for site, place in places(rows).items():
@@ -89,67 +102,87 @@ def _lines(summary: Data) -> list[tuple[Place, list[Data]]]:
     return list(found.values())
 
 
-def _total(members: list[Data], name: str) -> np.ndarray:
+def _total(sites: list[Data], name: str) -> np.ndarray:
     """(T,) summed over sites, NaN where nothing was measured."""
-    values = np.array([[np.nan if value is None else value for value in site[name]] for site in members], float)
-    total: np.ndarray = values.sum(0)
+    total: np.ndarray = np.array([site[name] for site in sites], float).sum(0)  # None becomes NaN
     return total
+
+
+class _Page:
+    """A figure that is drawn on in inches from the upper left of its layout."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height))
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """In the figure's own coordinates."""
+        return (_MARGIN + x) / self.width, 1 - (_HEAD + y) / self.height
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        return self.figure.add_axes((*self.at(x, y + height), width / self.width, height / self.height))
+
+    def text(self, x: float, y: float, text: str, size: float, align: str = "left", **look: Any) -> None:
+        """Text above the lower edge y."""
+        self.figure.text(*self.at(x, y), text, fontsize=size, ha=align, **look)
+
+    def arrow(self, start: tuple[float, float], end: tuple[float, float], dashed: bool) -> None:
+        look: Data = {"linestyle": (0, (3, 3)), "color": "0.7"} if dashed else {"color": "0.45"}
+        look |= {"arrowstyle": "-|>", "linewidth": 1.0, "shrinkA": 2, "shrinkB": 2, "mutation_scale": 9}
+        arrow = FancyArrowPatch(self.at(*start), self.at(*end), transform=self.figure.transFigure, **look)
+        self.figure.add_artist(arrow)
 
 
 def _draw(
     lines: list[Line],
     bins: list[Data],
-    title: str,
-    facts: list[str],
-    what: str,
+    texts: _Texts,
     shares: dict[str, float | None],
-    share: tuple[str, str],
-    foot: str,
     gamma: float,
 ) -> Figure:
     _check_size(lines, bins, len(lines) <= MOST_LINES and len(lines) * len(bins) <= MOST_CELLS)
-    unet = any(line.place.part in UNET for line in lines)
-    layout = u_shape(lines, len(bins), shares) if unet else column(lines, len(bins), shares, share)
+    layout = arrange(lines, len(bins), shares)
     width = max(_MARGIN + layout.width + _BAR, _NARROWEST)
-    note = textwrap.wrap(f"{foot} {layout.note}", int((width - 2 * _MARGIN) / _LETTER))
+    note = textwrap.wrap(f"{texts.note} {layout.note}", int((width - 2 * _MARGIN) / _LETTER))
     below = _FOOT + _ROW * len(note)
-    size = (width, _HEAD + layout.depth + below)
-    cells = sum(len(panel.lines) for panel in layout.panels) * len(bins)
-    _check_size(lines, bins, cells <= MOST_CELLS and size[0] * size[1] <= MOST_AREA)
-    figure = Figure(figsize=size)
+    page = _Page(width, _HEAD + layout.depth + below)
+    cells = sum(len(rows) for section in layout.sections for rows in section.maps.values()) * len(bins)
+    _check_size(lines, bins, cells <= MOST_CELLS and page.width * page.height <= MOST_AREA)
     top = max((float(np.nanmax(line.values, initial=0.0)) for line in lines), default=0.0) or 1.0
-    norm = PowerNorm(gamma, 0, top) if gamma != 1 else Normalize(0, top)
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        """Inches from the upper left of the layout -> the figure's own coordinates."""
-        return (_MARGIN + x) / size[0], 1 - (_HEAD + y) / size[1]
-
-    for panel in layout.panels:
-        corner = at(panel.x, panel.y + panel.height)
-        axes = figure.add_axes((*corner, panel.width / size[0], panel.height / size[1]))
-        _panel(axes, panel, norm)
-        if panel.timesteps:
-            _edges(axes, bins, panel.width)
-    for word in layout.words:
-        figure.text(*at(word.x, word.y), word.text, fontsize=word.size, fontweight=word.weight, ha=word.align)
-    for start, end, style, dashed in layout.arrows:
-        look = {"linestyle": (0, (3, 3)), "color": "0.7"} if dashed else {"color": "0.45"}
-        figure.add_artist(
-            FancyArrowPatch(
-                at(*start), at(*end), connectionstyle=style, transform=figure.transFigure, arrowstyle="-|>",
-                linewidth=1.0, shrinkA=2, shrinkB=2, mutation_scale=9, **look,
-            )
-        )  # fmt: skip
+    norm = PowerNorm(gamma, 0, top)
+    for section in layout.sections:
+        _section(page, section, bins, norm, texts.share)
+    for section in layout.floors[-1]:
+        page.text(section.x + section.width / 2, section.y + section.height + 0.29, _TIMESTEPS, 7, "center")
+    for arrow in arrows(layout):
+        page.arrow(*arrow)
     tall = min(0.9 * layout.depth, 4.5)
-    lowest = below + (layout.depth - tall) / 2
-    bar = figure.add_axes(((width - 0.75) / width, lowest / size[1], 0.14 / width, tall / size[1]))
-    figure.colorbar(figure.axes[0].images[0], cax=bar).ax.tick_params(labelsize=7)
-    bar.set_ylabel(what, fontsize=8)
-    left = _MARGIN / width
-    figure.text(left, 1 - 0.28 / size[1], f"{lettered(title, _TITLE)}: {what}", fontsize=11, fontweight="bold")
-    figure.text(left, 1 - 0.52 / size[1], " · ".join(lettered(fact, _FACT) for fact in facts if fact), fontsize=8)
-    figure.text(left, 0.12 / size[1], "\n".join(note), fontsize=7, color="0.35")
-    return as_written(figure)
+    bar = page.axes(width - 0.75 - _MARGIN, (layout.depth - tall) / 2, 0.14, tall)
+    page.figure.colorbar(page.figure.axes[0].images[0], cax=bar).ax.tick_params(labelsize=7)
+    bar.set_ylabel(texts.unit, fontsize=8)
+    page.text(0, 0.28 - _HEAD, f"{lettered(texts.title, _TITLE)}: {texts.unit}", 11, fontweight="bold")
+    page.text(0, 0.52 - _HEAD, " · ".join(lettered(fact, _FACT) for fact in texts.facts if fact), 8)
+    page.text(0, layout.depth + below - 0.12, "\n".join(note), 7, color="0.35")
+    return as_written(page.figure)
+
+
+def _section(page: _Page, section: Section, bins: list[Data], norm: Normalize, share_title: tuple[str, str]) -> None:
+    """The maps of a section with their headings, labels and shares."""
+    row, letters = section.row_height, min(7.5, 50 * section.row_height)
+    heading = section.y - 0.06 - KINDS_HEIGHT * any(section.maps)
+    page.text(section.x, heading, section.heading, 8, fontweight="bold")
+    for i, (kind, rows) in enumerate(section.maps.items()):
+        x = section.x + i * (section.map_width + BETWEEN_MAPS)
+        axes = page.axes(x, section.y, section.map_width, section.height)
+        _heat_map(axes, rows, norm, section.map_width / len(bins), row)
+        _edges(axes, bins, section.map_width)
+        axes.set_yticks(range(len(rows)), section.labels if i == 0 else [""] * len(rows), fontsize=letters)
+        page.text(x + section.map_width / 2, section.y - 0.05, lettered(kind, LONGEST), 7, "center")
+    if section.shares:
+        right = section.x + section.width + SHARE
+        page.text(right, section.y - 0.05, "\n".join(share_title), 7, "right", linespacing=1.0)
+        for i, share in enumerate(section.shares):
+            page.text(right, section.y + (i + 0.5) * row + 0.035, share, letters, "right")
 
 
 def _check_size(lines: list[Line], bins: list[Data], fits: bool) -> None:
@@ -160,43 +193,37 @@ def _check_size(lines: list[Line], bins: list[Data], fits: bool) -> None:
         )
 
 
-def _panel(axes: Axes, panel: Panel, norm: Normalize) -> None:
-    """A heat map; grey where nothing was measured, empty where there is no such layer."""
-    bins = max(len(line.values) for line in panel.lines if line is not None)
-    values = np.stack([np.full(bins, np.nan) if line is None else line.values for line in panel.lines])
+def _heat_map(axes: Axes, rows: Sequence[Line | None], norm: Normalize, cell_width: float, cell_height: float) -> None:
+    """Grey where nothing was measured, white where a block has no such layer, hatched within sampling noise."""
+    bins = max(len(line.values) for line in rows if line is not None)
+    values = np.stack([np.full(bins, np.nan) if line is None else line.values for line in rows])
     axes.imshow(values, aspect="auto", cmap="viridis", norm=norm)
     axes.set_facecolor("0.9")
-    axes.set_yticks(range(len(panel.labels)), panel.labels, fontsize=panel.letters)
-    if panel.labels_right:
-        axes.yaxis.tick_right()
-    axes.set_xticks([])
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_color("0.6")
-    cell = panel.width / bins
-    for i, line in enumerate(panel.lines):
+    for i, line in enumerate(rows):
         if line is None:
             axes.axhspan(i - 0.5, i + 0.5, color="white", linewidth=0)
     for (i, t), value in np.ndenumerate(values):
-        line = panel.lines[i]
+        line = rows[i]
         if line is None or not np.isfinite(value):
             continue
         ink = "white" if norm(value) < 0.55 else "black"
         if line.unsure[t]:
-            axes.add_patch(
-                Rectangle((t - 0.5, i - 0.5), 1, 1, fill=False, hatch="/////", edgecolor=ink, alpha=0.35, linewidth=0)
-            )
-        if cell >= 0.24 and value:
+            look: Data = {"hatch": "/////", "edgecolor": ink, "alpha": 0.35, "linewidth": 0}
+            axes.add_patch(Rectangle((t - 0.5, i - 0.5), 1, 1, fill=False, **look))
+        if cell_width >= 0.24 and value:
             text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
-            size = min(6.5, 20 * cell, 50 * panel.height / len(panel.lines))
+            size = min(6.5, 20 * cell_width, 50 * cell_height)
             axes.text(t, i, text, ha="center", va="center", fontsize=size, color=ink)
 
 
 def _edges(axes: Axes, bins: list[Data], width: float) -> None:
-    """Timesteps at the edges of the cells, as many as have room."""
+    """Label the edges of the cells with timesteps, as many as have room."""
     edges = [bins[0]["from"], *(row["to"] for row in bins)]
     every = max(1, len(bins) // 5, math.ceil(0.45 * len(bins) / width))
     axes.set_xticks(np.arange(0, len(edges), every) - 0.5, [f"{edge:.0f}" for edge in edges[::every]], fontsize=7)
     labels = axes.get_xticklabels()
-    labels[0].set_horizontalalignment("left")  # clear of the next panel
+    labels[0].set_horizontalalignment("left")  # clear of the next map
     if (len(edges) - 1) % every == 0:
         labels[-1].set_horizontalalignment("right")
