@@ -12,7 +12,7 @@ from stereoclinic.ddtd.relevance import SKETCHES, Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.conditions import network_of
 from stereoclinic.pipelines.sites import Site, find_sites
-from stereoclinic.report.anatomy import KINDS, STREAMS, by_block, places
+from stereoclinic.report.anatomy import KINDS, STREAMS, grouped, places
 from stereoclinic.report.located import by_chance, relevance_summary
 
 SITES = [
@@ -230,7 +230,8 @@ def test_no_two_sites_of_a_pipeline_share_a_name(name: str) -> None:
     assert len({str(place) for place in found.values()}) == len(sites)
     assert {place.kind for place in found.values()} <= set(KINDS)
     assert {place.stream for place in found.values()} <= {"", *STREAMS}
-    assert sum(map(len, by_block(sites).values())) == len(sites)
+    blocks = grouped(sites, lambda members: {"sites": len(members)})["blocks"]
+    assert sum(row["sites"] for row in blocks) == len(sites)
 
 
 def test_a_transformer_is_summed_up_by_kind_stream_and_block() -> None:

@@ -1,13 +1,13 @@
-"""Where in a denoiser a site lies, from its module path.
+"""Where in a denoiser a site lies, read from its module path.
 
-A U-Net goes down the left, through the middle and up the right:
+A U-Net goes down, through the middle and up:
 
     down 0 --------- up 2       down_blocks.0.resnets.0.conv2                              down 0 conv 0
       down 1 ----- up 1         up_blocks.1.attentions.0.transformer_blocks.0.attn2...     up 1 cross 0
         down 2 - up 0           mid_block.attentions.0.transformer_blocks.0.ff.net.2       mid ff 0
              mid
 
-A transformer is lists of blocks, one after the other, in which image and text may have layers of their own:
+A transformer is one list of blocks after another. A block may have separate layers for image and for text tokens:
 
     block 0             transformer_blocks.0.attn.to_add_out           block 0 text attention
     block 1             transformer_blocks.1.ff.net.2                  block 1 image feed-forward
@@ -16,13 +16,14 @@ A transformer is lists of blocks, one after the other, in which image and text m
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import SITE_KINDS, Site
 
-#: What a site is, in the order that the data meets them.
+#: Kinds of site, in the order that data passes them.
 KINDS = {
     "conv": "convolution",
     "attention": "attention",
@@ -31,9 +32,9 @@ KINDS = {
     "ff": "feed-forward",
     "other": "other layers",
 }
-#: Whose tokens a site works on.
+#: Which tokens a site works on.
 STREAMS = {"image": "image tokens", "text": "text tokens", "joint": "image and text tokens"}
-#: The parts of a U-Net, and what lies in no block.
+#: The parts of a U-Net, and the part of sites outside of all blocks.
 UNET, OTHER = ("down", "mid", "up"), "other"
 
 _UNET_PATH = re.compile(
@@ -52,14 +53,14 @@ class Place:
     """Where a site lies.
 
     Args:
-        part: Of `UNET`; the module path of a transformer's list of blocks; or "other".
-        level: The block's number within its part, 0 in the middle.
-        kind: Of `KINDS`.
-        stream: Of `STREAMS`; empty where the model has one alone.
-        stage: In a U-Net, which residual or attention stage of the block; in a transformer, which of the block's sites
-            of this kind and stream.
-        layer: Which transformer layer of a U-Net's stage; 0 where there is one.
-        path: The module path, in a transformer within the block.
+        part: One of `UNET`, the module path of a transformer's list of blocks, or "other".
+        level: Number of the block within its part; 0 in the middle.
+        kind: One of `KINDS`.
+        stream: One of `STREAMS`; empty where the model has only one.
+        stage: In a U-Net, the number of the residual or attention stage in the block; in a transformer, the number of
+            the site among those of its kind and stream in the block.
+        layer: Number of the transformer layer in a U-Net's stage.
+        path: Module path; in a transformer, within the block.
     """
 
     part: str
@@ -72,7 +73,7 @@ class Place:
 
     @property
     def blocks(self) -> str:
-        """What a block of this part is called: "down", "block", "single block", "noise refiner"."""
+        """Name of the blocks of this part: "down", "block", "single block", "noise refiner"."""
         words = [word for word in re.split(r"[._]", ".".join(self.part.split(".")[-2:])) if word]
         words = [word for word in words if word != "transformer"] or words
         words[-1] = {"blocks": "block", "layers": "layer"}.get(words[-1], words[-1])
@@ -85,12 +86,12 @@ class Place:
 
     @property
     def what(self) -> str:
-        """Its kind in words; of a layer that the user named, and of one outside of all blocks, the path."""
+        """The kind in words; the path for a layer that the user named and for one outside of all blocks."""
         return self.path if OTHER in (self.part, self.kind) else KINDS[self.kind]
 
     @property
     def name(self) -> str:
-        """Within its block: "self 0", "self 0.3" in the fourth layer of a deeper transformer, "text feed-forward"."""
+        """Name within the block: "self 0", "self 0.3" (the fourth layer of the stage), "text feed-forward"."""
         if self.part in UNET:
             return f"{self.kind} {self.stage}" + (f".{self.layer}" if self.layer else "")
         again = f" {self.stage + 1}" if self.stage and self.kind != OTHER else ""
@@ -98,7 +99,7 @@ class Place:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Sorts places of one part as data meets them."""
+        """Sorts places of one part as data passes them."""
         inside = list(KINDS).index(self.kind), ["", *STREAMS].index(self.stream)
         return self.level, self.stage, self.layer, *inside
 
@@ -107,13 +108,13 @@ class Place:
 
 
 def places(sites: Iterable[Site]) -> dict[Site, Place]:
-    """Read the sites' places from their module paths; in the order that data meets them.
+    """Read the places of sites from their module paths, in the order that data passes them.
 
     Args:
-        sites: All of a model's, for what a site is called depends on its neighbours.
+        sites: All of a model's: the name of a site depends on its neighbours.
 
     Raises:
-        InputError: One is of no kind that is known.
+        InputError: A site has an unknown kind.
     """
     sites = list(sites)
     streams = {site.stream for site in sites}
@@ -124,16 +125,16 @@ def places(sites: Iterable[Site]) -> dict[Site, Place]:
             parts.setdefault(place.part, []).append(site)
     for members in parts.values():
         both = all(any(name.search(found[site].path) for site in members) for name in (_SELF, _CROSS))
-        alike: Counter[tuple[int, str, str]] = Counter()
+        counts: Counter[tuple[int, str, str]] = Counter()
         for site in members:
             place = found[site]
             if both and place.kind == "attention":
                 place = replace(place, kind="cross" if _CROSS.search(place.path) else "self")
             key = place.level, place.kind, place.stream
-            found[site] = replace(place, stage=alike[key])
-            alike[key] += 1
+            found[site] = replace(place, stage=counts[key])
+            counts[key] += 1
     ranks = {part: rank for rank, part in enumerate([*UNET, *parts, OTHER])}
-    return dict(sorted(found.items(), key=lambda each: (ranks[each[1].part], *each[1].order)))
+    return dict(sorted(found.items(), key=lambda item: (ranks[item[1].part], *item[1].order)))
 
 
 def _place(site: Site, stream: str) -> Place:
@@ -152,27 +153,32 @@ def _place(site: Site, stream: str) -> Place:
     return Place(OTHER, 0, site.kind, stream, 0, 0, re.sub(r"\.(to_out\.0|to_out|net\.2)$", "", site.name))
 
 
-def by_kind(sites: Iterable[Site]) -> dict[str, list[int]]:
-    """Numbers of the sites of each kind that there is, in the order of `KINDS`."""
-    return _numbers(sites, lambda place: place.kind, KINDS)
+def grouped(sites: Sequence[Site], row: Callable[[list[int]], dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """One row for each kind of site, each stream, each block and each site.
 
+    Args:
+        sites: All of a model's.
+        row: Figures of some sites, from their numbers.
 
-def by_stream(sites: Iterable[Site]) -> dict[str, list[int]]:
-    """Numbers of the sites of each stream, in the order of `STREAMS`; empty where the model has one alone."""
-    return _numbers(sites, lambda place: place.stream, STREAMS)
-
-
-def by_block(sites: Iterable[Site]) -> dict[str, list[int]]:
-    """Numbers of the sites of each block, in the order that data meets them."""
-    return _numbers(sites, lambda place: place.block)
-
-
-def _numbers(
-    sites: Iterable[Site], name: Callable[[Place], str], order: Iterable[str] | None = None
-) -> dict[str, list[int]]:
-    sites = list(sites)
+    Returns:
+        `kinds`, `streams` (empty where the model has one) and `blocks` in the order that data passes them, and `sites`
+        in the order given; each row with its name.
+    """
+    found = places(sites)
     numbers = {site: i for i, site in enumerate(sites)}
-    rows: dict[str, list[int]] = {}
-    for site, place in places(sites).items():
-        rows.setdefault(name(place), []).append(numbers[site])
-    return rows if order is None else {each: sorted(rows[each]) for each in order if each in rows}
+
+    def rows(key: Callable[[Place], str]) -> dict[str, dict[str, Any]]:
+        members: dict[str, list[int]] = {}
+        for site, place in found.items():
+            members.setdefault(key(place), []).append(numbers[site])
+        return {name: row(sorted(each)) for name, each in members.items()}
+
+    kinds, streams = rows(lambda place: place.kind), rows(lambda place: place.stream)
+    return {
+        "kinds": [{"kind": kind, "name": KINDS[kind], **kinds[kind]} for kind in KINDS if kind in kinds],
+        "streams": [{"stream": name, "name": STREAMS[name], **streams[name]} for name in STREAMS if name in streams],
+        "blocks": [{"name": name, **each} for name, each in rows(lambda place: place.block).items()],
+        "sites": [
+            {"name": site.name, "kind": site.kind, "place": str(found[site]), **row([i])} for site, i in numbers.items()
+        ],
+    }

@@ -1,16 +1,19 @@
-"""Plain-data summaries of leans and masks: what `stereo locate` and `stereo inspect` print, draw and give as JSON.
+"""Summaries of leans and masks as plain data: what `stereo locate` and `stereo inspect` print, draw and give as JSON.
 
-Whatever could not be measured is None, so that every summary is valid JSON.
+A value that could not be measured is None, so that every summary is valid JSON.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.ddtd.trajectory import bin_of
-from stereoclinic.report.anatomy import KINDS, STREAMS, by_block, by_kind, by_stream, places
+from stereoclinic.pipelines.sites import Site, spans
+from stereoclinic.report.anatomy import grouped
 from stereoclinic.sns.diff import DAMPED
 from stereoclinic.sns.mask import NeuronMask
 
@@ -18,18 +21,15 @@ from stereoclinic.sns.mask import NeuronMask
 def lean_summary(relevance: Relevance) -> dict[str, Any]:
     """The lean by label, measured timestep and timestep bin: the forecast of bias.
 
-    Standard errors at a timestep are over samples. Those of bins take every measured step of a sample for an
-    observation of its own, which is a lower bound where a bin holds several, for steps of one sample resemble each
-    other; those of means take a sample's steps for copies of one another, which is an upper bound.
-
-    Args:
-        relevance: What was located.
+    Standard errors at a timestep are over samples. Those of bins count every measured step of a sample as an
+    observation, which gives a lower bound because the steps of one sample resemble each other. Those of means count
+    the steps of a sample as copies, which gives an upper bound.
 
     Returns:
-        Leans toward the first group: `rows` holds for each label the `curve` over `timesteps` and the `bins`, lists of
-        {"lean", "stderr", "n"}, and their `mean` over measured bins; `mean_absolute` is the mean over labels of |lean|
-        by timestep, by bin, and over bins. `others` holds the same toward each other group, where there are more than
-        two; the second of two mirrors the first.
+        Leans toward the first group. `rows` has for each label the `curve` over `timesteps`, the `bins` (both lists of
+        {"lean", "stderr", "n"}) and the `mean` over measured bins. `mean_absolute` is the mean over labels of |lean|
+        by timestep, by bin and over bins. `others` has the same toward each other group if there are more than two
+        groups; with two groups the second mirrors the first.
     """
     groups = range(len(relevance.groups))
     leans = [_leans_toward(relevance, k) for k in (groups if len(groups) > 2 else groups[:1])]
@@ -53,7 +53,7 @@ def _leans_toward(relevance: Relevance, k: int) -> dict[str, Any]:
     for p, label in enumerate(relevance.labels):
         measured = relevance.count[p] > 0
         where = measured.nonzero().flatten().tolist()
-        by_bin = [float(errors[p, [m for m, its in enumerate(bins) if its == t]].mean()) for t in where]
+        by_bin = [float(errors[p, [m for m, own in enumerate(bins) if own == t]].mean()) for t in where]
         rows.append(
             {
                 "label": label,
@@ -87,39 +87,31 @@ def _mean_absolute(lean: Tensor) -> list[float | None]:
 
 
 def mask_summary(mask: NeuronMask) -> dict[str, Any]:
-    """How much a mask damps, by kind of site, stream (where there are several), block, site and timestep bin.
+    """How much a mask damps, by kind of site, stream, block, site and timestep bin.
 
-    `damped` counts neurons with a factor below 0.999 (in a bin, or in any bin), `damping` adds up 1 - factor (in a bin,
-    or as the mean over bins). Of a mask that allocates, `groups` are named, damping is the mean over them, and a neuron
-    counts as damped if it is for any.
-
-    Args:
-        mask: The mask.
+    Returns:
+        `kinds`, `streams` (empty where the model has one), `blocks`, `sites` and `bins`, each row with `damped`, the
+        number of neurons with a factor below 0.999 (in that bin, or in any bin), and `damping`, the sum of 1 - factor
+        (in that bin, or the mean over bins). For a mask that allocates, `groups` has their names, damping is the mean
+        over groups, and a neuron counts as damped if it is damped for any group.
     """
     damped, damping = mask.factors < DAMPED, mask.damping.double()
     if mask.allocates:
         damped, damping = damped.any(0), damping.mean(0)  # (K, T, N) -> (T, N)
-    at = places(mask.sites)
-    sites: list[dict[str, Any]] = [
-        {
-            "name": site.name,
-            "kind": site.kind,
-            "place": str(at[site]),
-            "neurons": site.width,
-            "damped": int(damped[:, span].any(0).sum()),
-            "damping": float(damping[:, span].sum(1).mean()),
-            "bins": damping[:, span].sum(1).tolist(),
+    counts, sums = fold(damped.any(0), mask.sites), fold(damping, mask.sites)  # (S,), (T, S)
+
+    def row(members: list[int]) -> dict[str, Any]:
+        return {
+            "sites": len(members),
+            "neurons": sum(mask.sites[i].width for i in members),
+            "damped": int(counts[members].sum()),
+            "damping": float(sums[:, members].sum(1).mean()),
+            "bins": sums[:, members].sum(1).tolist(),
         }
-        for site, span in mask.spans()
-    ]
 
-    def total(members: list[int]) -> dict[str, Any]:
-        sums = {name: sum(sites[i][name] for i in members) for name in ("neurons", "damped", "damping")}
-        return {"sites": len(members), **sums}
-
-    forecast = (mask.metadata.get("selection") or {}).get("bins") or []
-    # A window may have split bins after they were planned; their forecasts then name bins of other bounds.
-    if len(forecast) != len(damped):
+    selection = mask.metadata.get("selection") or {}
+    forecast = selection.get("bins") or []
+    if len(forecast) != len(damped):  # bins were split after the plan, so its forecasts are for other bins
         forecast = [{}] * len(damped)
     bins = [
         {**bounds, "damped": int(damped[t].sum()), "damping": float(damping[t].sum()), "forecast": forecast[t]}
@@ -129,25 +121,17 @@ def mask_summary(mask: NeuronMask) -> dict[str, Any]:
         "axis": mask.metadata.get("axis"),
         "groups": list(mask.groups),
         "branch": mask.branch,
-        "root": "zero" if mask.roots is None else (mask.metadata.get("selection") or {}).get("root", "stored"),
-        "kinds": [
-            {"kind": kind, "name": KINDS[kind], **total(members)} for kind, members in by_kind(mask.sites).items()
-        ],
-        "streams": [
-            {"stream": stream, "name": STREAMS[stream], **total(members)}
-            for stream, members in by_stream(mask.sites).items()
-        ],
-        "blocks": [{"name": name, **total(members)} for name, members in by_block(mask.sites).items()],
-        "sites": sites,
+        "root": "zero" if mask.roots is None else selection.get("root", "stored"),
+        **grouped(mask.sites, row),
         "bins": bins,
-        "total": {
-            "sites": len(sites),
-            "neurons": mask.factors.shape[-1],
-            "damped": int(damped.any(0).sum()),
-            "damping": float(damping.sum(1).mean()),
-        },
+        "total": row(list(range(len(mask.sites)))),
         "metadata": mask.metadata,
     }
+
+
+def fold(values: Tensor, sites: Sequence[Site]) -> Tensor:
+    """Sum over the neurons of each site: (..., N) -> (..., S)."""
+    return torch.stack([values[..., span].sum(-1) for _, span in spans(sites)], dim=-1)
 
 
 def bin_ranges(edges: Tensor) -> list[dict[str, float]]:
@@ -156,6 +140,6 @@ def bin_ranges(edges: Tensor) -> list[dict[str, float]]:
 
 
 def number(value: Tensor | float) -> float | None:
-    """A float, or None for what is not finite: JSON has no NaN."""
+    """A float, or None for a value that is not finite: JSON has no NaN."""
     value = float(value)
     return value if math.isfinite(value) else None
