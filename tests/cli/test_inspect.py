@@ -206,11 +206,11 @@ def test_what_does_not_fit_is_refused_with_the_reason(file, located, model, ster
     assert "does not name its model; give --model" in refusal(stereo("inspect", tmp_path / "u.safetensors", *folder))
     (tmp_path / "p.txt").write_text("a photo of a pilot\n")
     line = refusal(stereo("inspect", file, *folder, "--prompts", tmp_path / "p.txt"))
-    assert "no prompt has the label" in line and "there are pilot" in line
+    assert "no prompt has the label" in line and "the prompts have pilot" in line
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.png").write_bytes(b"mine")
-    assert "not an earlier run's" in refusal(stereo("inspect", file, "--images", tmp_path / "mine"))
+    assert "no earlier run wrote" in refusal(stereo("inspect", file, "--images", tmp_path / "mine"))
     assert "expected a file name ending in .png" in refusal(stereo("inspect", file, "--picture", tmp_path / "x.jpg"))
     relevance_of_a_classifier = replace(relevance, metadata={**relevance.metadata, "target": "classifier"})
     relevance_of_a_classifier.save(tmp_path / "c.safetensors")
-    assert "of a classifier" in refusal(stereo("inspect", tmp_path / "c.safetensors", *folder))
+    assert "explains a classifier" in refusal(stereo("inspect", tmp_path / "c.safetensors", *folder))

@@ -88,7 +88,7 @@ def test_each_label_is_drawn_once() -> None:
         ("a photo of a nurse", 5),
         ("a photo of a chef", 5),
     ]
-    with pytest.raises(InputError, match=r"no prompt has the label 'nurse'.*there are doctor; give the prompts"):
+    with pytest.raises(InputError, match=r"no prompt has the label 'nurse'.*the prompts have doctor; give the prompts"):
         samples(occupation_prompts(["doctor"]), neurons, "female", 5)
 
 
@@ -104,7 +104,7 @@ def test_settings_and_axis_are_those_that_were_located_with() -> None:
     assert (axis_of(located).groups, axis_of(located).words) == (GROUPS, ("female", "male"))
     with pytest.raises(InputError, match="does not hold the words of its axis"):
         axis_of(relevance())
-    with pytest.raises(InputError, match="of a classifier, which the file does not hold"):
+    with pytest.raises(InputError, match="explains a classifier, which the file does not hold"):
         settings_of(relevance(target="classifier"))
     with pytest.raises(InputError, match="settings cannot be read"):
         settings_of(relevance(steps="many"))
@@ -191,7 +191,7 @@ def test_folders_of_someone_else_are_refused(tmp_path: Path) -> None:
     check_folder(tmp_path / "new")
     with pytest.raises(InputError, match="is a file"):
         check_folder(tmp_path / "file")
-    with pytest.raises(InputError, match="not an earlier run's"):
+    with pytest.raises(InputError, match="no earlier run wrote"):
         check_folder(tmp_path / "theirs")
     with pytest.raises(InputError, match="make it first"):
         check_folder(tmp_path / "no" / "where")

@@ -13,12 +13,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.patches import Rectangle
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.report.anatomy import UNET, Place, places
-from stereoclinic.report.layouts import BETWEEN_MAPS, KINDS_HEIGHT, LONGEST, SHARE, Line, Section, arrange, arrows
+from stereoclinic.report.layouts import BETWEEN_MAPS, KINDS_HEIGHT, LONGEST, SHARE, Line, Page, Section, arrange, arrows
 from stereoclinic.report.pictures import as_written, lettered
 
 Data = dict[str, Any]
@@ -108,31 +108,6 @@ def _total(sites: list[Data], name: str) -> np.ndarray:
     return total
 
 
-class _Page:
-    """A figure that is drawn on in inches from the upper left of its layout."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.width, self.height = width, height
-        self.figure = Figure(figsize=(width, height))
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """In the figure's own coordinates."""
-        return (_MARGIN + x) / self.width, 1 - (_HEAD + y) / self.height
-
-    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        return self.figure.add_axes((*self.at(x, y + height), width / self.width, height / self.height))
-
-    def text(self, x: float, y: float, text: str, size: float, align: str = "left", **look: Any) -> None:
-        """Text above the lower edge y."""
-        self.figure.text(*self.at(x, y), text, fontsize=size, ha=align, **look)
-
-    def arrow(self, start: tuple[float, float], end: tuple[float, float], dashed: bool) -> None:
-        look: Data = {"linestyle": (0, (3, 3)), "color": "0.7"} if dashed else {"color": "0.45"}
-        look |= {"arrowstyle": "-|>", "linewidth": 1.0, "shrinkA": 2, "shrinkB": 2, "mutation_scale": 9}
-        arrow = FancyArrowPatch(self.at(*start), self.at(*end), transform=self.figure.transFigure, **look)
-        self.figure.add_artist(arrow)
-
-
 def _draw(
     lines: list[Line],
     bins: list[Data],
@@ -145,7 +120,7 @@ def _draw(
     width = max(_MARGIN + layout.width + _BAR, _NARROWEST)
     note = textwrap.wrap(f"{texts.note} {layout.note}", int((width - 2 * _MARGIN) / _LETTER))
     below = _FOOT + _ROW * len(note)
-    page = _Page(width, _HEAD + layout.depth + below)
+    page = Page(width, _HEAD + layout.depth + below, _MARGIN, _HEAD)
     cells = sum(len(rows) for section in layout.sections for rows in section.maps.values()) * len(bins)
     _check_size(lines, bins, cells <= MOST_CELLS and page.width * page.height <= MOST_AREA)
     top = max((float(np.nanmax(line.values, initial=0.0)) for line in lines), default=0.0) or 1.0
@@ -166,7 +141,7 @@ def _draw(
     return as_written(page.figure)
 
 
-def _section(page: _Page, section: Section, bins: list[Data], norm: Normalize, share_title: tuple[str, str]) -> None:
+def _section(page: Page, section: Section, bins: list[Data], norm: Normalize, share_title: tuple[str, str]) -> None:
     """The maps of a section with their headings, labels and shares."""
     row, letters = section.row_height, min(7.5, 50 * section.row_height)
     heading = section.y - 0.06 - KINDS_HEIGHT * any(section.maps)

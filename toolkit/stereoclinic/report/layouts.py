@@ -23,8 +23,12 @@ Layers of image tokens and of text tokens stand side by side:
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
 
 from stereoclinic.report.anatomy import KINDS, OTHER, STREAMS, UNET, Place
 from stereoclinic.report.pictures import lettered
@@ -39,6 +43,40 @@ _HEADING, KINDS_HEIGHT, _TICKS, _GAP = 0.22, 0.24, 0.12, 0.3
 SHARE = 0.55  # the width of the column of shares
 LONGEST = 48  # letters of a label or a heading
 _COLUMNS = {"image": "left", "text": "right"}  # of a stream's section
+
+
+class Page:
+    """A figure that is drawn on in inches from the upper left.
+
+    Args:
+        width: Of the figure.
+        height: Of the figure.
+        left: Where x is 0.
+        top: Where y is 0.
+    """
+
+    def __init__(self, width: float, height: float, left: float = 0.0, top: float = 0.0) -> None:
+        self.width, self.height, self.left, self.top = width, height, left, top
+        self.figure = Figure(figsize=(width, height))
+
+    def at(self, x: float, y: float) -> Point:
+        """In the figure's own coordinates."""
+        return (self.left + x) / self.width, 1 - (self.top + y) / self.height
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Axes with the upper left corner x, y."""
+        return self.figure.add_axes((*self.at(x, y + height), width / self.width, height / self.height))
+
+    def text(self, x: float, y: float, text: str, size: float, align: str = "left", **look: Any) -> None:
+        """Text above the lower edge y."""
+        self.figure.text(*self.at(x, y), text, fontsize=size, ha=align, **look)
+
+    def arrow(self, start: Point, end: Point, dashed: bool) -> None:
+        """A straight arrow."""
+        look: dict[str, Any] = {"linestyle": (0, (3, 3)), "color": "0.7"} if dashed else {"color": "0.45"}
+        look |= {"arrowstyle": "-|>", "linewidth": 1.0, "shrinkA": 2, "shrinkB": 2, "mutation_scale": 9}
+        ends = self.at(*start), self.at(*end)
+        self.figure.add_artist(FancyArrowPatch(*ends, transform=self.figure.transFigure, **look))
 
 
 @dataclass

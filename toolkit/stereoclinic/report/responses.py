@@ -1,8 +1,8 @@
-"""What the strongest neurons respond to: where in the picture their relevance lies, in the prompts they matter most in.
+"""Where in the picture the relevance of the strongest neurons lies, for the prompts where each neuron is strongest.
 
-FOLDER/sheet.png            a row a neuron: each picture, and the picture with the neuron's relevance over it
+FOLDER/sheet.png            one row for each neuron: pictures, and the same with the neuron's relevance over them
 FOLDER/01-up-2-conv-1-8.png one neuron
-FOLDER/index.json           what they show: neurons, prompts, seeds, and the relevance that each map adds up to
+FOLDER/index.json           neurons, prompts, seeds, and the sum of each map
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -28,19 +29,24 @@ from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, write
+from stereoclinic.report.layouts import Page
 from stereoclinic.report.pictures import as_written, lettered
 from stereoclinic.report.report import slug
 
 SCHEMA = "stereo inspect --images, 1"
 INDEX, SHEET = "index.json", "sheet.png"
-#: Labels shown of each neuron: those in which it is largest, either way.
+#: Number of labels shown for each neuron.
 SHOWN = 4
 
 _LETTERS, _LINES = 24, 3  # of the legend
 _LONGEST = 24  # letters of a label or a group
 _TILE, _GAP, _MARGIN, _LEGEND, _CAPTION, _HEAD, _FOOT = 1.15, 0.05, 0.15, 1.75, 0.2, 0.65, 0.55  # inches
-#: Apart for every kind of colour vision, and of no group's colour in particular.
-_COLOURS = "PuOr_r"
+#: Distinct for every kind of colour vision, and no group's usual colour.
+_COLOURS, _SCALE = "PuOr_r", Normalize(-1, 1)
+_NOTE = (
+    "Over each picture, and summed up at its label: relevance toward a group at these timesteps. Each neuron has its"
+    " own scale.\nstereotype: mean relevance toward the stereotype, ± one standard error between labels."
+)
 
 
 @dataclass(frozen=True)
@@ -56,47 +62,47 @@ class View:
 
 @dataclass(frozen=True)
 class Response:
-    """A neuron, as `located.relevance_summary` describes it, and what it was seen to respond to."""
+    """A neuron, as `located.relevance_summary` describes it, with its pictures."""
 
     neuron: dict[str, Any]
     views: list[View]
 
     @property
     def file(self) -> str:
-        """A name that is safe on any system; the rank is put before it."""
+        """File name without the rank, safe on any system."""
         return f"{slug(self.neuron['place'])}-{self.neuron['neuron']}.png"
 
 
 def settings_of(relevance: Relevance, composite: str | None = None) -> Settings:
-    """The settings that relevance was located with, as its metadata has them.
+    """The settings that relevance was located with, from its metadata.
 
     Args:
-        relevance: What was located.
-        composite: In place of its own, which a file knows by name alone.
+        relevance: As `locate` returns it.
+        composite: Replaces the composite in the metadata.
 
     Raises:
-        InputError: They are not those of this version, or ask for a classifier, which no file holds.
+        InputError: The settings cannot be read, or name a classifier, which no file holds.
     """
     metadata = relevance.metadata
     if metadata.get("target") == "classifier":
         raise InputError(
-            "this relevance is of a classifier, which the file does not hold; locate a lean to draw images"
+            "this relevance explains a classifier, which the file does not hold; locate a lean to draw images"
         )
     names = ("composite", "root", "steps", "guidance", "every", "target")
     known = {name: metadata[name] for name in names if name in metadata}
+    if composite:
+        known["composite"] = composite
     try:
-        return Settings(
-            **{**known, **({"composite": composite} if composite else {})}, bins=len(relevance.bin_edges) - 1
-        )
+        return Settings(**known, bins=len(relevance.bin_edges) - 1)
     except (TypeError, ValueError) as error:
         raise InputError(f"the relevance's settings cannot be read ({error}); locate again") from error
 
 
 def axis_of(relevance: Relevance) -> Axis:
-    """The axis as it was when relevance was located, whatever its file says by now.
+    """The axis that relevance was located with, even if its file has changed since.
 
     Raises:
-        InputError: The metadata does not hold its words.
+        InputError: The metadata does not hold the words of the axis.
     """
     words = relevance.metadata.get("words")
     if not isinstance(words, list) or len(words) != len(relevance.groups):
@@ -114,64 +120,59 @@ def respond(
     warn: Callable[[str], None] = lambda text: None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Response]:
-    """Draw a picture of each row, and map the neurons over those of the labels that they matter most in.
+    """Draw a picture for each row, and map each neuron over the pictures of the labels where it is strongest.
 
-    Neurons of layers that work on text tokens have no place in a picture; they are left out, and `warn` is told.
+    Neurons of layers that work on text tokens have no place in a picture; they are left out with a warning.
 
     Args:
-        model: The pipeline that the relevance is of.
-        relevance: What was located.
+        model: The pipeline that the relevance was located in.
+        relevance: As `locate` returns it.
         neurons: Rows of `located.relevance_summary`.
-        rows: One for each of these labels, see `samples`.
-        settings: Of the walk.
+        rows: One for each label of these neurons, see `samples`.
+        settings: As in the run that located the neurons.
         batch_size: Pictures drawn together.
-        warn: Told when fewer fit in memory.
+        warn: Called with a line about a smaller batch or about neurons that are left out.
         progress: Called after each measured step with the number of pictures in it.
 
     Raises:
-        InputError: As `maps.relevance_maps`; or no neuron has a place in a picture.
+        InputError: As `maps.relevance_maps`, or no neuron has a place in a picture.
     """
     at = {row["label"]: i for i, row in enumerate(rows)}
     sites = {site.name: site for site in relevance.sites}
-    asked, neurons = len(neurons), [each for each in neurons if sites[each["site"]].stream == "image"]
-    spots = [Spot(sites[each["site"]], each["neuron"], each["bin"]["number"]) for each in neurons]
-    portions = AdaptiveBatch(batch_size, warn)
-    found = portions.each(
+    asked, neurons = len(neurons), [neuron for neuron in neurons if sites[neuron["site"]].stream == "image"]
+    spots = [Spot(sites[neuron["site"]], neuron["neuron"], neuron["bin"]["number"]) for neuron in neurons]
+    parts = AdaptiveBatch(batch_size, warn).each(
         lambda part: relevance_maps(
             model, axis_of(relevance), rows[part], settings, relevance.bin_edges, spots, progress=progress
         ),
         len(rows) if spots else 0,
     )
-    maps = [torch.cat(parts) for parts in zip(*(part.maps for part in found), strict=True)]
-    placed = [spot.site.dim == 1 or _fits(over, found[0].pictures) for spot, over in zip(spots, maps, strict=True)]
-    if not any(placed):
+    pictures = torch.cat([part.pictures for part in parts]) if parts else torch.empty(0, 3, 1, 1)
+    responses = []
+    for i, neuron in enumerate(neurons):
+        maps = torch.cat([part.maps[i] for part in parts])
+        if spots[i].site.dim == 1 or _fits(maps, pictures):
+            rows_of = [at[label] for label in loudest(neuron, relevance.groups[0])]
+            views = [View(rows[n]["label"], rows[n]["prompt"], rows[n]["seed"], pictures[n], maps[n]) for n in rows_of]
+            responses.append(Response(neuron, views))
+    if not responses:
         raise InputError(
-            f"none of the top {asked} neurons works on image tokens alone, so none has a place in a picture; name more"
-            " by --top"
+            f"none of the top {asked} neurons works on image tokens alone, so none has a place in a picture; list more"
+            " neurons with --top"
         )
-    if sum(placed) < asked:
-        warn(f"{asked - sum(placed)} of {asked} neurons work on text tokens too: they have no place in a picture")
-    pictures = torch.cat([part.pictures for part in found])
-
-    def view(label: str, own: Tensor) -> View:
-        i = at[label]
-        return View(label, rows[i]["prompt"], rows[i]["seed"], pictures[i], own[i])
-
-    return [
-        Response(neuron, [view(label, own) for label in loudest(neuron, relevance.groups[0])])
-        for neuron, own, fits in zip(neurons, maps, placed, strict=True)
-        if fits
-    ]
+    if (left := asked - len(responses)) > 0:
+        warn(f"{left} of {asked} neurons work on text tokens too: they have no place in a picture")
+    return responses
 
 
 def _fits(maps: Tensor, pictures: Tensor) -> bool:
-    """Whether (B, h, w) has the shape of the pictures (B, 3, H, W), give or take one row or column of padding."""
+    """Whether maps (B, h, w) have the aspect ratio of pictures (B, 3, H, W), up to one row or column of padding."""
     (height, width), (high, wide) = maps.shape[1:], pictures.shape[2:]
     return abs(height - width * high / wide) <= 1 or abs(width - height * wide / high) <= 1
 
 
 def loudest(neuron: dict[str, Any], group: str, count: int = SHOWN) -> list[str]:
-    """The labels in which a neuron's mean relevance is largest, from most toward the group to most away from it."""
+    """The labels where a neuron's mean relevance is largest in size, from most toward the group to most against it."""
     values = {row["label"]: row["relevance"][group] for row in neuron["profile"]}
     known = {label: value for label, value in values.items() if value is not None}
     chosen = sorted(known, key=lambda label: -abs(known[label]))[:count]
@@ -179,13 +180,13 @@ def loudest(neuron: dict[str, Any], group: str, count: int = SHOWN) -> list[str]
 
 
 def samples(prompts: Iterable[Row], neurons: Sequence[dict[str, Any]], group: str, seed: int) -> list[Row]:
-    """The first prompt of each label that some neuron matters most in, with the seed.
+    """The first prompt of each label where some neuron is strongest, with the seed.
 
     Args:
         prompts: Rows with the columns of `prompts.COLUMNS`.
         neurons: Rows of `located.relevance_summary`.
-        group: The first of the axis.
-        seed: Of the pictures.
+        group: The first group of the axis.
+        seed: Seed of the pictures.
 
     Raises:
         InputError: A label has no prompt.
@@ -197,23 +198,23 @@ def samples(prompts: Iterable[Row], neurons: Sequence[dict[str, Any]], group: st
     for label in labels:
         if label not in by_label:
             raise InputError(
-                f"no prompt has the label {label!r}, in which a neuron is strongest; there are"
-                f" {', '.join(list(by_label)[:6])}; give the prompts that were located with"
+                f"no prompt has the label {label!r}, where a neuron is strongest; the prompts have"
+                f" {', '.join(list(by_label)[:6])}; give the prompts that the relevance was located with"
             )
     return [{**by_label[label], "prompt": write(by_label[label]), "seed": seed} for label in labels]
 
 
 def write_responses(folder: Path, responses: Sequence[Response], groups: Sequence[str], about: dict[str, Any]) -> None:
-    """Write the sheet, a picture a neuron, and the index; all of it or nothing.
+    """Write the sheet, one picture for each neuron, and the index: all of them or none.
 
     Args:
-        folder: Made if it is not there; takes the place of an earlier one.
-        responses: What was seen.
+        folder: Made if it does not exist; an earlier run's folder is replaced.
+        responses: As `respond` returns them.
         groups: Of the axis.
-        about: Plain data on where it came from, for the index.
+        about: Plain data about the run, for the index.
 
     Raises:
-        InputError: It cannot be written there, or is not ours to replace.
+        InputError: The folder cannot be written or holds other files, see `check_folder`.
     """
     check_folder(folder)
     files = [f"{i:02d}-{response.file}" for i, response in enumerate(responses, start=1)]
@@ -250,84 +251,77 @@ def write_responses(folder: Path, responses: Sequence[Response], groups: Sequenc
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse, before any work is done, a folder that is not ours to write or to replace.
+    """Refuse, before any work is done, a folder that cannot be written or replaced.
 
     Raises:
-        InputError: It is a file, in no folder, or holds what `write_responses` did not write.
+        InputError: It is a file, its parent does not exist, or it holds files that `write_responses` did not write.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; pictures go to a folder")
     if not folder.resolve().parent.is_dir():
-        raise InputError(f"{folder}: there is no folder {folder.resolve().parent}; make it first")
+        raise InputError(f"{folder}: the folder {folder.resolve().parent} does not exist; make it first")
     if folder.is_dir() and any(folder.iterdir()):
         try:
             ours = json.loads((folder / INDEX).read_text(encoding="utf-8"))["schema"] == SCHEMA
         except (OSError, ValueError, TypeError, KeyError):
             ours = False
         if not ours:
-            raise InputError(f"{folder} holds files that are not an earlier run's; give a new or empty folder")
+            raise InputError(f"{folder} holds files that no earlier run wrote; give a new or empty folder")
 
 
 def draw(responses: Sequence[Response], groups: Sequence[str], facts: str = "") -> Figure:
-    """A row a neuron: each picture, and in grey with the neuron's relevance over it, each neuron to its own scale."""
-    scale = Normalize(-1, 1)
+    """One row for each neuron: each picture, and the same in grey with the neuron's relevance over it."""
     columns = max(len(response.views) for response in responses)
     shape = responses[0].views[0].picture.shape
     tall = _TILE * shape[1] / shape[2]
-    pair, line = 2 * (_TILE + _GAP) + 0.15, tall + _CAPTION + 0.12
-    width = max(_MARGIN + _LEGEND + columns * pair + _MARGIN, 5.2)
-    height = _HEAD + len(responses) * line + _FOOT
-    figure = Figure(figsize=(width, height))
+    pair, row = 2 * (_TILE + _GAP) + 0.15, tall + _CAPTION + 0.12
+    height = _HEAD + len(responses) * row + _FOOT
+    page = Page(max(_MARGIN + _LEGEND + columns * pair + _MARGIN, 5.2), height, _MARGIN)
 
-    def text(x: float, y: float, words: str, **options: Any) -> None:
-        figure.text(x / width, 1 - y / height, words, **options)
-
-    def tile(x: float, y: float) -> Any:
-        axes = figure.add_axes((x / width, 1 - (y + tall) / height, _TILE / width, tall / height))
+    def tile(x: float, y: float) -> Axes:
+        axes = page.axes(x, y, _TILE, tall)
         axes.set_axis_off()
         return axes
 
     title = "What the strongest neurons respond to" if len(responses) > 1 else "What a neuron responds to"
-    text(_MARGIN, 0.28, title, fontsize=11, fontweight="bold")
-    text(_MARGIN, 0.47, lettered(facts, 140), fontsize=7.5)
+    page.text(0, 0.28, title, 11, fontweight="bold")
+    page.text(0, 0.47, lettered(facts, 140), 7.5)
     for i, response in enumerate(responses):
-        y, neuron = _HEAD + i * line, response.neuron
-        error = "" if neuron["stderr"] is None else f" ± {neuron['stderr']:.3f}"
-        name = lettered(neuron["place"], (_LINES - 1) * _LETTERS)
-        names = textwrap.wrap(f"{name} #{neuron['neuron']}", _LETTERS, max_lines=_LINES, placeholder="...")
-        times = f"t {neuron['bin']['from']:.0f} to {neuron['bin']['to']:.0f}"
-        for j, words in enumerate((*names, times, f"stereotype {neuron['mean']:+.3f}{error}")):
-            weight = "bold" if j < len(names) else "normal"
-            text(_MARGIN, y + _CAPTION + 0.15 * (j + 1), words, fontsize=7.5, fontweight=weight)
+        y = _HEAD + i * row + _CAPTION
+        names, facts_of = _legend(response.neuron)
+        for n, words in enumerate((*names, *facts_of), start=1):
+            page.text(0, y + 0.15 * n, words, 7.5, fontweight="bold" if n <= len(names) else "normal")
         maps = [_enlarged(view.map, view.picture.shape[1:]) for view in response.views]
         most = max(float(each.abs().max()) for each in maps) or 1.0
-        for column, (view, over) in enumerate(zip(response.views, maps, strict=True)):
-            x = _MARGIN + _LEGEND + column * pair
-            text(
-                x, y + _CAPTION - 0.05, f"{lettered(view.label, _LONGEST)}  {float(view.map.sum()):+.3f}", fontsize=7.5
-            )
-            picture = view.picture.permute(1, 2, 0).float().numpy()
-            tile(x, y + _CAPTION).imshow(picture, interpolation="nearest")
-            axes = tile(x + _TILE + _GAP, y + _CAPTION)
+        for column, (view, enlarged) in enumerate(zip(response.views, maps, strict=True)):
+            x = _LEGEND + column * pair
+            page.text(x, y - 0.05, f"{lettered(view.label, _LONGEST)}  {float(view.map.sum()):+.3f}", 7.5)
+            picture, values = view.picture.permute(1, 2, 0).float().numpy(), (enlarged / most).numpy()
+            tile(x, y).imshow(picture, interpolation="nearest")
+            axes = tile(x + _TILE + _GAP, y)
             # Pale, so that both colours stand out from it.
             axes.imshow(0.5 + 0.5 * picture.mean(2), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            values = (over / most).numpy()
-            axes.imshow(values, cmap=_COLOURS, norm=scale, alpha=np.abs(values) ** 0.6)
-    bar = figure.add_axes(((_MARGIN + 0.2) / width, 0.3 / height, 1.3 / width, 0.1 / height))
-    figure.colorbar(ScalarMappable(scale, _COLOURS), cax=bar, orientation="horizontal", ticks=[-1, 0, 1])
+            axes.imshow(values, cmap=_COLOURS, norm=_SCALE, alpha=np.abs(values) ** 0.6)
+    bar = page.axes(0.2, height - 0.4, 1.3, 0.1)
+    page.figure.colorbar(ScalarMappable(_SCALE, _COLOURS), cax=bar, orientation="horizontal", ticks=[-1, 0, 1])
     others = "other groups" if len(groups) > 2 else groups[1]
     bar.set_xticklabels([lettered(others, _LONGEST), "0", lettered(groups[0], _LONGEST)], fontsize=7)
     bar.tick_params(length=2, pad=1)
-    note = (
-        "Over each picture, and summed up beside its label: relevance toward a group at these timesteps, each neuron to"
-        " its own scale.\nstereotype: its mean relevance toward the stereotype, ± one standard error between labels."
-    )
-    figure.text((_MARGIN + 2.0) / width, 0.33 / height, note, fontsize=7, color="0.35", va="center")
-    return as_written(figure)
+    page.text(2.0, height - 0.33, _NOTE, 7, color="0.35", va="center")
+    return as_written(page.figure)
+
+
+def _legend(neuron: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Lines beside a neuron's pictures: its name, and its timesteps and mean."""
+    error = "" if neuron["stderr"] is None else f" ± {neuron['stderr']:.3f}"
+    name = lettered(neuron["place"], (_LINES - 1) * _LETTERS)
+    names = textwrap.wrap(f"{name} #{neuron['neuron']}", _LETTERS, max_lines=_LINES, placeholder="...")
+    times = f"t {neuron['bin']['from']:.0f} to {neuron['bin']['to']:.0f}"
+    return names, [times, f"stereotype {neuron['mean']:+.3f}{error}"]
 
 
 def _enlarged(values: Tensor, size: Sequence[int]) -> Tensor:
-    """(h, w) -> (H, W), bilinear."""
+    """Resize (h, w) to (H, W), bilinearly."""
     return torch.nn.functional.interpolate(
         values[None, None].float(), tuple(size), mode="bilinear", align_corners=False
     )[0, 0]
