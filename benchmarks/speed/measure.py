@@ -1,11 +1,13 @@
-"""How it is timed: two steps in turn, the ratio of each pair, and the median of the ratios; and what a step holds."""
+"""How the speed benchmarks measure: two steps in turn, the median of the pairs' ratios, and the peak memory of a step.
+
+Each part runs in a process of its own, so that a part that fails costs its own row only.
+"""
 
 import argparse
 import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,15 +20,13 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 Step = Callable[[], Any]
-MEBIBYTE = 2**20
 
 
 def wait(device: str) -> None:
-    """Let what was queued on a GPU finish."""
+    """Wait for the work that is queued on a GPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
@@ -42,12 +42,12 @@ def seconds(step: Step, device: str = "cpu") -> float:
 def paired(
     first: Step, second: Step, pairs: int, device: str = "cpu", warm: int = 2
 ) -> tuple[list[float], list[float]]:
-    """Seconds of both steps, run in turn; who goes first alternates, so that neither always meets warm caches."""
+    """Seconds of both steps, run in turn. The first of a pair alternates, so that neither always finds warm caches."""
     for _ in range(warm):
         first()
         second()
     times: tuple[list[float], list[float]] = ([], [])
-    gc.disable()  # a collection of the whole heap would fall on whoever happens to be running
+    gc.disable()  # a collection would be counted against whichever step runs
     try:
         for number in range(pairs):
             order = (0, 1) if number % 2 == 0 else (1, 0)
@@ -75,32 +75,15 @@ def ratio(of: list[float], to: list[float]) -> dict[str, float]:
 
 
 def over_processes(ratios: list[float]) -> dict[str, float]:
-    """The median of one ratio a process, and their least and most: of six, they hold the true median at 97 %.
+    """The median, minimum and maximum of one ratio per process. Six processes bracket the true median at 97 %.
 
-    Where weights and activations lie in memory differs from process to process, and moves a ratio by more than its
-    scatter within one.
+    The memory layout differs between processes and moves a ratio by more than its scatter within one process.
     """
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def kept_for_backward(step: Step, model: nn.Module) -> int:
-    """Bytes that the graph of a step keeps, each storage once; what merely refers to a weight is not counted."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step()
-    return sum(kept.values())
-
-
 def peak_allocated(step: Step, device: str = "cpu") -> int:
-    """The most bytes that a step holds at a time beyond what was there before it, by torch's own allocator."""
+    """The most bytes that torch's allocator holds during a step, beyond those held before it."""
     if device.startswith("cuda"):
         wait(device)
         before = torch.cuda.memory_allocated()
@@ -119,45 +102,55 @@ def peak_allocated(step: Step, device: str = "cpu") -> int:
     return peak
 
 
-def peak_resident() -> int:
-    """The most bytes of memory that this process has held so far."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
 def in_own_process(script: str, part: str, options: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """Run one part of a benchmark script in a process of its own, which prints its finding as JSON.
+    """Run one part of a benchmark script in a process of its own, which prints its result as JSON.
 
-    A part that fails costs its own row alone: {"error": what it said, in one line}.
+    A part that fails gives {"error": its message, in one line}.
     """
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     job = json.dumps({"part": part, **settings, **more})
     done = subprocess.run([sys.executable, script, "--job", job], capture_output=True, text=True)
     last = (done.stdout.splitlines() or [""])[-1]
-    if done.returncode or not last.startswith("{"):  # killed, say: what raises inside a part is in its JSON
+    if done.returncode or not last.startswith("{"):  # killed, for example
         return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
     return json.loads(last)
 
 
-def answer(part: Callable[[dict[str, Any]], dict[str, Any]], job: str) -> None:
-    """The other end of `in_own_process`: print what a part finds, or what it raised."""
+def answer(part: Callable[[argparse.Namespace], dict[str, Any]], job: str) -> None:
+    """The other end of `in_own_process`: print the result of a part, or its error."""
+    options = argparse.Namespace(**json.loads(job))
+    torch.set_num_threads(options.threads)
     try:
-        found = part(json.loads(job))
-    except Exception as error:  # whatever a rule or a peer cannot do is a finding
-        said = (str(error).strip() or "no message").splitlines()[0]
-        found = {"error": f"{type(error).__name__}: {said}"}
+        found = part(options)
+    except Exception as error:  # a rule or library that fails is a result too
+        message = (str(error).strip() or "no message").splitlines()[0]
+        found = {"error": f"{type(error).__name__}: {message}"}
     print(json.dumps(found))
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark here shares."""
+def parser(doc: str | None, batch: int, pairs: int) -> argparse.ArgumentParser:
+    """The options that all speed benchmarks share."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--device", default="cpu", help="cpu or cuda")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 on a GPU")
     made.add_argument("--threads", type=int, default=torch.get_num_threads())
+    made.add_argument("--batch", type=int, default=batch)
+    made.add_argument("--pairs", type=int, default=pairs)
     made.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
     made.add_argument("--job", help=argparse.SUPPRESS)  # one part, in its own process: see in_own_process
     return made
+
+
+def parsed(
+    made: argparse.ArgumentParser, part: Callable[[argparse.Namespace], dict[str, Any]], arguments: list[str] | None
+) -> argparse.Namespace:
+    """The options of a run; in a process of `in_own_process`, run its part and exit."""
+    options = made.parse_args(arguments)
+    if options.job:
+        answer(part, options.job)
+        sys.exit()
+    options.environment = environment(options)
+    return options
 
 
 def dtype_of(options: argparse.Namespace) -> torch.dtype:
@@ -165,7 +158,7 @@ def dtype_of(options: argparse.Namespace) -> torch.dtype:
 
 
 def environment(options: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on; the load tells whether the machine was quiet."""
+    """What the figures depend on. The load shows whether the machine was quiet."""
     cuda = options.device.startswith("cuda")
     return {
         "torch": torch.__version__,
@@ -176,8 +169,12 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def show(title: str, head: list[str], rows: list[list[str]], notes: Iterable[str] = ()) -> None:
-    """A titled table on stdout, names to the left and figures to the right; notes go below it, each once."""
+def show(
+    options: argparse.Namespace, title: str, head: list[str], rows: list[list[str]], notes: Iterable[str] = ()
+) -> None:
+    """Print a table with the environment in its title, and notes below it, each once."""
+    at = options.environment
+    title += f"; batch {options.batch}, {at['dtype']}, {at['device']}, {at['threads']} threads, load {at['load']:.1f}"
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for number, name in enumerate(head):
         table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
@@ -189,6 +186,13 @@ def show(title: str, head: list[str], rows: list[list[str]], notes: Iterable[str
     for note in dict.fromkeys(notes):
         console.print(f"  {note}", highlight=False, markup=False, soft_wrap=True)
     console.print()
+
+
+def write(options: argparse.Namespace, **data: Any) -> None:
+    """Write the figures with their environment, if `--json` is given."""
+    if options.json:
+        data = {"environment": options.environment, "batch": options.batch, **data}
+        options.json.write_text(json.dumps(data, indent=2))
 
 
 def as_text(interval: dict[str, float]) -> list[str]:

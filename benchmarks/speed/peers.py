@@ -1,31 +1,26 @@
 """Other implementations of relevance propagation on the same UNet: cost, memory, conservation.
 
-They live in an environment of their own, beside the toolkit. Without their dependencies: all that is used of them needs
-is there already but torchvision, which zennit imports and which cannot be had for every build of torch; where it is
-missing, names that do nothing stand in for it.
+They need an environment of their own. They are installed without dependencies: the toolkit has all that is used except
+torchvision, which zennit imports; where it is missing, empty names replace it.
 
     python -m venv .venv-peers
     .venv-peers/bin/pip install -c constraints.txt -e .
     .venv-peers/bin/pip install --no-deps -r benchmarks/speed/peers.txt
     .venv-peers/bin/python benchmarks/speed/peers.py --json peers.json
 
-Everyone is asked the same: with f the prediction, the relevance of T = <f, f held constant> at the latents, the text
-states and the sinusoids of the timestep, weights frozen. Time is the median of paired ratios to plain forward and
-backward from T to these three; memory the peak of the allocator in one step, to plain; the conservation error is
+All compute the same: with f the prediction, the relevance of T = <f, f held constant> at the latents, the text states
+and the sinusoids of the timestep, weights frozen. Time is the median of paired ratios to plain forward and backward
+from T to these three. Memory is the peak of the allocator in one step, relative to plain. The conservation error is
 |sum of relevance - T| / |T|, averaged over samples, in double precision with every bias of the model zeroed, so that
-there is nothing else for relevance to go to. Each runs in a process of its own. What raises is shown with what it said.
+all relevance must reach these inputs. Each runs in a process of its own; an error is shown with its message.
 """
 
 import argparse
-import json
-import sys
 from copy import deepcopy
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import measure
-import torch
 from adapters import PEERS, Setup, plain
 from problems import UNETS, Problem, build
 
@@ -48,8 +43,7 @@ def conservation_error(problem: Problem, peer: Setup) -> float:
 def judge(peer: Setup, problem: Problem, pairs: int, device: str) -> dict[str, Any]:
     """Cost relative to plain forward and backward, and the conservation error."""
 
-    # Set up for each pass and taken down again, so that the plain pass in between meets an untouched model. Setting up
-    # is not timed: who uses one of these for a whole run does it once.
+    # Set up for each pass and removed again, so that the plain pass runs on an unchanged model. Only passes are timed.
     def timed(setup: Setup) -> float:
         with setup(problem) as run:
             return measure.seconds(run, device)
@@ -72,13 +66,11 @@ def judge(peer: Setup, problem: Problem, pairs: int, device: str) -> dict[str, A
     }
 
 
-def job(options: dict[str, Any]) -> dict[str, Any]:
-    """What a process of its own does."""
-    torch.set_num_threads(options["threads"])
-    _, peer = PEERS[options["part"]]
-    dtype = measure.dtype_of(argparse.Namespace(**options))
-    problem = build(options["model"], options["batch"], options["device"], dtype)
-    return judge(peer, problem, options["pairs"], options["device"])
+def job(options: argparse.Namespace) -> dict[str, Any]:
+    """Run in a process of its own."""
+    _, peer = PEERS[options.part]
+    problem = build(options.model, options.batch, options.device, measure.dtype_of(options))
+    return judge(peer, problem, options.pairs, options.device)
 
 
 def version_of(distribution: str) -> str | None:
@@ -89,46 +81,29 @@ def version_of(distribution: str) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = measure.parser(__doc__)
+    parser = measure.parser(__doc__, batch=8, pairs=15)
     parser.add_argument("--model", choices=[name for name in UNETS if name != "sdxl"], default="portraits")
     parser.add_argument("--peer", action="append", help="only rows that begin so; repeatable")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=15)
-    options = parser.parse_args(arguments)
-    if options.job:
-        measure.answer(job, options.job)
-        return
-    about, rows = measure.environment(options), []
+    options, rows, cells = measure.parsed(parser, job, arguments), [], []
     for name, (distribution, _) in PEERS.items():
         if options.peer and not name.startswith(tuple(options.peer)):
             continue
         found = version_of(distribution)
-        missing = {"error": "not installed; see the top of this file"}
-        result = measure.in_own_process(__file__, name, options) if found else missing
-        rows.append({"peer": name, "version": found, **result})
-    measure.show(
-        f"{options.model}: relevance at latents, text and time / plain forward + backward; batch {options.batch},"
-        f" {about['dtype']}, {about['device']}, {about['threads']} threads, load {about['load']:.1f}",
-        ["", "version", "time", "95 %", "peak memory", "conservation error"],
-        [
-            [row["peer"], row["version"] or "", "failed"]
+        row = {"peer": name, "version": found, "error": "not installed; see the top of this file"}
+        if found:
+            row = {"peer": name, "version": found, **measure.in_own_process(__file__, name, options)}
+        rows.append(row)
+        figures = (
+            ["failed"]
             if "error" in row
-            else [
-                row["peer"],
-                row["version"],
-                *measure.as_text(row["time"]),
-                f"{row['peak']:.2f}",
-                f"{row['conservation_error']:.1e}",
-            ]
-            for row in rows
-        ],
-        [f"{row['peer']}: {row['error']}" for row in rows if "error" in row],
-    )
-    if options.json:
-        Path(options.json).write_text(
-            json.dumps({"environment": about, "model": options.model, "rows": rows}, indent=2)
+            else [*measure.as_text(row["time"]), f"{row['peak']:.2f}", f"{row['conservation_error']:.1e}"]
         )
+        cells.append([name, found or "", *figures])
+    title = f"{options.model}: relevance at latents, text and time / plain forward + backward"
+    notes = [f"{row['peer']}: {row['error']}" for row in rows if "error" in row]
+    measure.show(options, title, ["", "version", "time", "95 %", "peak memory", "conservation error"], cells, notes)
+    measure.write(options, model=options.model, rows=rows)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,33 +1,24 @@
-"""What is timed: a frozen denoiser with random inputs, and one gradient pass through it.
+"""What is timed: a frozen UNet with random inputs, and one gradient pass through it.
 
-The full configurations are those that Stable Diffusion 1.5 and SDXL 1.0 were published with; their weights are random
-here, which costs the same. `portraits` has its trained weights, `tiny` serves the tests, `transformer` has the blocks
-of Stable Diffusion 3 at the size of `portraits`. Of a pipeline in a folder, the problem is what its own call asks of
-its denoiser at the first step.
+The configurations `sd15` and `sdxl` are those that Stable Diffusion 1.5 and SDXL 1.0 were published with; their weights
+are random here, which takes the same time. `portraits` has its trained weights; `tiny` is for the tests.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from stereoclinic.pipelines import arguments as tree
-from stereoclinic.pipelines import open_model
-from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.hooks import Watch
-from stereoclinic.pipelines.intercept import Left
 from stereoclinic.pipelines.opening import BUILT_IN
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 #: Name -> (text tokens, configuration) of a UNet; None reads the shipped model.
 UNETS: dict[str, tuple[int, dict | None]] = {
@@ -77,35 +68,16 @@ UNETS: dict[str, tuple[int, dict | None]] = {
 }
 
 
-#: A transformer of 7.8 million parameters.
-TRANSFORMER = {
-    "sample_size": 16,
-    "patch_size": 2,
-    "in_channels": 4,
-    "num_layers": 6,
-    "attention_head_dim": 32,
-    "num_attention_heads": 6,
-    "joint_attention_dim": 64,
-    "caption_projection_dim": 192,
-    "pooled_projection_dim": 64,
-    "out_channels": 4,
-    "pos_embed_max_size": 16,
-    "qk_norm": "rms_norm",
-}
-MODELS = (*UNETS, "transformer")
-
-
 @dataclass
 class Problem:
     """One call of a denoiser.
 
     Args:
         network: Frozen.
-        latents: (B, ...).
+        latents: (B, C, h, w).
         states: Text, (B, L, D).
-        cotangent: Of the prediction's shape, what it is multiplied with; a target of the toolkit has this shape too.
-        given: What the denoiser takes besides.
-        names: Of the arguments that latents and states are.
+        cotangent: What the prediction is multiplied with, in its shape; stands for the lean.
+        given: Further arguments of the denoiser.
     """
 
     network: nn.Module
@@ -113,28 +85,22 @@ class Problem:
     states: Tensor
     cotangent: Tensor
     given: Mapping[str, Any] = field(default_factory=dict)
-    names: tuple[str, str] = ("sample", "encoder_hidden_states")
 
     def predict(self, latents: Tensor, states: Tensor) -> Tensor:
-        told = dict(zip(self.names, (latents, states), strict=True))
-        return tree.sample_of(self.network(**{**self.given, **told, "return_dict": False}))
+        return self.network(latents, encoder_hidden_states=states, **self.given).sample
 
 
-def build(
-    model: str,
-    batch: int,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    call: Mapping[str, Any] | None = None,
-) -> Problem:
-    """A problem with `batch` samples: random ones, of a model of `MODELS`, or those of a pipeline in a folder.
+def pooled_width(config: Any) -> int:
+    """Width of SDXL's pooled text; 0 for models without one."""
+    if config.addition_embed_type != "text_time":
+        return 0
+    return config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 
-    Weights are random as well, except those of `portraits` and of pipelines. `call` holds options of a pipeline's call.
-    """
+
+def build(model: str, batch: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
+    """A problem with `batch` random samples. Weights are random too, except those of `portraits`."""
     torch.manual_seed(0)
-    if model not in MODELS:
-        return of_pipeline(Path(model), batch, device, dtype, call)
-    tokens, config = UNETS.get(model, (16, TRANSFORMER))
+    tokens, config = UNETS[model]
     if config is None:
         network = UNet2DConditionModel.from_pretrained(BUILT_IN[model] / "unet", low_cpu_mem_usage=False)
     else:
@@ -142,51 +108,19 @@ def build(
         torch.set_default_dtype(dtype)  # so that 2.6 billion weights are never held twice
         try:
             with torch.device(device):
-                network = (UNet2DConditionModel if model in UNETS else SD3Transformer2DModel)(**config)
+                network = UNet2DConditionModel(**config)
         finally:
             torch.set_default_dtype(before)
     network = network.to(device, dtype).eval().requires_grad_(False)
-    like = {"device": device, "dtype": dtype}
-    size, config = network.config.sample_size, network.config
+    like, config, size = {"device": device, "dtype": dtype}, network.config, network.config.sample_size
     given: dict[str, Any] = {"timestep": torch.randint(1, 1000, (batch,), device=device)}
-    names, width = ("sample", "encoder_hidden_states"), config.get("cross_attention_dim")
-    if model not in UNETS:
-        names, width = ("hidden_states", "encoder_hidden_states"), config.joint_attention_dim
-        given["pooled_projections"] = torch.randn(batch, config.pooled_projection_dim, **like)
-    elif config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    if width := pooled_width(config):
         sizes = torch.full((batch, 6), 1024.0, **like)
-        given["added_cond_kwargs"] = {"text_embeds": torch.randn(batch, pooled, **like), "time_ids": sizes}
+        given["added_cond_kwargs"] = {"text_embeds": torch.randn(batch, width, **like), "time_ids": sizes}
     latents = torch.randn(batch, config.in_channels, size, size, **like)
-    states = torch.randn(batch, tokens, width, **like)
+    states = torch.randn(batch, tokens, config.cross_attention_dim, **like)
     cotangent = torch.randn(batch, config.out_channels, size, size, **like)
-    return Problem(network, latents, states, cotangent, given, names)
-
-
-@torch.no_grad()
-def of_pipeline(
-    folder: Path, batch: int, device: str, dtype: torch.dtype, call: Mapping[str, Any] | None = None
-) -> Problem:
-    """What a pipeline's call asks of its denoiser at the first step, of the rows that see the prompt."""
-    model = open_model(folder, device, str(dtype).removeprefix("torch."), call=call)
-    prompts = load_prompts("portraits")
-    rows = list(with_seeds(prompts, 0, -(-batch // len(prompts))))[:batch]
-    calls: list[Call] = []
-
-    def visit(call: Call) -> None:
-        calls.append(call)
-        raise Left
-
-    walk = Walk(model, rows, model.defaults.steps, model.defaults.guidance, visit=visit)
-    walk.run()
-    given = calls[0].arguments(None, slice(None))
-    names = walk.learnt.latents, str(walk.learnt.telling[0])
-    latents, states = (given.pop(name) for name in names)
-    if not isinstance(latents, Tensor) or not isinstance(states, Tensor):
-        raise SystemExit(f"{folder}: its denoiser takes lists, whose gradients are not asked for here")
-    problem = Problem(tree.inner(model.network), latents, states, torch.empty(0), given, names)
-    problem.cotangent = torch.randn_like(problem.predict(latents, states))
-    return problem
+    return Problem(network, latents, states, cotangent, given)
 
 
 def differentiate(
@@ -197,7 +131,7 @@ def differentiate(
     Args:
         problem: The denoiser and its inputs.
         sites: Watched layers.
-        rules: What the forward pass runs in: `contextlib.nullcontext`, or relevance rules.
+        rules: The context of the forward pass: `contextlib.nullcontext`, or relevance rules.
 
     Returns:
         The sites' activations, and their gradients.
@@ -212,13 +146,7 @@ def differentiate(
 
 
 class RandomText(DiffusionPipeline):
-    """A text-to-image pipeline as small as one can be: states drawn at random for each text, and no pictures.
-
-    Args:
-        unet: Denoises.
-        scheduler: Steps.
-        tokens: Of a text.
-    """
+    """A minimal text-to-image pipeline: random text states for each text, latents instead of pictures."""
 
     def __init__(self, unet: nn.Module, scheduler: Any, tokens: int = 2) -> None:
         super().__init__()
@@ -234,12 +162,11 @@ class RandomText(DiffusionPipeline):
         return torch.stack(states).to(self._execution_device, self.unet.dtype)
 
     def added(self, count: int) -> dict[str, Tensor]:
-        """What SDXL is told besides: a pooled text and sizes, the same for all."""
-        config, like = self.unet.config, {"device": self._execution_device, "dtype": self.unet.dtype}
-        if config.addition_embed_type != "text_time":
+        """SDXL's pooled text and sizes, the same for all."""
+        like = {"device": self._execution_device, "dtype": self.unet.dtype}
+        if not (width := pooled_width(self.unet.config)):
             return {}
-        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        return {"text_embeds": torch.ones(count, pooled, **like), "time_ids": torch.full((count, 6), 1024.0, **like)}
+        return {"text_embeds": torch.ones(count, width, **like), "time_ids": torch.full((count, 6), 1024.0, **like)}
 
     @torch.no_grad()
     def __call__(

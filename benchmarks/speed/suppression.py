@@ -1,31 +1,26 @@
-"""What damping costs a step of the denoiser: hooked, and fused, against the same denoiser untouched.
+"""The cost of damping in a step of the denoiser, by hooks and fused, against the same denoiser undamped.
 
     python benchmarks/speed/suppression.py                                   # portraits, on the CPU
     python benchmarks/speed/suppression.py --model sd15 --device cuda --batch 4
 
-A guided batch: half of it unconditional. Every mask damps every neuron in five bins of timesteps, the most that a mask
-can hold; `1 %` damps that share. Both passes run in turn; *time* is the median of the pairs' ratios in each process,
-over processes. `nothing` runs the untouched denoiser twice: what of a ratio is noise. *In hooks* is the share of a
-treated pass that is spent in them, which noise of the whole pass leaves alone; what hooks cost the layers after them,
-by what they drive out of the caches, is in *time* only. On a GPU, where hooks only ask for work, there is no such
-share.
+The batch is guided: half of it is unconditional. Every mask damps every neuron in five timestep bins, which is the
+largest mask; `1 %` damps that share of the neurons. Both passes run in turn. *time* is the median of the pairs' ratios
+in each process, over processes; `nothing` runs the undamped denoiser twice and shows the noise. *in hooks* is the share
+of a damped pass that is spent in hooks; it does not include the hooks' effect on caches, and is measured on a CPU only.
 """
 
-import json
-import sys
+import argparse
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import measure
 import torch
-from problems import MODELS, Problem, build
+from problems import UNETS, Problem, build
 
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.sns.damp import suppress
@@ -38,14 +33,14 @@ KINDS = ("nothing", "every neuron", "1 %", "conditional half", "rooted", "allott
 
 
 def guided(model: str, batch: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
-    """A guided batch is at one timestep."""
+    """A problem with one timestep for the whole batch, as under guidance."""
     problem = build(model, batch, device, dtype)
     timestep = problem.given["timestep"]
     return replace(problem, given={**problem.given, "timestep": timestep[:1].expand(batch).clone()})
 
 
 def mask_of(kind: str, problem: Problem) -> NeuronMask:
-    """Random factors; what they are costs nothing."""
+    """Random factors; their values do not change the cost."""
     sites = find_sites(problem.network)
     bins, neurons = len(EDGES) - 1, sum(site.width for site in sites)
     drawn = torch.Generator().manual_seed(0)
@@ -63,7 +58,7 @@ def mask_of(kind: str, problem: Problem) -> NeuronMask:
 
 @contextmanager
 def treated(kind: str, mask: NeuronMask | None, problem: Problem) -> Iterator[None]:
-    """As a user would: attached once, and left on for a whole run."""
+    """Attach the mask as a user would, once for a whole run."""
     if mask is None:
         yield
     elif kind == "fused":
@@ -80,9 +75,9 @@ def treated(kind: str, mask: NeuronMask | None, problem: Problem) -> Iterator[No
 
 @contextmanager
 def timed(problem: Problem) -> Iterator[list[float]]:
-    """Yields a list that takes the seconds of every hook before a site or the denoiser: all that suppression does.
+    """Yields a list that receives the seconds of every hook before a site or the denoiser: all that suppression does.
 
-    Hooks that are there already run between those of the watch.
+    Existing hooks run between the two that take the time.
     """
     began, spent = [0.0], []
 
@@ -116,10 +111,7 @@ def share_in_hooks(kind: str, mask: NeuronMask | None, problem: Problem, passes:
 
 
 def compare(kind: str, problem: Problem, pairs: int, device: str) -> dict[str, Any]:
-    """Ratio of a treated pass to an untouched one.
-
-    Hooks come on and off between the passes of a pair, outside what is timed.
-    """
+    """Ratio of a damped pass to an undamped one. Hooks are attached and removed outside the timed part."""
     mask = None if kind == "nothing" else mask_of(kind, problem)
     step = partial(problem.predict, problem.latents, problem.states)
     times: tuple[list[float], list[float]] = ([], [])
@@ -127,7 +119,7 @@ def compare(kind: str, problem: Problem, pairs: int, device: str) -> dict[str, A
         for number in range(pairs + 2):
             for which in (0, 1) if number % 2 == 0 else (1, 0):
                 with treated(kind, mask, problem) if which else nullcontext():
-                    step()  # what is prepared once a run and bin is no step's cost
+                    step()  # prepares what a run and bin need once
                     own = [measure.seconds(step, device) for _ in range(3)]
                 if number >= 2:
                     times[which].append(sorted(own)[1])
@@ -138,54 +130,40 @@ def compare(kind: str, problem: Problem, pairs: int, device: str) -> dict[str, A
     }
 
 
-def job(options: dict[str, Any]) -> dict[str, Any]:
-    """What a process of its own does."""
-    torch.set_num_threads(options["threads"])
-    dtype = measure.dtype_of(SimpleNamespace(**options))  # type: ignore[arg-type]
-    problem = guided(options["model"], options["batch"], options["device"], dtype)
-    return compare(options["kind"], problem, options["pairs"], options["device"])
+def job(options: argparse.Namespace) -> dict[str, Any]:
+    """Run in a process of its own."""
+    problem = guided(options.model, options.batch, options.device, measure.dtype_of(options))
+    return compare(options.kind, problem, options.pairs, options.device)
+
+
+def cells(found: list[dict[str, Any]]) -> list[str]:
+    """Figures of a row, from all processes."""
+    inside = [process["in_hooks"] for process in found if process["in_hooks"] is not None]
+    shares = f"{median(inside):.2%} ({min(inside):.2%}-{max(inside):.2%})" if inside else ""
+    plain = median(process["plain_seconds"] for process in found)
+    ratio = measure.over_processes([process["ratio"] for process in found])
+    return [*measure.as_text(ratio), shares, f"{1000 * plain:.0f}"]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = measure.parser(__doc__)
-    parser.add_argument("--model", action="append", choices=MODELS, help="repeatable; default: portraits")
+    parser = measure.parser(__doc__, batch=16, pairs=10)
+    parser.add_argument("--model", action="append", choices=tuple(UNETS), help="repeatable; default: portraits")
     parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; default: all")
-    parser.add_argument("--batch", type=int, default=16, help="of both halves together")
-    parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--processes", type=int, default=6)
-    options = parser.parse_args(arguments)
-    if options.job:
-        measure.answer(job, options.job)
-        return
-    about, collected = measure.environment(options), []
+    options, collected = measure.parsed(parser, job, arguments), []
     for model in options.model or ["portraits"]:
         rows, notes = [], []
         for kind in options.kind or KINDS:
-            found = [
-                measure.in_own_process(__file__, "time", options, model=model, kind=kind)
-                for _ in range(options.processes)
-            ]
+            run = partial(measure.in_own_process, __file__, "time", options, model=model, kind=kind)
+            found = [run() for _ in range(options.processes)]
             collected.append({"model": model, "kind": kind, "processes": found})
-            if failed := next((each["error"] for each in found if "error" in each), None):
-                rows.append([kind, "failed"])
-                notes.append(f"{kind}: {failed}")
-            else:
-                ratio = measure.over_processes([each["ratio"] for each in found])
-                inside = [each["in_hooks"] for each in found if each["in_hooks"] is not None]
-                shares = f"{median(inside):.2%} ({min(inside):.2%}-{max(inside):.2%})" if inside else ""
-                plain = median(each["plain_seconds"] for each in found)
-                rows.append([kind, *measure.as_text(ratio), shares, f"{1000 * plain:.0f}"])
-        measure.show(
-            f"{model}: damped step / the same step untouched; batch {options.batch}, {about['dtype']},"
-            f" {about['device']}, {about['threads']} threads, {options.processes} processes of {options.pairs} pairs,"
-            f" load {about['load']:.1f}",
-            ["mask", "time", "least to most", "in hooks", "plain ms"],
-            rows,
-            notes,
-        )
-    if options.json:
-        Path(options.json).write_text(json.dumps({"environment": about, "rows": collected}, indent=2))
+            errors = [process["error"] for process in found if "error" in process]
+            rows.append([kind, "failed"] if errors else [kind, *cells(found)])
+            notes += [f"{kind}: {error}" for error in errors]
+        title = f"{model}: damped step / the same step undamped; {options.processes} processes of {options.pairs} pairs"
+        measure.show(options, title, ["mask", "time", "least to most", "in hooks", "plain ms"], rows, notes)
+    measure.write(options, rows=collected)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

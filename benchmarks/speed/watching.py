@@ -1,17 +1,15 @@
-"""What watching costs: a pipeline's call that is watched and left alone, against the same call that nobody watches.
+"""The cost of watching a pipeline's call without changing it, against the same call without watching.
 
     python benchmarks/speed/watching.py --json watching.json                # portraits, on the CPU
     python benchmarks/speed/watching.py --model FOLDER --device cuda --steps 20 --guidance 7.5
 
 Both draw the same pictures, bit for bit, or the script stops. They run in turn; the figure is the median of the pairs'
-ratios with its bootstrap interval. What is learnt of a pipeline, once, is no part of it.
+ratios with its bootstrap interval. What the toolkit learns about a pipeline once is not timed.
 """
 
-import json
+import argparse
 import sys
-from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import measure
@@ -26,7 +24,7 @@ from stereoclinic.prompts.sets import generator, load_prompts, with_seeds
 GOAL = 1.02
 
 
-def compare(options: SimpleNamespace, guidance: float) -> dict[str, Any]:
+def compare(options: argparse.Namespace, guidance: float) -> dict[str, Any]:
     """The ratio at a guidance scale."""
     model = open_model(options.model, options.device, str(measure.dtype_of(options)).removeprefix("torch."))
     prompts = load_prompts("portraits")
@@ -52,47 +50,28 @@ def compare(options: SimpleNamespace, guidance: float) -> dict[str, Any]:
     }
 
 
-def job(given: dict[str, Any]) -> dict[str, Any]:
-    """What a process of its own does."""
-    torch.set_num_threads(given["threads"])
-    options = SimpleNamespace(**given)
+def job(options: argparse.Namespace) -> dict[str, Any]:
+    """Run in a process of its own."""
     return {"rows": [compare(options, guidance) for guidance in options.guidance or [1.0, 2.0]]}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = measure.parser(__doc__)
+    parser = measure.parser(__doc__, batch=8, pairs=20)
     parser.add_argument("--model", default="portraits", help="a built-in model, or a pipeline's folder")
-    parser.add_argument("--batch", type=int, default=8, help="pictures")
     parser.add_argument("--steps", type=int, help="default: the model's own")
     parser.add_argument("--guidance", type=float, action="append", help="repeatable; default: 1 and 2")
-    parser.add_argument("--pairs", type=int, default=20)
-    options = parser.parse_args(arguments)
-    if options.job:
-        measure.answer(job, options.job)
-        return
-    about = measure.environment(options)
+    options = measure.parsed(parser, job, arguments)
     found = measure.in_own_process(__file__, "draw", options)
     if "error" in found:
         sys.exit(found["error"])
-    measure.show(
-        f"{options.model}: watched call / bare call; batch {options.batch}, {about['dtype']}, {about['device']},"
-        f" {about['threads']} threads, {options.pairs} pairs, load {about['load']:.1f}",
-        ["guidance", "steps", "time", "95 %", "goal", "bare s", "watched s"],
-        [
-            [
-                f"{row['guidance']:g}",
-                str(row["steps"]),
-                *measure.as_text(row["time"]),
-                f"{GOAL:.2f}",
-                f"{row['bare_seconds']:.3f}",
-                f"{row['watched_seconds']:.3f}",
-            ]
-            for row in found["rows"]
-        ],
-    )
-    if options.json:
-        Path(options.json).write_text(json.dumps({"environment": about, "model": options.model, **found}, indent=2))
+    rows = []
+    for row in found["rows"]:
+        seconds = [f"{row[side]:.3f}" for side in ("bare_seconds", "watched_seconds")]
+        rows.append([f"{row['guidance']:g}", str(row["steps"]), *measure.as_text(row["time"]), f"{GOAL:.2f}", *seconds])
+    head = ["guidance", "steps", "time", "95 %", "goal", "bare s", "watched s"]
+    measure.show(options, f"{options.model}: watched call / bare call, {options.pairs} pairs", head, rows)
+    measure.write(options, model=options.model, **found)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
