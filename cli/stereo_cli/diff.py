@@ -73,10 +73,10 @@ def diff(
 def _tables(found: dict[str, Any]) -> "Iterator[Group | str]":
     yield _made(found["made"])
     if found["all"] is None:
-        yield "No layer is in both, by name, kind and width: they are of different models, with no neuron to compare."
+        yield "The files have no layer in common (name, kind and width): they are of different models."
         return
-    apart = found["sites"]["a"] + found["sites"]["b"]
-    missing = f" {apart} layers that only one of the two has are left out." if apart else ""
+    count = found["sites"]["a"] + found["sites"]["b"]
+    missing = f" {count} layers that only one file has are left out." if count else ""
     yield _sizes(found, missing)
     yield _common(found)
 
@@ -87,7 +87,7 @@ def _made(rows: list[dict[str, Any]]) -> "Group":
     from stereo_cli.tables import captioned, new_table, styled
 
     if not rows:
-        return Group(styled("Made alike: nothing differs in what the files say of themselves", "bold"), "")
+        return Group(styled("Made alike: the files record no difference", "bold"), "")
     table = new_table("What differs in how they were made")
     for name in ("", "A", "B"):
         table.add_column(name, overflow="fold")
@@ -109,25 +109,23 @@ def _sizes(found: dict[str, Any], missing: str) -> "Group":
     of_mask = found["what"] == "mask"
     table = new_table("How much each damps" if of_mask else "How much relevance each holds")
     table.add_column("")
-    of_set, of_sum = ("damped", "damping") if of_mask else ("above 0", "|R|")
-    for name in ("neurons", f"{of_set}\nA", f"{of_set}\nB", f"{of_sum}\nA", f"{of_sum}\nB"):
+    count, total = ("damped", "damping") if of_mask else ("above 0", "|R|")
+    for name in ("neurons", f"{count}\nA", f"{count}\nB", f"{total}\nA", f"{total}\nB"):
         table.add_column(name, justify="right")
     for name, row in _rows(found, table):
-        if not row:
-            table.add_row(name, *"-----")
-            continue
-        sides = row["a"], row["b"]
-        sums = (f"{side['sum']:.1f}" if of_mask else f"{side['sum']:.3g}" for side in sides)
-        table.add_row(name, str(row["neurons"]), *(str(side["set"]) for side in sides), *sums)
+        sides = [row["a"], row["b"]] if row else []
+        sums = [f"{side['sum']:.1f}" if of_mask else f"{side['sum']:.3g}" for side in sides]
+        cells = [str(row["neurons"]), *(str(side["set"]) for side in sides), *sums] if row else "-----"
+        table.add_row(name, *cells)
     if of_mask:
         text = (
-            "damped: neurons with a factor below 0.999, in any timestep or group. damping: sum over neurons of 1 -"
-            " factor, mean over timesteps and groups."
+            "damped: factor below 0.999 in any timestep or group. damping: sum over neurons of 1 - factor, mean over"
+            " timesteps and groups."
         )
     else:
         text = (
-            "above 0: neurons that carry the stereotype, by the mean over samples of sign(S) R. |R|: sum over neurons"
-            " of the mean's size. A timestep bin that one of the two did not measure has dashes."
+            "above 0: neurons that carry the stereotype, by the mean of sign(S) R over samples. |R|: sum over neurons"
+            " of |mean|. A dash: not measured in both."
         )
     return captioned(table, text + missing)
 
@@ -137,32 +135,28 @@ def _common(found: dict[str, Any]) -> "Group":
 
     table = new_table("What they have in common, and what chance would show")
     table.add_column("")
-    for name in ("overlap", "top 1 %", "top 5 %"):
+    for name in ("overlap", "top 1 %", "top 5 %", "rank\ncorr.", "cosine"):
         table.add_column(name, justify="right")
         table.add_column("by\nchance", justify="right", style="dim")
-    for name, chance in (("rank\ncorr.", "by\nchance"), ("cosine", "by\nchance")):
-        table.add_column(name, justify="right")
-        table.add_column(chance, justify="right", style="dim")
     for name, row in _rows(found, table):
-        cells = []
-        for each in (row["overlap"], *row["top"]) if row else ({},) * 3:
-            cells += [figure(each.get("jaccard")), figure(each.get("chance"))]
-        rank, angle = (row["spearman"], row["cosine"]) if row else ({}, {})
-        noise = rank.get("noise")
-        cells += [figure(rank.get("value")), "-" if noise is None or rank["value"] is None else f"±{noise:.2f}"]
-        table.add_row(name, *cells, figure(angle.get("value")), figure(angle.get("chance")))
+        if not row:
+            table.add_row(name, *10 * "-")
+            continue
+        cells = [figure(each[key]) for each in (row["overlap"], *row["top"]) for key in ("jaccard", "chance")]
+        rank, angle = row["spearman"], row["cosine"]
+        noise = "-" if rank["noise"] is None or rank["value"] is None else f"±{rank['noise']:.2f}"
+        table.add_row(name, *cells, figure(rank["value"]), noise, figure(angle["value"]), figure(angle["chance"]))
     which = "damped neurons" if found["what"] == "mask" else "neurons above 0"
     return captioned(
         table,
-        f"overlap: of the {which} of either, the share that is in both (Jaccard); top 1 % and 5 %: the same of those"
-        " with the largest values, and all that tie with them. rank corr.: Spearman over all neurons. by chance: the"
-        " mean for random sets of these sizes, one standard error of unrelated ranks, and the cosine of the same values"
-        " in random order. A dash: one of the two has nothing there.",
+        f"overlap: Jaccard index of the {which}; top 1 % and 5 %: of the neurons with the largest values. rank corr.:"
+        " Spearman over all neurons. by chance: mean for random sets of these sizes, one standard error for unrelated"
+        " ranks, and the cosine after a random reordering. A dash: not defined.",
     )
 
 
 def _rows(found: dict[str, Any], table: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and figures of each row, with a line between kinds, timesteps, groups and all of them together."""
+    """Name and figures of each row; adds a line to the table between kinds, timesteps, groups and the total."""
     from stereo_cli.tables import timesteps
 
     for row in found["kinds"]:

@@ -86,7 +86,7 @@ def test_masks_of_other_models_are_said_to_be_so(located, stereo, tmp_path: Path
     assert json.loads(stereo("diff", located, tmp_path / "other.pt", "--json").stdout)["all"] is None
     replace(mask, sites=[sites[0], *mask.sites[1:]]).save(tmp_path / "other.pt")
     result = stereo("diff", located, tmp_path / "other.pt")
-    assert "2 layers that only one of the two has are left out" in " ".join(result.stdout.split())
+    assert "2 layers that only one file has are left out" in " ".join(result.stdout.split())
 
 
 def test_allocating_masks_have_a_row_for_each_group(located, stereo, tmp_path: Path):
