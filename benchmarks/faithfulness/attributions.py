@@ -1,8 +1,8 @@
-"""Every way of scoring neurons that is compared, on the same points of the same trajectories.
+"""The methods of scoring neurons that are compared, on the same points of the same trajectories.
 
-A method reads a point (a batch of samples at one timestep) and gives, for each sample and neuron, a *score*: how much
-the neuron is held to carry the stereotype. Methods that decompose something also give *rows* R_j toward each group and
-a collateral row, from which a treatment plan can be made.
+A method reads a point (a batch of samples at one timestep) and gives each sample and neuron a *score*: how much the
+neuron carries the stereotype. Methods that decompose a quantity also give *rows* R_j toward each group and a collateral
+row, which a treatment plan can be made from.
 
     LRP composites            R_j = a_j g_j, or (a_j - abar_j) g_j when rooted; g by the composite's modified backward
                               pass. Mean-rooted: abar_j averaged over positions, which is what a mask can damp toward

@@ -1,13 +1,12 @@
-"""What neurons truly do, by damping them: leans at held-out points, and the images of held-out seeds.
+"""The true effect of neurons, by damping them: on leans at held-out points, and on images of held-out seeds.
 
-    tilt        mean over samples and groups of sign(S_g) S_g', S' the lean after damping: all of it when nothing is
-                damped, 0 when it is gone, below 0 when it has flipped
-    |lean|      mean |S_g'|, by which overshooting counts against a method
-    off axis    mean size of what moved outside the groups' directions, in units of ||d||
+    tilt        mean over samples and groups of sign(S_g) S_g', S' the lean after damping; below 0 the lean has flipped
+    |lean|      mean |S_g'|, so that overshooting counts against a method
+    off axis    mean size of the movement outside the groups' directions, in units of ||d||
 
-Deletion silences neurons, whatever the method (a score is asked what silencing does). Insertion starts from the
-balanced point: every neuron of every site is set to its mean over the groups' passes, position by position, and the
-best-ranked ones get their own activation back; the tilt they restore is theirs.
+Deletion silences neurons, whatever the method. Insertion starts from the balanced point: every neuron of every site is
+set to its mean over the groups' passes, position by position. Then the best-ranked neurons get their own activation
+back, and the tilt that this restores is measured.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +29,6 @@ from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import Site, by_layer
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.statistics.distances import frechet_between
 from stereoclinic.statistics.shares import parity_gap, shares_from_reads, unsure_rate
 
 
@@ -219,7 +217,3 @@ def on_images(
     unsure = unsure_rate(by_label).mean()
     figures = {"parity_gap": gap.item(), "occupation_right": sum(right) / len(right), "unsure": unsure.item()}
     return figures, torch.cat(features)
-
-
-def frechet(features: Tensor, untreated: Tensor) -> float:
-    return frechet_between(features, untreated)

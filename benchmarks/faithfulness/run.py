@@ -1,27 +1,31 @@
-"""Which neurons are found right, and by whom: every composite against every baseline, on held-out seeds.
+"""Which method finds the right neurons: every composite against every baseline, on held-out seeds.
 
     python benchmarks/faithfulness/run.py --model portraits --out portraits.json
     python benchmarks/faithfulness/show.py portraits.json other.json --figure docs/faithfulness.png
 
-Each of `--sets` repetitions locates on calibration seeds of its own, by every method on the same points, and judges on
-other seeds of its own: deletion and insertion curves of the lean, the treatment plan made of the method's rows, and
-images. Beside that, once: correlation with what silencing single neurons truly does, similarity of the scores to those
-of a model with random weights, and, between the repetitions and between halves of the prompts, stability of the
-ranking. A repetition that is in the output already is not run again.
+Each of `--sets` repetitions locates on its own calibration seeds, by every method on the same points, and judges on its
+own held-out seeds: deletion and insertion curves of the lean, the treatment plan from the method's rows, and images.
+Measured once: the correlation with the true effect of silencing single neurons, the similarity of the scores to those
+of a model with random weights, and the stability of the ranking between repetitions and between halves of the prompts.
+Repetitions that are in the output file are not run again.
 """
 
 import argparse
 import copy
 import json
+import sys
 import time
 from pathlib import Path
 
 import torch
 from attributions import Ledger, Point, Reading, ledger, points
-from judge import Chart, best, frechet, inserted, on_images, on_leans, true_effects
+from judge import Chart, best, inserted, on_images, on_leans, true_effects
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import parser, repeat, resumed
 
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.io.files import load_tensors, save_tensors, write_text
@@ -32,6 +36,7 @@ from stereoclinic.prompts.axes import Axis, load_axis
 from stereoclinic.prompts.sets import occupation_prompts, with_seeds
 from stereoclinic.sns.linear import treatment_plan
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.statistics.distances import frechet_between
 
 DELETED = (0.0025, 0.005, 0.01, 0.02, 0.05)  # shares of all neurons
 INSERTED = (0.01, 0.04, 0.16)
@@ -41,20 +46,20 @@ CALIBRATION, HELD_OUT, IMAGES = 0, 400, 2000  # first seeds; no repetition share
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="portraits")
-    parser.add_argument("--axis", default="gender")
-    parser.add_argument("--sets", type=int, default=5, help="repetitions, with seeds of their own")
-    parser.add_argument("--seeds", type=int, default=4, help="calibration seeds a prompt and repetition")
-    parser.add_argument("--judged", type=int, default=3, help="held-out seeds a prompt and repetition")
-    parser.add_argument("--images", type=int, default=10, help="images a prompt, mask and repetition; 0 for none")
-    parser.add_argument("--single", type=int, default=60, help="neurons of each kind silenced one by one; 0 for none")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--every", type=int, default=2)
-    parser.add_argument("--bins", type=int, default=5)
-    parser.add_argument("--guidance", type=float, default=1.0, help="of the images")
-    parser.add_argument("--out", type=Path, default=Path("faithfulness.json"))
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="portraits")
+    arguments.add_argument("--axis", default="gender")
+    arguments.add_argument("--sets", type=int, default=5, help="repetitions, with seeds of their own")
+    arguments.add_argument("--seeds", type=int, default=4, help="calibration seeds a prompt and repetition")
+    arguments.add_argument("--judged", type=int, default=3, help="held-out seeds a prompt and repetition")
+    arguments.add_argument("--images", type=int, default=10, help="images a prompt, mask and repetition; 0 for none")
+    arguments.add_argument("--single", type=int, default=60, help="neurons of each kind silenced alone; 0 for none")
+    arguments.add_argument("--steps", type=int, default=20)
+    arguments.add_argument("--every", type=int, default=2)
+    arguments.add_argument("--bins", type=int, default=5)
+    arguments.add_argument("--guidance", type=float, default=1.0, help="of the images")
+    arguments.add_argument("--out", type=Path, default=Path("faithfulness.json"))
+    options = arguments.parse_args()
 
     model, axis = open_model(options.model), load_axis(options.axis)
     assert model.folder is not None
@@ -62,19 +67,19 @@ def main() -> None:
     bench = Bench(model, reader, axis, options)
     settings = {key: value for key, value in vars(options).items() if key not in ("out", "sets")}
     settings["model"] = Path(options.model).name
-    found = json.loads(options.out.read_text()) if options.out.exists() else {"settings": settings, "sets": []}
-    if found["settings"] != settings:
-        parser.error(f"{options.out} was made with {found['settings']}; choose another --out")
-    for number in range(len(found["sets"]), options.sets):
+    found = resumed(options.out, settings)
+
+    def once(number: int) -> dict:
         began = time.monotonic()
         kept = bench.locate(number)
         save_tensors(scores_of(options.out, number), "scores", 1, bench.scores(kept), {})
         repetition = bench.judge(kept, number)
         if "once" not in found:
             found["once"] = bench.once(kept)
-        found["sets"].append(repetition)
-        write_text(options.out, json.dumps(found, indent=1))
         Console(stderr=True).print(f"repetition {number + 1} of {options.sets}: {time.monotonic() - began:.0f} s")
+        return repetition
+
+    repeat(options.out, found, options.sets, once)
     if options.sets > 1:
         rankings = [load_tensors(scores_of(options.out, number), "scores", 1)[0] for number in range(options.sets)]
         found["stability"] = stability(rankings)
@@ -174,7 +179,7 @@ class Bench:
                         mask,
                     )
                     untreated_features = features if untreated_features is None else untreated_features
-                    found["images"][name] = {**figures, "frechet": frechet(features, untreated_features)}
+                    found["images"][name] = {**figures, "frechet": frechet_between(features, untreated_features)}
         return found
 
     def variants(self) -> list[tuple[int, tuple[str, ...]]]:

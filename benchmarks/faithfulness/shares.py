@@ -1,22 +1,23 @@
-"""Deletion and insertion judged by pictures: what the groups' generated shares become.
+"""Deletion and insertion judged by pictures: how the groups' generated shares change.
 
     python benchmarks/faithfulness/shares.py --model portraits --out shares-portraits.json
     python benchmarks/faithfulness/shares.py --show shares-portraits.json shares-harbour.json --figure docs/shares.png
 
-Beside `run.py`, whose curves are of leans. Down to `--until` the chosen neurons are silenced (deletion, most relevant
-first and least relevant first), or every neuron is set to its balanced point and the chosen ones are given back
-(insertion); below it the model runs as it is, for groups are settled early and later damping only spoils the pictures.
+The curves of `run.py` are of leans, these are of pictures. Down to `--until` the chosen neurons are silenced (deletion,
+most or least relevant first), or every neuron is set to its balanced point and the chosen ones are given back
+(insertion). At later steps the model is untreated: groups are settled early, and later damping only harms the pictures.
 
-    tilt left    mean over prompts of sign(p - 1/2) (p' - 1/2), p the share of a prompt untreated and p' now, over what
-                 it is untreated: 1 as it was, 0 balanced, below 0 flipped
+    tilt left    mean over prompts of sign(p - 1/2) (p' - 1/2), with p the untreated share of a prompt and p' the share
+                 now, relative to untreated: 1 is unchanged, 0 balanced, below 0 flipped
     ABPC         area between the curves of least and most relevant first, over log share
 
-Scores come from calibration seeds, pictures from others; every repetition has seeds of its own. +- is half a 95 % t
-interval over repetitions. A repetition that is in the output already is not drawn again.
+Scores come from calibration seeds, pictures from other seeds; no repetition shares a seed with another. +- is half a
+95 % t interval over repetitions. Repetitions that are in the output file are not drawn again.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -25,16 +26,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from attributions import Attribution, Ledger, Reading, ledger
-from judge import Chart, balanced_activations, best, frechet, given_back
+from judge import Chart, balanced_activations, best, given_back
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from show import DRAWN, said
+from show import DRAWN
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import as_text, legend, parser, repeat, resumed, ticks
+
 from stereoclinic.evaluation.readers import PortraitsReader, group_columns
-from stereoclinic.io.files import write_text
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import network_of
@@ -46,6 +49,7 @@ from stereoclinic.prompts.axes import Axis, load_axis
 from stereoclinic.prompts.sets import occupation_prompts, with_seeds
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.statistics.distances import frechet_between
 from stereoclinic.statistics.shares import shares_from_reads, unsure_rate
 
 METHODS = ("gradient", "epsilon-cp", "gamma-cp", "zplus-cp", "CAD", "Wanda", "random")
@@ -135,7 +139,7 @@ class Pictures:
                 return {
                     "tilt_left": (before.sign() * after).mean().item() / tilt,
                     "unsure": unsure_rate(drawn[0]).mean().item(),
-                    "frechet": frechet(drawn[1], features),
+                    "frechet": frechet_between(drawn[1], features),
                 }
 
             found: dict = {"untreated": {"tilt": tilt, "unsure": unsure_rate(untreated).mean().item()}, "methods": {}}
@@ -172,16 +176,16 @@ def table(found: dict) -> Table:
     made = Table("method", "ABPC", *heads, f"Frechet, most {100 * DELETED[1]:g} %", "unsure",
                  title=f"Tilt left of generated shares: {settings['model']}, {len(sets)} repetitions of"
                  f" {settings['images']} images a prompt; untreated tilt"
-                 f" {said([each['untreated']['tilt'] for each in sets])}")  # fmt: skip
+                 f" {as_text([each['untreated']['tilt'] for each in sets])}")  # fmt: skip
     for name in sorted(sets[0]["methods"], key=lambda name: -np.mean([abpc(each, name) for each in sets])):
         curves = [each["methods"][name] for each in sets]
         cells = [
-            said([each[side][i]["tilt_left"] for each in curves])
+            as_text([each[side][i]["tilt_left"] for each in curves])
             for side in ("most", "least", "inserted")
             for i in range(len(curves[0][side]))
         ]
-        beside = [said([each["most"][1][what] for each in curves]) for what in ("frechet", "unsure")]
-        made.add_row(name, said([abpc(each, name) for each in sets]), *cells, *beside)
+        beside = [as_text([each["most"][1][what] for each in curves]) for what in ("frechet", "unsure")]
+        made.add_row(name, as_text([abpc(each, name) for each in sets]), *cells, *beside)
     return made
 
 
@@ -199,32 +203,30 @@ def figure(results: list[dict]) -> Figure:
                 panel.plot(shares, left, line, color=color, marker="o", markersize=3, label=label)
         for panel, over, what in ((deletion, DELETED, "silenced"), (insertion, INSERTED, "given back")):
             panel.set(xscale="log", xlabel=f"neurons {what} (%)", ylabel="tilt of generated shares left")
-            panel.set_xticks([100 * share for share in over], [f"{100 * share:g}" for share in over])
-            panel.minorticks_off()
+            ticks(panel, [100 * share for share in over])
             panel.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         model = found["settings"]["model"]
         deletion.set_title(f"{model}: most (solid) and least (dotted) relevant first", fontsize=9, loc="left")
         insertion.set_title("into the balanced point", fontsize=9, loc="left")
-    handles, names = panels[0][0].get_legend_handles_labels()
-    drawing.legend(handles, names, fontsize=8, loc="outside lower center", ncols=len(names))
+    legend(drawing, panels[0][:1])
     return drawing
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="portraits")
-    parser.add_argument("--axis", default="gender")
-    parser.add_argument("--sets", type=int, default=5, help="repetitions, with seeds of their own")
-    parser.add_argument("--seeds", type=int, default=3, help="calibration seeds a prompt and repetition")
-    parser.add_argument("--images", type=int, default=4, help="images a prompt, treatment and repetition")
-    parser.add_argument("--steps", type=int, default=10, help="of the pictures; 20 of the scores")
-    parser.add_argument("--bins", type=int, default=5)
-    parser.add_argument("--until", type=float, default=600.0, help="treat down to this timestep")
-    parser.add_argument("--method", action="append", choices=METHODS, help="repeatable; default: all")
-    parser.add_argument("--out", type=Path, default=Path("shares.json"))
-    parser.add_argument("--show", type=Path, nargs="+", help="print what is in these files instead")
-    parser.add_argument("--figure", type=Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="portraits")
+    arguments.add_argument("--axis", default="gender")
+    arguments.add_argument("--sets", type=int, default=5, help="repetitions, with seeds of their own")
+    arguments.add_argument("--seeds", type=int, default=3, help="calibration seeds a prompt and repetition")
+    arguments.add_argument("--images", type=int, default=4, help="images a prompt, treatment and repetition")
+    arguments.add_argument("--steps", type=int, default=10, help="of the pictures; 20 of the scores")
+    arguments.add_argument("--bins", type=int, default=5)
+    arguments.add_argument("--until", type=float, default=600.0, help="treat down to this timestep")
+    arguments.add_argument("--method", action="append", choices=METHODS, help="repeatable; default: all")
+    arguments.add_argument("--out", type=Path, default=Path("shares.json"))
+    arguments.add_argument("--show", type=Path, nargs="+", help="print what is in these files instead")
+    arguments.add_argument("--figure", type=Path)
+    options = arguments.parse_args()
     if options.show:
         results = [json.loads(path.read_text()) for path in options.show]
         for each in results:
@@ -236,13 +238,9 @@ def main() -> None:
     assert model.folder is not None
     kept = ("axis", "seeds", "images", "steps", "bins", "until")
     settings = {"model": Path(options.model).name, **{name: getattr(options, name) for name in kept}}
-    found = json.loads(options.out.read_text()) if options.out.exists() else {"settings": settings, "sets": []}
-    if found["settings"] != settings:
-        parser.error(f"{options.out} was made with {found['settings']}; choose another --out")
+    found = resumed(options.out, settings)
     pictures = Pictures(model, PortraitsReader(model.folder / "reader"), axis, options)
-    for number in range(len(found["sets"]), options.sets):
-        found["sets"].append(pictures.repetition(number))
-        write_text(options.out, json.dumps(found, indent=1))
+    repeat(options.out, found, options.sets, pictures.repetition)
     Console(width=190).print(table(found))
 
 

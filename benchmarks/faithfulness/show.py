@@ -5,15 +5,17 @@
 Figures are means over the repetitions, +- half the 95 % t interval; differences are paired within a repetition.
 """
 
-import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import t as student
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import as_text, interval, legend, parser, ticks
 
 REFERENCE = "epsilon-cp"
 DRAWN = {
@@ -27,20 +29,6 @@ DRAWN = {
     "|difference|": "C3",
     "random": "0.6",
 }
-
-
-def interval(values: list[float] | np.ndarray) -> tuple[float, float]:
-    """Mean and half-width of its 95 % t interval over repetitions; no half-width from a single one."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(half)
-
-
-def said(values: list[float] | np.ndarray, digits: int = 2, sign: bool = False) -> str:
-    mean, half = interval(values)
-    return f"{mean:{'+' if sign else ''}.{digits}f} ±{half:.{digits}f}"
 
 
 def abpc(repetition: dict, name: str) -> float:
@@ -58,7 +46,7 @@ def at(repetition: dict, name: str, share: float, what: str) -> float:
 
 def rankings(found: dict) -> Table:
     sets, once = found["sets"], found.get("once", {})
-    untreated = said([each["untreated"]["lean"] for each in sets])
+    untreated = as_text([each["untreated"]["lean"] for each in sets])
     table = Table(
         "method", "ABPC", "tilt, 0.5 % out", "off axis", "inserted 4 %", "r ff", "r attn", "r conv", "seeds", "prompts",
         "random w.",
@@ -71,10 +59,10 @@ def rankings(found: dict) -> Table:
         halves, wrong = once.get("halves of the prompts", {}).get(name), once.get("random weights", {}).get("all", {})
         table.add_row(
             name,
-            said([abpc(each, name) for each in sets]),
-            said([at(each, name, 0.005, "tilt") / each["untreated"]["tilt"] for each in sets]),
-            said([at(each, name, 0.005, "off_axis") for each in sets]),
-            said([each["rankings"][name]["inserted"][1]["tilt"] / each["untreated"]["tilt"] for each in sets]),
+            as_text([abpc(each, name) for each in sets]),
+            as_text([at(each, name, 0.005, "tilt") / each["untreated"]["tilt"] for each in sets]),
+            as_text([at(each, name, 0.005, "off_axis") for each in sets]),
+            as_text([each["rankings"][name]["inserted"][1]["tilt"] / each["untreated"]["tilt"] for each in sets]),
             *(f"{single[kind]:.2f}" if kind in single else "" for kind in ("ff", "attention", "conv")),
             *(f"{each:.2f}" if each is not None else "" for each in (stable, halves, wrong.get(name))),
         )
@@ -94,11 +82,11 @@ def plans(found: dict) -> Table:
     for name in sets[0]["plans"]:
         cells = []
         for i in range(len(prices)):
-            cells += [said([each["plans"][name][i][what] for each in sets]) for what in ("lean", "off_axis")]
+            cells += [as_text([each["plans"][name][i][what] for each in sets]) for what in ("lean", "off_axis")]
         images = [each["images"].get(f"plan: {name}", {}) for each in sets]
-        cells.append(said(gap(name), 3))
-        cells.append("" if name == REFERENCE else said(np.subtract(gap(name), gap(REFERENCE)), 3, sign=True))
-        cells += [said([e.get(k, np.nan) for e in images]) for k in ("frechet", "occupation_right", "unsure")]
+        cells.append(as_text(gap(name), 3))
+        cells.append("" if name == REFERENCE else as_text(np.subtract(gap(name), gap(REFERENCE)), 3, sign=True))
+        cells += [as_text([e.get(k, np.nan) for e in images]) for k in ("frechet", "occupation_right", "unsure")]
         table.add_row(name, *cells)
     return table
 
@@ -114,9 +102,9 @@ def images(found: dict) -> Table:
         plan = "plan: " + name.partition(": ")[2]
         beside = [r["images"][plan]["parity_gap"] for r in sets if plan in r["images"] and plan != name]
         table.add_row(
-            name, said([r["parity_gap"] for r in rows], 3), said(change, 3, sign=True),
-            said(np.subtract([r["parity_gap"] for r in rows], beside), 3, sign=True) if beside else "",
-            *(said([r[key] for r in rows]) for key in ("frechet", "occupation_right", "unsure")),
+            name, as_text([r["parity_gap"] for r in rows], 3), as_text(change, 3, sign=True),
+            as_text(np.subtract([r["parity_gap"] for r in rows], beside), 3, sign=True) if beside else "",
+            *(as_text([r[key] for r in rows]) for key in ("frechet", "occupation_right", "unsure")),
         )  # fmt: skip
     return table
 
@@ -125,7 +113,7 @@ def variants(found: dict) -> Table:
     table = Table("epsilon-cp plan, mu 1", "|lean|", "off axis", title=f"Bins and sites: {found['settings']['model']}")
     for name in found["sets"][0]["variants"]:
         rows = [repetition["variants"][name] for repetition in found["sets"]]
-        table.add_row(name, *(said([r[key] for r in rows]) for key in ("lean", "off_axis")))
+        table.add_row(name, *(as_text([r[key] for r in rows]) for key in ("lean", "off_axis")))
     return table
 
 
@@ -156,26 +144,23 @@ def figure(results: list[dict]) -> Figure:
         for panel, over in ((deletion, "most"), (insertion, "inserted")):
             shares = [100 * e["share"] for e in sets[0]["rankings"]["random"][over]]
             panel.set_xscale("log")
-            panel.set_xticks(shares, [f"{share:g}" for share in shares])
-            panel.minorticks_off()
+            ticks(panel, shares)
         deletion.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         deletion.set_title(f"{model}: deletion, most (solid) and least (dotted) relevant first", fontsize=9, loc="left")
         insertion.set(xlabel="neurons given back (%)", ylabel="tilt restored")
         insertion.set_title("insertion into the balanced point", fontsize=9, loc="left")
         plan.set(xscale="log", xlabel="movement off the axis (||d||)", ylabel="mean |lean|")
-        plan.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
-        plan.minorticks_off()
+        ticks(plan, [0.5, 1, 2, 5, 10, 20])
         plan.set_title("treatment plans, held-out seeds: mu 0.1 (dots), 1 (squares)", fontsize=9, loc="left")
-    handles, names = panels[0][0].get_legend_handles_labels()
-    drawing.legend(handles, names, fontsize=8, loc="outside lower center", ncols=len(names))
+    legend(drawing, panels[0][:1])
     return drawing
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+")
-    parser.add_argument("--figure", type=Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("results", type=Path, nargs="+")
+    arguments.add_argument("--figure", type=Path)
+    options = arguments.parse_args()
     results = [json.loads(path.read_text()) for path in options.results]
     console = Console(width=170)
     for found in results:

@@ -1,18 +1,17 @@
-"""What treatments cost for the parity they bring, map by map, and which of them no other beats on both.
+"""The cost of parity by treatment, for each map, and the treatments that no other beats on both.
 
     python benchmarks/mitigation/fronts.py results/map-*.json --figure docs/fronts.png
 
-Each file is one that `map.py` wrote: a column of the figure, named by its file. Its rows are two prices of parity, the
-Frechet distance within groups over its floor, and group prompts that are no longer obeyed; the line is the Pareto front
-of its masks, between the model untreated and the ceilings. The table names the masks on each front.
+Each file is one that `map.py` wrote and gives a column of the figure. The rows are two costs: the Frechet distance
+within groups over its floor, and group prompts that are no longer obeyed. The line is the Pareto front of the masks. The
+table names the masks on each front.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from pareto import CEILINGS, collect, values
+from pareto import CEILINGS, collect, legend, parser, ticks, values
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +33,7 @@ def front(points: dict[str, tuple[float, float]]) -> list[str]:
             x <= gap and y <= cost and (x, y) != (gap, cost) for other, (x, y) in points.items() if other != name
         )
 
-    return sorted((name for name in points if not beaten(name)), key=points.__getitem__)
+    return sorted((name for name in points if not beaten(name)), key=lambda name: (points[name], name))
 
 
 def prices(path: Path) -> tuple[dict[str, dict[str, tuple[float, float]]], set[str], float]:
@@ -71,21 +70,19 @@ def figure(paths: list[Path]) -> Figure:
             panel.axvline(floor, color="0.85", linewidth=0.8, zorder=0)
             if row == 0:
                 panel.set(title=path.stem.removeprefix("map-"), yscale="log")
-                panel.set_yticks(ticks := [1, 2, 4], labels=[str(tick) for tick in ticks])
-                panel.minorticks_off()
+                ticks(panel, [1, 2, 4], across=False)
             if column == 0:
                 panel.set_ylabel(label)
         rows[1][column].set_xlabel("parity gap")
-    handles = {name: drawn for panel in rows[0] for drawn, name in zip(*panel.get_legend_handles_labels(), strict=True)}
-    drawing.legend(handles.values(), handles.keys(), fontsize=8, loc="outside lower center", ncols=4)
+    legend(drawing, rows[0], 4)
     return drawing
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("maps", type=Path, nargs="+")
-    parser.add_argument("--figure", type=Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("maps", type=Path, nargs="+")
+    arguments.add_argument("--figure", type=Path)
+    options = arguments.parse_args()
     table = Table("map", *COSTS, title="Masks that no other beats on gap and cost (gap; cost)")
     for path in options.maps:
         points, masks, _ = prices(path)

@@ -1,13 +1,12 @@
-"""Ways of choosing and damping neurons against one another, one thing changed at a time: what defaults are chosen by.
+"""Compare ways of choosing and damping neurons, one change at a time. The defaults were chosen by this.
 
     python benchmarks/mitigation/map.py gender.relevance.safetensors --guidance 2 --out map.json
     python benchmarks/mitigation/map.py gender.relevance.safetensors --mask gender-allocated.pt --vary --only default
 
-Every mask draws the same calibration seeds beside the model untreated, its ceilings and a random mask: parity gap,
-what it leaves as it was, and what people of each group look like. `--mask` adds masks of `stereo plan`, which takes
-minutes each; with `--vary` parts of them too: one kind of site, a window, the most damped neurons, less of it all, both
-halves of guidance. These seeds choose; what is chosen is judged on others, by `stereo bench`. Pictures are kept in
-`--parts`, so a further mask costs its own alone.
+Every mask draws the same calibration seeds, and so do the untreated model, the oracles and a random mask. Printed are
+the parity gap and the side effects. `--mask` adds masks of `stereo plan`. `--vary` adds parts of these: one kind of
+site, a window, the most damped neurons, less damping, both halves of guidance. These seeds choose; `stereo bench` judges
+what is chosen on other seeds. Pictures are kept in `--parts`, so a further mask costs only its own time.
 """
 
 import argparse

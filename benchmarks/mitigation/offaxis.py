@@ -1,4 +1,4 @@
-"""Are plans worse when only half of the measured steps have an off-axis row? What `Settings.collateral_every` rests on.
+"""Are plans worse when only half of the measured steps have an off-axis row? The default of `collateral_every`.
 
     python benchmarks/mitigation/offaxis.py --sets 5
 
@@ -7,7 +7,6 @@ and judges them at points of other seeds: mean |lean| left, movement off the axi
 paired; +- is half their 95 % t interval over repetitions.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import replace
@@ -16,10 +15,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "faithfulness"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faithfulness"))
 from attributions import points
+from common import as_text, parser
 from judge import on_leans
-from show import said
 
 from stereoclinic.ddtd.locate import locate
 from stereoclinic.ddtd.trajectory import Settings
@@ -32,13 +32,13 @@ CALIBRATION, HELD_OUT = 0, 400
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="portraits")
-    parser.add_argument("--sets", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=8, help="calibration seeds a prompt and repetition")
-    parser.add_argument("--mu", type=float, default=1.0)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", default="portraits")
+    arguments.add_argument("--sets", type=int, default=5)
+    arguments.add_argument("--seeds", type=int, default=8, help="calibration seeds a prompt and repetition")
+    arguments.add_argument("--mu", type=float, default=1.0)
+    arguments.add_argument("--json", type=Path)
+    options = arguments.parse_args()
     model, axis, prompts = open_model(options.model), load_axis("gender"), load_prompts("portraits")
     settings = Settings(steps=20, every=2)
     found: list[dict[int, dict[str, float]]] = []
@@ -56,8 +56,8 @@ def main() -> None:
         found.append(verdicts)
     table = Table("off-axis rows", "mean |lean| left", "off axis", title=f"{options.model}, {options.sets} repetitions")
     for every, name in ((1, "at every measured step"), (2, "at half of them")):
-        table.add_row(name, *(said([each[every][what] for each in found], 3) for what in ("lean", "off_axis")))
-    paired = [said([each[2][w] - each[1][w] for each in found], 3, sign=True) for w in ("lean", "off_axis")]
+        table.add_row(name, *(as_text([each[every][what] for each in found], 3) for what in ("lean", "off_axis")))
+    paired = [as_text([each[2][w] - each[1][w] for each in found], 3, sign=True) for w in ("lean", "off_axis")]
     table.add_row("difference", *paired)
     Console(width=110).print(table)
     if options.json:

@@ -1,17 +1,16 @@
-"""Treatments against one another and their ceilings: what `stereo bench` measured, as one table and one figure.
+"""Compare treatments with each other and with the oracles, from results of `stereo bench`: a table and a figure.
 
     for seed in 5000 6000 7000; do
         stereo bench --mask a.pt --mask b.pt --guidance 1 --guidance 2 --guidance 4 --seed $seed -o judged-$seed
     done
     python benchmarks/mitigation/pareto.py judged-*/results.json --figure docs/pareto.png
 
-The figures of docs/results/treatments.md lie in `results`, one file for each results.json, without what is said prompt
-by prompt (`--condense FOLDER` writes such): give them in its place. Every file is one seed set. Figures are means over
-seed sets, +- half their 95 % t interval where there are two or more, and the interval that the bench gives where there
-is one. The figure shows the parity gap against the Frechet distance within groups, over its floor, and group prompts.
+The figures of docs/results/treatments.md are in `results`, one file for each results.json, without the figures by
+prompt (`--condense FOLDER` writes such files). Every file is one seed set. Values are means over seed sets, ± half of
+their 95 % t interval; with one seed set, the interval of the bench. The figure shows the parity gap against the Frechet
+distance within groups over its floor, and against group prompts that are obeyed.
 """
 
-import argparse
 import json
 import sys
 from collections import defaultdict
@@ -22,8 +21,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faithfulness"))
-from show import interval
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from common import interval, legend, parser, ticks
 
 CEILINGS = {"balanced oracle": "^", "allocation oracle": "*", "untreated": "X", "random": "."}
 Sets = dict[float, dict[str, list[dict]]]
@@ -152,22 +151,20 @@ def figure(found: Sets, masks: list[str], about: dict) -> Figure:
             panel.axvline(about["noise_floor"]["parity_gap"]["upper"], color="0.8", linewidth=0.8, zorder=0)
             if row == 0:
                 panel.set(title=f"guidance {guidance:g}", yscale="log")
-                panel.set_yticks(ticks := [1, 2, 4, 8, 16], labels=[str(tick) for tick in ticks])
-                panel.minorticks_off()
+                ticks(panel, [1, 2, 4, 8, 16], across=False)
             if column == 0:
                 panel.set_ylabel(label)
         rows[1][column].set_xlabel("parity gap")
-    shown = {name: handle for panel in rows[0] for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)}
-    drawing.legend(shown.values(), shown.keys(), fontsize=8, loc="outside lower center", ncols=min(5, len(shown)))
+    legend(drawing, rows[0], 5)
     return drawing
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+")
-    parser.add_argument("--figure", type=Path)
-    parser.add_argument("--condense", type=Path, help="folder for what this needs of each results.json")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("results", type=Path, nargs="+")
+    arguments.add_argument("--figure", type=Path)
+    arguments.add_argument("--condense", type=Path, help="folder for what this needs of each results.json")
+    options = arguments.parse_args()
     if options.condense:
         options.condense.mkdir(parents=True, exist_ok=True)
         for path in options.results:

@@ -1,11 +1,11 @@
-"""Plans of `stereo plan` against one another, one thing changed at a time: what its defaults are chosen by.
+"""Compare settings of `stereo plan`, one change at a time. Its defaults were chosen by this.
 
     python benchmarks/mitigation/plans.py gender.relevance.safetensors --folder plans
     python benchmarks/mitigation/map.py gender.relevance.safetensors --mask plans/*.pt --only nothing
 
-The first plans each on calibration seeds and keeps it as a file, minutes each; what lies there is not planned again.
-The second draws them all on other seeds, which are not those that `stereo bench` judges on. `planned on other seeds`
-and `half the prompts` say what a plan owes to the samples that it was made on; the latter is drawn for all prompts.
+The first command plans on calibration seeds and writes a file for each setting, in minutes; plans that have a file are
+not made again. The second draws all of them on other seeds, which `stereo bench` does not judge on. `planned on other
+seeds` and `half the prompts` show how much a plan depends on its samples; the latter is drawn for all prompts.
 """
 
 import argparse

@@ -1,12 +1,11 @@
-"""What a large prompt set costs beside the model: `locate` on 100,000 prompts through a stub of a denoiser.
+"""Memory and time of a large prompt set without the model: `locate` on 100,000 prompts with a tiny denoiser.
 
     python benchmarks/scaling/bookkeeping.py --json bookkeeping.json
     python benchmarks/scaling/bookkeeping.py --stream --prompts 1000000
 
-The stub is a pipeline of a UNet of one block, and text states drawn by a text's digest; everything else is what
-`stereo locate` runs: the watched call, Lightning's loop, the metric, the shards. Printed at each tenth of the way: the
-resident set beyond what it was after the first hundredth, and the rate. Flat memory means that the first figure does
-not grow with the prompts.
+The pipeline has a UNet of one block and random text states; everything else is what `stereo locate` runs: the watched
+call, Lightning's loop, the metric, the shards. Printed at each tenth of the prompts: the resident memory beyond that
+after the first hundredth, and the rate. Memory is flat if the first figure does not grow.
 """
 
 import argparse

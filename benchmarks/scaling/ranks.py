@@ -1,15 +1,14 @@
-"""What several processes bring to `stereo locate` on portraits, and what is not the denoiser's time.
+"""The throughput of `stereo locate` with several processes, and its time outside the denoiser, on portraits.
 
     python benchmarks/scaling/ranks.py --devices 1 --devices 2 --json ranks.json
 
-Ranks: the command, as a user starts it, on few and on many samples, in turn. The slope of the two is the throughput,
-what is left at none is the start-up: imports, loading, starting the ranks, adding up, choosing the mask, writing. Each
-rank has one thread, so on a machine of C cores up to C ranks can be told apart.
+Ranks: the command on few and on many samples, in turn. The slope of the two is the throughput; the rest is start-up:
+imports, loading, starting the ranks, adding up, choosing the mask, writing. Each rank has one thread.
 
-Outside: in this process, one rank: the share of the loop's time that is spent neither in the denoiser's forward passes
-nor in the backward passes through it (data, text, metric, shards, scheduler, watching).
+Outside: the share of the loop's time that is spent neither in the denoiser's forward passes nor in the backward passes
+(data, text, metric, shards, scheduler, watching), with one rank in this process.
 
-Resume: how long it takes to go on with a run of which everything is measured: reading shards and adding them up.
+Resume: the time to resume a finished run, which reads the shards and adds them up.
 """
 
 import argparse

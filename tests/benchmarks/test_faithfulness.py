@@ -20,17 +20,18 @@ from stereoclinic.prompts.axes import load_axis
 from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 FAITHFULNESS = Path(__file__).parents[2] / "benchmarks" / "faithfulness"
-NAMES = ("attributions", "judge", "run", "show", "shares")
+NAMES = ("common", "attributions", "judge", "run", "show", "shares")
 AXIS = load_axis("gender")
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[dict[str, ModuleType]]:
-    sys.path.insert(0, str(FAITHFULNESS))
+    sys.path[:0] = [str(FAITHFULNESS), str(FAITHFULNESS.parent)]
     try:
         yield {name: importlib.import_module(name) for name in NAMES}
     finally:
         sys.path.remove(str(FAITHFULNESS))
+        sys.path.remove(str(FAITHFULNESS.parent))
         for name in NAMES:
             sys.modules.pop(name, None)
 
@@ -113,7 +114,7 @@ def test_rankings_and_correlations(bench) -> None:
     assert bench["judge"].best(scores, 0.5, least=True).tolist() == [[False, True, False, True]]
     assert bench["run"].spearman(scores, scores.exp()).item() == pytest.approx(1)
     assert bench["run"].pearson(scores, -scores).item() == pytest.approx(-1)
-    mean, half = bench["show"].interval([1.0, 2.0, 3.0])
+    mean, half = bench["common"].interval([1.0, 2.0, 3.0])
     assert (mean, round(half, 3)) == (2.0, 2.484)  # t(0.975, 2) = 4.303, over sqrt(3)
 
 
