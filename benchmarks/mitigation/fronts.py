@@ -3,8 +3,8 @@
     python benchmarks/mitigation/fronts.py results/map-*.json --figure docs/fronts.png
 
 Each file is one that `map.py` wrote and gives a column of the figure. The rows are two costs: the Frechet distance
-within groups over its floor, and group prompts that are no longer obeyed. The line is the Pareto front of the masks. The
-table names the masks on each front.
+within groups over its floor, and group prompts that are no longer obeyed. The line is the Pareto front of the masks.
+The table names the masks on each front.
 """
 
 from pathlib import Path

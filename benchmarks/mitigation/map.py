@@ -5,8 +5,8 @@
 
 Every mask draws the same calibration seeds, and so do the untreated model, the oracles and a random mask. Printed are
 the parity gap and the side effects. `--mask` adds masks of `stereo plan`. `--vary` adds parts of these: one kind of
-site, a window, the most damped neurons, less damping, both halves of guidance. These seeds choose; `stereo bench` judges
-what is chosen on other seeds. Pictures are kept in `--parts`, so a further mask costs only its own time.
+site, a window, the most damped neurons, less damping, both halves of guidance. These seeds choose; `stereo bench`
+judges what is chosen on other seeds. Pictures are kept in `--parts`, so a further mask costs only its own time.
 """
 
 import argparse
