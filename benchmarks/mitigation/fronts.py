@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from pareto import CEILINGS, collect, legend, parser, ticks, values
+from pareto import CEILINGS, collect, cost_grid, legend, parser, values
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +19,7 @@ COSTS = {
     "Frechet within groups / floor": lambda arms: values(arms, "frechet_within_groups_ratio")[0],
     "group prompts not obeyed": lambda arms: 1 - values(arms, "obeyed")[0],
 }
-#: What a mask's name holds -> what is said of it.
+#: Part of a mask's name -> its name in the legend.
 KINDS = {"allocated": "allotting, and parts of it", "top": "balancing, top k", "": "balancing, planned"}
 MARKS = dict(zip(KINDS.values(), (("o", "C1"), ("D", "C2"), ("s", "C0")), strict=True))
 
@@ -52,29 +52,21 @@ def prices(path: Path) -> tuple[dict[str, dict[str, tuple[float, float]]], set[s
 
 
 def figure(paths: list[Path]) -> Figure:
-    drawing = Figure(figsize=(3.4 * len(paths), 6.2), layout="constrained")
-    rows = drawing.subplots(2, len(paths), squeeze=False, sharex=True, sharey="row")
-    for column, path in enumerate(paths):
-        points, masks, floor = prices(path)
-        for row, (label, each) in enumerate(points.items()):
-            panel = rows[row][column]
-            for name, (gap, cost) in each.items():
+    maps = [prices(path) for path in paths]
+    titles = [path.stem.removeprefix("map-") for path in paths]
+    drawing, panels = cost_grid(titles, list(COSTS), [floor for _, _, floor in maps], [1, 2, 4])
+    for column, (points, masks, _) in zip(panels.T, maps, strict=True):
+        for panel, arms in zip(column, points.values(), strict=True):
+            for name, (gap, cost) in arms.items():
                 if name in masks:
                     shown = next(shown for part, shown in KINDS.items() if part in name)
                     marker, color = MARKS[shown]
                     panel.plot(gap, cost, marker, color=color, ms=4, label=shown)
                 elif name in CEILINGS:
                     panel.plot(gap, cost, CEILINGS[name], color="0.3", label=name)
-            best = [each[name] for name in front({name: each[name] for name in masks})]
+            best = [arms[name] for name in front({name: arms[name] for name in masks})]
             panel.plot(*zip(*best, strict=True), color="0.6", linewidth=0.8, zorder=0, drawstyle="steps-post")
-            panel.axvline(floor, color="0.85", linewidth=0.8, zorder=0)
-            if row == 0:
-                panel.set(title=path.stem.removeprefix("map-"), yscale="log")
-                ticks(panel, [1, 2, 4], across=False)
-            if column == 0:
-                panel.set_ylabel(label)
-        rows[1][column].set_xlabel("parity gap")
-    legend(drawing, rows[0], 4)
+    legend(drawing, panels[0], 4)
     return drawing
 
 

@@ -132,30 +132,46 @@ def tables(found: Sets, about: dict) -> list[Table]:
     return made
 
 
+def cost_grid(
+    titles: list[str], costs: list[str], floors: list[float], marked: list[float]
+) -> tuple[Figure, np.ndarray]:
+    """A figure with a column for each title and a row for each cost over the parity gap, and its panels.
+
+    Args:
+        titles: Of the columns.
+        costs: Of the rows; the first has a logarithmic axis.
+        floors: The gap that a fair model stays below, for each column.
+        marked: Ticks of the logarithmic axis.
+    """
+    drawing = Figure(figsize=(3.4 * len(titles), 6.2), layout="constrained")
+    panels = drawing.subplots(len(costs), len(titles), squeeze=False, sharex=True, sharey="row")
+    for column, title, floor in zip(panels.T, titles, floors, strict=True):
+        column[0].set(title=title, yscale="log")
+        ticks(column[0], marked, across=False)
+        column[-1].set_xlabel("parity gap")
+        for panel in column:
+            panel.axvline(floor, color="0.85", linewidth=0.8, zorder=0)
+    for panel, cost in zip(panels[:, 0], costs, strict=True):
+        panel.set_ylabel(cost)
+    return drawing, panels
+
+
 def figure(found: Sets, masks: list[str], about: dict) -> Figure:
-    drawing = Figure(figsize=(3.4 * len(found), 6.2), layout="constrained")
-    rows = drawing.subplots(2, len(found), squeeze=False, sharex=True, sharey="row")
+    floor = about["noise_floor"]["parity_gap"]["upper"]
+    costs = {"Frechet within groups / floor": "frechet_within_groups_ratio", "group prompts": "obeyed"}
+    titles = [f"guidance {guidance:g}" for guidance in found]
+    drawing, panels = cost_grid(titles, list(costs), [floor] * len(found), [1, 2, 4, 8, 16])
     colors = {name: f"C{i}" for i, name in enumerate(masks)}
-    for column, (guidance, arms) in enumerate(found.items()):
-        for row, (what, label) in enumerate(
-            (("frechet_within_groups_ratio", "Frechet within groups / floor"), ("obeyed", "group prompts"))
-        ):
-            panel = rows[row][column]
-            for name, each in arms.items():
-                if name == "other seeds" or np.isnan(values(each, what)).all():
+    for column, arms in zip(panels.T, found.values(), strict=True):
+        for panel, what in zip(column, costs.values(), strict=True):
+            for name, arm in arms.items():
+                if name == "other seeds" or np.isnan(values(arm, what)).all():
                     continue
-                x, dx = bar(each, "parity_gap")
-                y, dy = bar(each, what)
+                x, dx = bar(arm, "parity_gap")
+                y, dy = bar(arm, what)
                 marker, color = CEILINGS.get(name, "o"), colors.get(name, "0.3")
                 panel.errorbar(x, y, xerr=dx, yerr=dy, fmt=marker, color=color, label=name, capsize=2)
-            panel.axvline(about["noise_floor"]["parity_gap"]["upper"], color="0.8", linewidth=0.8, zorder=0)
-            if row == 0:
-                panel.set(title=f"guidance {guidance:g}", yscale="log")
-                ticks(panel, [1, 2, 4, 8, 16], across=False)
-            if column == 0:
-                panel.set_ylabel(label)
-        rows[1][column].set_xlabel("parity gap")
-    legend(drawing, rows[0], 5)
+    legend(drawing, panels[0], 5)
     return drawing
 
 

@@ -74,13 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     found = measure.in_own_process(__file__, "walk", options)
     if "error" in found:
         sys.exit(found["error"])
-    rows = []
-    for row in found["rows"]:
-        seconds = [f"{row[side]:.2f}" for side in ("sampling_seconds", "locate_seconds")]
-        rows.append([f"{row['guidance']:g}", str(row["steps"]), *measure.as_text(row["time"]), f"{GOAL:.1f}", *seconds])
     title = f"{options.model}, {options.composite}: locate, every second step / sampling of the same trajectories"
-    head = ["guidance", "steps", "time", "95 %", "goal", "sampling s", "locate s"]
-    measure.show(options, title, head, rows)
+    measure.show_by_guidance(options, title, found["rows"], GOAL, ("sampling", "locate"))
     measure.write(options, model=options.model, **found)
 
 

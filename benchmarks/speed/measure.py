@@ -188,6 +188,17 @@ def show(
     console.print()
 
 
+def show_by_guidance(
+    options: argparse.Namespace, title: str, rows: list[dict[str, Any]], goal: float, sides: tuple[str, str]
+) -> None:
+    """Print ratios with a row for each guidance scale; each side has a figure "SIDE_seconds"."""
+    cells = []
+    for row in rows:
+        seconds = [f"{row[f'{side}_seconds']:.3f}" for side in sides]
+        cells.append([f"{row['guidance']:g}", str(row["steps"]), *as_text(row["time"]), f"{goal:.2f}", *seconds])
+    show(options, title, ["guidance", "steps", "time", "95 %", "goal", *(f"{side} s" for side in sides)], cells)
+
+
 def write(options: argparse.Namespace, **data: Any) -> None:
     """Write the figures with their environment, if `--json` is given."""
     if options.json:

@@ -64,12 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     found = measure.in_own_process(__file__, "draw", options)
     if "error" in found:
         sys.exit(found["error"])
-    rows = []
-    for row in found["rows"]:
-        seconds = [f"{row[side]:.3f}" for side in ("bare_seconds", "watched_seconds")]
-        rows.append([f"{row['guidance']:g}", str(row["steps"]), *measure.as_text(row["time"]), f"{GOAL:.2f}", *seconds])
-    head = ["guidance", "steps", "time", "95 %", "goal", "bare s", "watched s"]
-    measure.show(options, f"{options.model}: watched call / bare call, {options.pairs} pairs", head, rows)
+    title = f"{options.model}: watched call / bare call, {options.pairs} pairs"
+    measure.show_by_guidance(options, title, found["rows"], GOAL, ("bare", "watched"))
     measure.write(options, model=options.model, **found)
 
 
