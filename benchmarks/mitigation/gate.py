@@ -2,11 +2,11 @@
 
     python benchmarks/mitigation/gate.py --model portraits
 
-By words: every group prompt of every built-in occupation on the axis is to be seen (a miss is one that is not), and no
-neutral one (a false alarm is one that is). By lean: a prompt whose lean toward one group stays within a bound of 1 over
-the first third of its trajectory looks as if it named that group. That is exact for group prompts, which are what leans
-are measured against; what it costs is neutral prompts with a total stereotype, which would be left untreated. Brackets
-are 95 % Wilson intervals over prompts and seeds.
+By words: the gate should see every group prompt of every built-in occupation (else it is missed), and no neutral prompt
+(else it is a false alarm). By lean: a prompt counts as naming a group if its lean toward that group stays within a bound
+of 1 over the first third of its trajectory. This is exact for group prompts, as leans are measured against them. But
+neutral prompts with a total stereotype would be left untreated. Brackets are 95 % Wilson intervals over prompts and
+seeds.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Implementations of relevance propagation, each set up on a UNet and asked the same question.
+"""Implementations of relevance propagation, each set up on a UNet.
 
-A pass gives the relevance of <f, f held constant>, f the prediction, at the latents, the text states and the sinusoids
-of the timestep. Set-ups are context managers that leave the UNet as it was. To add an implementation, write one and
-give it a row in `PEERS`.
+A pass gives the relevance of <f, f held constant>, with f the prediction, at the latents, the text states and the
+sinusoids of the timestep. A set-up is a context manager that leaves the UNet unchanged. To add an implementation, write
+a set-up and give it a row in `PEERS`.
 """
 
 import sys
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from stereoclinic.ddtd.propagate import propagate
 
 Leaves = tuple[Tensor, Tensor, Tensor]  # latents (B, C, h, w), text states (B, L, D), sinusoids (B, E)
-# One pass: the three relevances, and the prediction they are of.
+# One pass: the three relevances, and the prediction.
 Pass = Callable[[], tuple[Leaves, Tensor]]
 Setup = Callable[[Problem], AbstractContextManager[Pass]]
 
@@ -33,7 +33,7 @@ def leaf(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def sinusoids(network: nn.Module, wrap: Callable[[Tensor], Tensor] = leaf) -> Iterator[list[Tensor]]:
-    """Make the timestep's sinusoids an input that relevance can be asked for at; they are in the list after a pass."""
+    """Make the timestep's sinusoids an input with relevance; they are in the list after a pass."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def sinusoids(network: nn.Module, wrap: Callable[[Tensor], Tensor] = leaf) -> It
 
 
 def times_gradient(problem: Problem, kept: list[Tensor]) -> tuple[Leaves, Tensor]:
-    """Input times gradient, through whatever is installed at the moment."""
+    """Input times gradient, under the rules that are installed."""
     latents, states = leaf(problem.latents), leaf(problem.states)
     prediction = problem.predict(latents, states)
     leaves = (latents, states, kept[0])
@@ -76,8 +76,8 @@ def ours(problem: Problem, composite: str) -> Iterator[Pass]:
 
 @contextmanager
 def zennit(problem: Problem, rule: str) -> Iterator[Pass]:
-    """zennit's hooks turn the gradient itself into relevance. Norms are passed, as it passes its own BatchNorm; what is
-    called as a function (residual sums, gated products, attention) it cannot see, and that keeps its gradient."""
+    """zennit's hooks turn the gradient itself into relevance. Norms are passed, as zennit does for BatchNorm. Functions
+    (residual sums, gated products, attention) are invisible to hooks and keep their gradient."""
     without_torchvision()
     from zennit.composites import LayerMapComposite, layer_map_base
     from zennit.rules import Epsilon, Gamma, Pass, ZPlus
@@ -109,7 +109,7 @@ def zennit(problem: Problem, rule: str) -> Iterator[Pass]:
 
 
 class Scalar(nn.Module):
-    """A UNet as the function that captum asks for: inputs in a row, one number a sample."""
+    """A UNet as the function that captum expects: positional inputs, one number per sample."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
@@ -123,26 +123,25 @@ class Scalar(nn.Module):
 
 
 @contextmanager
-def captum(problem: Problem, by_hand: bool) -> Iterator[Pass]:
-    """captum asks for a rule at every layer it does not know; by hand, those get its epsilon rule or its identity."""
+def captum(problem: Problem) -> Iterator[Pass]:
+    """captum needs a rule for every layer that it does not know; those get its epsilon rule, or identity for SiLU."""
     from captum.attr import LRP
     from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES
     from captum.attr._utils.lrp_rules import EpsilonRule, IdentityRule
 
     model = Scalar(problem)
-    if by_hand:
-        for module in model.modules():
-            if not list(module.children()) and type(module) not in SUPPORTED_LAYERS_WITH_RULES:
-                module.rule = IdentityRule() if isinstance(module, nn.SiLU | nn.Dropout) else EpsilonRule()
+    for module in model.modules():
+        if not list(module.children()) and type(module) not in SUPPORTED_LAYERS_WITH_RULES:
+            module.rule = IdentityRule() if isinstance(module, nn.SiLU | nn.Dropout) else EpsilonRule()
     times = problem.network.time_proj(problem.given["timestep"]).to(problem.network.dtype)
     yield lambda: (LRP(model).attribute((problem.latents, problem.states, times)), model.prediction)
 
 
 @contextmanager
 def lxt(problem: Problem, attention: str) -> Iterator[Pass]:
-    """LXT's rules on the parts of diffusers that they fit; it has none for GroupNorm, which keeps its gradient."""
+    """LXT's rules on the modules of diffusers that they fit. GroupNorm has no rule there and keeps its gradient."""
     without_torchvision()
-    # Its table of language models does not import under every version of transformers, and none of them is used here.
+    # Its table of language models does not import under every version of transformers, and is not used here.
     sys.modules.setdefault("lxt.efficient.models", Anything("lxt.efficient.models"))
     from lxt.efficient.patches import layer_norm_forward, non_linear_forward, patch_method
     from lxt.efficient.rules import divide_gradient, identity_rule_implicit, stop_gradient
@@ -200,7 +199,7 @@ def autolrp(problem: Problem, preset: str) -> Iterator[Pass]:
             prediction = problem.predict(latents, states)
             constant = prediction.detach().as_subclass(Tensor)
             (prediction * constant).sum().lrp(config=config)
-            # What it hands out are shares of the target.
+            # The library gives shares of the target.
             total, leaves = constant.square().sum(), (latents, states, kept[0])
             return tuple(torch.zeros_like(x) if x.relevance is None else x.relevance * total for x in leaves), constant
 
@@ -221,7 +220,7 @@ class Anything(ModuleType):
 
 
 def without_torchvision() -> None:
-    """zennit and LXT import torchvision for models that they know; it is not needed for any other."""
+    """zennit and LXT import torchvision for their own models; it is not needed here."""
     if "torchvision" not in sys.modules and find_spec("torchvision") is None:
         for name in ("", ".models", ".models.resnet", ".models.vgg", ".models.vision_transformer"):
             sys.modules[f"torchvision{name}"] = Anything(f"torchvision{name}")
@@ -236,8 +235,7 @@ PEERS: dict[str, tuple[str, Setup]] = {
     "zennit epsilon": ("zennit", partial(zennit, rule="epsilon")),
     "zennit gamma": ("zennit", partial(zennit, rule="gamma")),
     "zennit z+": ("zennit", partial(zennit, rule="z+")),
-    "captum": ("captum", partial(captum, by_hand=False)),
-    "captum, rules by hand": ("captum", partial(captum, by_hand=True)),
+    "captum": ("captum", captum),
     "lxt epsilon, cp": ("lxt", partial(lxt, attention="cp")),
     "lxt epsilon, attnlrp": ("lxt", partial(lxt, attention="attnlrp")),
     "autolrp epsilon, cp": ("autolrp", partial(autolrp, preset="epsilon, cp")),

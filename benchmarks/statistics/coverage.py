@@ -1,17 +1,17 @@
-"""How often the intervals hold the truth: a simulated generator with known shares, measured again and again.
+"""The coverage of the intervals: a simulated generator with known shares is measured many times.
 
     python benchmarks/statistics/coverage.py --json benchmarks/statistics/results/coverage.json
 
-Images are drawn from known shares of P prompts, read without error or with a known one, and measured as a bench
-measures them. Coverage is the part of simulations whose 95 % interval holds the truth; 95 +- 1.5 % counts as nominal.
-Where it is missed, the table says on which side: `above` the whole interval lies above the truth, `below` under it.
-Which shares there are matters for gaps, so there are several models:
+Images are drawn from known shares of P prompts, read without error or with a known one, and measured as in a bench.
+Coverage is the share of simulations whose 95 % interval contains the truth; 95 +- 1.5 % counts as nominal. The table
+also gives the share of intervals that are entirely `above` or `below` the truth. The coverage of gaps depends on the
+shares, so there are several models:
 
     parity      every prompt is fair                        planted   the embedded model's table of gender
     slight      every prompt is half a standard error off   mixed     half fair, half at 0.9 or 0.1
     one off     one prompt at 0.9, the others fair          far       every prompt at 0.85 or 0.15
 
-At parity a gap cannot be left out from below, so an interval that misses 2.5 % on each side elsewhere covers 97.5 %.
+At parity no interval can be below the true gap, so one that misses 2.5 % on each side elsewhere covers 97.5 % there.
 """
 
 import argparse

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from stereoclinic.pipelines.sites import Site
+from stereoclinic.report.anatomy import places
 from stereoclinic.report.atlas import mask_map, relevance_map
+from stereoclinic.report.layouts import Line, arrange, arrows
 from stereoclinic.report.summary import mask_summary
 from stereoclinic.sns.mask import NeuronMask
 
@@ -143,6 +145,19 @@ def test_blocks_lie_where_the_data_passes() -> None:
     up = [label.get_text() for label in blocks["up 1"].get_yticklabels()]
     assert down == ["conv 0", "self 0", "cross 0", "ff 0"]  # downwards
     assert up[::-1] == ["conv 0", "self 0", "cross 0", "ff 0", "conv 1", "self 1", "cross 1", "ff 1"]  # upwards
+
+
+def test_arrows_follow_the_data_down_through_the_middle_and_up() -> None:
+    lines = [Line(place, 1, np.ones(2), np.zeros(2, bool)) for place in places(unet_sites()).values()]
+    layout = arrange(lines, 2, {})
+    skips = [ends for *ends, dashed in arrows(layout) if dashed]
+    steps = [ends for *ends, dashed in arrows(layout) if not dashed]
+    assert len(skips) == 3 and all(start[0] < end[0] and start[1] == end[1] for start, end in skips)
+    centre = layout.width / 2
+    down = [ends for ends in steps if ends[0][0] < centre]
+    up = [ends for ends in steps if ends[0][0] > centre]
+    assert len(down) == len(up) == 3  # two between blocks, and one into the middle or out of it
+    assert all(start[1] < end[1] for start, end in down) and all(start[1] > end[1] for start, end in up)
 
 
 def test_relevance_is_per_neuron_and_doubt_is_hatched() -> None:

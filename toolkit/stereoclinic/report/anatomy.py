@@ -1,17 +1,11 @@
 """Where in a denoiser a site lies, read from its module path.
 
-A U-Net goes down, through the middle and up:
-
-    down 0 --------- up 2       down_blocks.0.resnets.0.conv2                              down 0 conv 0
-      down 1 ----- up 1         up_blocks.1.attentions.0.transformer_blocks.0.attn2...     up 1 cross 0
-        down 2 - up 0           mid_block.attentions.0.transformer_blocks.0.ff.net.2       mid ff 0
-             mid
-
-A transformer is one list of blocks after another. A block may have separate layers for image and for text tokens:
-
-    block 0             transformer_blocks.0.attn.to_add_out           block 0 text attention
-    block 1             transformer_blocks.1.ff.net.2                  block 1 image feed-forward
-    single block 0      single_transformer_blocks.0.proj_out[:64]      single block 0 joint attention
+U-Net          down_blocks.0.resnets.0.conv2                              down 0 conv 0
+               up_blocks.1.attentions.0.transformer_blocks.0.attn2...     up 1 cross 0
+               mid_block.attentions.0.transformer_blocks.0.ff.net.2       mid ff 0
+transformer    transformer_blocks.0.attn.to_add_out                       block 0 text attention
+               transformer_blocks.1.ff.net.2                              block 1 image feed-forward
+               single_transformer_blocks.0.proj_out[:64]                  single block 0 joint attention
 """
 
 import re
