@@ -3,9 +3,9 @@
     python benchmarks/mitigation/gate.py --model portraits
 
 By words: the gate should see every group prompt of every built-in occupation (else it is missed), and no neutral prompt
-(else it is a false alarm). By lean: a prompt counts as naming a group if its lean toward that group stays within a bound
-of 1 over the first third of its trajectory. This is exact for group prompts, as leans are measured against them. But
-neutral prompts with a total stereotype would be left untreated. Brackets are 95 % Wilson intervals over prompts and
+(else it is a false alarm). By lean: a prompt counts as naming a group if its lean toward that group stays within a
+bound of 1 over the first third of its trajectory. This is exact for group prompts, as leans are measured against them.
+But neutral prompts with a total stereotype would be left untreated. Brackets are 95 % Wilson intervals over prompts and
 seeds.
 """
 
