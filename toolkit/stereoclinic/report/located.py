@@ -67,24 +67,12 @@ def relevance_summary(relevance: Relevance, top: int = 12) -> dict[str, Any]:
             "chance_bins": [number(value) for value in floor],
         }
 
-    bins = bin_ranges(relevance.bin_edges)
-    timesteps = [
-        {
-            **bounds,
-            "n": int(relevance.count[:, t].sum()),
-            "labels": int((relevance.count[:, t] > 0).sum()),
-            "size": number(total[t]) if measured[t] else None,
-            "chance": number(chance[t].sum()),
-            "half": _half(shares[t]) if measured[t] else None,
-        }
-        for t, bounds in enumerate(bins)
-    ]
     return {
         "axis": relevance.metadata.get("axis"),
         "groups": list(relevance.groups),
         "labels": list(relevance.labels),
-        "bins": bins,
-        "timesteps": timesteps,
+        "bins": bin_ranges(relevance.bin_edges),
+        "timesteps": _timesteps(relevance, measured, total, shares, chance),
         **grouped(relevance.sites, row),
         "neurons": _neurons(relevance, mean, stderr, pooled, top),
         "half": _half(pooled),
@@ -95,6 +83,18 @@ def relevance_summary(relevance: Relevance, top: int = 12) -> dict[str, Any]:
         },
         "metadata": relevance.metadata,
     }
+
+
+def _timesteps(
+    relevance: Relevance, measured: Tensor, total: Tensor, shares: Tensor, chance: Tensor
+) -> list[dict[str, Any]]:
+    """A row for each timestep bin: how much was measured, and how much relevance there is."""
+    rows: list[dict[str, Any]] = []
+    for t, bounds in enumerate(bin_ranges(relevance.bin_edges)):
+        count = {"n": int(relevance.count[:, t].sum()), "labels": int((relevance.count[:, t] > 0).sum())}
+        size, half = (number(total[t]), _half(shares[t])) if measured[t] else (None, None)
+        rows.append({**bounds, **count, "size": size, "chance": number(chance[t].sum()), "half": half})
+    return rows
 
 
 def by_chance(stderr: Tensor, count: Tensor) -> Tensor:
