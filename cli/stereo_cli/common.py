@@ -19,9 +19,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from stereo_cli import ranks
 from stereo_cli.call import call_words
 from stereoclinic.io.text import printable
+from stereoclinic.runtime import ranks
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,0 +1,44 @@
+"""How a call speaks while it runs: notes, warnings and progress."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+_log = logging.getLogger("stereoclinic")
+
+
+class Advance(Protocol):
+    """Called with how much was done since the last time."""
+
+    def __call__(self, count: int, description: str = "") -> None: ...
+
+
+class Reporter:
+    """Notes go to the logger `stereoclinic`, warnings to Python's own; no progress. The command line has its own."""
+
+    def note(self, text: str) -> None:
+        """Something that results may depend on."""
+        _log.info(text)
+
+    def warn(self, text: str) -> None:
+        """Something that went wrong and stops nothing."""
+        warnings.warn(text, stacklevel=3)
+
+    @contextmanager
+    def progress(self, total: int | None, title: str) -> Iterator[Advance]:
+        """A stretch of work.
+
+        Args:
+            total: How much there is to do; None where that is not known.
+            title: What is done.
+
+        Yields:
+            To be called as the work goes on.
+        """
+
+        def nothing(count: int, description: str = "") -> None:
+            pass
+
+        yield nothing

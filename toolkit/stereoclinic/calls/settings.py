@@ -1,0 +1,132 @@
+"""Settings of the public calls: each is declared once, for Python and for the command line.
+
+A field's type, default, bounds and description are pydantic's. `Option` adds how it is given on the command line, where
+it needs more than a flag of the field's name. Importing this costs no torch.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from stereoclinic.calls.texts import call_options
+from stereoclinic.errors import InputError
+
+MODEL, DEVICES, OUTPUT = "Model, prompts and sampler", "Devices", "Output"
+RELEVANCE, CHOOSING = "Relevance", "Choosing neurons"
+
+S = TypeVar("S", bound="Settings")
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a setting is given on the command line.
+
+    Args:
+        panel: Heading that it stands under in the help; None for the first, unnamed one.
+        advanced: Shown by --help-all alone.
+        default: Words for a default that is worked out when the command runs, such as "the model's own".
+        metavar: Form of its value.
+        flags: Its flags, where they are not `--name`.
+        texts: It is given as one or more texts, which the field's own validator reads.
+    """
+
+    panel: str | None = None
+    advanced: bool = False
+    default: str | None = None
+    metavar: str | None = None
+    flags: tuple[str, ...] = ()
+    texts: bool = False
+
+
+class Settings(BaseModel):
+    """What all settings have in common: they cannot be changed, and know no other names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+def checked(kind: type[S], given: dict[str, Any]) -> S:
+    """Settings of plain values.
+
+    Raises:
+        InputError: One is of another form; the line names its flag.
+    """
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if isinstance(cause := (first.get("ctx") or {}).get("error"), InputError):
+            raise cause from None
+        name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
+        raise InputError(f"--{name}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class ModelSettings(Settings):
+    """How the pipeline is opened and called."""
+
+    dtype: Annotated[
+        str,
+        Field(description="Precision of the model's weights: float32, bfloat16, float16."),
+        Option(MODEL, advanced=True),
+    ] = "float32"
+    variant: Annotated[
+        str | None,
+        Field(description="Variant of the model's weight files, such as fp16."),
+        Option(MODEL, advanced=True),
+    ] = None
+    call: Annotated[
+        dict[str, Any],
+        BeforeValidator(call_options),
+        Field(description="Option of the pipeline's own call, such as true_cfg_scale=4; may repeat."),
+        Option(MODEL, advanced=True, metavar="KEY=VALUE", texts=True),
+    ] = {}
+    height: Annotated[
+        int | None,
+        Field(ge=1, description="Height of the images, in pixels."),
+        Option(MODEL, advanced=True, default="the pipeline's own"),
+    ] = None
+    width: Annotated[
+        int | None,
+        Field(ge=1, description="Width of the images, in pixels."),
+        Option(MODEL, advanced=True, default="the pipeline's own"),
+    ] = None
+    steps: Annotated[
+        int | None, Field(ge=1, description="Number of sampler steps."), Option(MODEL, default="the model's own")
+    ] = None
+
+
+class PromptSettings(Settings):
+    """Which of the prompts are used."""
+
+    limit: Annotated[int | None, Field(ge=1, description="Use only the first N prompts."), Option(MODEL)] = None
+
+
+class DeviceSettings(Settings):
+    """Where the work is done."""
+
+    devices: Annotated[
+        int, Field(ge=1, description="Number of devices, or of processes on a CPU."), Option(DEVICES)
+    ] = 1
+    num_nodes: Annotated[int, Field(ge=1, description="Number of machines."), Option(DEVICES, advanced=True)] = 1
+    strategy: Annotated[
+        str,
+        Field(description="Lightning's strategy; auto is ddp on more than one device."),
+        Option(DEVICES, advanced=True),
+    ] = "auto"
+    accelerator: Annotated[str, Field(description="cpu, cuda, mps, or auto."), Option(DEVICES, advanced=True)] = "auto"
+
+
+class SiteSettings(Settings):
+    """Which layers are watched."""
+
+    sites: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Module path of the layers to watch, in place of the built-in table, such as"
+            " 'blocks.*.proj_out'; may repeat."
+        ),
+        Option(MODEL, advanced=True, metavar="PATTERN"),
+    ] = ()
