@@ -6,22 +6,21 @@ import inspect
 import os
 import sys
 import traceback
-import types
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import annotated_types
 import typer
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
 from stereo_cli import terminal
 from stereo_cli.config_file import read_config
 from stereo_cli.terminal import BAD_INPUT, FAILED, FAULT, INCOMPLETE, INTERRUPTED, fail
-from stereoclinic.calls.settings import OUTPUT, Option, Settings, checked
+from stereoclinic.calls.settings import OUTPUT, PANELS, Option, Settings, checked
 from stereoclinic.io.text import printable
 from stereoclinic.runtime import ranks
 
@@ -36,19 +35,21 @@ class Shown(Settings):
         Field(description="Print the result as JSON on stdout instead of tables."),
         Option(OUTPUT, flags=("--json",)),
     ] = False
-    quiet: Annotated[bool, Field(description="Show no progress."), Option(OUTPUT, flags=("--quiet", "-q"))] = False
+    quiet: Annotated[
+        bool, Field(description="Show no progress."), Option(OUTPUT, advanced=True, flags=("--quiet", "-q"))
+    ] = False
 
 
 class Run(Shown):
     """What every command has that runs a model."""
 
     dry_run: Annotated[
-        bool, Field(description="Check everything, say what would be done, and stop."), Option(OUTPUT)
+        bool, Field(description="Check everything, print what would be done, and stop."), Option(OUTPUT)
     ] = False
     config: Annotated[
         Path | None,
         Field(description="YAML file of options; flags on the command line win."),
-        Option(OUTPUT),
+        Option(OUTPUT, advanced=True),
     ] = None
 
 
@@ -68,19 +69,30 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         else:
             parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
     parameters.append(_keyword("help_all", _HELP_ALL, False))
+    parameters.sort(key=_panel)
 
     @functools.wraps(function)
     def run(**given: Any) -> None:
         given.pop("help_all")
         for name, kind in expanded.items():
             taken = {each: given.pop(each) for each in kind.model_fields}
-            given[name] = checked(kind, {each: value for each, value in taken.items() if value is not None})
+            fields = kind.model_fields
+            given[name] = checked(kind, {each: v for each, v in taken.items() if v not in (None, fields[each].default)})
         function(**given)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.advanced = frozenset(_advanced(expanded.values()))  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     del run.__wrapped__  # type: ignore[attr-defined]
     return guarded(run)
+
+
+def _advanced(kinds: Iterable[type[Settings]]) -> Iterator[str]:
+    """Names of the settings that --help leaves to --help-all."""
+    for kind in kinds:
+        for name, field in kind.model_fields.items():
+            if any(isinstance(each, Option) and each.advanced for each in field.metadata):
+                yield name
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
@@ -90,48 +102,62 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     if option.texts or typing.get_origin(kind) in (tuple, list):
         inner = str if option.texts else typing.get_args(kind)[0]
         kind, default = list[inner] | None, None  # type: ignore[valid-type]
-    elif default is not None and isinstance(kind, types.UnionType):
-        kind = next(each for each in typing.get_args(kind) if each is not type(None))
-    bounds = {
-        key: getattr(each, attribute)
-        for each in field.metadata
-        for of, attribute, key in ((annotated_types.Ge, "ge", "min"), (annotated_types.Le, "le", "max"))
-        if isinstance(each, of)
-    }
     unknown = default is None or default is False
     flags = option.flags or (f"--{name.replace('_', '-')}",)
     info = typer.Option(
         *flags,
         help=field.description,
-        hidden=option.advanced,
         rich_help_panel=option.panel,
-        metavar=option.metavar or _FORMS.get(kind),
+        metavar=_form(kind) if option.metavar is None else option.metavar,
         show_default=option.default or not unknown,
         callback=read_config if name == "config" else None,
         is_eager=name == "config",
-        **bounds,  # type: ignore[arg-type]
     )
     return _keyword(name, Annotated[kind, info], default)
 
 
-#: What stands for a value in the help.
-_FORMS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+def _panel(parameter: inspect.Parameter) -> int:
+    """Panels come in this order; the unnamed one is first."""
+    panel = parameter.annotation.__metadata__[0].rich_help_panel
+    return PANELS.index(panel) if panel in PANELS else -1
+
+
+def _form(kind: Any) -> str | None:
+    """What stands for a value in the help."""
+    kinds = (kind, *typing.get_args(kind))
+    forms = ((bool, ""), (int, "N"), (float, "X"), (Path, "PATH"), (str, "TEXT"))
+    return next((form for of, form in forms if of in kinds), None)
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _show_all(context: typer.Context, value: bool) -> None:
+class Command(TyperCommand):
+    """A command whose --help is one list of the common options, and whose --help-all shows all of them in panels."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """What typer calls to print help."""
+        everything = bool(ctx.meta.get("help_all"))
+        advanced = getattr(self.callback, "advanced", frozenset())
+        for parameter in self.params:
+            if not everything:
+                parameter.hidden = parameter.name in advanced  # type: ignore[attr-defined]
+                if parameter.param_type_name == "option":
+                    parameter.rich_help_panel = None  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+def _show_all(ctx: typer.Context, value: bool) -> None:
     if value:
-        for parameter in context.command.params:
-            parameter.hidden = parameter.name == "help_all"  # type: ignore[attr-defined]
-        typer.echo(context.get_help(), nl=False)
+        ctx.meta["help_all"] = True
+        ctx.get_help()
         raise typer.Exit
 
 
 _HELP_ALL = Annotated[
-    bool, typer.Option("--help-all", help="Show every option and exit.", is_eager=True, callback=_show_all)
+    bool,
+    typer.Option("--help-all", help="Show every option and exit.", is_eager=True, callback=_show_all, metavar=""),
 ]
 
 _NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # of a text that cannot be a file name

@@ -88,10 +88,12 @@ def own_axis(mask: "NeuronMask") -> "Axis | None":
     return made_for({**mask.metadata, "axis": own[0]})
 
 
-def neutral_prompts(source: str, limit: int | None) -> "Dataset":
-    """What --prompts names: as `load_prompts`, and `protocol:NAME` what masks for a published protocol are made on."""
+def neutral_prompts(source: "str | Dataset", limit: int | None) -> "Dataset":
+    """Prompts by name, as `load_prompts`; `protocol:NAME` are those that masks for a published protocol are made on."""
     from stereoclinic.prompts.sets import load_prompts
 
+    if not isinstance(source, str):
+        return source if limit is None else source.take(min(limit, len(source)))
     kind, _, name = source.partition(":")
     if kind != "protocol":
         return load_prompts(source, limit)
@@ -170,7 +172,7 @@ def check_distinct(paths: list[Path], option: str = "") -> None:
             raise InputError(f"{option} {path} is given twice".strip())
 
 
-def check_target(path: Path, option: str, endings: tuple[str, ...]) -> None:
+def check_target(path: Path, option: str, endings: tuple[str, ...]) -> Path:
     """Refuse, before any work is done, a file that could not be written after it.
 
     Raises:
@@ -183,6 +185,13 @@ def check_target(path: Path, option: str, endings: tuple[str, ...]) -> None:
         raise InputError(f"{option} {path}: a folder; give a file name")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise InputError(f"{option} {path}: {path.parent} is no folder that can be written to; make it first")
+    return path
+
+
+def check_ranks(samples: int, ranks: int) -> None:
+    """Raises InputError for fewer samples than ranks."""
+    if samples < ranks:
+        raise InputError(f"{samples} samples for {ranks} devices: give more prompts or seeds, or fewer devices")
 
 
 def note_named(reporter: Reporter, rows: "Dataset", axis: "Axis") -> None:

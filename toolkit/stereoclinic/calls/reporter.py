@@ -2,8 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 _log = logging.getLogger("stereoclinic")
@@ -26,19 +25,18 @@ class Reporter:
         """Something that went wrong and stops nothing."""
         warnings.warn(text, stacklevel=3)
 
-    @contextmanager
-    def progress(self, total: int | None, title: str) -> Iterator[Advance]:
+    def progress(self, total: int | None, title: str) -> AbstractContextManager[Advance]:
         """A stretch of work.
 
         Args:
             total: How much there is to do; None where that is not known.
             title: What is done.
 
-        Yields:
-            To be called as the work goes on.
+        Returns:
+            A context; what it yields is called as the work goes on.
         """
+        return nullcontext(_nothing)
 
-        def nothing(count: int, description: str = "") -> None:
-            pass
 
-        yield nothing
+def _nothing(count: int, description: str = "") -> None:
+    pass

@@ -13,7 +13,10 @@ from stereoclinic.calls.texts import call_options
 from stereoclinic.errors import InputError
 
 MODEL, DEVICES, OUTPUT = "Model, prompts and sampler", "Devices", "Output"
-RELEVANCE, CHOOSING = "Relevance", "Choosing neurons"
+RELEVANCE, CHOOSING, DOSE = "Relevance", "Choosing neurons", "Dose"
+DRAWN, READ, OTHERS = "What is drawn", "How it is read", "Other methods"
+#: Headings of the help, in their order; the unnamed one is first.
+PANELS = (MODEL, DRAWN, READ, OTHERS, RELEVANCE, CHOOSING, DOSE, DEVICES, OUTPUT)
 
 S = TypeVar("S", bound="Settings")
 
@@ -61,9 +64,6 @@ def checked(kind: type[S], given: dict[str, Any]) -> S:
         raise InputError(f"--{name}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
-Positive = Annotated[int, Field(ge=1)]
-
-
 class ModelSettings(Settings):
     """How the pipeline is opened and called."""
 
@@ -94,14 +94,18 @@ class ModelSettings(Settings):
         Option(MODEL, advanced=True, default="the pipeline's own"),
     ] = None
     steps: Annotated[
-        int | None, Field(ge=1, description="Number of sampler steps."), Option(MODEL, default="the model's own")
+        int | None,
+        Field(ge=1, description="Number of sampler steps."),
+        Option(MODEL, advanced=True, default="the model's own"),
     ] = None
 
 
 class PromptSettings(Settings):
     """Which of the prompts are used."""
 
-    limit: Annotated[int | None, Field(ge=1, description="Use only the first N prompts."), Option(MODEL)] = None
+    limit: Annotated[
+        int | None, Field(ge=1, description="Use only the first N prompts."), Option(MODEL, advanced=True)
+    ] = None
 
 
 class DeviceSettings(Settings):
@@ -117,6 +121,11 @@ class DeviceSettings(Settings):
         Option(DEVICES, advanced=True),
     ] = "auto"
     accelerator: Annotated[str, Field(description="cpu, cuda, mps, or auto."), Option(DEVICES, advanced=True)] = "auto"
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes."""
+        return self.devices * self.num_nodes
 
 
 class SiteSettings(Settings):

@@ -13,6 +13,12 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-t
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
+def check_precision(name: str) -> None:
+    """Raises InputError for a precision that Lightning does not know."""
+    if name not in PRECISIONS:
+        raise InputError(f"--precision {name!r}: expected one of {', '.join(PRECISIONS)}")
+
+
 def device_of(accelerator: str, float64: bool = False) -> str:
     """The device that a command runs on, by torch's name.
 
