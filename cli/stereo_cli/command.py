@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from pydantic import BaseModel, Field
+from pydantic import Field
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
@@ -63,7 +63,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
         kind = hints[name]
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if isinstance(kind, type) and issubclass(kind, Settings):
             expanded[name] = kind
             parameters += [_parameter(each, field) for each, field in kind.model_fields.items()]
         else:
@@ -83,7 +83,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.advanced = frozenset(_advanced(expanded.values()))  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
-    del run.__wrapped__  # type: ignore[attr-defined]
+    del run.__wrapped__
     return guarded(run)
 
 
@@ -98,7 +98,8 @@ def _advanced(kinds: Iterable[type[Settings]]) -> Iterator[str]:
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     """The parameter that typer reads for a setting."""
     option = next((each for each in field.metadata if isinstance(each, Option)), Option())
-    kind, default = field.annotation, field.default
+    default = field.default
+    kind: Any = field.annotation
     if option.texts or typing.get_origin(kind) in (tuple, list):
         inner = str if option.texts else typing.get_args(kind)[0]
         kind, default = list[inner] | None, None  # type: ignore[valid-type]
@@ -139,7 +140,7 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """What typer calls to print help."""
         everything = bool(ctx.meta.get("help_all"))
-        advanced = getattr(self.callback, "advanced", frozenset())
+        advanced: frozenset[str] = getattr(self.callback, "advanced", frozenset())
         for parameter in self.params:
             if not everything:
                 parameter.hidden = parameter.name in advanced  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ def locate(
     prompts: options.Prompts = "portraits",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="PATH", help="Mask file, .pt or .safetensors.", show_default="AXIS.pt"),
+        typer.Option("--out", "-o", metavar="PATH", help="Mask, .pt or .safetensors.", show_default="AXIS.pt"),
     ] = None,
     settings: LocateSettings,
     run: Run,

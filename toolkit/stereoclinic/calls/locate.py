@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from stereoclinic.sns.mask import NeuronMask
 
 
+#: Settings of choosing -> the way of choosing that they belong to.
+_OF = {"mu": "plan", "overshoot": "plan", "at_most": "plan", "top": "top-k", "z": "top-k"}
+
+
 class ChoosingSettings(Settings):
     """How neurons are chosen from relevance, see `sns.linear.Selection`."""
 
@@ -85,10 +89,14 @@ class ChoosingSettings(Settings):
         Raises:
             InputError: A name is not known, or a setting belongs to the other way of choosing.
         """
-        from stereoclinic.calls.inputs import check_method
         from stereoclinic.sns.linear import Selection
 
-        check_method(self.select, [f"--{name.replace('_', '-')}" for name in sorted(self.model_fields_set)])
+        for name in sorted(self.model_fields_set):
+            if _OF.get(name, self.select) != self.select:
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(
+                    f"{flag} belongs to --select {_OF[name]}, and this is {self.select}; leave one of them"
+                )
         names = ("select", "mu", "overshoot", "until", "branch", "top")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return Selection(**given, root=self.mask_root, **more)
@@ -390,4 +398,5 @@ def _own_classifier(model: "str | Model | DiffusionPipeline", axis: "Axis") -> "
     from stereoclinic.evaluation.readers import PortraitsReader
 
     advice = "from Python, stereoclinic.locate(..., classifier=...) takes your own"
-    return PortraitsReader(reader_folder(model, advice)).classifier(axis)
+    name = model if isinstance(model, str) else str(getattr(model, "name", ""))
+    return PortraitsReader(reader_folder(name, advice)).classifier(axis)
