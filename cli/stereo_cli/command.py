@@ -24,33 +24,43 @@ from stereoclinic.calls.settings import OUTPUT, PANELS, Option, Settings, checke
 from stereoclinic.io.text import printable
 from stereoclinic.runtime import ranks
 
-__all__ = ["BAD_INPUT", "FAILED", "INCOMPLETE", "Run", "Shown", "command"]
+__all__ = ["BAD_INPUT", "FAILED", "INCOMPLETE", "Config", "Json", "Run", "Shown", "command"]
 
 
-class Shown(Settings):
-    """What is printed of a result."""
+class Json(Settings):
+    """How a result is printed."""
 
     as_json: Annotated[
         bool,
-        Field(description="Print the result as JSON on stdout instead of tables."),
+        Field(description="Print JSON instead of tables."),
         Option(OUTPUT, flags=("--json",)),
     ] = False
+
+
+class Shown(Json):
+    """What is printed of a result, and of the work before it."""
+
     quiet: Annotated[
         bool, Field(description="Show no progress."), Option(OUTPUT, advanced=True, flags=("--quiet", "-q"))
     ] = False
 
 
-class Run(Shown):
-    """What every command has that runs a model."""
+class Config(Settings):
+    """Options from a file."""
 
-    dry_run: Annotated[
-        bool, Field(description="Check everything, print what would be done, and stop."), Option(OUTPUT)
-    ] = False
     config: Annotated[
         Path | None,
         Field(description="YAML file of options; flags on the command line win."),
         Option(OUTPUT, advanced=True),
     ] = None
+
+
+class Run(Shown, Config):
+    """What every command has that runs a model."""
+
+    dry_run: Annotated[bool, Field(description="Check everything and print what would be done."), Option(OUTPUT)] = (
+        False
+    )
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

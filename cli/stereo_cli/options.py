@@ -8,12 +8,12 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from stereo_cli.terminal import say
-from stereoclinic.calls.settings import MODEL, ModelSettings
+from stereoclinic.calls.settings import MODEL, ModelSettings, OpenSettings
 from stereoclinic.calls.texts import call_texts
 
-S = TypeVar("S", bound=ModelSettings)
+S = TypeVar("S", bound=OpenSettings)
 
-_MODEL = "`portraits`, a diffusers folder, a .safetensors or .ckpt checkpoint, or a hub id."
+_MODEL = "Model: portraits, a folder, a checkpoint, or a hub id."
 Model = Annotated[str, typer.Option(help=_MODEL, metavar="NAME")]
 ModelOfFile = Annotated[str | None, typer.Option(help=_MODEL, metavar="NAME", show_default="the file's, or portraits")]
 _AXIS = "Axis of bias: gender, skin, age, or your own TOML file."
@@ -24,8 +24,8 @@ AxisOfFile = Annotated[
 Prompts = Annotated[
     str,
     typer.Option(
-        help="Neutral prompts: portraits, winobias, winobias-successful, winobias-train, protocol:NAME, a .txt, .csv,"
-        " .jsonl or .parquet file, or a hub data set (column `prompt` or `occupation`).",
+        help="Neutral prompts: portraits, winobias, winobias-successful, winobias-train, protocol:NAME, a file, or a"
+        " hub data set.",
         metavar="NAME",
         rich_help_panel=MODEL,
     ),

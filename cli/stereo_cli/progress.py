@@ -92,6 +92,10 @@ class TerminalReporter(Reporter):
     def note(self, text: str) -> None:
         note(text)
 
+    def status(self, text: str) -> None:
+        if not self.quiet:
+            stderr().print(text)
+
     def warn(self, text: str) -> None:
         warn(text)
 

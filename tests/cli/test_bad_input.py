@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tests.pipelines.tiny import save
 
-from stereo_cli.apply import _axes_of
+from stereoclinic.calls.apply import axes_of
 from stereoclinic.errors import UncoveredOperation
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.prompts.axes import load_axis
@@ -252,7 +252,7 @@ def test_a_mask_of_an_axis_that_only_has_a_shipped_name(refused, model, located,
     own = {**mask.metadata, "words": ["agender", "bigender"]}
     NeuronMask(mask.sites, mask.bin_edges, mask.factors, metadata=own).save(tmp_path / "own.pt")
     assert "--axis gender.toml" in refused("bench", "--model", model, "--mask", "own.pt")
-    (gate,) = _axes_of(NeuronMask.load(tmp_path / "own.pt"))
+    (gate,) = axes_of(NeuronMask.load(tmp_path / "own.pt"))
     assert gate.words == ("agender", "bigender")
 
 

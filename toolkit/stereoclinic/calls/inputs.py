@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stereoclinic.calls.reporter import Reporter
-from stereoclinic.calls.settings import ModelSettings
+from stereoclinic.calls.settings import ModelSettings, OpenSettings
 from stereoclinic.calls.texts import call_texts
 from stereoclinic.errors import InputError
 
@@ -52,7 +52,7 @@ def open_named(
     return opened
 
 
-def call_of(settings: ModelSettings, made: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def call_of(settings: OpenSettings, made: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The options of the pipeline's own call; those of a file hold where no other is given.
 
     Raises:

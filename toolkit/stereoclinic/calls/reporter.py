@@ -21,6 +21,10 @@ class Reporter:
         """Something that results may depend on."""
         _log.info(text)
 
+    def status(self, text: str) -> None:
+        """What is being done now; results do not depend on it."""
+        _log.info(text)
+
     def warn(self, text: str) -> None:
         """Something that went wrong and stops nothing."""
         warnings.warn(text, stacklevel=3)

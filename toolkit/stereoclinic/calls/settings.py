@@ -13,10 +13,11 @@ from stereoclinic.calls.texts import call_options
 from stereoclinic.errors import InputError
 
 MODEL, DEVICES, OUTPUT = "Model, prompts and sampler", "Devices", "Output"
-RELEVANCE, CHOOSING, DOSE = "Relevance", "Choosing neurons", "Dose"
+RELEVANCE, CHOOSING, DOSE, DURATION = "Relevance", "Choosing neurons", "Dose", "Estimated time"
 DRAWN, READ, OTHERS = "What is drawn", "How it is read", "Other methods"
+RESPONSES = "Model for --images"
 #: Headings of the help, in their order; the unnamed one is first.
-PANELS = (MODEL, DRAWN, READ, OTHERS, RELEVANCE, CHOOSING, DOSE, DEVICES, OUTPUT)
+PANELS = (MODEL, DRAWN, READ, OTHERS, RELEVANCE, CHOOSING, DOSE, DURATION, RESPONSES, DEVICES, OUTPUT)
 
 S = TypeVar("S", bound="Settings")
 
@@ -64,7 +65,7 @@ def checked(kind: type[S], given: dict[str, Any]) -> S:
         raise InputError(f"--{name}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
-class ModelSettings(Settings):
+class OpenSettings(Settings):
     """How the pipeline is opened and called."""
 
     dtype: Annotated[
@@ -93,6 +94,11 @@ class ModelSettings(Settings):
         Field(ge=1, description="Width of the images, in pixels."),
         Option(MODEL, advanced=True, default="the pipeline's own"),
     ] = None
+
+
+class ModelSettings(OpenSettings):
+    """How the pipeline is opened and called, and in how many steps."""
+
     steps: Annotated[
         int | None,
         Field(ge=1, description="Number of sampler steps."),
@@ -111,9 +117,7 @@ class PromptSettings(Settings):
 class DeviceSettings(Settings):
     """Where the work is done."""
 
-    devices: Annotated[
-        int, Field(ge=1, description="Number of devices, or of processes on a CPU."), Option(DEVICES)
-    ] = 1
+    devices: Annotated[int, Field(ge=1, description="Number of devices."), Option(DEVICES)] = 1
     num_nodes: Annotated[int, Field(ge=1, description="Number of machines."), Option(DEVICES, advanced=True)] = 1
     strategy: Annotated[
         str,

@@ -53,6 +53,18 @@ def place_of(device: str, strategy: str = "auto") -> str:
     return f"cuda:{number % torch.cuda.device_count()}"
 
 
+def check_whole_model(strategy: str) -> None:
+    """Refuse, before any work is done, a strategy that shares weights out where images are drawn.
+
+    Raises:
+        InputError: It does; only `locate` can.
+    """
+    if strategy.startswith("fsdp"):
+        raise InputError(
+            f"--strategy {strategy}: only locate shares weights out; draw with ddp, and --dtype bfloat16 if need be"
+        )
+
+
 def hush_lightning() -> None:
     """Call after Lightning was imported: its import sets the level of its loggers."""
     for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning"):
