@@ -15,8 +15,8 @@ from stereoclinic.calls.evaluation import Evaluation, References, baseline_sampl
 from stereoclinic.calls.reporter import Reporter
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation import instruments
 from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED, Protocol
-from stereoclinic.evaluation.instruments import Instruments, open_clip, open_features, open_lpips
 from stereoclinic.evaluation.methods import check_names
 from stereoclinic.evaluation.protocols import PublishedProtocol, load_protocol
 from stereoclinic.evaluation.readers import Reader, can_read, group_columns, open_reader
@@ -104,12 +104,7 @@ def prepare_evaluation(
     others = [each for each in map(load_axis, known_axes()) if each.name != judged.axis.name]
     reader = reader or _reader(settings, model, [judged.axis, *others], device)
     group_columns(reader, judged.axis)
-    instruments = Instruments(
-        None if settings.clip_score is None else open_clip(settings.clip_score, device),
-        open_features(settings.features, device),
-        open_lpips(device) if settings.lpips else None,
-        settings.features,
-    )
+    measured = _instruments(settings, device)
     opened = inputs.open_named(model, settings, reporter, place_of(device))
     for mask in named.values():
         check_fits(mask, opened.network, settings.force)
@@ -120,7 +115,7 @@ def prepare_evaluation(
     protocols = [replace(judged, guidance=scale) for scale in dict.fromkeys(scales)]
     _check_model(opened, named, protocols, reporter)
     return Evaluation(
-        opened, named, files, protocols, published, reader, instruments, references, relevance, settings, out, device,
+        opened, named, files, protocols, published, reader, measured, references, relevance, settings, out, device,
         command,
     )  # fmt: skip
 
@@ -270,6 +265,16 @@ def _reader(
         advice = "give --reader clip, hf:MODEL, or the FOLDER of one that stereoclinic.portraits.train wrote"
         own = inputs.reader_folder(model, f"{advice} for its images")
     return open_reader(spec, axes, own, settings.reader_classes, settings.allow_race, settings.allow_code, device)
+
+
+def _instruments(settings: EvaluateSettings, device: str) -> instruments.Instruments:
+    """What images are measured with besides their reader."""
+    return instruments.Instruments(
+        None if settings.clip_score is None else instruments.open_clip(settings.clip_score, device),
+        instruments.open_features(settings.features, device),
+        instruments.open_lpips(device) if settings.lpips else None,
+        settings.features,
+    )
 
 
 def _check_model(model: Model, masks: dict[str, NeuronMask], protocols: list[Protocol], reporter: Reporter) -> None:
