@@ -36,13 +36,18 @@ _BENCH = {"model": "portraits", "dtype": "float32", "prompts": "portraits"}
 
 
 def as_made(settings: S, made: Mapping[str, Any], model: str | None) -> S:
-    """Settings with the dtype and variant that a file's model was opened with, unless a model is named."""
+    """Settings with the options of the call that a file was made with, and its dtype and variant unless a model is named.
+
+    Raises:
+        InputError: Height or width is given alone, or the file's own options are no table.
+    """
+    from stereoclinic.calls.inputs import call_of
     from stereoclinic.pipelines.opening import DTYPES
 
+    update: dict[str, Any] = {"call": call_of(settings, made), "height": None, "width": None}
     if model is not None:
-        return settings
+        return settings.model_copy(update=update)
     dtype, variant = made.get("dtype"), made.get("variant")
-    update: dict[str, Any] = {}
     if "dtype" not in settings.model_fields_set and dtype in DTYPES:
         update["dtype"] = str(dtype)
     if settings.variant is None and isinstance(variant, str):
@@ -57,10 +62,11 @@ def words_of(call: Mapping[str, Any], **given: str | float | None) -> list[str]:
     return words + [word for each in call_texts(call) for word in ("--call", each)]
 
 
-def say_next(mask: Path, settings: ModelSettings, **given: str | float | None) -> None:
+def say_next(mask: Path, settings: ModelSettings, model: str, **given: str | float | None) -> None:
     """Print the command that judges a mask."""
-    sides = {name: value for name in ("height", "width") if (value := getattr(settings, name)) is not None}
-    words = words_of({**settings.call, **sides}, dtype=settings.dtype, variant=settings.variant, **given)
+    from stereoclinic.calls.inputs import call_of
+
+    words = words_of(call_of(settings), model=model, dtype=settings.dtype, variant=settings.variant, **given)
     say(f"next: {shlex.join(['stereo', 'bench', '--mask', str(mask), *words])}")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stereoclinic.calls.inputs import call_of
-from stereoclinic.calls.settings import ModelSettings
+from stereoclinic.calls.settings import ModelSettings, checked
 from stereoclinic.calls.texts import call_options, call_texts
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
@@ -55,6 +55,13 @@ def test_what_a_file_was_made_with_holds_where_nothing_else_is_given():
     for wrong in ([], "eta", 4, None):
         with pytest.raises(InputError, match="made with the call options"):
             call_of(ModelSettings(), {"call": wrong})
+
+
+def test_a_setting_of_another_form_is_one_line_with_its_flag():
+    wrong = {"--height: ": {"height": 0}, "--call 'x': expected": {"call": ["x"]}, "--size: ": {"size": 1}}
+    for says, settings in wrong.items():
+        with pytest.raises(InputError, match=says):
+            checked(ModelSettings, settings)
 
 
 def test_it_is_recorded_and_taken_over(model, stereo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -57,7 +57,7 @@ def test_a_plan_that_was_cut_off_goes_on_when_it_is_told_to(
     with monkeypatch.context() as patch:
         patch.setattr(Unfinished, "keep", interrupted)
         result = stereo(*arguments)
-    assert result.exit_code == 130 and f"{unfinished} keeps what was done" in " ".join(result.stderr.split())
+    assert result.exit_code == 130 and f"{unfinished} keeps the progress" in " ".join(result.stderr.split())
     assert unfinished.is_file() and not (tmp_path / "g.pt").exists()
     result = stereo(*arguments)
     assert result.exit_code == 2 and "go on with it by --resume" in " ".join(result.stderr.split())

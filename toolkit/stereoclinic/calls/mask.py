@@ -140,8 +140,11 @@ def _from_relevance(file: Path, settings: MaskSettings, reporter: Reporter) -> "
         at_most=settings.at_most, z=settings.z, since=settings.since, kinds=kinds, per_bin=settings.per_bin
     )
     relevance = Relevance.load(file)
-    reporter.note(f"choosing among {sum(site.width for site in relevance.sites)} neurons by {selection.select}")
-    return adjusted(choose(relevance, selection), (settings.strength or (1.0,))[0])
+    neurons = sum(site.width for site in relevance.sites)
+    with reporter.progress(1, f"choosing among {neurons} neurons by {selection.select}") as advance:
+        mask = choose(relevance, selection)
+        advance(1)
+    return adjusted(mask, (settings.strength or (1.0,))[0])
 
 
 def _from_masks(files: Sequence[Path], settings: MaskSettings) -> "NeuronMask":
