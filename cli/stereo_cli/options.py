@@ -36,7 +36,7 @@ _BENCH = {"model": "portraits", "dtype": "float32", "prompts": "portraits"}
 
 
 def as_made(settings: S, made: Mapping[str, Any], model: str | None) -> S:
-    """Settings with the options of the call that a file was made with, and its dtype and variant unless a model is named.
+    """Settings with a file's own call options; also with its dtype and variant, unless a model is named.
 
     Raises:
         InputError: Height or width is given alone, or the file's own options are no table.

@@ -71,7 +71,7 @@ def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str,
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--limit", 1, "--seeds", 2, "--devices", 3), "2 samples (1 prompts x 2 seeds) for 3 devices"),
+        (("--limit", 1, "--seeds", 2, "--devices", 3), "2 samples for 3 devices"),
         (("--select", "best"), "expected plan or top-k"),
         (("--select", "best", "--top", 3), "expected plan or top-k"),
         (("--top", 200), "--top belongs to --select top-k, and this is plan"),

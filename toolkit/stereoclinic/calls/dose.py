@@ -53,14 +53,14 @@ class DoseSettings(Settings):
         Raises:
             InputError: The model brings no reader, or one that does not know the axis.
         """
-        from stereoclinic.calls.inputs import reader_folder
+        from stereoclinic.calls.inputs import name_of, reader_folder
         from stereoclinic.evaluation.readers import PortraitsReader, group_columns
         from stereoclinic.pipelines import model_folder
 
         images = self.confirm
         if self.dose is None:
             return 0, None
-        name = model if isinstance(model, str) else getattr(model, "name", "")
+        name = name_of(model)
         if images is None:
             folder = model_folder(name)
             images = 4 if folder is not None and (folder / "reader").is_dir() else 0

@@ -263,7 +263,7 @@ def _reader(
     spec, own = settings.reader or "portraits", None
     if "portraits" in [part.strip() for part in spec.removeprefix("ensemble:").split(",")]:
         advice = "give --reader clip, hf:MODEL, or the FOLDER of one that stereoclinic.portraits.train wrote"
-        own = inputs.reader_folder(model, f"{advice} for its images")
+        own = inputs.reader_folder(inputs.name_of(model), f"{advice} for its images")
     return open_reader(spec, axes, own, settings.reader_classes, settings.allow_race, settings.allow_code, device)
 
 

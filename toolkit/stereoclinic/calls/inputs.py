@@ -62,6 +62,8 @@ def call_of(settings: OpenSettings, made: Mapping[str, Any] | None = None) -> di
     if not isinstance(own, dict):
         raise InputError(f"the file was made with the call options {own!r}, which are no table; make it again")
     sides = {name: value for name in ("height", "width") if (value := getattr(settings, name)) is not None}
+    if twice := [name for name in sides if name in settings.call]:
+        raise InputError(f"--call: {twice[0]} is given twice")
     whole = {**own, **settings.call, **sides}
     if len(alone := [name for name in ("height", "width") if name in whole]) == 1:
         # Some pipelines would take neither then, and say nothing.
@@ -101,6 +103,13 @@ def neutral_prompts(source: "str | Dataset", limit: int | None) -> "Dataset":
 
     held_out = load_protocol(name).calibration()
     return held_out.take(min(limit or len(held_out), len(held_out)))
+
+
+def name_of(model: "str | Model | DiffusionPipeline") -> str:
+    """The name that a model was asked for by: of a pipeline, where it was loaded from."""
+    if isinstance(model, str):
+        return model
+    return str(getattr(model, "name", "") or getattr(model, "name_or_path", "") or type(model).__name__)
 
 
 def reader_folder(model: str, advice: str) -> Path:

@@ -91,15 +91,16 @@ class ChoosingSettings(Settings):
         """
         from stereoclinic.sns.linear import Selection
 
+        names = ("select", "mu", "overshoot", "until", "branch", "top")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        selection = Selection(**given, root=self.mask_root, **more)
         for name in sorted(self.model_fields_set):
             if _OF.get(name, self.select) != self.select:
                 flag = f"--{name.replace('_', '-')}"
                 raise InputError(
                     f"{flag} belongs to --select {_OF[name]}, and this is {self.select}; leave one of them"
                 )
-        names = ("select", "mu", "overshoot", "until", "branch", "top")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return Selection(**given, root=self.mask_root, **more)
+        return selection
 
 
 class LocateSettings(DeviceSettings, ChoosingSettings, SiteSettings, PromptSettings, ModelSettings):
@@ -394,9 +395,8 @@ def _check_selection(selection: "Selection", walk: "TrajectorySettings", model: 
 
 def _own_classifier(model: "str | Model | DiffusionPipeline", axis: "Axis") -> "Callable[[Tensor], Tensor]":
     """The reader in the model's folder, whose logits are decomposed."""
-    from stereoclinic.calls.inputs import reader_folder
+    from stereoclinic.calls.inputs import name_of, reader_folder
     from stereoclinic.evaluation.readers import PortraitsReader
 
     advice = "from Python, stereoclinic.locate(..., classifier=...) takes your own"
-    name = model if isinstance(model, str) else str(getattr(model, "name", ""))
-    return PortraitsReader(reader_folder(name, advice)).classifier(axis)
+    return PortraitsReader(reader_folder(name_of(model), advice)).classifier(axis)
