@@ -126,7 +126,7 @@ def prepare_apply(
     check_whole_model(settings.strategy)
     texts = checked_texts(prompts)
     if not texts:
-        raise InputError("a prompt is missing; give a text such as 'a photo of a doctor'")
+        raise InputError("a prompt is missing or empty; give a text such as 'a photo of a doctor'")
     names, loaded, mask = load_together(masks, settings)
     if settings.axis and not settings.gate:
         raise InputError("--axis says what the gate looks for, and --no-gate opens it; leave one of them")
@@ -159,7 +159,7 @@ def checked_texts(prompts: Sequence[str]) -> list[str]:
     if odd := [text for text in texts if text != text.encode(errors="replace").decode()]:
         raise InputError(f"prompt {odd[0]!r}: not all of it is text; give it in UTF-8")
     if not all(texts):
-        raise InputError("a prompt is empty; give a text such as 'a photo of a doctor'")
+        raise InputError("a prompt is missing or empty; give a text such as 'a photo of a doctor'")
     return texts
 
 
