@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 
 from stereoclinic.calls.reporter import Reporter
-from stereoclinic.calls.settings import DEVICES, DRAWN, MODEL, DeviceSettings, ModelSettings, Option
+from stereoclinic.calls.settings import DEVICES, DRAWN, MODEL, DeviceSettings, ModelSettings, option
 from stereoclinic.calls.texts import group_shares
 
 if TYPE_CHECKING:
@@ -25,50 +25,26 @@ if TYPE_CHECKING:
 class ApplySettings(DeviceSettings, ModelSettings):
     """What is drawn, and how the masks are applied."""
 
-    images: Annotated[
-        int, Field(ge=1, description="Number of images per prompt and side."), Option(flags=("--images", "-n"))
-    ] = 6
-    seed: Annotated[int, Field(ge=0, description="First seed."), Option()] = 0
-    strength: Annotated[float, Field(ge=0, le=1, description="Strength, from 0 (no mask) to 1."), Option()] = 1.0
-    shares: Annotated[
-        tuple[dict[str, float], ...],
-        BeforeValidator(group_shares),
-        Field(
-            description="Allocating masks: share of the images for each group, such as female=0.5,male=0.5; once per"
-            " axis."
-        ),
-        Option(DRAWN, advanced=True, metavar="GROUP=SHARE,...", default="equal shares", texts=True),
-    ] = ()
-    allocate: Annotated[
-        bool,
-        Field(description="Refuse a mask that only balances; it must allot each image a group."),
-        Option(DRAWN, advanced=True),
-    ] = False
-    gate: Annotated[
-        bool,
-        Field(description="Leave prompts alone that name a group."),
-        Option(flags=("--gate/--no-gate",)),
-    ] = True
-    axis: Annotated[
-        tuple[str, ...],
-        Field(description="Axis whose words the gate looks for, a name or a .toml file; may repeat."),
-        Option(DRAWN, advanced=True, default="the mask's"),
-    ] = ()
-    guidance: Annotated[
-        float | None,
-        Field(ge=0, description="Guidance scale."),
-        Option(MODEL, advanced=True, default="the model's own"),
-    ] = None
-    force: Annotated[
-        bool,
-        Field(description="Accept masks that were made for other weights, if all sites fit."),
-        Option(MODEL, advanced=True),
-    ] = False
-    batch_size: Annotated[
-        int,
-        Field(ge=1, description="Number of images drawn together on one device."),
-        Option(DEVICES, advanced=True),
-    ] = 50
+    images: int = option(6, "Number of images per prompt and side.", ge=1, flags=("--images", "-n"))
+    seed: int = option(0, "First seed.", ge=0)
+    strength: float = option(1.0, "Strength, from 0 (no mask) to 1.", ge=0, le=1)
+    shares: Annotated[tuple[dict[str, float], ...], BeforeValidator(group_shares)] = option(
+        (), "Allocating masks: share of the images for each group, such as female=0.5,male=0.5; once per axis.",
+        DRAWN, advanced=True, metavar="GROUP=SHARE,...", default_text="equal shares", texts=True,
+    )  # fmt: skip
+    allocate: bool = option(
+        False, "Refuse a mask that only balances; it must allot each image a group.", DRAWN, advanced=True
+    )
+    gate: bool = option(True, "Leave prompts alone that name a group.", flags=("--gate/--no-gate",))
+    axis: tuple[str, ...] = option(
+        (), "Axis whose words the gate looks for, a name or a .toml file; may repeat.",
+        DRAWN, advanced=True, default_text="the mask's",
+    )  # fmt: skip
+    guidance: float | None = option(None, "Guidance scale.", MODEL, ge=0, advanced=True, default_text="the model's own")
+    force: bool = option(
+        False, "Accept masks that were made for other weights, if all sites fit.", MODEL, advanced=True
+    )
+    batch_size: int = option(50, "Number of images drawn together on one device.", DEVICES, ge=1, advanced=True)
 
 
 def apply(

@@ -1,11 +1,9 @@
 """`doctor`: say whether a model is supported, and what `locate`, `plan` and `evaluate` would cost on it."""
 
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from stereoclinic.calls.reporter import Reporter
-from stereoclinic.calls.settings import DURATION, MODEL, ModelSettings, Option, PromptSettings, SiteSettings
+from stereoclinic.calls.settings import DURATION, MODEL, ModelSettings, PromptSettings, SiteSettings, option
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,17 +17,13 @@ if TYPE_CHECKING:
 class DoctorSettings(SiteSettings, PromptSettings, ModelSettings):
     """What is checked, and the workload that times are estimated for."""
 
-    composite: Annotated[str, Field(description="Relevance rules to check, see locate."), Option()] = "epsilon-cp"
-    seed: Annotated[int, Field(ge=0, description="Seed of the noise."), Option(advanced=True)] = 0
-    batch_size: Annotated[int, Field(ge=1, description="Number of samples in the pass."), Option(advanced=True)] = 1
-    guidance: Annotated[
-        float | None, Field(ge=0, description="Guidance scale."), Option(MODEL, default="the model's own")
-    ] = None
-    seeds: Annotated[int, Field(ge=1, description="Number of seeds per prompt of locate."), Option(DURATION)] = 16
-    images: Annotated[
-        int, Field(ge=1, description="Number of images per neutral prompt of a bench."), Option(DURATION)
-    ] = 25
-    accelerator: Annotated[str, Field(description="cpu, cuda, mps, or auto."), Option(MODEL, advanced=True)] = "auto"
+    composite: str = option("epsilon-cp", "Relevance rules to check, see locate.")
+    seed: int = option(0, "Seed of the noise.", ge=0, advanced=True)
+    batch_size: int = option(1, "Number of samples in the pass.", ge=1, advanced=True)
+    guidance: float | None = option(None, "Guidance scale.", MODEL, ge=0, default_text="the model's own")
+    seeds: int = option(16, "Number of seeds per prompt of locate.", DURATION, ge=1)
+    images: int = option(25, "Number of images per neutral prompt of a bench.", DURATION, ge=1)
+    accelerator: str = option("auto", "cpu, cuda, mps, or auto.", MODEL, advanced=True)
 
 
 def doctor(

@@ -1,12 +1,10 @@
 """Draw what the strongest neurons of a relevance file respond to: `stereo inspect --images`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from stereoclinic.calls.reporter import Reporter
-from stereoclinic.calls.settings import RESPONSES, OpenSettings, Option
+from stereoclinic.calls.settings import RESPONSES, OpenSettings, option
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
@@ -15,27 +13,15 @@ if TYPE_CHECKING:
 class ResponseSettings(OpenSettings):
     """The model that draws, and the prompts."""
 
-    model: Annotated[
-        str | None, Field(description="Model that draws."), Option(RESPONSES, default="the one the file names")
-    ] = None
-    prompts: Annotated[
-        str | None,
-        Field(description="Neutral prompts with the file's labels."),
-        Option(RESPONSES, advanced=True, default="a photo of a LABEL"),
-    ] = None
-    seed: Annotated[int, Field(ge=0, description="Seed of the images."), Option(RESPONSES, advanced=True)] = 0
-    composite: Annotated[
-        str | None, Field(description="Relevance rules."), Option(RESPONSES, advanced=True, default="the file's own")
-    ] = None
-    batch_size: Annotated[
-        int, Field(ge=1, description="Number of images drawn together."), Option(RESPONSES, advanced=True)
-    ] = 8
-    force: Annotated[
-        bool, Field(description="Accept other weights, if all sites fit."), Option(RESPONSES, advanced=True)
-    ] = False
-    accelerator: Annotated[str, Field(description="cpu, cuda, mps, or auto."), Option(RESPONSES, advanced=True)] = (
-        "auto"
+    model: str | None = option(None, "Model that draws.", RESPONSES, default_text="the one the file names")
+    prompts: str | None = option(
+        None, "Neutral prompts with the file's labels.", RESPONSES, advanced=True, default_text="a photo of a LABEL"
     )
+    seed: int = option(0, "Seed of the images.", RESPONSES, ge=0, advanced=True)
+    composite: str | None = option(None, "Relevance rules.", RESPONSES, advanced=True, default_text="the file's own")
+    batch_size: int = option(8, "Number of images drawn together.", RESPONSES, ge=1, advanced=True)
+    force: bool = option(False, "Accept other weights, if all sites fit.", RESPONSES, advanced=True)
+    accelerator: str = option("auto", "cpu, cuda, mps, or auto.", RESPONSES, advanced=True)
 
 
 def draw_responses(

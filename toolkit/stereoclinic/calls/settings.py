@@ -43,6 +43,24 @@ class Option:
     texts: bool = False
 
 
+def option(
+    default: Any, description: str, panel: str | None = None, default_text: str | None = None, **how: Any
+) -> Any:
+    """A setting: its default, what it is, and how it is given on the command line.
+
+    Args:
+        default: Where it is not given.
+        description: One imperative line that names the unit.
+        panel: As of `Option`.
+        default_text: `Option.default`.
+        **how: Bounds `ge` and `le` as of pydantic's `Field`; the rest as of `Option`.
+    """
+    bounds = {name: how.pop(name) for name in ("ge", "le") if name in how}
+    field = Field(default, description=description, **bounds)
+    field.metadata.append(Option(panel, default=default_text, **how))
+    return field
+
+
 class Settings(BaseModel):
     """What all settings have in common: they cannot be changed, and know no other names."""
 
