@@ -103,12 +103,8 @@ def test_locate_goes_on_when_it_is_told_to(model, stereo, tmp_path: Path, monkey
         patch.setattr(Shards, "write", lambda self, *what: write(self, *what[:5], last=True))
         patch.setattr(DDTD, "predict_step", interrupted)
         result = stereo(*arguments, "-o", cut)
-    assert (
-        result.exit_code == 130
-        and "with --resume continues it" in result.stderr
-        and shards.is_dir()
-        and not cut.exists()
-    )
+    assert result.exit_code == 130 and "with --resume continues it" in result.stderr
+    assert shards.is_dir() and not cut.exists()
 
     result = stereo(*arguments, "-o", cut)
     assert result.exit_code == 2 and "continue it with --resume" in result.stderr

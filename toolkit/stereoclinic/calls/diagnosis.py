@@ -42,7 +42,6 @@ class ModelFacts:
     """What the model is, where it is, and how its pipeline calls the denoiser.
 
     Attributes:
-        added: Kind of the added conditions of a UNet, if any.
         draws: Whether the scheduler draws noise at every step.
         latents: Shape of one sample's latents.
         conditions: The denoiser's arguments that depend on the prompt.
@@ -88,10 +87,8 @@ class ConservationFacts:
     Attributes:
         total: The target, the squared norm of the prediction.
         cuts: Shares of the target that cross each cut or enter behind it, their sum and its error.
-        error: The largest error.
         absorbs: Whether layers with a rule of their own absorb relevance.
         meaning: What the largest error says, in words.
-        fault: Why nothing could be propagated, if so.
     """
 
     composite: str
@@ -109,30 +106,12 @@ class ConservationFacts:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of one relevance step: the denoiser's weights, and what a sample keeps."""
-
-    unet_weights: int
-    kept_by_a_sample: int
-    batch: int
-    batch_total: int
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device of this machine; memory in bytes, where it is known."""
-
-    name: str
-    what: str
-    memory: int | None
-    used: bool
-
-
-@dataclass(frozen=True)
 class Diagnosis:
     """What `doctor` found.
 
     Attributes:
+        memory: Bytes of one relevance step: the denoiser's weights, and what a sample keeps.
+        devices: Of this machine: name, what it is, its memory in bytes where it is known, and whether it was used.
         uncovered: Operations without a rule -> how often they ran.
         supported: Whether the model is supported with these rules.
         verdict: The same in words.
@@ -143,8 +122,8 @@ class Diagnosis:
     neurons: Neurons
     uncovered: dict[str, int]
     conservation: ConservationFacts
-    memory: Memory
-    devices: list[Device]
+    memory: dict[str, int]
+    devices: list[dict[str, Any]]
     time: Duration
     supported: bool
     verdict: str
@@ -288,27 +267,19 @@ def count_neurons(sites: list[Site]) -> Neurons:
 
 
 def _conservation(outcome: Conservation, rules: Composite, timestep: float, seed: int) -> ConservationFacts:
+    cuts = [
+        {
+            "before": cut.before,
+            **{name: _finite(share / cut.total) for name, share in (*cut.shares.items(), ("sum", cut.sum))},
+            "error": _finite(cut.error),
+        }
+        for cut in outcome.cuts
+    ]
+    dtype = str(outcome.dtype).removeprefix("torch.")
     return ConservationFacts(
-        composite=outcome.composite,
-        dtype=str(outcome.dtype).removeprefix("torch."),
-        samples=outcome.batch,
-        total=_finite(outcome.total),
-        cuts=[
-            {
-                "before": cut.before,
-                **{name: _finite(share / cut.total) for name, share in (*cut.shares.items(), ("sum", cut.sum))},
-                "error": _finite(cut.error),
-            }
-            for cut in outcome.cuts
-        ],
-        error=_finite(outcome.error),
-        conserves=outcome.conserves,
-        absorbs=rules.by_terms,
-        meaning=_meaning(outcome, rules),
-        fault=outcome.fault,
-        timestep=timestep,
-        seed=seed,
-    )
+        outcome.composite, dtype, outcome.batch, _finite(outcome.total), cuts, _finite(outcome.error),
+        outcome.conserves, rules.by_terms, _meaning(outcome, rules), outcome.fault, timestep, seed,
+    )  # fmt: skip
 
 
 def _finite(value: float) -> float | None:
@@ -364,17 +335,22 @@ def _next_command(outcome: Conservation, rules: Composite, settings: DoctorSetti
     return shlex.join(["stereo", "locate", *words, *dtype, *composite])
 
 
-def _memory(model: Model, outcome: Conservation) -> Memory:
-    weights = sum(parameter.nbytes for parameter in model.network.parameters())
-    return Memory(weights, outcome.kept_bytes, BATCH, weights + BATCH * outcome.kept_bytes)
+def _memory(model: Model, outcome: Conservation) -> dict[str, int]:
+    weights, kept = sum(parameter.nbytes for parameter in model.network.parameters()), outcome.kept_bytes
+    total = weights + BATCH * kept
+    return {"unet_weights": weights, "kept_by_a_sample": kept, "batch": BATCH, "batch_total": total}
 
 
-def _devices(used: str) -> list[Device]:
+def _devices(used: str) -> list[dict[str, Any]]:
     """The devices that torch finds here."""
-    found = [Device("cpu", f"{torch.get_num_threads()} threads, {os.cpu_count()} cores", None, used == "cpu")]
+    cores = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
+    found: list[tuple[str, str, int | None]] = [("cpu", cores, None)]
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
-        found.append(Device(f"cuda:{i}", properties.name, properties.total_memory, used == "cuda"))
+        found.append((f"cuda:{i}", properties.name, properties.total_memory))
     if torch.backends.mps.is_available():
-        found.append(Device("mps", "Apple GPU; relevance is summed in float64, which it lacks", None, used == "mps"))
-    return found
+        found.append(("mps", "Apple GPU; relevance is summed in float64, which it lacks", None))
+    return [
+        {"name": name, "what": what, "memory": memory, "used": name.split(":")[0] == used}
+        for name, what, memory in found
+    ]
