@@ -58,9 +58,7 @@ class Config(Settings):
 class Run(Shown, Config):
     """What every command has that runs a model."""
 
-    dry_run: Annotated[bool, Field(description="Check everything and print what would be done."), Option(OUTPUT)] = (
-        False
-    )
+    dry_run: Annotated[bool, Field(description="Check everything and print the plan."), Option(OUTPUT)] = False
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -26,11 +26,9 @@ def locate(
 ) -> None:
     """Find the neurons that carry a stereotype; print the forecast, write the relevance and a mask.
 
-    Every neutral prompt is followed along its own denoising trajectory. At each measured step the model also predicts
-    for the prompt of each group. This gives the lean: 0 is balanced, 1 is as if the group had been asked for. The lean
-    is decomposed down to the neurons (Diffusion Deep Taylor Decomposition), and a mask is chosen from the result.
-
-    The lean by occupation and timestep forecasts the bias of the images, before any image is drawn.
+    At each measured step of a neutral prompt the model also predicts for the prompt of each group. This gives the lean:
+    0 is balanced, 1 is as if the group had been asked for. The lean by prompt and timestep forecasts the bias of the
+    images. It is decomposed down to the neurons (Diffusion Deep Taylor Decomposition), and a mask is chosen from that.
     """
     from stereo_cli.tables import lean_table, mask_table
     from stereoclinic.calls.locate import prepare_locate

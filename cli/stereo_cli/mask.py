@@ -14,7 +14,7 @@ from stereoclinic.calls.mask import MaskSettings
 @command
 def mask(
     *,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="One relevance file, or one or more masks.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="A relevance file, or masks.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Mask file, .pt or .safetensors.")],
     model: options.ModelOfFile = None,
     prompts: options.Prompts = "portraits",
@@ -30,15 +30,12 @@ def mask(
         the best plan of 200 neurons
     stereo mask gender.pt --strength 0.5 --until 800 -o low.pt
         half the damping, at the noisiest steps
-    stereo mask gender.pt -o gender.safetensors
-        the same in the other format
     stereo mask gender.pt age.pt -o both.pt
         one mask of two: factors multiply
     stereo mask gender.pt --dose 0.3 -o dosed.pt
         the weakest that leaves a mean lean of 0.3
 
-    RELEVANCE is what `stereo locate` writes next to the mask, such as gender.relevance.safetensors. Chosen again with
-    the same options, the mask is the same.
+    RELEVANCE is the file next to the mask of `stereo locate`.
     """
     from stereo_cli.tables import mask_table
     from stereoclinic.calls.inputs import check_target

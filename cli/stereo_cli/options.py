@@ -16,7 +16,7 @@ S = TypeVar("S", bound=OpenSettings)
 _MODEL = "Model: portraits, a folder, a checkpoint, or a hub id."
 Model = Annotated[str, typer.Option(help=_MODEL, metavar="NAME")]
 ModelOfFile = Annotated[str | None, typer.Option(help=_MODEL, metavar="NAME", show_default="the file's, or portraits")]
-_AXIS = "Axis of bias: gender, skin, age, or your own TOML file."
+_AXIS = "Axis: gender, skin, age or TOML file."
 AxisName = Annotated[str, typer.Option("--axis", help=_AXIS, metavar="NAME")]
 AxisOfFile = Annotated[
     str | None, typer.Option("--axis", help=_AXIS, metavar="NAME", show_default="the file's, or gender")
@@ -24,8 +24,8 @@ AxisOfFile = Annotated[
 Prompts = Annotated[
     str,
     typer.Option(
-        help="Neutral prompts: portraits, winobias, winobias-successful, winobias-train, protocol:NAME, a file, or a"
-        " hub data set.",
+        help="Neutral prompts: portraits, winobias, winobias-successful, winobias-train, protocol:NAME, a file or hub"
+        " data.",
         metavar="NAME",
         rich_help_panel=MODEL,
     ),

@@ -18,7 +18,7 @@ def plan(
         Path | None,
         typer.Argument(
             metavar="[RELEVANCE]",
-            help="File that stereo locate wrote; needed for --among. It names the model and the axis.",
+            help="Relevance file; it names model and axis.",
             show_default=False,
         ),
     ] = None,
@@ -32,7 +32,7 @@ def plan(
             "-o",
             metavar="PATH",
             help="Mask file, .pt or .safetensors.",
-            show_default="AXIS-allocated.pt, or AXIS-balanced.pt",
+            show_default="AXIS-allocated.pt",
         ),
     ] = None,
     settings: PlanSettings,
@@ -40,13 +40,9 @@ def plan(
 ) -> None:
     """Plan a mask step by step, each step where the damped steps before it have led.
 
-    With --allocate (the default) the mask holds one damping for each group. An image is allotted a group from its
-    prompt and seed alone, and the neurons that push away from that group are damped. Damping alone cannot set a
-    distribution; allotting can. With --balance the mask holds one damping, which aims every lean at 0. Where it was
-    measured, that was better than the mask of stereo locate without guidance, and worse with it.
-
-    Each step solves a bounded least-squares problem: bring the lean to its target, at a price for what else moves. No
-    relevance file is needed; --among keeps to the neurons that stereo locate found.
+    With --allocate the mask holds one damping for each group. An image is allotted a group from its prompt and seed
+    alone, and the neurons that push away from that group are damped. With --balance the mask holds one damping, which
+    aims every lean at 0. No relevance file is needed.
     """
     from stereo_cli.tables import mask_table
     from stereoclinic.calls.mask import model_of

@@ -1,12 +1,10 @@
 """The dose of a mask: found from leans, then confirmed by a few images."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from stereoclinic.calls.reporter import Reporter
-from stereoclinic.calls.settings import DOSE, Option, Settings
+from stereoclinic.calls.settings import DOSE, Settings, option
 from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,24 +19,14 @@ if TYPE_CHECKING:
 class DoseSettings(Settings):
     """How far a mask is weakened."""
 
-    dose: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            description="Weaken the mask to the smallest strength that keeps mean |lean - target| under this, on"
-            " further seeds.",
-        ),
-        Option(DOSE, advanced=True),
-    ] = None
-    confirm: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            description="--dose: then draw this many images per prompt, on further seeds, without and with the mask; 0"
-            " for none.",
-        ),
-        Option(DOSE, advanced=True, default="4, where the model brings a reader"),
-    ] = None
+    dose: float | None = option(
+        None, "Weaken the mask to the smallest strength that keeps mean |lean - target| under this, on further seeds.",
+        DOSE, ge=0, advanced=True,
+    )  # fmt: skip
+    confirm: int | None = option(
+        None, "--dose: then draw this many images per prompt, on further seeds, without and with the mask; 0 for none.",
+        DOSE, ge=0, advanced=True, default_text="4, where the model brings a reader",
+    )  # fmt: skip
 
     def check_confirm(self) -> None:
         """Raises InputError where `confirm` has nothing to confirm, or draws too few images for it."""

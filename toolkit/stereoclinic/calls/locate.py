@@ -4,9 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stereoclinic.calls.paths import relevance_file
 from stereoclinic.calls.reporter import Reporter
@@ -17,10 +15,10 @@ from stereoclinic.calls.settings import (
     RELEVANCE,
     DeviceSettings,
     ModelSettings,
-    Option,
     PromptSettings,
     Settings,
     SiteSettings,
+    option,
 )
 from stereoclinic.calls.work import claimed, keeps_progress, refuse_left_over
 from stereoclinic.errors import InputError
@@ -47,41 +45,29 @@ _OF = {"mu": "plan", "overshoot": "plan", "at_most": "plan", "top": "top-k", "z"
 class ChoosingSettings(Settings):
     """How neurons are chosen from relevance, see `sns.linear.Selection`."""
 
-    select: Annotated[
-        str,
-        Field(description="plan: bounded least squares. top-k: the most relevant, the paper's own form."),
-        Option(CHOOSING, advanced=True),
-    ] = "plan"
-    mu: Annotated[
-        float,
-        Field(ge=0, description="plan: price of moving the prediction off the axis; a higher one damps less."),
-        Option(CHOOSING),
-    ] = 1.0
-    overshoot: Annotated[
-        float,
-        Field(ge=0, description="plan: overshoot, remove this fraction more than the measured lean."),
-        Option(CHOOSING, advanced=True),
-    ] = 0.0
-    until: Annotated[
-        float | None,
-        Field(ge=0, description="Damp only the noisy steps, down to this timestep."),
-        Option(CHOOSING, default="600"),
-    ] = None
-    branch: Annotated[
-        str | None,
-        Field(description="Halves of a guided batch to damp: both, or conditional."),
-        Option(CHOOSING, advanced=True, default="both"),
-    ] = None
-    top: Annotated[
-        float,
-        Field(ge=0, description="top-k: number of neurons, or a share of them when below 1."),
-        Option(CHOOSING, advanced=True),
-    ] = 0.01
-    mask_root: Annotated[
-        str,
-        Field(description="Damp toward zero, balanced, or a group's mean."),
-        Option(CHOOSING, advanced=True),
-    ] = "zero"
+    select: str = option(
+        "plan", "plan: bounded least squares. top-k: the most relevant, the paper's own form.", CHOOSING, advanced=True
+    )
+    mu: float = option(
+        1.0,
+        "plan: price of moving the prediction off the axis; a higher one damps less.",
+        CHOOSING,
+        ge=0,
+        advanced=True,
+    )
+    overshoot: float = option(
+        0.0, "plan: overshoot, remove this fraction more than the measured lean.", CHOOSING, ge=0, advanced=True
+    )
+    until: float | None = option(
+        None, "Damp only the noisy steps, down to this timestep.", CHOOSING, ge=0, advanced=True, default_text="600"
+    )
+    branch: str | None = option(
+        None, "Halves of a guided batch to damp: both, or conditional.", CHOOSING, advanced=True, default_text="both"
+    )
+    top: float = option(
+        0.01, "top-k: number of neurons, or a share of them when below 1.", CHOOSING, ge=0, advanced=True
+    )
+    mask_root: str = option("zero", "Damp toward zero, balanced, or a group's mean.", CHOOSING, advanced=True)
 
     def selection(self, **more: Any) -> "Selection":
         """As `choose` takes it.
@@ -106,68 +92,44 @@ class ChoosingSettings(Settings):
 class LocateSettings(DeviceSettings, ChoosingSettings, SiteSettings, PromptSettings, ModelSettings):
     """How relevance is measured, and how a mask is chosen from it."""
 
-    seed: Annotated[int, Field(ge=0, description="First calibration seed."), Option(advanced=True)] = 0
-    seeds: Annotated[int, Field(ge=1, description="Number of seeds per prompt.")] = 16
-    stream: Annotated[
-        bool,
-        Field(
-            description="Read the prompts while the run goes on, each device its own part: for a file or hub data set"
-            " that does not fit in memory. It needs a column `occupation`."
-        ),
-        Option(MODEL, advanced=True),
-    ] = False
-    target: Annotated[
-        str,
-        Field(
-            description="What is decomposed. lean: see above. contrast: the lean, not divided by how far the groups"
-            " differ. guidance: the lean that guidance adds. classifier: what the model's reader sees in the predicted"
-            " clean image."
-        ),
-        Option(RELEVANCE, advanced=True),
-    ] = "lean"
-    composite: Annotated[
-        str,
-        Field(
-            description="Relevance rules: gradient (the most faithful where it was measured), epsilon-cp,"
-            " epsilon-attnlrp, gamma-cp, gamma-attnlrp, zplus-cp, deep-taylor, or your own TOML file."
-        ),
-        Option(RELEVANCE),
-    ] = "gradient"
-    root: Annotated[
-        str | None,
-        Field(description="plain: R = a g. rooted: R = (a - mean over the groups) g."),
-        Option(RELEVANCE, advanced=True, default="the composite's own"),
-    ] = None
-    every: Annotated[
-        int | None,
-        Field(ge=1, description="Measure every Nth step."),
-        Option(RELEVANCE, advanced=True, default="2, or 1 of 8 steps or fewer"),
-    ] = None
-    bins: Annotated[
-        int,
-        Field(ge=1, description="Number of timestep bins that relevance is kept in."),
-        Option(RELEVANCE, advanced=True),
-    ] = 5
-    guidance: Annotated[
-        float | None,
-        Field(ge=0, description="Guidance scale along the trajectory; 1 is none."),
-        Option(RELEVANCE, default="1, or a distilled model's own"),
-    ] = None
-    batch_size: Annotated[
-        int, Field(ge=1, description="Number of samples that are run together on one device."), Option(DEVICES)
-    ] = 16
-    strategy: Annotated[
-        str,
-        Field(
-            description="auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds a"
-            " share of the denoiser's weights, for a denoiser that does not fit one device."
-        ),
-        Option(DEVICES, advanced=True),
-    ] = "auto"
-    precision: Annotated[
-        str, Field(description="Lightning's name: 32-true, bf16-mixed, ..."), Option(DEVICES, advanced=True)
-    ] = "32-true"
-    resume: Annotated[bool, Field(description="Continue an interrupted run, on any number of devices.")] = False
+    seed: int = option(0, "First calibration seed.", ge=0, advanced=True)
+    seeds: int = option(16, "Number of seeds per prompt.", ge=1)
+    stream: bool = option(
+        False, "Read the prompts while the run goes on, each device its own part: for a file or hub data set that does not"
+        " fit in memory. It needs a column `occupation`.",
+        MODEL, advanced=True,
+    )  # fmt: skip
+    target: str = option(
+        "lean", "What is decomposed. lean: see above. contrast: the lean, not divided by how far the groups differ."
+        " guidance: the lean that guidance adds. classifier: what the model's reader sees in the predicted clean"
+        " image.",
+        RELEVANCE, advanced=True,
+    )  # fmt: skip
+    composite: str = option(
+        "gradient", "Relevance rules: gradient (the most faithful where it was measured), epsilon-cp, epsilon-attnlrp,"
+        " gamma-cp, gamma-attnlrp, zplus-cp, deep-taylor, or your own TOML file.",
+        RELEVANCE, advanced=True,
+    )  # fmt: skip
+    root: str | None = option(
+        None, "plain: R = a g. rooted: R = (a - mean over the groups) g.",
+        RELEVANCE, advanced=True, default_text="the composite's own",
+    )  # fmt: skip
+    every: int | None = option(
+        None, "Measure every Nth step.", RELEVANCE, ge=1, advanced=True, default_text="2, or 1 of 8 steps or fewer"
+    )
+    bins: int = option(5, "Number of timestep bins that relevance is kept in.", RELEVANCE, ge=1, advanced=True)
+    guidance: float | None = option(
+        None, "Guidance scale along the trajectory; 1 is none.",
+        RELEVANCE, ge=0, default_text="1, or a distilled model's own",
+    )  # fmt: skip
+    batch_size: int = option(16, "Number of samples that are run together on one device.", DEVICES, ge=1, advanced=True)
+    strategy: str = option(
+        "auto", "auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds a share of"
+        " the denoiser's weights, for a denoiser that does not fit one device.",
+        DEVICES, advanced=True,
+    )  # fmt: skip
+    precision: str = option("32-true", "Lightning's name: 32-true, bf16-mixed, ...", DEVICES, advanced=True)
+    resume: bool = option(False, "Continue an interrupted run.")
 
 
 class Located(NamedTuple):

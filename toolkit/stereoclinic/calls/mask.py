@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from stereoclinic.calls.dose import DoseSettings
 from stereoclinic.calls.locate import ChoosingSettings
 from stereoclinic.calls.reporter import Reporter
-from stereoclinic.calls.settings import CHOOSING, DEVICES, DOSE, MODEL, ModelSettings, Option, PromptSettings
+from stereoclinic.calls.settings import CHOOSING, DEVICES, DOSE, MODEL, ModelSettings, PromptSettings, option
 from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,68 +21,37 @@ class MaskSettings(DoseSettings, ChoosingSettings, PromptSettings, ModelSettings
     Of a mask, `until` and `branch` stay as they are where none is given.
     """
 
-    at_most: Annotated[
-        int | None, Field(ge=1, description="plan: damp at most this number of neurons."), Option(CHOOSING)
-    ] = None
-    z: Annotated[
-        float,
-        Field(description="top-k: rank by the mean minus this many standard errors."),
-        Option(CHOOSING, advanced=True),
-    ] = 2.0
-    kinds: Annotated[
-        str | None,
-        Field(
-            description="relevance: kinds of site to choose among: ff, attention, conv, other; those of one stream"
-            " (image, text, joint) by its name, as in ff:text."
-        ),
-        Option(CHOOSING, advanced=True, metavar="KIND,...", default="all"),
-    ] = None
-    per_bin: Annotated[
-        bool,
-        Field(
-            description="relevance: choose anew in each timestep bin, or once for all of them; once for all with"
-            " --until 0 can be fused into the weights."
-        ),
-        Option(CHOOSING, advanced=True, flags=("--per-bin/--one-for-all",)),
-    ] = False
-    since: Annotated[
-        float | None,
-        Field(ge=0, description="Damp from this timestep on."),
-        Option(CHOOSING, advanced=True, default="the noisiest", flags=("--from",)),
-    ] = None
-    strength: Annotated[
-        tuple[float, ...],
-        Field(
-            description="Scale the damping, from 0 (none) to 1 (unchanged); of several masks one for all,"
-            " or one for each."
-        ),
-        Option(),
-    ] = ()
-    axis: Annotated[
-        str | None, Field(description="--dose: axis of the lean."), Option(DOSE, advanced=True, default="the file's")
-    ] = None
-    seed: Annotated[
-        int | None,
-        Field(ge=0, description="--dose: first seed."),
-        Option(DOSE, advanced=True, default="after those that the mask was made on"),
-    ] = None
-    seeds: Annotated[
-        int, Field(ge=1, description="--dose: number of seeds per prompt."), Option(DOSE, advanced=True)
-    ] = 2
-    guidance: Annotated[
-        float | None,
-        Field(ge=0, description="--dose: guidance scale that the mask will be used at."),
-        Option(MODEL, advanced=True, default="the model's own"),
-    ] = None
-    batch_size: Annotated[
-        int,
-        Field(ge=1, description="--dose: number of samples that are run together."),
-        Option(DEVICES, advanced=True),
-    ] = 36
-    accelerator: Annotated[str, Field(description="cpu, cuda, mps, or auto."), Option(DEVICES, advanced=True)] = "auto"
-    force: Annotated[
-        bool, Field(description="Accept masks made for other weights if all sites fit."), Option(advanced=True)
-    ] = False
+    at_most: int | None = option(None, "plan: damp at most N neurons.", CHOOSING, ge=1)
+    z: float = option(2.0, "top-k: rank by the mean minus this many standard errors.", CHOOSING, advanced=True)
+    kinds: str | None = option(
+        None, "relevance: kinds of site to choose among: ff, attention, conv, other; those of one stream (image, text,"
+        " joint) by its name, as in ff:text.",
+        CHOOSING, advanced=True, metavar="KIND,...", default_text="all",
+    )  # fmt: skip
+    per_bin: bool = option(
+        False, "relevance: choose anew in each timestep bin, or once for all of them; once for all with --until 0 can be"
+        " fused into the weights.",
+        CHOOSING, advanced=True, flags=("--per-bin/--one-for-all",),
+    )  # fmt: skip
+    since: float | None = option(
+        None, "Damp from this timestep on.",
+        CHOOSING, ge=0, advanced=True, default_text="the noisiest", flags=("--from",),
+    )  # fmt: skip
+    strength: tuple[float, ...] = option(
+        (), "Scale the damping, from 0 (none) to 1; once for all masks, or once for each.", metavar="X"
+    )
+    axis: str | None = option(None, "--dose: axis of the lean.", DOSE, advanced=True, default_text="the file's")
+    seed: int | None = option(
+        None, "--dose: first seed.", DOSE, ge=0, advanced=True, default_text="after those that the mask was made on"
+    )
+    seeds: int = option(2, "--dose: number of seeds per prompt.", DOSE, ge=1, advanced=True)
+    guidance: float | None = option(
+        None, "--dose: guidance scale that the mask will be used at.",
+        MODEL, ge=0, advanced=True, default_text="the model's own",
+    )  # fmt: skip
+    batch_size: int = option(36, "--dose: number of samples that are run together.", DEVICES, ge=1, advanced=True)
+    accelerator: str = option("auto", "cpu, cuda, mps, or auto.", DEVICES, advanced=True)
+    force: bool = option(False, "Accept masks made for other weights if all sites fit.", advanced=True)
 
     def choosing(self) -> list[str]:
         """Flags of the given settings that choose neurons, which a mask has no more use for."""

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stereoclinic.calls.dose import DoseSettings
 from stereoclinic.calls.reporter import Reporter
@@ -13,9 +11,9 @@ from stereoclinic.calls.settings import (
     DEVICES,
     DeviceSettings,
     ModelSettings,
-    Option,
     PromptSettings,
     SiteSettings,
+    option,
 )
 from stereoclinic.calls.work import claimed, keeps_progress, refuse_left_over
 from stereoclinic.errors import InputError
@@ -37,78 +35,43 @@ if TYPE_CHECKING:
 class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, ModelSettings):
     """How a plan is made."""
 
-    allocate: Annotated[
-        bool,
-        Field(
-            description="Plan one damping for each group, for the images that are allotted to it; or one that balances."
-        ),
-        Option(flags=("--allocate/--balance",)),
-    ] = True
-    seed: Annotated[int, Field(ge=0, description="First calibration seed."), Option(advanced=True)] = 0
-    seeds: Annotated[
-        int, Field(ge=1, description="Number of seeds per prompt; a plan made on few seeds misses on others.")
-    ] = 16
-    stay: Annotated[
-        tuple[str, ...] | None,
-        Field(description="Axes along which nothing should move; may repeat, none for none."),
-        Option(CHOOSING, advanced=True, default="the other built-in axes", texts=True),
-    ] = None
-    among: Annotated[
-        float,
-        Field(ge=0, description="Damp only this share of the neurons, those most surely relevant."),
-        Option(CHOOSING),
-    ] = 1.0
-    mu: Annotated[float, Field(ge=0, description="Price of moving the prediction off the axis."), Option(CHOOSING)] = (
-        0.1
+    allocate: bool = option(
+        True, "Plan one damping for each group, or one that balances.", flags=("--allocate/--balance",),
+    )  # fmt: skip
+    seed: int = option(0, "First calibration seed.", ge=0, advanced=True)
+    seeds: int = option(16, "Number of seeds per prompt.", ge=1)
+    stay: tuple[str, ...] | None = option(
+        None, "Axes along which nothing should move; may repeat, none for none.",
+        CHOOSING, advanced=True, default_text="the other built-in axes", texts=True,
+    )  # fmt: skip
+    among: float = option(
+        1.0, "Damp only this share of the neurons, those most surely relevant.", CHOOSING, ge=0, advanced=True
     )
-    keep: Annotated[
-        float,
-        Field(ge=0, description="Price of moving it along other axes and the text itself."),
-        Option(CHOOSING, advanced=True),
-    ] = 1.0
-    overshoot: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="Overshoot: remove this fraction more than the measured lean. Without guidance, 0.25 with"
-            " --seeds 32 removed more of the gap.",
-        ),
-        Option(CHOOSING, advanced=True),
-    ] = 0.0
-    root: Annotated[
-        str,
-        Field(description="Damp toward zero, or toward the mean when the allotted group is asked for: group."),
-        Option(CHOOSING, advanced=True),
-    ] = "zero"
-    until: Annotated[
-        float, Field(ge=0, description="Damp only the noisy steps, down to this timestep."), Option(CHOOSING)
-    ] = 400.0
-    replans: Annotated[
-        int,
-        Field(ge=1, description="Number of times that each step is planned, each time where the last plan led."),
-        Option(CHOOSING, advanced=True),
-    ] = 3
-    guidance: Annotated[
-        float | None, Field(ge=0, description="Guidance scale to plan at."), Option(default="the model's own")
-    ] = None
-    check: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Number of further seeds per prompt to check the plan on; 0 for none. A plan fits its own"
-            " samples better than others.",
-        ),
-        Option(CHOOSING, advanced=True),
-    ] = 2
-    batch_size: Annotated[
-        int, Field(ge=1, description="Number of samples that are run together on one device."), Option(DEVICES)
-    ] = 36
-    resume: Annotated[bool, Field(description="Continue an interrupted plan, on any number of devices.")] = False
-    force: Annotated[
-        bool,
-        Field(description="Accept relevance made for other weights if all sites fit."),
-        Option(advanced=True),
-    ] = False
+    mu: float = option(0.1, "Price of moving the prediction off the axis.", CHOOSING, ge=0, advanced=True)
+    keep: float = option(1.0, "Price of moving it along other axes and the text itself.", CHOOSING, ge=0, advanced=True)
+    overshoot: float = option(
+        0.0, "Overshoot: remove this fraction more than the measured lean. Without guidance, 0.25 with --seeds 32"
+        " removed more of the gap.",
+        CHOOSING, ge=0, advanced=True,
+    )  # fmt: skip
+    root: str = option(
+        "zero", "Damp toward zero, or toward the mean when the allotted group is asked for: group.",
+        CHOOSING, advanced=True,
+    )  # fmt: skip
+    until: float = option(400.0, "Damp only the noisy steps, down to this timestep.", CHOOSING, ge=0, advanced=True)
+    replans: int = option(
+        3, "Number of times that each step is planned, each time where the last plan led.",
+        CHOOSING, ge=1, advanced=True,
+    )  # fmt: skip
+    guidance: float | None = option(None, "Guidance scale to plan at.", ge=0, default_text="the model's own")
+    check: int = option(
+        2, "Number of further seeds per prompt to check the plan on; 0 for none. A plan fits its own samples better"
+        " than others.",
+        CHOOSING, ge=0, advanced=True,
+    )  # fmt: skip
+    batch_size: int = option(36, "Number of samples that are run together on one device.", DEVICES, ge=1, advanced=True)
+    resume: bool = option(False, "Continue an interrupted plan.")
+    force: bool = option(False, "Accept relevance made for other weights if all sites fit.", advanced=True)
 
 
 class Planned(NamedTuple):

@@ -86,63 +86,43 @@ def checked(kind: type[S], given: dict[str, Any]) -> S:
 class OpenSettings(Settings):
     """How the pipeline is opened and called."""
 
-    dtype: Annotated[
-        str,
-        Field(description="Precision of the model's weights: float32, bfloat16, float16."),
-        Option(MODEL, advanced=True),
-    ] = "float32"
-    variant: Annotated[
-        str | None,
-        Field(description="Variant of the model's weight files, such as fp16."),
-        Option(MODEL, advanced=True),
-    ] = None
-    call: Annotated[
-        dict[str, Any],
-        BeforeValidator(call_options),
-        Field(description="Option of the pipeline's own call, such as true_cfg_scale=4; may repeat."),
-        Option(MODEL, advanced=True, metavar="KEY=VALUE", texts=True),
-    ] = {}
-    height: Annotated[
-        int | None,
-        Field(ge=1, description="Height of the images, in pixels."),
-        Option(MODEL, advanced=True, default="the pipeline's own"),
-    ] = None
-    width: Annotated[
-        int | None,
-        Field(ge=1, description="Width of the images, in pixels."),
-        Option(MODEL, advanced=True, default="the pipeline's own"),
-    ] = None
+    dtype: str = option(
+        "float32", "Precision of the model's weights: float32, bfloat16, float16.", MODEL, advanced=True
+    )
+    variant: str | None = option(None, "Variant of the model's weight files, such as fp16.", MODEL, advanced=True)
+    call: Annotated[dict[str, Any], BeforeValidator(call_options)] = option(
+        {}, "Option of the pipeline's own call, such as true_cfg_scale=4; may repeat.",
+        MODEL, advanced=True, metavar="KEY=VALUE", texts=True,
+    )  # fmt: skip
+    height: int | None = option(
+        None, "Height of the images, in pixels.", MODEL, ge=1, advanced=True, default_text="the pipeline's own"
+    )
+    width: int | None = option(
+        None, "Width of the images, in pixels.", MODEL, ge=1, advanced=True, default_text="the pipeline's own"
+    )
 
 
 class ModelSettings(OpenSettings):
     """How the pipeline is opened and called, and in how many steps."""
 
-    steps: Annotated[
-        int | None,
-        Field(ge=1, description="Number of sampler steps."),
-        Option(MODEL, advanced=True, default="the model's own"),
-    ] = None
+    steps: int | None = option(
+        None, "Number of sampler steps.", MODEL, ge=1, advanced=True, default_text="the model's own"
+    )
 
 
 class PromptSettings(Settings):
     """Which of the prompts are used."""
 
-    limit: Annotated[
-        int | None, Field(ge=1, description="Use only the first N prompts."), Option(MODEL, advanced=True)
-    ] = None
+    limit: int | None = option(None, "Use only the first N prompts.", MODEL, ge=1, advanced=True)
 
 
 class DeviceSettings(Settings):
     """Where the work is done."""
 
-    devices: Annotated[int, Field(ge=1, description="Number of devices."), Option(DEVICES)] = 1
-    num_nodes: Annotated[int, Field(ge=1, description="Number of machines."), Option(DEVICES, advanced=True)] = 1
-    strategy: Annotated[
-        str,
-        Field(description="Lightning's strategy; auto is ddp on more than one device."),
-        Option(DEVICES, advanced=True),
-    ] = "auto"
-    accelerator: Annotated[str, Field(description="cpu, cuda, mps, or auto."), Option(DEVICES, advanced=True)] = "auto"
+    devices: int = option(1, "Number of devices.", DEVICES, ge=1)
+    num_nodes: int = option(1, "Number of machines.", DEVICES, ge=1, advanced=True)
+    strategy: str = option("auto", "Lightning's strategy; auto is ddp on more than one device.", DEVICES, advanced=True)
+    accelerator: str = option("auto", "cpu, cuda, mps, or auto.", DEVICES, advanced=True)
 
     @property
     def ranks(self) -> int:
@@ -153,11 +133,8 @@ class DeviceSettings(Settings):
 class SiteSettings(Settings):
     """Which layers are watched."""
 
-    sites: Annotated[
-        tuple[str, ...],
-        Field(
-            description="Module path of the layers to watch, in place of the built-in table, such as"
-            " 'blocks.*.proj_out'; may repeat."
-        ),
-        Option(MODEL, advanced=True, metavar="PATTERN"),
-    ] = ()
+    sites: tuple[str, ...] = option(
+        (), "Module path of the layers to watch, in place of the built-in table, such as 'blocks.*.proj_out'; may"
+        " repeat.",
+        MODEL, advanced=True, metavar="PATTERN",
+    )  # fmt: skip
