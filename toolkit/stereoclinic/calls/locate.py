@@ -95,8 +95,8 @@ class LocateSettings(DeviceSettings, ChoosingSettings, SiteSettings, PromptSetti
     seed: int = option(0, "First calibration seed.", ge=0, advanced=True)
     seeds: int = option(16, "Number of seeds per prompt.", ge=1)
     stream: bool = option(
-        False, "Read the prompts while the run goes on, each device its own part: for a file or hub data set that does not"
-        " fit in memory. It needs a column `occupation`.",
+        False, "Read the prompts while the run goes on, each device its own part: for a file or hub data set that does"
+        " not fit in memory. It needs a column `occupation`.",
         MODEL, advanced=True,
     )  # fmt: skip
     target: str = option(
@@ -124,8 +124,8 @@ class LocateSettings(DeviceSettings, ChoosingSettings, SiteSettings, PromptSetti
     )  # fmt: skip
     batch_size: int = option(16, "Number of samples that are run together on one device.", DEVICES, ge=1, advanced=True)
     strategy: str = option(
-        "auto", "auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds a share of"
-        " the denoiser's weights, for a denoiser that does not fit one device.",
+        "auto", "auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds a share"
+        " of the denoiser's weights, for a denoiser that does not fit one device.",
         DEVICES, advanced=True,
     )  # fmt: skip
     precision: str = option("32-true", "Lightning's name: 32-true, bf16-mixed, ...", DEVICES, advanced=True)

@@ -29,8 +29,8 @@ class MaskSettings(DoseSettings, ChoosingSettings, PromptSettings, ModelSettings
         CHOOSING, advanced=True, metavar="KIND,...", default_text="all",
     )  # fmt: skip
     per_bin: bool = option(
-        False, "relevance: choose anew in each timestep bin, or once for all of them; once for all with --until 0 can be"
-        " fused into the weights.",
+        False, "relevance: choose anew in each timestep bin, or once for all of them; once for all with --until 0 can"
+        " be fused into the weights.",
         CHOOSING, advanced=True, flags=("--per-bin/--one-for-all",),
     )  # fmt: skip
     since: float | None = option(
