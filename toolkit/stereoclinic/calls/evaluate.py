@@ -193,6 +193,7 @@ def _protocol(
         shares=settings.shares[0] if settings.shares else {},
         unrelated=None if settings.unrelated is None else load_plain_prompts(settings.unrelated),
         unrelated_images=settings.unrelated_images,
+        # merge: figures=settings.figures,
     )
 
 

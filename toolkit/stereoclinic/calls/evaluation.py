@@ -102,7 +102,7 @@ class Evaluation:
                 log_scalars(self.settings.tensorboard, figures)
             for folder in own_parts:
                 shutil.rmtree(folder, ignore_errors=True)
-        return {"schema": SCHEMA, "provenance": source, "experiments": figures}
+        return {"schema": SCHEMA, "provenance": source, "experiments": figures}  # merge: Results.model_validate(...)
 
     def _experiments(self, parts: Path, reporter: Reporter) -> list[Experiment]:
         """One experiment for each guidance scale; none on every rank but the first."""

@@ -49,11 +49,7 @@ class ChoosingSettings(Settings):
         "plan", "plan: bounded least squares. top-k: the most relevant, the paper's own form.", CHOOSING, advanced=True
     )
     mu: float = option(
-        1.0,
-        "plan: price of moving the prediction off the axis; a higher one damps less.",
-        CHOOSING,
-        ge=0,
-        advanced=True,
+        1.0, "plan: price of moving the prediction off the axis; a higher damps less.", CHOOSING, ge=0, advanced=True
     )
     overshoot: float = option(
         0.0, "plan: overshoot, remove this fraction more than the measured lean.", CHOOSING, ge=0, advanced=True
