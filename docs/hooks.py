@@ -117,7 +117,7 @@ def command_section(name: str, command: Any) -> str:
     """A command: what it does, its arguments, and its options, a table for each panel of its help."""
     parts = [f"## stereo {name}", _help_text(command.help or "")]
     arguments = [each for each in command.params if each.param_type_name == "argument"]
-    options = [each for each in command.params if each.param_type_name == "option" and not each.hidden]
+    options = [each for each in command.params if each.param_type_name == "option"]
     names = {each: each.metavar or each.name.upper() for each in arguments}
     parts.append("```text\n" + " ".join([f"stereo {name} [OPTIONS]", *names.values()]) + "\n```")
     parts += [f"`{names[each]}`: {_cell(each.help or '')}" for each in arguments]

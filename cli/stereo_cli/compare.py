@@ -1,4 +1,4 @@
-"""`stereo compare`: what differs between two results of `stereo bench`, as far as their intervals tell."""
+"""`stereo compare`: which figures of two results of `stereo bench` differ."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,54 +6,50 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common, options
+from stereo_cli import terminal
+from stereo_cli.command import Json, command
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 
-@common.guarded
+@command
 def compare(
-    a: Annotated[
-        Path,
-        typer.Argument(
-            metavar="A", help="A results.json of `stereo bench`, or the folder it lies in.", show_default=False
-        ),
-    ],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another.", show_default=False)],
-    as_json: options.AsJson = False,
+    a: Annotated[Path, typer.Argument(metavar="A", help="A results.json of `stereo bench`, or its folder.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    shown: Json,
 ) -> None:
-    """Say which figures of two benches differ, by how much, and whether B is better, worse or not told apart.
+    """Say which figures of two benches differ, by how much, and whether B is better or worse.
 
     Arms are compared by their names; a single mask on either side is compared whatever it is called. Results of
-    another axis, of other shares, prompts or guidance scales are refused; other seeds, weights, steps, readers and
-    numbers of images are said first.
+    another axis, of other shares, prompts or guidance scales are refused. Other seeds, weights, steps, readers and
+    numbers of images are noted.
 
-    The difference and its interval come from the two reported intervals, which takes the runs for independent. Two of
-    the same model and seeds mostly vary together, and may then differ more surely than is said here.
+    The interval of a difference is computed from the two reported intervals, as if the runs were independent. Two runs
+    of the same model and seeds mostly vary together; their difference is then more certain than its interval.
 
     \b
     stereo compare before/results.json after/results.json
     """
-    from stereoclinic.evaluation.compare import compare_results, load_results
+    from stereoclinic.calls.compare import compare as compare_results
 
-    found = compare_results(load_results(a), load_results(b))
-    if as_json:
-        common.print_json({"files": {"a": str(a), "b": str(b)}, **found})
+    found = compare_results(a, b)
+    if shown.as_json:
+        terminal.print_json({"files": {"a": str(a), "b": str(b)}, **found})
         return
-    common.say(f"A: {a}")
-    common.say(f"B: {b}")
+    terminal.say(f"A: {a}")
+    terminal.say(f"B: {b}")
     for note in found["notes"]:
-        common.say(f"note: {note}")
-    common.say("")
+        terminal.say(f"note: {note}")
+    terminal.say("")
     for experiment in found["experiments"]:
         for arm in experiment["arms"]:
-            common.stdout().print(_table(experiment["guidance"], arm))
+            terminal.stdout().print(_table(experiment["guidance"], arm))
         for side in ("a", "b"):
             if alone := experiment[f"only_{side}"]:
-                common.say(f"only in {side.upper()}, at guidance {experiment['guidance']:g}: {', '.join(alone)}")
+                terminal.say(f"only in {side.upper()}, at guidance {experiment['guidance']:g}: {', '.join(alone)}")
     for line in _sum_up(found):
-        common.say(line)
+        terminal.say(line)
 
 
 def _table(guidance: float, arm: dict[str, Any]) -> "Group":

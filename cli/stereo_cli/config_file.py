@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from stereo_cli.common import BAD_INPUT, fail
+from stereo_cli.terminal import BAD_INPUT, fail
 
 #: Bytes of a --config, and lists in it: the time of the YAML parser grows with the square of nested ones.
 MOST_CONFIG, MOST_LISTS = 2**16, 200

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stereo_cli import common, options
+from stereo_cli import terminal
+from stereo_cli.command import Json, command
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -17,19 +18,16 @@ if TYPE_CHECKING:
 _WIDEST = 40  # characters of a value that differs
 
 
-@common.guarded
+@command
 def diff(
-    a: Annotated[
-        Path, typer.Argument(metavar="A", help="A mask or relevance file, .pt or .safetensors.", show_default=False)
-    ],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same.", show_default=False)],
-    as_json: options.AsJson = False,
+    a: Annotated[Path, typer.Argument(metavar="A", help="A mask or relevance file, .pt or .safetensors.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another file of the same kind.")],
+    shown: Json,
 ) -> None:
     """Say what two masks, or two relevance files, have in common, and what differs in how they were made.
 
-    By kind of layer and by timestep: how much each damps, how far they damp the same neurons (overlap), and
-    how alike the damping is (rank correlation, cosine). Beside each stands what two files that have nothing
-    in common would show by chance.
+    By kind of layer and by timestep: how much each damps, how far they damp the same neurons (overlap), and how similar
+    the damping is (rank correlation, cosine), each with the value that two unrelated files show by chance.
 
     \b
     stereo diff gender.pt age.pt
@@ -60,14 +58,14 @@ def diff(
         return KINDS[known[site].kind]
 
     found = compare(loaded[0], loaded[1], kind_name)
-    if as_json:
-        common.print_json({"files": {"a": str(a), "b": str(b)}, **found})
+    if shown.as_json:
+        terminal.print_json({"files": {"a": str(a), "b": str(b)}, **found})
         return
-    common.say(f"A: {a}")
-    common.say(f"B: {b}")
-    common.say("")
+    terminal.say(f"A: {a}")
+    terminal.say(f"B: {b}")
+    terminal.say("")
     for table in _tables(found):
-        common.stdout().print(table)
+        terminal.stdout().print(table)
 
 
 def _tables(found: dict[str, Any]) -> "Iterator[Group | str]":

@@ -7,8 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from stereo_cli.call import call_words
 from stereo_cli.tables import captioned, new_table, styled
+from stereoclinic.calls.texts import call_texts
 from stereoclinic.io.text import printable
 
 Data = dict[str, Any]
@@ -26,7 +26,7 @@ def _model(model: Data) -> Group:
     for name, value in (
         ("pipeline", model["family"]),
         ("lies in", model["folder"] or model["name"]),
-        ("call options", " ".join(call_words(model["call"])) or "none"),
+        ("call options", " ".join(call_texts(model["call"])) or "none"),
         ("denoiser", f"{model['unet']}, {model['parameters']:,} parameters, {model['dtype']}"),
         ("latents", " x ".join(map(str, model["latents"]))),
         ("calls a step", _calls(model["calls"])),

@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 from stereo_cli.apply import apply
 from stereo_cli.bench import bench
+from stereo_cli.command import Command
 from stereo_cli.compare import compare
 from stereo_cli.diff import diff
 from stereo_cli.doctor import doctor
@@ -78,7 +79,7 @@ app = typer.Typer(
 
 
 for command in (locate, plan, mask, inspect, diff, apply, bench, compare, doctor):
-    app.command(help=paragraphs(command.__doc__ or ""))(command)
+    app.command(cls=Command, help=paragraphs(command.__doc__ or ""))(command)
 
 
 def main() -> None:

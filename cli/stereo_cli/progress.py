@@ -1,19 +1,13 @@
-"""How far a command is: a bar on a terminal, lines elsewhere; and what is left of it when it is cut off."""
+"""How far a command is: a bar on a terminal, lines elsewhere."""
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Protocol
+from contextlib import AbstractContextManager, contextmanager
 
-from stereo_cli.common import is_rank_zero, stderr, warn
+from stereo_cli.terminal import note, stderr, warn
+from stereoclinic.calls.reporter import Advance, Reporter
 from stereoclinic.io.text import printable
-
-
-class Advance(Protocol):
-    """What `progress_bar` yields."""
-
-    def __call__(self, count: int, description: str = "") -> None: ...
+from stereoclinic.runtime.ranks import is_rank_zero
 
 
 @contextmanager
@@ -85,30 +79,25 @@ def progress_bar(total: int | None, what: str, quiet: bool) -> Iterator[Advance]
         yield move
 
 
-def refuse_left_over(place: Path, resume: bool) -> None:
-    """What a run leaves behind that was cut off is gone on with when that is asked for, and never passed over.
+class TerminalReporter(Reporter):
+    """Notes and warnings as lines on stderr, progress as a bar.
 
-    Raises:
-        InputError: There is something, and it was not asked for.
+    Args:
+        quiet: No progress.
     """
-    from stereoclinic.errors import InputError
 
-    if place.exists() and not resume:
-        raise InputError(
-            f"{place} holds what was done by a run that was cut off; go on with it by --resume, or remove it to start"
-            " anew"
-        )
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
 
+    def note(self, text: str) -> None:
+        note(text)
 
-@contextmanager
-def says_what_is_kept(place: Path) -> Iterator[None]:
-    """Whatever stops a run, what it came to is not lost: say how to go on. It lies in a file or a folder of files."""
-    try:
-        yield
-    except BaseException:
-        if any(place.glob("*.safetensors")) or place.is_file():
-            warn(f"{place} keeps what was done; the same command with --resume goes on with it")
-        else:
-            with suppress(OSError):  # the disk was full before the first of it was written
-                place.rmdir()
-        raise
+    def status(self, text: str) -> None:
+        if not self.quiet:
+            stderr().print(text)
+
+    def warn(self, text: str) -> None:
+        warn(text)
+
+    def progress(self, total: int | None, title: str) -> AbstractContextManager[Advance]:
+        return progress_bar(total, title, self.quiet)

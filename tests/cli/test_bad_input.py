@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tests.pipelines.tiny import save
 
-from stereo_cli.apply import _axes_of
+from stereoclinic.calls.apply import axes_of
 from stereoclinic.errors import UncoveredOperation
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.prompts.axes import load_axis
@@ -71,7 +71,7 @@ def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str,
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--limit", 1, "--seeds", 2, "--devices", 3), "2 samples (1 prompts x 2 seeds) for 3 devices"),
+        (("--limit", 1, "--seeds", 2, "--devices", 3), "2 samples for 3 devices"),
         (("--select", "best"), "expected plan or top-k"),
         (("--select", "best", "--top", 3), "expected plan or top-k"),
         (("--top", 200), "--top belongs to --select top-k, and this is plan"),
@@ -252,7 +252,7 @@ def test_a_mask_of_an_axis_that_only_has_a_shipped_name(refused, model, located,
     own = {**mask.metadata, "words": ["agender", "bigender"]}
     NeuronMask(mask.sites, mask.bin_edges, mask.factors, metadata=own).save(tmp_path / "own.pt")
     assert "--axis gender.toml" in refused("bench", "--model", model, "--mask", "own.pt")
-    (gate,) = _axes_of(NeuronMask.load(tmp_path / "own.pt"))
+    (gate,) = axes_of(NeuronMask.load(tmp_path / "own.pt"))
     assert gate.words == ("agender", "bigender")
 
 

@@ -10,7 +10,7 @@ from tests.cli.test_resume import figures
 from tests.evaluation.test_results_schema import VALID
 from torch import Tensor
 
-from stereo_cli.judging import named
+from stereoclinic.calls.evaluate import mask_names
 from stereoclinic.evaluation.methods.calibration import Run
 
 SMALL = ("--limit", 2, "--images", 2, "--group-images", 1, "--steps", 2, "--quiet", "--baseline-seeds", 1)
@@ -90,8 +90,8 @@ def test_unrelated_prompts_are_drawn_untreated_with_the_mask_and_on_other_seeds(
 
 def test_a_mask_of_a_methods_name_goes_by_its_path(stereo, model, located, tmp_path: Path):
     (tmp_path / "UCE.pt").write_bytes(located.read_bytes())
-    assert list(named([tmp_path / "UCE.pt"], ["uce"])) == [str(tmp_path / "UCE.pt")]
-    assert list(named([tmp_path / "UCE.pt"], [])) == ["UCE"]
+    assert list(mask_names([tmp_path / "UCE.pt"], ["uce"])) == [str(tmp_path / "UCE.pt")]
+    assert list(mask_names([tmp_path / "UCE.pt"], [])) == ["UCE"]
 
 
 def test_what_baselines_refuse(stereo, model, tmp_path: Path):

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from stereo_cli.call import call_from, call_words
+from stereoclinic.calls.inputs import call_of
+from stereoclinic.calls.settings import ModelSettings, checked
+from stereoclinic.calls.texts import call_options, call_texts
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.sns.mask import NeuronMask
@@ -22,7 +24,7 @@ VALUES = st.recursive(
 
 @given(call=st.dictionaries(st.from_regex(r"[a-g_][a-z0-9_]*", fullmatch=True), VALUES))
 def test_written_and_read_again_is_the_same(call: dict):
-    read = call_from(call_words(call), None, None)
+    read = call_options(call_texts(call))
     assert read == call and json.dumps(read, sort_keys=True) == json.dumps(call, sort_keys=True)
 
 
@@ -40,7 +42,7 @@ def test_values_are_json_where_they_can_be():
         "i=a=b",
         "j=",
     ]
-    assert call_from(words, 64, 32) == {
+    assert call_of(ModelSettings(call=words, height=64, width=32)) == {
         "height": 64, "width": 32, "a": 4, "b": 4.5, "c": True, "d": None, "e": [1, 2], "f": "4", "g": "blurry, dark",
         "h": "NaN", "max_length": 2, "i": "a=b", "j": "",
     }  # fmt: skip
@@ -48,11 +50,18 @@ def test_values_are_json_where_they_can_be():
 
 def test_what_a_file_was_made_with_holds_where_nothing_else_is_given():
     made = {"call": {"height": 64, "width": 64, "eta": 0.5}}
-    assert call_from(["eta=1"], None, 32, made) == {"height": 64, "eta": 1, "width": 32}
-    assert call_from(None, None, None, {}) == {}
+    assert call_of(ModelSettings(call=["eta=1"], width=32), made) == {"height": 64, "eta": 1, "width": 32}
+    assert call_of(ModelSettings(), {}) == {}
     for wrong in ([], "eta", 4, None):
         with pytest.raises(InputError, match="made with the call options"):
-            call_from(None, None, None, {"call": wrong})
+            call_of(ModelSettings(), {"call": wrong})
+
+
+def test_a_setting_of_another_form_is_one_line_with_its_flag():
+    wrong = {"--height: ": {"height": 0}, "--call 'x': expected": {"call": ["x"]}, "--size: ": {"size": 1}}
+    for says, settings in wrong.items():
+        with pytest.raises(InputError, match=says):
+            checked(ModelSettings, settings)
 
 
 def test_it_is_recorded_and_taken_over(model, stereo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,11 +8,12 @@ import torch
 from datasets import load_dataset
 from PIL import Image
 
-from stereo_cli import common, tables
+from stereo_cli import tables, terminal
 from stereo_cli.progress import progress_bar
 from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.report.summary import lean_summary, mask_summary
+from stereoclinic.runtime.devices import device_of
 from stereoclinic.sns.mask import NeuronMask
 
 PROMPTS, IMAGES, GROUP_IMAGES = 2, 6, 1
@@ -70,7 +71,7 @@ def test_json_is_json_where_a_figure_is_not_finite(capsys: pytest.CaptureFixture
     def refuse(text: str) -> None:
         raise AssertionError(text)
 
-    common.print_json({"kl": float("inf"), "rows": [{"kappa": float("nan"), "n": 2}]})
+    terminal.print_json({"kl": float("inf"), "rows": [{"kappa": float("nan"), "n": 2}]})
     assert json.loads(capsys.readouterr().out, parse_constant=refuse) == {"kl": None, "rows": [{"kappa": None, "n": 2}]}
 
 
@@ -225,9 +226,9 @@ def test_masks_whose_names_a_file_name_cannot_tell_apart(model, located, stereo,
 @pytest.mark.parametrize("name", ["LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"])
 def test_other_ranks_are_silent(monkeypatch, capsys, name: str):
     monkeypatch.setenv(name, "0")
-    common.say("first")
+    terminal.say("first")
     monkeypatch.setenv(name, "1")
-    common.say("second")
+    terminal.say("second")
     assert capsys.readouterr().out == "first\n"
 
 
@@ -252,8 +253,8 @@ def test_progress_of_a_stream_counts_without_a_total(capsys):
 def test_float64_is_not_asked_of_mps(monkeypatch, there: bool, chosen: str):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there)
-    assert common.device_of("auto") == chosen
-    assert common.device_of("auto", float64=True) == "cpu"
+    assert device_of("auto") == chosen
+    assert device_of("auto", float64=True) == "cpu"
 
 
 def test_a_picture_in_larger_pixels_reads_the_same(model):

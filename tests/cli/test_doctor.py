@@ -11,11 +11,10 @@ import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from stereo_cli.doctor import describe
-from stereo_cli.doctor_time import Workload, estimate
 from stereoclinic import check, load_axis, load_prompts, open_model, with_seeds
+from stereoclinic.calls.diagnosis import describe
+from stereoclinic.calls.duration import Workload, estimate
 from stereoclinic.ddtd.conservation import Conservation
-from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts.sets import generator
@@ -61,7 +60,7 @@ def test_a_model_that_is_supported(model, stereo) -> None:
     data = json.loads(result.stdout)
     opened = open_model(model)
     sites, outcome = find_sites(opened.network), first_call(opened)
-    assert data["treatable"] and data["uncovered"] == {}
+    assert data["supported"] and data["uncovered"] == {}
     assert data["neurons"]["sites"] == len(sites)
     assert data["neurons"]["neurons"] == sum(site.width for site in sites)
     for kind, row in data["neurons"]["kinds"].items():
@@ -150,7 +149,7 @@ def test_a_model_whose_values_are_no_numbers(variant, stereo) -> None:
     result = stereo("doctor", "--model", variant({"mid_block.resnets.0.conv1.weight": math.nan}), "--json")
     assert result.exit_code == 2
     data = json.loads(result.stdout)
-    assert not data["treatable"] and data["conservation"]["cuts"] == []
+    assert not data["supported"] and data["conservation"]["cuts"] == []
     assert "entering `up_blocks.0`" in data["conservation"]["fault"] and "entering `up_blocks.0`" in data["verdict"]
     assert data["conservation"]["error"] is None
 
@@ -204,14 +203,14 @@ def test_time_grows_with_what_is_asked_for(model) -> None:
     rows = one[:1]
     for samples, images in ((one, 10), (two, 20)):
         time = estimate(opened, sites, rows, Workload(axis, samples, images, 4, 2.0, "gradient", ()))
-        forward, relevance = time["forward_seconds"], time["relevance_seconds"]
-        assert relevance > forward > 0 and time["why"] == ""
+        forward, relevance = time.forward_seconds, time.relevance_seconds
+        assert relevance > forward > 0 and time.why == ""
         # All four steps are measured, of each sample.
-        assert time["locate_minutes"] == pytest.approx(len(samples) * 4 * relevance / 60)
+        assert time.locate_minutes == pytest.approx(len(samples) * 4 * relevance / 60)
         # Seven arms and the group prompts, in both halves; and the balanced oracle's second group.
         pictures = 3 * (7 * images + 2 * 4 * 2)
-        assert time["bench_minutes"] == pytest.approx(4 * forward * (2 * pictures + 3 * images) / 60)
-        assert time["plan_minutes"] > 0
+        assert time.bench_minutes == pytest.approx(4 * forward * (2 * pictures + 3 * images) / 60)
+        assert time.plan_minutes > 0
 
 
 def test_a_relevance_step_that_cannot_be_made_is_said(model) -> None:
@@ -219,16 +218,15 @@ def test_a_relevance_step_that_cannot_be_made_is_said(model) -> None:
     samples = with_seeds(prompts, 0, 1)
     same = replace(load_axis("gender"), words=("flying", "flying"))
     time = estimate(opened, find_sites(opened.network), samples[:1], Workload(same, samples, 2, 2, 1.0, "gradient", ()))
-    assert time["locate_minutes"] is None and "predicts the same for every group" in time["why"]
+    assert time.locate_minutes is None and "predicts the same for every group" in time.why
 
 
 @pytest.mark.parametrize(("scheduler", "draws"), [(DDIMScheduler, False), (EulerAncestralDiscreteScheduler, True)])
 def test_whether_a_scheduler_draws(model, scheduler: type, draws: bool) -> None:
     opened = open_model(model)
     opened.pipe.scheduler = scheduler.from_config(opened.pipe.scheduler.config)
-    learnt = learnt_of(opened, 1.0)
     state = torch.get_rng_state()
-    about = describe(opened, learnt, 2, 1.0)
-    assert about["draws"] == draws
-    assert about["scheduler"] == scheduler.__name__
+    about = describe(opened, [4, 8, 8], 2, 1.0)
+    assert about.draws == draws
+    assert about.scheduler == scheduler.__name__
     assert torch.equal(torch.get_rng_state(), state)

@@ -50,16 +50,25 @@ def test_help_begins_with_what_a_first_run_needs(command: str):
     parameters = typer.main.get_command(app).commands[command].params
     panels = Counter(each.rich_help_panel for each in parameters if each.param_type_name == "option")
     assert max(panels.values()) <= 12, panels
-    text = CliRunner().invoke(app, [command, "--help"]).stdout
+    text = CliRunner().invoke(app, [command, "--help-all"]).stdout
     places = [text.index(f"─ {panel or 'Options'} ─") for panel in [None, *panels]]
     assert places[0] == min(places)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_common_options_fit_one_screen_and_the_rest_is_in_help_all(command: str):
+    runner = CliRunner(env={"COLUMNS": "80"})
+    common, everything = (runner.invoke(app, [command, flag]).stdout for flag in ("--help", "--help-all"))
+    assert len(common.splitlines()) <= 40
+    for parameter in typer.main.get_command(app).commands[command].params:
+        assert all(flag in everything for flag in parameter.opts if flag.startswith("--"))
 
 
 @cache
 def shown(command: str, width: int) -> tuple[Any, list[str]]:
     """A command, or all of them, and the lines of its help without their frames."""
     group: Any = typer.main.get_command(app)
-    arguments = [command, "--help"] if command else ["--help"]
+    arguments = [command, "--help-all"] if command else ["--help"]
     lines = CliRunner(env={"COLUMNS": str(width)}).invoke(app, arguments).stdout.splitlines()
     assert max(map(len, lines)) <= width
     return group.commands[command] if command else group, lines

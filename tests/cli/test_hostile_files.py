@@ -10,9 +10,9 @@ import pytest
 import torch
 from tests.fuzz.made import MADE, a_mask, a_relevance
 
-from stereo_cli import judging
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation.provenance import provenance
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.io.metadata import check_metadata
@@ -111,7 +111,7 @@ def test_what_was_judged_is_named_whatever_the_mask_says_of_itself(little):
     mask = NeuronMask(a_mask().sites, torch.tensor([1000.0, 0.0]), torch.ones(1, 7), metadata=said)
     reader = SimpleNamespace(name="mine", classes={})
     rows, paths = load_prompts("portraits", 1), {"m": Path("m.pt")}
-    found = judging.provenance(little, "gender", rows, paths, {"m": mask}, 1.0, reader)
+    found = provenance(little, "gender", rows, {"m": mask}, paths, 1.0, reader)
     assert found["masks"]["m"] == {**said, "file": "m.pt", "other_weights": True}
 
 

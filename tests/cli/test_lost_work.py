@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from stereo_cli import common
 from stereoclinic.ddtd.checkpoint import Shards
 from stereoclinic.errors import InputError
+from stereoclinic.io import files
 from stereoclinic.io.files import repair, sole_writer, whole_folder, whole_results
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import Unfinished
@@ -40,7 +40,7 @@ def test_progress_is_kept_until_the_mask_is_written(
         patch.setattr(NeuronMask, "save", no_room)
         result = stereo(*arguments)
     assert result.exit_code == 2 and "No space left" in result.stderr
-    assert f"{progress} keeps what was done" in " ".join(result.stderr.split())
+    assert f"{progress} keeps the progress" in " ".join(result.stderr.split())
     assert (tmp_path / progress).exists() and not (tmp_path / "g.pt").exists()
     monkeypatch.setattr(*measures, lambda *_, **__: pytest.fail("it is measured again"))
     result = stereo(*arguments, "--resume")
@@ -196,8 +196,7 @@ def test_a_second_run_that_would_write_one_of_the_same_files(
 
 def test_whatever_a_command_writes_is_claimed(model: Path, located: Path, stereo, tmp_path: Path, monkeypatch):
     claimed: list[Path] = []
-    claim = common.claim
-    monkeypatch.setattr(common, "claim", lambda *places: (claimed.extend(places), claim(*places)))
+    monkeypatch.setattr(files, "sole_writer", lambda place: (claimed.append(place.resolve()), sole_writer(place))[1])
     relevance = located.with_name("gender.relevance.safetensors")
     for i, command in enumerate(
         [
@@ -218,27 +217,29 @@ def test_whatever_a_command_writes_is_claimed(model: Path, located: Path, stereo
         result = stereo(*command)
         assert result.exit_code == 0, (command, result.stderr)
         written = {path.resolve() for path in folder.iterdir()}
-        assert written and written <= {place.resolve() for place in claimed}, command
+        assert written and written <= set(claimed), command
         assert not list(folder.glob(".*"))
 
 
 _SPEAKS = """
 import sys
-from stereo_cli import common
+import typer
+from stereo_cli import terminal
+from stereo_cli.command import guarded
 
-@common.guarded
+@guarded
 def command():
-    common.say("x" * int(sys.argv[1]))
-    common.stdout().print("y")
-    common.say("z" * int(sys.argv[1]))
-    common.warn("w")
+    terminal.say("x" * int(sys.argv[1]))
+    terminal.stdout().print("y")
+    terminal.say("z" * int(sys.argv[1]))
+    terminal.warn("w")
     open(sys.argv[2], "w").write("written")
     if sys.argv[3] != "0":
-        common.fail("above its limit", int(sys.argv[3]))
+        terminal.fail("above its limit", int(sys.argv[3]))
 
 try:
     command()
-except common.typer.Exit as end:
+except typer.Exit as end:
     sys.exit(end.exit_code)
 """
 

@@ -53,7 +53,7 @@ def test_chosen_again_it_is_the_mask_that_locate_wrote(made, located, file):
         (("--select", "top-k", "--top", 7, "--branch", "conditional", "--until", 0),) * 2,
         (
             ("--mu", 0.2, "--overshoot", 0.5, "--mask-root", "female"),
-            ("--mu", 0.2, "--overshoot", 0.5, "--root", "female"),
+            ("--mu", 0.2, "--overshoot", 0.5, "--mask-root", "female"),
         ),
     ],
 )
@@ -145,7 +145,7 @@ def test_it_prints_the_table_of_locate_and_says_what_is_next(model, stereo, file
         f"wrote {out}, chosen by plan from {file}",
         f"next: stereo bench --mask {out} --model {model}",
     ]
-    assert re.fullmatch(r"choosing among \d+ neurons by plan\n", result.stderr)
+    assert re.fullmatch(r"choosing among \d+ neurons by plan: 1 of 1 .*\n", result.stderr)
     assert max(map(len, result.stdout.splitlines()[:-2])) <= 110
 
 
@@ -172,15 +172,15 @@ def test_a_config_is_read_and_flags_win(made, file, tmp_path: Path):
 
 
 def test_the_help_shows_the_defaults_that_are_used(stereo):
-    shown = " ".join(stereo("mask", "--help").stdout.replace("│", " ").split())
+    shown = " ".join(stereo("mask", "--help-all").stdout.replace("│", " ").split())
     default = Selection()
     for name, value in (
         ("select", default.select), ("mu", default.mu), ("overshoot", default.overshoot), ("top", default.top),
-        ("z", default.z), ("root", default.root),
+        ("z", default.z), ("mask-root", default.root),
     ):  # fmt: skip
-        assert re.search(rf"--{name} .*?\[default: \({re.escape(str(value))}\)\]", shown), name
-    assert f"({default.until:g} for relevance" in shown
-    assert f"({default.branch} for relevance" in shown
+        assert re.search(rf"--{name} .*?\[default: {re.escape(str(value))}\]", shown), name
+    assert f"--until X Damp only the noisy steps, down to this timestep. [default: ({default.until:g})]" in shown
+    assert f"[default: ({default.branch})]" in shown
 
 
 def refusal(result) -> str:
@@ -196,7 +196,7 @@ def refusal(result) -> str:
     [
         (("mask", "--mu", 2), "--mu: {mask} is a mask, whose neurons are chosen; give the relevance"),
         (("mask", "--kinds", "ff"), "--kinds: "),
-        (("mask", "--one-for-all"), "--per-bin/--one-for-all: "),
+        (("mask", "--per-bin"), "--per-bin: "),
         (("mask", "mask copy", "--at-most", 3), "--at-most: "),
         (("mask", "--strength", 0.5, "--strength", 0.5), "--strength is given 2 times for 1 masks"),
         (("mask", "mask copy", "--strength", 1, "--strength", 1, "--strength", 1), "--strength is given 3 times for 2"),
@@ -210,7 +210,7 @@ def refusal(result) -> str:
         (("file", "--select", "top-k", "--mu", 3), "--mu belongs to --select plan, and this is top-k"),
         (("file", "--select", "top-k", "--at-most", 3), "--at-most belongs to --select plan"),
         (("file", "--select", "best"), "expected plan or top-k"),
-        (("file", "--root", "nurse"), "root 'nurse' is not known"),
+        (("file", "--mask-root", "nurse"), "root 'nurse' is not known"),
         (("file", "--kinds", "mlp"), "site kind 'mlp' is not known; choose from ff, attention, conv, other, image"),
         (("file", "--kinds", "text"), "no site is of kind 'text'; there are attention:image, conv:image, ff:image"),
         (("file", "--kinds", "ff:texts"), "site kind 'texts' is not known"),

@@ -57,10 +57,10 @@ def test_a_plan_that_was_cut_off_goes_on_when_it_is_told_to(
     with monkeypatch.context() as patch:
         patch.setattr(Unfinished, "keep", interrupted)
         result = stereo(*arguments)
-    assert result.exit_code == 130 and f"{unfinished} keeps what was done" in " ".join(result.stderr.split())
+    assert result.exit_code == 130 and f"{unfinished} keeps the progress" in " ".join(result.stderr.split())
     assert unfinished.is_file() and not (tmp_path / "g.pt").exists()
     result = stereo(*arguments)
-    assert result.exit_code == 2 and "go on with it by --resume" in " ".join(result.stderr.split())
+    assert result.exit_code == 2 and "continue it with --resume" in " ".join(result.stderr.split())
     result = stereo(*arguments, "--resume", "--mu", 1)
     assert result.exit_code == 2 and "mu was 0.01 and is 1.0" in " ".join(result.stderr.split())
     assert stereo(*arguments, "--resume").exit_code == 0
@@ -127,7 +127,7 @@ def test_apply_allots_by_prompt_and_seed(model, planned, stereo, tmp_path: Path)
     shared = ("--model", model, "--mask", planned, "-n", 3, "--seed", 9, "--json", "--quiet", "--steps", 3)
     whole = stereo("apply", *texts, *shared, "-o", tmp_path / "a", "--allocate")
     assert whole.exit_code == 0, whole.stderr
-    assert "left as they are, for they name a group" in whole.stderr and texts[1] in whole.stderr
+    assert "left as they are, because they name a group" in whole.stderr and texts[1] in whole.stderr
     images = [each for each in json.loads(whole.stdout)["images"] if each["arm"] == "treated"]
     half = torch.tensor([0.5, 0.5], dtype=torch.float64)
     expected = [allotted_group({"prompt": texts[0], "seed": seed}, half) for seed in (9, 10, 11)]

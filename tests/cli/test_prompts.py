@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stereo_cli.common import own_axis
+from stereoclinic.calls.inputs import own_axis
 from stereoclinic.prompts.axes import Axis, gate_words, load_axis
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.policy import named_groups

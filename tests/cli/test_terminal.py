@@ -12,8 +12,9 @@ from rich.console import Group
 from tests.evaluation.conftest import make_experiment
 from typer.testing import CliRunner
 
-from stereo_cli import common, compare, diff, inspect_tables, progress, tables
+from stereo_cli import compare, diff, inspect_tables, progress, tables, terminal
 from stereo_cli.asked_tables import asked_tables, reader_says
+from stereo_cli.command import guarded
 from stereo_cli.doctor_tables import doctor_tables
 from stereo_cli.main import app
 from stereoclinic.ddtd.relevance import Relevance
@@ -39,7 +40,7 @@ def safe(text: str) -> bool:
 
 
 def printed(table: Any, width: int) -> str:
-    console = common.PlainConsole(width=width, file=io.StringIO())
+    console = terminal.PlainConsole(width=width, file=io.StringIO())
     console.print(table)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -202,11 +203,11 @@ def test_a_name_of_any_length_folds(files):
 
 
 def test_lines_are_lines(capsys: pytest.CaptureFixture[str]):
-    common.say(HOSTILE)
-    common.warn(HOSTILE)
-    common.note(HOSTILE)
-    with pytest.raises(common.typer.Exit):
-        common.fail(HOSTILE, 2)
+    terminal.say(HOSTILE)
+    terminal.warn(HOSTILE)
+    terminal.note(HOSTILE)
+    with pytest.raises(terminal.typer.Exit):
+        terminal.fail(HOSTILE, 2)
     with progress.progress_bar(1, HOSTILE, quiet=False) as advance:
         advance(1, HOSTILE)
     out, err = capsys.readouterr()
@@ -217,7 +218,7 @@ def test_lines_are_lines(capsys: pytest.CaptureFixture[str]):
 
 def test_a_bar_on_a_terminal_is_of_plain_text(monkeypatch: pytest.MonkeyPatch):
     file = io.StringIO()
-    console = common.PlainConsole(file=file, force_terminal=True, width=200, color_system=None)
+    console = terminal.PlainConsole(file=file, force_terminal=True, width=200, color_system=None)
     monkeypatch.setattr(progress, "stderr", lambda: console)
     with progress.progress_bar(2, HOSTILE, quiet=False) as advance:
         advance(1, HOSTILE)
@@ -226,11 +227,11 @@ def test_a_bar_on_a_terminal_is_of_plain_text(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_traceback_of_a_fault_is_not_obeyed(capsys: pytest.CaptureFixture[str]):
-    @common.guarded
+    @guarded
     def broken() -> None:
         raise RuntimeError(HOSTILE)
 
-    with pytest.raises(common.typer.Exit):
+    with pytest.raises(terminal.typer.Exit):
         broken()
     err = capsys.readouterr().err
     assert safe(err) and "Traceback" in err and "RuntimeError: a\\x1b[31m" in err

@@ -25,9 +25,11 @@ from tests.fuzz.made import a_mask, a_relevance, states
 from torch import Tensor
 from typer.testing import CliRunner
 
-from stereo_cli import common, inspect_tables, judging, tables
-from stereo_cli.call import call_from
+from stereo_cli import inspect_tables, tables
 from stereo_cli.main import app
+from stereoclinic.calls.evaluate import judged_too
+from stereoclinic.calls.inputs import call_of, own_axis, patterns_of
+from stereoclinic.calls.settings import ModelSettings
 from stereoclinic.ddtd.checkpoint import KIND as SHARD
 from stereoclinic.ddtd.checkpoint import VERSION as SHARD_VERSION
 from stereoclinic.ddtd.checkpoint import Shards
@@ -87,15 +89,15 @@ def read_mask(path: Path) -> None:
     tables.mask_table(summary)
     inspect_tables.mask_tables(summary, 3)
     inspect_tables.metadata_table(summary["metadata"])
-    call_from(None, None, None, mask.metadata)
-    common.patterns_of(mask.metadata)
-    judging.judged_too(load_protocol("time"), "m", mask)
+    call_of(ModelSettings(), mask.metadata)
+    patterns_of(mask.metadata)
+    judged_too(load_protocol("time"), "m", mask)
     compare(mask, adjusted(mask, 0.5, (1e9, -1e9)))
     mask_map(summary, "m")
     with suppress(InputError):
         compose([mask, a_mask()], force=True)
     with suppress(InputError):
-        common.own_axis(mask)
+        own_axis(mask)
 
 
 def read_relevance(path: Path) -> None:
@@ -106,8 +108,8 @@ def read_relevance(path: Path) -> None:
     tables.lean_table(leans)
     inspect_tables.relevance_tables(summary, 3)
     inspect_tables.metadata_table(summary["metadata"])
-    call_from(None, None, None, found.metadata)
-    common.patterns_of(found.metadata)
+    call_of(ModelSettings(), found.metadata)
+    patterns_of(found.metadata)
     relevance_map(summary, "r")
     choose(found)
     settings_of(found)

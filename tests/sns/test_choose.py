@@ -1,14 +1,15 @@
 """Choosing by settings is choosing by hand; a mask changed step by step is one changed at once."""
 
-import inspect
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereo_cli.locate import locate
+from stereoclinic.calls.locate import LocateSettings
+from stereoclinic.calls.mask import MaskSettings
+from stereoclinic.calls.settings import Option
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
@@ -42,13 +43,10 @@ def equal(a, b):
 
 
 def test_the_defaults_are_those_of_locate():
-    shown = inspect.signature(locate).parameters
-    names = {each.name: {"root": "mask_root"}.get(each.name, each.name) for each in fields(Selection)}
-    for name in ("select", "until", "root", "branch"):
-        assert getattr(Selection(), name) == shown[names[name]].default, name
-    for name in ("mu", "overshoot", "top"):  # None where not given, so that it can be refused beside another --select
-        assert shown[name].default is None
-        assert str(getattr(Selection(), name)) == shown[name].annotation.__metadata__[0].show_default, name
+    assert LocateSettings().selection() == MaskSettings().selection() == Selection()
+    for name in ("until", "branch"):  # None where not given: a mask keeps its own
+        (option,) = (each for each in LocateSettings.model_fields[name].metadata if isinstance(each, Option))
+        assert option.default == f"{getattr(Selection(), name):{'g' if name == 'until' else ''}}"
 
 
 def test_a_plan(relevance):

@@ -9,6 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stereoclinic.calls.apply import ApplySettings, apply
+    from stereoclinic.calls.compare import compare
+    from stereoclinic.calls.diagnosis import Diagnosis
+    from stereoclinic.calls.doctor import DoctorSettings, doctor
+    from stereoclinic.calls.evaluate import evaluate
+    from stereoclinic.calls.evaluate_settings import EvaluateSettings
+    from stereoclinic.calls.reporter import Reporter
     from stereoclinic.ddtd.conservation import Conservation, check
     from stereoclinic.ddtd.locate import DDTD, locate
     from stereoclinic.ddtd.propagate import propagate
@@ -41,14 +48,19 @@ if TYPE_CHECKING:
     from stereoclinic.sns.stepwise import Stepwise
 
 _HOMES = {
+    "ApplySettings": "calls.apply",
     "Axis": "prompts.axes",
     "Conservation": "ddtd.conservation",
     "DDTD": "ddtd.locate",
+    "Diagnosis": "calls.diagnosis",
+    "DoctorSettings": "calls.doctor",
+    "EvaluateSettings": "calls.evaluate_settings",
     "Incomplete": "errors",
     "InputError": "errors",
     "Model": "pipelines.model",
     "NeuronMask": "sns.mask",
     "Relevance": "ddtd.relevance",
+    "Reporter": "calls.reporter",
     "Selection": "sns.linear",
     "Settings": "ddtd.trajectory",
     "Stepwise": "sns.stepwise",
@@ -56,11 +68,15 @@ _HOMES = {
     "active_masks": "sns.adapter",
     "allot_masks": "sns.adapter",
     "allotments": "sns.policy",
+    "apply": "calls.apply",
     "check": "ddtd.conservation",
     "choose": "sns.linear",
+    "compare": "calls.compare",
     "compose": "sns.compose",
     "disable_masks": "sns.adapter",
+    "doctor": "calls.doctor",
     "enable_masks": "sns.adapter",
+    "evaluate": "calls.evaluate",
     "find_dose": "sns.dose",
     "fuse": "sns.fuse",
     "is_fusable": "sns.fuse",
@@ -87,14 +103,19 @@ _HOMES = {
 }
 
 __all__ = [  # noqa: RUF022 (the order of _HOMES)
+    "ApplySettings",
     "Axis",
     "Conservation",
     "DDTD",
+    "Diagnosis",
+    "DoctorSettings",
+    "EvaluateSettings",
     "Incomplete",
     "InputError",
     "Model",
     "NeuronMask",
     "Relevance",
+    "Reporter",
     "Selection",
     "Settings",
     "Stepwise",
@@ -102,11 +123,15 @@ __all__ = [  # noqa: RUF022 (the order of _HOMES)
     "active_masks",
     "allot_masks",
     "allotments",
+    "apply",
     "check",
     "choose",
+    "compare",
     "compose",
     "disable_masks",
+    "doctor",
     "enable_masks",
+    "evaluate",
     "find_dose",
     "fuse",
     "is_fusable",

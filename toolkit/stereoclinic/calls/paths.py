@@ -1,4 +1,4 @@
-"""What lies beside a mask: the relevance that it was chosen from.
+"""The files near a mask: the relevance that it was chosen from.
 
 stereo locate    NAME.pt                                  and NAME.relevance.safetensors
 stereo plan      NAME-allocated.pt, NAME-balanced.pt      beside those
@@ -20,7 +20,7 @@ def relevance_file(stem: str) -> str:
     return f"{stem}.relevance.safetensors"
 
 
-def relevance_beside(mask: Path, groups: Sequence[str], model: Mapping[str, Any]) -> "tuple[Path, Relevance] | None":
+def relevance_near(mask: Path, groups: Sequence[str], model: Mapping[str, Any]) -> "tuple[Path, Relevance] | None":
     """The relevance beside a mask, and its file; None where there is none, or it is of something else.
 
     Args:

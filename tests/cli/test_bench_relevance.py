@@ -1,4 +1,4 @@
-"""Relevance beside a mask gives its lean curves unasked, if it is of the judged model and axis; else nothing."""
+"""Relevance next to a mask gives its lean curves unasked, if it is of the judged model and axis; else nothing."""
 
 import json
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stereo_cli.beside import relevance_beside
+from stereoclinic.calls.paths import relevance_near
 from stereoclinic.ddtd.relevance import Relevance
 
 SMALL = ("--limit", 1, "--images", 2, "--group-images", 0, "--steps", 1, "--quiet", "--seed", 50)
@@ -25,7 +25,7 @@ def digests(relevance: Relevance) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors", "a-allocated.pt", "a-balanced.safetensors"])
 def test_it_is_found_by_the_names_that_locate_and_plan_give(relevance, tmp_path: Path, name: str):
     relevance.save(tmp_path / "a.relevance.safetensors")
-    found = relevance_beside(tmp_path / name, GROUPS, digests(relevance))
+    found = relevance_near(tmp_path / name, GROUPS, digests(relevance))
     assert found is not None and found[0] == tmp_path / "a.relevance.safetensors"
     assert found[1].groups == GROUPS
 
@@ -33,7 +33,7 @@ def test_it_is_found_by_the_names_that_locate_and_plan_give(relevance, tmp_path:
 def test_one_of_the_masks_own_name_comes_first(relevance, tmp_path: Path):
     for stem in ("a", "a-allocated"):
         relevance.save(tmp_path / f"{stem}.relevance.safetensors")
-    found = relevance_beside(tmp_path / "a-allocated.pt", GROUPS, digests(relevance))
+    found = relevance_near(tmp_path / "a-allocated.pt", GROUPS, digests(relevance))
     assert found is not None and found[0].name == "a-allocated.relevance.safetensors"
 
 
@@ -45,17 +45,17 @@ def test_that_of_another_model_or_of_none_it_names_is_left_out(relevance, tmp_pa
         {key: value for key, value in relevance.metadata.items() if key != lacks},
     ):
         replace(relevance, metadata=metadata).save(path)
-        assert relevance_beside(tmp_path / "a.pt", GROUPS, model) is None
+        assert relevance_near(tmp_path / "a.pt", GROUPS, model) is None
 
 
 def test_that_of_another_axis_or_broken_is_left_out(relevance, tmp_path: Path):
     path, model = tmp_path / "a.relevance.safetensors", digests(relevance)
-    assert relevance_beside(tmp_path / "a.pt", GROUPS, model) is None  # none is there
+    assert relevance_near(tmp_path / "a.pt", GROUPS, model) is None  # none is there
     relevance.save(path)
-    assert relevance_beside(tmp_path / "a.pt", ("old", "young"), model) is None
-    assert relevance_beside(tmp_path / "b.pt", GROUPS, model) is None
+    assert relevance_near(tmp_path / "a.pt", ("old", "young"), model) is None
+    assert relevance_near(tmp_path / "b.pt", GROUPS, model) is None
     path.write_bytes(path.read_bytes()[:100])
-    assert relevance_beside(tmp_path / "a.pt", GROUPS, model) is None
+    assert relevance_near(tmp_path / "a.pt", GROUPS, model) is None
 
 
 def test_bench_draws_its_lean_curves_and_says_what_the_reader_cannot_tell(model, located, stereo, tmp_path: Path):

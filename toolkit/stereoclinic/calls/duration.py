@@ -1,36 +1,47 @@
-"""How long `stereo locate`, `plan` and `bench` would take here: two passes timed, and the others counted."""
+"""How long `locate`, `plan` and `evaluate` would take here: two passes are timed, the others are counted."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from stereoclinic.pipelines import Model
-    from stereoclinic.pipelines.sites import Site
-    from stereoclinic.prompts.axes import Axis
-    from stereoclinic.prompts.sets import Row, Samples
+import torch
 
-#: A pass that takes less is timed once more: the first one pays for what is done once.
+from stereoclinic.calls.inputs import every_of, unguided
+from stereoclinic.ddtd.step import measure
+from stereoclinic.ddtd.trajectory import Settings
+from stereoclinic.errors import InputError
+from stereoclinic.pipelines.call import Call
+from stereoclinic.pipelines.intercept import Left
+from stereoclinic.pipelines.learn import learnt_of
+from stereoclinic.pipelines.memory import AdaptiveBatch
+from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.schedule import schedule_of
+from stereoclinic.pipelines.sites import Site
+from stereoclinic.pipelines.watch import Walk, encode_groups
+from stereoclinic.prompts.axes import Axis
+from stereoclinic.prompts.sets import Row, Samples
+from stereoclinic.sns.stepwise import Stepwise
+
+#: A pass shorter than this, in seconds, is timed a second time: the first one includes what is done once.
 SHORT = 5.0
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is to be located, planned and judged.
+    """What is located, planned and judged.
 
     Args:
         axis: The bias axis.
-        samples: That relevance is located, and a treatment planned, on.
-        images: A neutral prompt, of a bench.
-        steps: Of the scheduler.
-        guidance: Scale of a plan and a bench.
-        composite: Relevance rules of `stereo locate`.
-        sites: As --sites.
+        samples: Samples that relevance is located, and a mask planned, on.
+        images: Images per neutral prompt of a bench.
+        steps: Number of sampler steps.
+        guidance: Guidance scale of the plan and the bench.
+        composite: Relevance rules of `locate`.
+        sites: Module paths of the layers that are watched; the built-in table if empty.
     """
 
-    axis: "Axis"
-    samples: "Samples"
+    axis: Axis
+    samples: Samples
     images: int
     steps: int
     guidance: float
@@ -38,25 +49,33 @@ class Workload:
     sites: tuple[str, ...]
 
 
-def estimate(model: "Model", sites: "list[Site]", rows: "list[Row]", work: Workload) -> dict[str, Any]:
-    """Seconds of one denoising step and one relevance step of a sample, minutes of each command, and what they assume.
+@dataclass(frozen=True)
+class Duration:
+    """Estimated times; None where no relevance step can be made, and `why` says why not.
 
-    All of it is None where a relevance step cannot be made; `why` then says why not.
+    Attributes:
+        forward_seconds: Of a prediction, per sample.
+        relevance_seconds: Of a measured step of `locate`, per sample.
+        assumes: What the minutes assume, in words.
     """
-    from stereo_cli import common
-    from stereoclinic.ddtd.trajectory import Settings
-    from stereoclinic.errors import InputError
-    from stereoclinic.pipelines.learn import learnt_of
-    from stereoclinic.pipelines.schedule import schedule_of
-    from stereoclinic.sns.stepwise import Stepwise
 
-    scale, every = common.unguided(model, work.steps), common.every_of(work.steps)
+    forward_seconds: float | None = None
+    relevance_seconds: float | None = None
+    locate_minutes: float | None = None
+    plan_minutes: float | None = None
+    bench_minutes: float | None = None
+    assumes: str = ""
+    why: str = ""
+
+
+def estimate(model: Model, sites: list[Site], rows: list[Row], work: Workload) -> Duration:
+    """Time one prediction and one relevance step of these rows, and count how many each call makes."""
+    scale, every = unguided(model, work.steps), every_of(work.steps)
     settings = Settings(work.composite, None, work.steps, scale, every, sites=work.sites)
     try:
         forward, relevance = _timed(model, sites, rows, work, settings)
     except InputError as error:
-        names = ("forward_seconds", "relevance_seconds", "locate_minutes", "plan_minutes", "bench_minutes")
-        return {**dict.fromkeys(names), "assumes": "", "why": str(error)}
+        return Duration(why=str(error))
     located, drawn = (schedule_of(model, work.steps, each).timesteps for each in (scale, work.guidance))
     blocks = sum(len(call.blocks) for call in learnt_of(model, work.guidance).calls)
     groups, samples, prompts = len(work.axis), len(work.samples), len(work.samples.prompts)
@@ -81,29 +100,11 @@ def estimate(model: "Model", sites: "list[Site]", rows: "list[Row]", work: Workl
         f" plan: the same seeds, {treated} treated steps, guidance {work.guidance:g}, without its solver;"
         f" bench: one mask, {work.images} images per prompt, guidance {work.guidance:g}, without decoding and reading"
     )
-    return {
-        "forward_seconds": forward,
-        "relevance_seconds": relevance,
-        "locate_minutes": locate / 60,
-        "plan_minutes": planned / 60,
-        "bench_minutes": judged / 60,
-        "assumes": assumes,
-        "why": "",
-    }
+    return Duration(forward, relevance, locate / 60, planned / 60, judged / 60, assumes)
 
 
-def _timed(
-    model: "Model", sites: "list[Site]", rows: "list[Row]", work: Workload, settings: Any
-) -> tuple[float, float]:
-    """Seconds per sample of a prediction for the prompts, and of a measured step of `stereo locate`."""
-    import torch
-
-    from stereoclinic.ddtd.step import measure
-    from stereoclinic.pipelines.call import Call
-    from stereoclinic.pipelines.intercept import Left
-    from stereoclinic.pipelines.memory import AdaptiveBatch
-    from stereoclinic.pipelines.watch import Walk, encode_groups
-
+def _timed(model: Model, sites: list[Site], rows: list[Row], work: Workload, settings: Settings) -> tuple[float, float]:
+    """Seconds per sample of a prediction for the prompts, and of a measured step of `locate`."""
     how, found = settings.how(model.network), list[float]()
 
     def clocked(run: Callable[[], object]) -> float:

@@ -16,6 +16,12 @@ _EVERY = 0.2  # seconds
 _started: list[Popen[bytes]] = []
 
 
+def is_rank_zero() -> bool:
+    """False in the processes that Lightning, torchrun or SLURM started beside the first."""
+    ranks = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
 def watch(rank_zero: bool, incomplete: int) -> None:
     """Watch, from a thread that ends with the process, for the end of the ranks that this one depends on.
 

@@ -1,0 +1,26 @@
+"""`compare`: which figures of two results differ, by how much, and whether B is better or worse."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def compare(a: str | Path | Mapping[str, Any], b: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Compare two results of `evaluate`. This is `stereo compare`.
+
+    Arms are compared by their names; a single mask on either side is compared whatever it is called.
+
+    Args:
+        a: A results.json, the folder that it is in, or what `evaluate` returned.
+        b: The same.
+
+    Returns:
+        Plain data, see `evaluation.compare.compare_results`.
+
+    Raises:
+        InputError: One cannot be read, or they cannot be compared: another axis, shares, prompts or guidance scales.
+    """
+    from stereoclinic.evaluation.compare import compare_results, load_results
+
+    first, second = (load_results(each) if isinstance(each, str | Path) else each for each in (a, b))
+    return compare_results(first, second)

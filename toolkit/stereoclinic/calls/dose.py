@@ -1,0 +1,123 @@
+"""The dose of a mask: found from leans, then confirmed by a few images."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from stereoclinic.calls.reporter import Reporter
+from stereoclinic.calls.settings import DOSE, Settings, option
+from stereoclinic.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from stereoclinic.evaluation.readers import Reader
+    from stereoclinic.pipelines.model import Model
+    from stereoclinic.prompts.axes import Axis
+    from stereoclinic.sns.mask import NeuronMask
+
+
+class DoseSettings(Settings):
+    """How far a mask is weakened."""
+
+    dose: float | None = option(
+        None, "Weaken the mask to the smallest strength that keeps mean |lean - target| under this, on further seeds.",
+        DOSE, ge=0, advanced=True,
+    )  # fmt: skip
+    confirm: int | None = option(
+        None, "--dose: then draw this many images per prompt, on further seeds, without and with the mask; 0 for none.",
+        DOSE, ge=0, advanced=True, default_text="4, where the model brings a reader",
+    )  # fmt: skip
+
+    def check_confirm(self) -> None:
+        """Raises InputError where `confirm` has nothing to confirm, or draws too few images for it."""
+        if self.dose is None and self.confirm is not None:
+            raise InputError("--confirm: give --dose BOUND, which the images confirm")
+        if self.confirm == 1:
+            raise InputError("--confirm 1: an interval needs 2 images a prompt or more; 0 draws none")
+
+    def confirming(self, model: "str | Model | Any", axis: "Axis") -> "tuple[int, Reader | None]":
+        """Number of images per prompt that confirm the dose, and their reader; asked for before any work is done.
+
+        Raises:
+            InputError: The model brings no reader, or one that does not know the axis.
+        """
+        from stereoclinic.calls.inputs import name_of, reader_folder
+        from stereoclinic.evaluation.readers import PortraitsReader, group_columns
+        from stereoclinic.pipelines import model_folder
+
+        images = self.confirm
+        if self.dose is None:
+            return 0, None
+        name = name_of(model)
+        if images is None:
+            folder = model_folder(name)
+            images = 4 if folder is not None and (folder / "reader").is_dir() else 0
+        if not images:
+            return 0, None
+        reader = PortraitsReader(reader_folder(name, "give --confirm 0 to dose by leans alone"))
+        group_columns(reader, axis)
+        return images, reader
+
+
+def give_dose(
+    mask: "NeuronMask",
+    model: "Model",
+    axis: "Axis",
+    prompts: "Dataset",
+    bound: float,
+    confirmed_by: "tuple[int, Reader | None]",
+    seeds: range,
+    guidance: float,
+    batch_size: int,
+    device: str,
+    force: bool,
+    reporter: Reporter,
+) -> "tuple[NeuronMask, dict[str, Any]]":
+    """The mask at its dose, and what was found as plain data.
+
+    Args:
+        mask: The mask.
+        model: The pipeline.
+        axis: Of the lean.
+        prompts: Neutral prompts.
+        bound: Of mean |lean - target|.
+        confirmed_by: Images per prompt that confirm the dose, and their reader.
+        seeds: To dose on; the images that confirm have the seeds that follow.
+        guidance: Scale that the mask will be used at.
+        batch_size: Samples that are run together.
+        device: Of the images.
+        force: Accept a mask of other weights.
+        reporter: Gets progress and warnings.
+
+    Raises:
+        InputError: No strength meets the bound, or the mask does not fit.
+    """
+    from stereoclinic.evaluation.arms import Protocol
+    from stereoclinic.evaluation.confirm import confirm
+    from stereoclinic.prompts.sets import with_seeds
+    from stereoclinic.runtime.devices import hush_lightning
+    from stereoclinic.sns.dose import dosed, find_dose
+
+    images, reader = confirmed_by
+    steps = model.defaults.steps
+    samples = with_seeds(prompts, seeds.start, len(seeds))
+    with reporter.progress(7, "dosing") as advance:
+        found = find_dose(
+            model, axis, samples, mask, bound, steps, guidance, batch_size=batch_size, force=force,
+            progress=lambda strength, left: advance(1, f"strength {strength:.2f} leaves {left:.2f}"),
+        )  # fmt: skip
+    made = dosed(mask, found, bound, samples)
+    said: dict[str, Any] = {**vars(found), "confirmed": None}
+    if reader is not None:
+        hush_lightning()
+        protocol = Protocol(axis, prompts, images, 0, seeds.stop, steps, guidance, batch_size)
+        with reporter.progress(2 * images * len(prompts), "confirming") as advance:
+            seen = confirm(
+                model, reader, protocol, made, lambda arm, count: advance(count, arm), reporter.warn, force,
+                accelerator=device, devices=1,
+            )  # fmt: skip
+        said["confirmed"] = seen.plain()
+        last = seeds.stop + images - 1
+        dose = {**made.metadata["dose"], "confirmed": seen.plain(), "seeds": [seeds.start, last]}
+        made = replace(made, metadata={**made.metadata, "dose": dose})
+    return made, said

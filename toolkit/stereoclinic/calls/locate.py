@@ -1,0 +1,360 @@
+"""`locate`: find the neurons that carry a stereotype, and choose a mask of them."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stereoclinic.calls.paths import relevance_file
+from stereoclinic.calls.reporter import Reporter
+from stereoclinic.calls.settings import (
+    CHOOSING,
+    DEVICES,
+    MODEL,
+    RELEVANCE,
+    DeviceSettings,
+    ModelSettings,
+    PromptSettings,
+    Settings,
+    SiteSettings,
+    option,
+)
+from stereoclinic.calls.work import claimed, keeps_progress, refuse_left_over
+from stereoclinic.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from diffusers import DiffusionPipeline
+    from torch import Tensor
+
+    from stereoclinic.ddtd.relevance import Relevance
+    from stereoclinic.ddtd.trajectory import Settings as TrajectorySettings
+    from stereoclinic.pipelines.model import Model
+    from stereoclinic.prompts.axes import Axis
+    from stereoclinic.prompts.sets import Samples
+    from stereoclinic.prompts.streams import Stream
+    from stereoclinic.sns.linear import Selection
+    from stereoclinic.sns.mask import NeuronMask
+
+
+#: Settings of choosing -> the way of choosing that they belong to.
+_OF = {"mu": "plan", "overshoot": "plan", "at_most": "plan", "top": "top-k", "z": "top-k"}
+
+
+class ChoosingSettings(Settings):
+    """How neurons are chosen from relevance, see `sns.linear.Selection`."""
+
+    select: str = option(
+        "plan", "plan: bounded least squares. top-k: the most relevant, the paper's own form.", CHOOSING, advanced=True
+    )
+    mu: float = option(
+        1.0, "plan: price of moving the prediction off the axis; a higher damps less.", CHOOSING, ge=0, advanced=True
+    )
+    overshoot: float = option(
+        0.0, "plan: overshoot, remove this fraction more than the measured lean.", CHOOSING, ge=0, advanced=True
+    )
+    until: float | None = option(
+        None, "Damp only the noisy steps, down to this timestep.", CHOOSING, ge=0, advanced=True, default_text="600"
+    )
+    branch: str | None = option(
+        None, "Halves of a guided batch to damp: both, or conditional.", CHOOSING, advanced=True, default_text="both"
+    )
+    top: float = option(
+        0.01, "top-k: number of neurons, or a share of them when below 1.", CHOOSING, ge=0, advanced=True
+    )
+    mask_root: str = option("zero", "Damp toward zero, balanced, or a group's mean.", CHOOSING, advanced=True)
+
+    def selection(self, **more: Any) -> "Selection":
+        """As `choose` takes it.
+
+        Raises:
+            InputError: A name is not known, or a setting belongs to the other way of choosing.
+        """
+        from stereoclinic.sns.linear import Selection
+
+        names = ("select", "mu", "overshoot", "until", "branch", "top")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        selection = Selection(**given, root=self.mask_root, **more)
+        for name in sorted(self.model_fields_set):
+            if _OF.get(name, self.select) != self.select:
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(
+                    f"{flag} belongs to --select {_OF[name]}, and this is {self.select}; leave one of them"
+                )
+        return selection
+
+
+class LocateSettings(DeviceSettings, ChoosingSettings, SiteSettings, PromptSettings, ModelSettings):
+    """How relevance is measured, and how a mask is chosen from it."""
+
+    seed: int = option(0, "First calibration seed.", ge=0, advanced=True)
+    seeds: int = option(16, "Number of seeds per prompt.", ge=1)
+    stream: bool = option(
+        False, "Read the prompts while the run goes on, each device its own part: for a file or hub data set that does"
+        " not fit in memory. It needs a column `occupation`.",
+        MODEL, advanced=True,
+    )  # fmt: skip
+    target: str = option(
+        "lean", "What is decomposed. lean: see above. contrast: the lean, not divided by how far the groups differ."
+        " guidance: the lean that guidance adds. classifier: what the model's reader sees in the predicted clean"
+        " image.",
+        RELEVANCE, advanced=True,
+    )  # fmt: skip
+    composite: str = option(
+        "gradient", "Relevance rules: gradient (the most faithful where it was measured), epsilon-cp, epsilon-attnlrp,"
+        " gamma-cp, gamma-attnlrp, zplus-cp, deep-taylor, or your own TOML file.",
+        RELEVANCE, advanced=True,
+    )  # fmt: skip
+    root: str | None = option(
+        None, "plain: R = a g. rooted: R = (a - mean over the groups) g.",
+        RELEVANCE, advanced=True, default_text="the composite's own",
+    )  # fmt: skip
+    every: int | None = option(
+        None, "Measure every Nth step.", RELEVANCE, ge=1, advanced=True, default_text="2, or 1 of 8 steps or fewer"
+    )
+    bins: int = option(5, "Number of timestep bins that relevance is kept in.", RELEVANCE, ge=1, advanced=True)
+    guidance: float | None = option(
+        None, "Guidance scale along the trajectory; 1 is none.",
+        RELEVANCE, ge=0, default_text="1, or a distilled model's own",
+    )  # fmt: skip
+    batch_size: int = option(16, "Number of samples that are run together on one device.", DEVICES, ge=1, advanced=True)
+    strategy: str = option(
+        "auto", "auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds a share"
+        " of the denoiser's weights, for a denoiser that does not fit one device.",
+        DEVICES, advanced=True,
+    )  # fmt: skip
+    precision: str = option("32-true", "Lightning's name: 32-true, bf16-mixed, ...", DEVICES, advanced=True)
+    resume: bool = option(False, "Continue an interrupted run.")
+
+
+class Located(NamedTuple):
+    """What `locate` makes."""
+
+    relevance: "Relevance"
+    mask: "NeuronMask"
+
+
+def locate(
+    model: "str | Model | DiffusionPipeline" = "portraits",
+    axis: "str | Path | Axis" = "gender",
+    prompts: "str | Dataset" = "portraits",
+    settings: LocateSettings | None = None,
+    *,
+    out: str | Path | None = None,
+    classifier: "Callable[[Tensor], Tensor] | None" = None,
+    reporter: Reporter | None = None,
+) -> "Relevance | None":
+    """Find where a stereotype lives: the relevance of every neuron, and the lean by prompt and timestep.
+
+    This is `stereo locate`. `choose(relevance)` makes a mask of what it returns.
+
+    Args:
+        model: `portraits`, a diffusers folder, a checkpoint, a hub id; or an open pipeline, which stays where it is.
+        axis: Axis of bias: gender, skin, age, or a TOML file.
+        prompts: Neutral prompts: the name of a set, a file, a hub data set, or rows as `load_prompts` returns them.
+        settings: Everything else; the defaults are those of the command.
+        out: Write the mask here, and the relevance next to it. An interrupted run then keeps its progress there.
+        classifier: For the target "classifier": images (B, 3, H, W) in [0, 1] to logits (B, K).
+        reporter: Gets notes, warnings and progress.
+
+    Returns:
+        The relevance; None on every rank but the first.
+
+    Raises:
+        InputError: An argument is wrong or does not fit the model; the message says what to do.
+        Incomplete: Samples are missing, or more than 1 % of them had values that are not finite.
+    """
+    reporter = reporter or Reporter()
+    located = prepare_locate(model, axis, prompts, settings, out, classifier, reporter).run(reporter)
+    return None if located is None else located.relevance
+
+
+@dataclass(frozen=True)
+class LocateJob:
+    """What `locate` will do, checked and not yet begun."""
+
+    model: "Model"
+    axis: "Axis"
+    samples: "Samples | Stream"
+    settings: LocateSettings
+    walk: "TrajectorySettings"
+    classifier: "Callable[[Tensor], Tensor] | None"
+    device: str
+    steps: tuple[int, int]
+    file: Path | None
+
+    @property
+    def stored(self) -> Path | None:
+        """Where the relevance is written."""
+        return self.file and self.file.with_name(relevance_file(self.file.stem))
+
+    @property
+    def shards(self) -> Path | None:
+        """Where an interrupted run keeps its progress."""
+        return self.file and self.file.with_name(f"{self.file.stem}.shards")
+
+    @property
+    def description(self) -> str:
+        places = f", and write {self.stored} and {self.file}" if self.file else ""
+        measured, total = self.steps
+        return (
+            f"measure {_size(self.samples, self.settings)} at {measured} of {total} steps on"
+            f" {self.settings.ranks} device(s){places}"
+        )
+
+    def run(self, reporter: Reporter) -> Located | None:
+        """Measure, choose and write; None on every rank but the first."""
+        from stereoclinic.ddtd.relevance import Relevance
+        from stereoclinic.sns.linear import choose
+
+        files = [place for place in (self.file, self.stored, self.shards) if place is not None]
+        with claimed(reporter, *files), keeps_progress(self.shards, reporter):
+            relevance = self._measure(reporter)
+            if relevance is None:
+                return None
+            if dropped := relevance.metadata["dropped"]:
+                of = relevance.metadata["samples"]
+                reporter.warn(f"{dropped} of {of} samples were dropped: their values were not finite")
+            if self.stored is not None:
+                relevance.save(self.stored)
+                # The file keeps sums in float32: choosing from what it holds lets `stereo mask` choose the same again.
+                relevance = Relevance.load(self.stored)
+            mask = choose(relevance, self.settings.selection())
+            if self.file is not None and self.shards is not None:
+                mask.save(self.file)
+                shutil.rmtree(self.shards, ignore_errors=True)
+        return Located(relevance, mask)
+
+    def _measure(self, reporter: Reporter) -> "Relevance | None":
+        from stereoclinic.ddtd.locate import locate as run_ddtd
+        from stereoclinic.prompts.streams import Stream
+        from stereoclinic.runtime.devices import hush_lightning, strategy_for, threads_for
+
+        hush_lightning()
+        settings, ranks = self.settings, self.settings.ranks
+        amount = None if isinstance(self.samples, Stream) else len(self.samples) * self.steps[0]
+        with threads_for(self.device, ranks), reporter.progress(amount, f"locating {self.axis.name}") as advance:
+            return run_ddtd(
+                self.model, self.axis, self.samples, self.walk, batch_size=settings.batch_size,
+                classifier=self.classifier, progress=lambda count: advance(count * ranks), warn=reporter.warn,
+                shards=self.shards, accelerator=self.device, devices=settings.devices, num_nodes=settings.num_nodes,
+                strategy=strategy_for(settings.strategy, ranks), precision=settings.precision,
+            )  # fmt: skip
+
+
+def prepare_locate(
+    model: "str | Model | DiffusionPipeline",
+    axis: "str | Path | Axis",
+    prompts: "str | Dataset",
+    settings: LocateSettings | None,
+    out: str | Path | None,
+    classifier: "Callable[[Tensor], Tensor] | None",
+    reporter: Reporter,
+) -> LocateJob:
+    """Check everything that `locate` needs; arguments and errors as there."""
+    from stereoclinic.calls import inputs
+    from stereoclinic.pipelines.schedule import schedule_of
+    from stereoclinic.prompts.axes import load_axis
+    from stereoclinic.prompts.streams import Stream
+    from stereoclinic.runtime.devices import check_precision, device_of, place_of
+    from stereoclinic.sns.select import check_root
+
+    settings = settings or LocateSettings()
+    selection = settings.selection()
+    axis = load_axis(axis) if isinstance(axis, str | Path) else axis
+    samples = _samples(prompts, settings)
+    file = None if out is None else inputs.check_target(Path(out), "--out", (".pt", ".safetensors"))
+    device = device_of(settings.accelerator, float64=True)
+    check_root(settings.mask_root, axis.groups)
+    check_precision(settings.precision)
+    if not isinstance(samples, Stream):
+        inputs.check_ranks(len(samples), settings.ranks)
+    if settings.target == "classifier" and classifier is None:
+        classifier = _own_classifier(model, axis)
+    opened = inputs.open_named(model, settings, reporter, place_of(device, settings.strategy))
+    walk = _walk(settings, opened)
+    if not isinstance(samples, Stream):
+        inputs.check_length(reporter, opened, samples.prompts, axis, walk.guidance, walk.steps)
+        inputs.note_named(reporter, samples.prompts, axis)
+    timesteps = walk.timesteps(opened)
+    _check_selection(selection, walk, opened, float(walk.edges(timesteps, opened.training_steps)[0]))
+    _check_shared(settings, opened, samples)
+    steps = len(timesteps), len(schedule_of(opened, walk.steps, walk.guidance).timesteps)
+    job = LocateJob(opened, axis, samples, settings, walk, classifier, device, steps, file)
+    if job.shards is not None:
+        refuse_left_over(job.shards, settings.resume)
+    return job
+
+
+def _samples(prompts: "str | Dataset", settings: LocateSettings) -> "Samples | Stream":
+    from stereoclinic.calls.inputs import neutral_prompts
+    from stereoclinic.prompts.sets import with_seeds
+    from stereoclinic.prompts.streams import Stream
+
+    if not settings.stream:
+        return with_seeds(neutral_prompts(prompts, settings.limit), settings.seed, settings.seeds)
+    if not isinstance(prompts, str):
+        raise InputError("stream: give the name of a file or hub data set, which is read while the run goes on")
+    return Stream(prompts, range(settings.seed, settings.seed + settings.seeds), settings.limit)
+
+
+def _size(samples: "Samples | Stream", settings: LocateSettings) -> str:
+    """How many samples there are, in words."""
+    from stereoclinic.prompts.streams import Stream
+
+    if isinstance(samples, Stream):
+        return f"{samples.about()['prompts']} x {settings.seeds} seeds"
+    return f"{len(samples)} samples ({len(samples.prompts)} prompts x {settings.seeds} seeds)"
+
+
+def _check_shared(settings: LocateSettings, model: "Model", samples: "Samples | Stream") -> None:
+    """Refuse what cannot be done with a denoiser whose weights are shared out over devices."""
+    from stereoclinic.ddtd.sharding import SHARDED, check_sharded
+    from stereoclinic.pipelines.arguments import inner
+
+    if settings.strategy == SHARDED:
+        check_sharded(inner(model.network), samples, settings.composite, settings.precision, settings.ranks)
+
+
+def _walk(settings: LocateSettings, model: "Model") -> "TrajectorySettings":
+    """How the trajectory is measured, with what depends on the model filled in."""
+    from stereoclinic.calls.inputs import every_of, unguided
+    from stereoclinic.ddtd.trajectory import Settings as TrajectorySettings
+
+    steps = model.defaults.steps
+    return TrajectorySettings(
+        settings.composite,
+        settings.root,
+        steps,
+        unguided(model, steps) if settings.guidance is None else settings.guidance,
+        settings.every or every_of(steps),
+        settings.bins,
+        target=settings.target,
+        sites=settings.sites,
+    )
+
+
+def _check_selection(selection: "Selection", walk: "TrajectorySettings", model: "Model", first: float) -> None:
+    """Refuse before any work what could not be chosen after it."""
+    from stereoclinic.pipelines.arguments import inner
+    from stereoclinic.pipelines.sites import find_sites
+    from stereoclinic.sns.mask import in_unit
+    from stereoclinic.sns.select import neurons_of, number_of
+
+    watched = find_sites(inner(model.network), walk.kinds, walk.sites)
+    if selection.select == "top-k":
+        number_of(selection.k, len(neurons_of(watched, None)))
+    if in_unit(selection.until, first) >= first:
+        raise InputError(
+            f"--until {selection.until:g}: nothing is left to damp; timesteps run from {first:g} down to 0"
+        )
+
+
+def _own_classifier(model: "str | Model | DiffusionPipeline", axis: "Axis") -> "Callable[[Tensor], Tensor]":
+    """The reader in the model's folder, whose logits are decomposed."""
+    from stereoclinic.calls.inputs import name_of, reader_folder
+    from stereoclinic.evaluation.readers import PortraitsReader
+
+    advice = "from Python, stereoclinic.locate(..., classifier=...) takes your own"
+    return PortraitsReader(reader_folder(name_of(model), advice)).classifier(axis)

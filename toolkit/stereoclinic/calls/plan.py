@@ -1,0 +1,317 @@
+"""`plan`: plan a mask step by step, each step where the damped steps before it have led."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from stereoclinic.calls.dose import DoseSettings
+from stereoclinic.calls.reporter import Reporter
+from stereoclinic.calls.settings import (
+    CHOOSING,
+    DEVICES,
+    DeviceSettings,
+    ModelSettings,
+    PromptSettings,
+    SiteSettings,
+    option,
+)
+from stereoclinic.calls.work import claimed, keeps_progress, refuse_left_over
+from stereoclinic.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from diffusers import DiffusionPipeline
+    from torch import Tensor
+
+    from stereoclinic.ddtd.relevance import Relevance
+    from stereoclinic.evaluation.readers import Reader
+    from stereoclinic.pipelines.model import Model
+    from stereoclinic.prompts.axes import Axis
+    from stereoclinic.prompts.sets import Samples
+    from stereoclinic.sns.mask import NeuronMask
+    from stereoclinic.sns.stepwise import Stepwise
+
+
+class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, ModelSettings):
+    """How a plan is made."""
+
+    allocate: bool = option(
+        True, "Plan one damping for each group, or one that balances.", flags=("--allocate/--balance",),
+    )  # fmt: skip
+    seed: int = option(0, "First calibration seed.", ge=0, advanced=True)
+    seeds: int = option(16, "Number of seeds per prompt.", ge=1)
+    stay: tuple[str, ...] | None = option(
+        None, "Axes along which nothing should move; may repeat, none for none.",
+        CHOOSING, advanced=True, default_text="the other built-in axes", texts=True,
+    )  # fmt: skip
+    among: float = option(
+        1.0, "Damp only this share of the neurons, those most surely relevant.", CHOOSING, ge=0, advanced=True
+    )
+    mu: float = option(0.1, "Price of moving the prediction off the axis.", CHOOSING, ge=0, advanced=True)
+    keep: float = option(1.0, "Price of moving it along other axes and the text itself.", CHOOSING, ge=0, advanced=True)
+    overshoot: float = option(
+        0.0, "Overshoot: remove this fraction more than the measured lean. Without guidance, 0.25 with --seeds 32"
+        " removed more of the gap.",
+        CHOOSING, ge=0, advanced=True,
+    )  # fmt: skip
+    root: str = option(
+        "zero", "Damp toward zero, or toward the mean when the allotted group is asked for: group.",
+        CHOOSING, advanced=True,
+    )  # fmt: skip
+    until: float = option(400.0, "Damp only the noisy steps, down to this timestep.", CHOOSING, ge=0, advanced=True)
+    replans: int = option(
+        3, "Number of times that each step is planned, each time where the last plan led.",
+        CHOOSING, ge=1, advanced=True,
+    )  # fmt: skip
+    guidance: float | None = option(None, "Guidance scale to plan at.", ge=0, default_text="the model's own")
+    check: int = option(
+        2, "Number of further seeds per prompt to check the plan on; 0 for none. A plan fits its own samples better"
+        " than others.",
+        CHOOSING, ge=0, advanced=True,
+    )  # fmt: skip
+    batch_size: int = option(36, "Number of samples that are run together on one device.", DEVICES, ge=1, advanced=True)
+    resume: bool = option(False, "Continue an interrupted plan.")
+    force: bool = option(False, "Accept relevance made for other weights if all sites fit.", advanced=True)
+
+
+class Planned(NamedTuple):
+    """What `plan` makes.
+
+    Attributes:
+        mask: The mask.
+        held_out: What it leaves of the lean on further seeds, as plain data; None where that was not asked for.
+        dose: How its dose was found, as plain data; None where none was asked for.
+    """
+
+    mask: "NeuronMask"
+    held_out: dict[str, Any] | None
+    dose: dict[str, Any] | None
+
+
+def plan(
+    model: "str | Model | DiffusionPipeline" = "portraits",
+    axis: "str | Path | Axis" = "gender",
+    prompts: "str | Dataset" = "portraits",
+    relevance: "Relevance | None" = None,
+    settings: PlanSettings | None = None,
+    *,
+    out: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> "NeuronMask | None":
+    """Plan a mask step by step. This is `stereo plan`.
+
+    Args:
+        model: `portraits`, a diffusers folder, a checkpoint, a hub id; or an open pipeline, which stays where it is.
+        axis: Axis of bias: gender, skin, age, or a TOML file.
+        prompts: Neutral prompts: the name of a set, a file, a hub data set, or rows as `load_prompts` returns them.
+        relevance: What `locate` found, to plan among its most relevant neurons (`settings.among`).
+        settings: Everything else; the defaults are those of the command.
+        out: Write the mask here. An interrupted plan then keeps its progress next to it.
+        reporter: Gets notes, warnings and progress.
+
+    Returns:
+        The mask; None on every rank but the first.
+
+    Raises:
+        InputError: An argument is wrong or does not fit the model, or no damping is worth its price.
+    """
+    reporter = reporter or Reporter()
+    planned = prepare_plan(model, axis, prompts, relevance, settings, out, reporter).run(reporter)
+    return None if planned is None else planned.mask
+
+
+@dataclass(frozen=True)
+class PlanJob:
+    """What `plan` will do, checked and not yet begun."""
+
+    model: "Model"
+    axis: "Axis"
+    samples: "Samples"
+    settings: PlanSettings
+    stepwise: "Stepwise"
+    candidates: "Tensor | None"
+    confirmed_by: "tuple[int, Reader | None]"
+    device: str
+    steps: tuple[int, int]
+    file: Path | None
+
+    @property
+    def unfinished(self) -> Path | None:
+        """Where an interrupted plan keeps its progress."""
+        return self.file and self.file.with_name(f"{self.file.stem}.unfinished.safetensors")
+
+    @property
+    def description(self) -> str:
+        planned, total = self.steps
+        seeds, prompts = self.settings.seeds, len(self.samples.prompts)
+        return (
+            f"plan {planned} of {total} steps on {len(self.samples)} samples ({prompts} prompts x {seeds} seeds) at"
+            f" guidance {self.stepwise.guidance:g} on {self.settings.ranks} device(s)"
+            + (f", and write {self.file}" if self.file else "")
+        )
+
+    def run(self, reporter: Reporter) -> Planned | None:
+        """Plan, give the dose or check, and write; None on every rank but the first."""
+        places = [place for place in (self.file, self.unfinished) if place is not None]
+        with claimed(reporter, *places):
+            mask = self._plan(reporter)
+            if mask is None:
+                return None
+            if self.settings.dose is not None:
+                return self._give_dose(mask, self.settings.dose, reporter)
+        return Planned(mask, self._check(mask, reporter) if self.settings.check else None, None)
+
+    def _plan(self, reporter: Reporter) -> "NeuronMask | None":
+        from stereoclinic.runtime.devices import hush_lightning, strategy_for, threads_for
+        from stereoclinic.sns.plan import plan_stepwise
+
+        hush_lightning()
+        settings, ranks = self.settings, self.settings.ranks
+        passes = self.steps[0] * len(self.samples) * (len(self.axis) if settings.allocate else 1)
+        with (
+            keeps_progress(self.unfinished, reporter),
+            threads_for(self.device, ranks),
+            reporter.progress(passes, f"planning {self.axis.name}") as advance,
+        ):
+            mask = plan_stepwise(
+                self.model, self.axis, self.samples, self.stepwise, settings.allocate, _others(settings, self.axis),
+                self.candidates, progress=advance, warn=reporter.warn, unfinished=self.unfinished,
+                accelerator=self.device, devices=settings.devices, num_nodes=settings.num_nodes,
+                strategy=strategy_for(settings.strategy, ranks),
+            )  # fmt: skip
+            if mask is None:
+                return None
+            damps = bool((mask.factors != 1).any())
+            if self.file is not None and damps:
+                mask.save(self.file)  # planning took minutes: the mask is kept, whatever becomes of its dose
+        if self.unfinished is not None:
+            self.unfinished.unlink(missing_ok=True)
+        if not damps:
+            written = "" if self.file is None else f", and {self.file} is not written"
+            raise InputError(f"no damping is worth its price{written}; give a lower --mu or --keep")
+        return mask
+
+    def _give_dose(self, mask: "NeuronMask", bound: float, reporter: Reporter) -> Planned:
+        from stereoclinic.calls.dose import give_dose
+
+        settings = self.settings
+        first = settings.seed + settings.seeds
+        try:
+            mask, found = give_dose(
+                mask, self.model, self.axis, self.samples.prompts, bound, self.confirmed_by,
+                range(first, first + max(1, settings.seeds // 2)), self.stepwise.guidance, settings.batch_size,
+                self.device, settings.force, reporter,
+            )  # fmt: skip
+        except InputError as error:
+            kept = "" if self.file is None else f"; {self.file} holds the mask as it was planned"
+            raise InputError(f"{error}{kept}") from error
+        if self.file is not None:
+            mask.save(self.file)
+        return Planned(mask, None, found)
+
+    def _check(self, mask: "NeuronMask", reporter: Reporter) -> dict[str, Any]:
+        """How far the lean misses its target on further samples, and on those planned on, as plain data."""
+        from stereoclinic.prompts.sets import with_seeds
+        from stereoclinic.sns.dose import lean_left
+
+        settings, stepwise = self.settings, self.stepwise
+        further = with_seeds(self.samples.prompts, settings.seed + settings.seeds, settings.check)
+        with reporter.progress(self.steps[0] * len(further), "checking on further seeds") as advance:
+            left = lean_left(
+                self.model, self.axis, further, mask, 1.0, stepwise.steps, stepwise.guidance,
+                batch_size=stepwise.batch_size, force=settings.force, progress=advance,
+            )  # fmt: skip
+        bins = mask.metadata["selection"]["bins"]
+        return {
+            "samples": len(left),
+            "seeds": further.about()["seeds"],
+            "left": left.mean().item(),
+            "standard_error": left.std().item() / len(left) ** 0.5 if len(left) > 1 else None,
+            "planned": sum(each["lean_after"] for each in bins) / len(bins),
+        }
+
+
+def prepare_plan(
+    model: "str | Model | DiffusionPipeline",
+    axis: "str | Path | Axis",
+    prompts: "str | Dataset",
+    relevance: "Relevance | None",
+    settings: PlanSettings | None,
+    out: str | Path | None,
+    reporter: Reporter,
+) -> PlanJob:
+    """Check everything that `plan` needs; arguments and errors as there."""
+    from stereoclinic.calls import inputs
+    from stereoclinic.pipelines.schedule import schedule_of
+    from stereoclinic.prompts.axes import load_axis
+    from stereoclinic.prompts.sets import with_seeds
+    from stereoclinic.runtime.devices import device_of, place_of
+    from stereoclinic.sns.compat import check_fits
+
+    settings = settings or PlanSettings()
+    settings.check_confirm()
+    if not 0 < settings.among <= 1:
+        raise InputError(f"--among {settings.among:g}: expected a share above 0 and up to 1")
+    if settings.among < 1 and relevance is None:
+        raise InputError(
+            "--among: give the relevance file that stereo locate wrote, such as gender.relevance.safetensors"
+        )
+    axis = load_axis(axis) if isinstance(axis, str | Path) else axis
+    samples = with_seeds(inputs.neutral_prompts(prompts, settings.limit), settings.seed, settings.seeds)
+    file = None if out is None else inputs.check_target(Path(out), "--out", (".pt", ".safetensors"))
+    device = device_of(settings.accelerator)
+    inputs.check_ranks(len(samples), settings.ranks)
+    confirmed_by = settings.confirming(model, axis)
+    made = {} if relevance is None else relevance.metadata
+    opened = inputs.open_named(model, settings, reporter, place_of(device), made)
+    if relevance is not None:
+        check_fits(relevance, opened.network, settings.force)
+    stepwise = _stepwise(settings, opened, made)
+    timesteps = schedule_of(opened, stepwise.steps, stepwise.guidance).timesteps
+    steps = len(stepwise.treated(timesteps)), len(timesteps)
+    if not steps[0]:
+        raise InputError(f"--until {settings.until:g}: no step lies above it; timesteps run from {timesteps[0]:g}")
+    inputs.check_length(reporter, opened, samples.prompts, axis, stepwise.guidance, stepwise.steps)
+    inputs.note_named(reporter, samples.prompts, axis)
+    candidates = _candidates(relevance, settings)
+    job = PlanJob(opened, axis, samples, settings, stepwise, candidates, confirmed_by, device, steps, file)
+    if job.unfinished is not None:
+        refuse_left_over(job.unfinished, settings.resume)
+    return job
+
+
+def _stepwise(settings: PlanSettings, model: "Model", made: "dict[str, Any]") -> "Stepwise":
+    from stereoclinic.calls.inputs import patterns_of
+    from stereoclinic.sns.stepwise import Stepwise
+
+    return Stepwise(
+        settings.mu,
+        settings.keep,
+        settings.overshoot,
+        settings.root,
+        settings.until,
+        settings.replans,
+        steps=model.defaults.steps,
+        guidance=model.defaults.guidance if settings.guidance is None else settings.guidance,
+        batch_size=settings.batch_size,
+        sites=settings.sites or tuple(patterns_of(made)),
+    )
+
+
+def _candidates(relevance: "Relevance | None", settings: PlanSettings) -> "Tensor | None":
+    """The neurons that may be damped; None for all."""
+    if relevance is None or settings.among == 1:
+        return None
+    from stereoclinic.sns.mask import in_unit
+    from stereoclinic.sns.select import most_relevant
+
+    first = float(relevance.bin_edges[0])
+    return most_relevant(relevance, settings.among, (first, in_unit(settings.until, first)))
+
+
+def _others(settings: PlanSettings, axis: "Axis") -> "list[Axis]":
+    """The axes along which nothing should move."""
+    from stereoclinic.prompts.axes import known_axes, load_axis
+
+    names = known_axes() if settings.stay is None else () if settings.stay == ("none",) else settings.stay
+    return [each for each in map(load_axis, names) if each.name != axis.name]

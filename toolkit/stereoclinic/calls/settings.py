@@ -1,0 +1,140 @@
+"""Settings of the public calls: each is declared once, for Python and for the command line.
+
+A field's type, default, bounds and description are pydantic's. `Option` adds how it is given on the command line, where
+it needs more than a flag of the field's name. Importing this costs no torch.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from stereoclinic.calls.texts import call_options
+from stereoclinic.errors import InputError
+
+MODEL, DEVICES, OUTPUT = "Model, prompts and sampler", "Devices", "Output"
+RELEVANCE, CHOOSING, DOSE, DURATION = "Relevance", "Choosing neurons", "Dose", "Estimated time"
+DRAWN, READ, OTHERS = "What is drawn", "How it is read", "Other methods"
+RESPONSES = "Model for --images"
+#: Headings of the help, in their order; the unnamed one is first.
+PANELS = (MODEL, DRAWN, READ, OTHERS, RELEVANCE, CHOOSING, DOSE, DURATION, RESPONSES, DEVICES, OUTPUT)
+
+S = TypeVar("S", bound="Settings")
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a setting is given on the command line.
+
+    Args:
+        panel: Heading that it stands under in the help; None for the first, unnamed one.
+        advanced: Shown by --help-all alone.
+        default: Words for a default that is worked out when the command runs, such as "the model's own".
+        metavar: Form of its value.
+        flags: Its flags, where they are not `--name`.
+        texts: It is given as one or more texts, which the field's own validator reads.
+    """
+
+    panel: str | None = None
+    advanced: bool = False
+    default: str | None = None
+    metavar: str | None = None
+    flags: tuple[str, ...] = ()
+    texts: bool = False
+
+
+def option(
+    default: Any, description: str, panel: str | None = None, default_text: str | None = None, **how: Any
+) -> Any:
+    """A setting: its default, what it is, and how it is given on the command line.
+
+    Args:
+        default: Where it is not given.
+        description: One imperative line that names the unit.
+        panel: As of `Option`.
+        default_text: `Option.default`.
+        **how: Bounds `ge` and `le` as of pydantic's `Field`; the rest as of `Option`.
+    """
+    bounds = {name: how.pop(name) for name in ("ge", "le") if name in how}
+    field = Field(default, description=description, **bounds)
+    field.metadata.append(Option(panel, default=default_text, **how))
+    return field
+
+
+class Settings(BaseModel):
+    """What all settings have in common: they cannot be changed, and know no other names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+def checked(kind: type[S], given: dict[str, Any]) -> S:
+    """Settings of plain values.
+
+    Raises:
+        InputError: One is of another form; the line names its flag.
+    """
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if isinstance(cause := (first.get("ctx") or {}).get("error"), InputError):
+            raise cause from None
+        name = str(first["loc"][0]).replace("_", "-") if first["loc"] else "settings"
+        raise InputError(f"--{name}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+class OpenSettings(Settings):
+    """How the pipeline is opened and called."""
+
+    dtype: str = option(
+        "float32", "Precision of the model's weights: float32, bfloat16, float16.", MODEL, advanced=True
+    )
+    variant: str | None = option(None, "Variant of the model's weight files, such as fp16.", MODEL, advanced=True)
+    call: Annotated[dict[str, Any], BeforeValidator(call_options)] = option(
+        {}, "Option of the pipeline's own call, such as true_cfg_scale=4; may repeat.",
+        MODEL, advanced=True, metavar="KEY=VALUE", texts=True,
+    )  # fmt: skip
+    height: int | None = option(
+        None, "Height of the images, in pixels.", MODEL, ge=1, advanced=True, default_text="the pipeline's own"
+    )
+    width: int | None = option(
+        None, "Width of the images, in pixels.", MODEL, ge=1, advanced=True, default_text="the pipeline's own"
+    )
+
+
+class ModelSettings(OpenSettings):
+    """How the pipeline is opened and called, and in how many steps."""
+
+    steps: int | None = option(
+        None, "Number of sampler steps.", MODEL, ge=1, advanced=True, default_text="the model's own"
+    )
+
+
+class PromptSettings(Settings):
+    """Which of the prompts are used."""
+
+    limit: int | None = option(None, "Use only the first N prompts.", MODEL, ge=1, advanced=True)
+
+
+class DeviceSettings(Settings):
+    """Where the work is done."""
+
+    devices: int = option(1, "Number of devices.", DEVICES, ge=1)
+    num_nodes: int = option(1, "Number of machines.", DEVICES, ge=1, advanced=True)
+    strategy: str = option("auto", "Lightning's strategy; auto is ddp on more than one device.", DEVICES, advanced=True)
+    accelerator: str = option("auto", "cpu, cuda, mps, or auto.", DEVICES, advanced=True)
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes."""
+        return self.devices * self.num_nodes
+
+
+class SiteSettings(Settings):
+    """Which layers are watched."""
+
+    sites: tuple[str, ...] = option(
+        (), "Module path of the layers to watch, in place of the built-in table, such as 'blocks.*.proj_out'; may"
+        " repeat.",
+        MODEL, advanced=True, metavar="PATTERN",
+    )  # fmt: skip

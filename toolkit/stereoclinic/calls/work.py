@@ -1,0 +1,48 @@
+"""A call in two halves: everything is checked first, then it is run, claims its files and keeps its progress."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from stereoclinic.calls.reporter import Reporter
+from stereoclinic.errors import InputError
+from stereoclinic.runtime.ranks import is_rank_zero
+
+
+@contextmanager
+def claimed(reporter: Reporter, *places: Path) -> Iterator[None]:
+    """Be the only run that writes these files and folders; the ranks of one job count as one.
+
+    Raises:
+        InputError: Another run writes there, or a folder cannot be made.
+    """
+    with ExitStack() as claims:
+        if is_rank_zero():
+            from stereoclinic.io.files import sole_writer
+
+            for place in places:
+                for line in claims.enter_context(sole_writer(place)):
+                    reporter.note(line)
+        yield
+
+
+def refuse_left_over(place: Path, resume: bool) -> None:
+    """Raises InputError where an interrupted run left its progress, and `resume` was not asked for."""
+    if place.exists() and not resume:
+        raise InputError(
+            f"{place} holds the progress of an interrupted run; continue it with --resume, or remove it to start anew"
+        )
+
+
+@contextmanager
+def keeps_progress(place: Path | None, reporter: Reporter) -> Iterator[None]:
+    """Where the work is interrupted, say where its progress is and how to continue."""
+    try:
+        yield
+    except BaseException:
+        if place is not None and (any(place.glob("*.safetensors")) or place.is_file()):
+            reporter.warn(f"{place} keeps the progress; the same command with --resume continues it")
+        elif place is not None:
+            with suppress(OSError):  # an empty folder, or none
+                place.rmdir()
+        raise
