@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from stereoclinic.ddtd.conservation import Conservation, check
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules import layers as layer_rules
-from stereoclinic.ddtd.rules.composites import COMPOSITES, Choice, Composite, find_layers
+from stereoclinic.ddtd.rules.composites import COMPOSITES, Choice, Composite
 from stereoclinic.ddtd.rules.functions import RuleFunction
+from stereoclinic.ddtd.rules.order import find_layers
 
 logging.set_verbosity_error()  # `to` warns of modules that stay in float32
 

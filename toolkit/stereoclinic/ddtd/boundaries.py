@@ -6,7 +6,7 @@
               +-skip--|--> block 3 <-+--> f
 
 A stream is what depends on the latents: the image's tokens, the text's, both in one sequence, a skip connection. Text
-states and modulation are constants until they meet it; they are known by their marks (``operations.follow``).
+states and modulation are constants until they meet it; they are known by their marks (`operations.follow`).
 """
 
 import inspect

@@ -1,7 +1,7 @@
 """Does relevance add up? The conservation check: one relevance step, balanced at every cut through the network.
 
 The target is <f, v> with f the prediction and v = f held constant: its total ||f||^2 is far from zero. A composite that
-conserves misses it by rounding alone, at every cut of ``cuts``. `epsilon-attnlrp` does not conserve, for softmax holds
+conserves misses it by rounding alone, at every cut of `cuts`. `epsilon-attnlrp` does not conserve, for softmax holds
 a bias term that no rule of it accounts for (Achtibat et al. 2024, section 3.3.1), and plain gradients conserve nothing.
 
 Cuts through a network: what crosses each, what enters behind it, and whether that adds up.
@@ -12,7 +12,7 @@ tokens while the text's are refined), enters at a block behind the cut (modulati
 
     image + text tokens + skips + modulation + text + bias = <f, v>
 
-Blocks are passed back one by one, from the last, and so is what lies between two (``runs``). Each item is measured,
+Blocks are passed back one by one, from the last, and so is what lies between two (`runs`). Each item is measured,
 none is what the others leave.
 
 References:
@@ -48,13 +48,13 @@ class Cut:
     Attributes:
         before: the block, or the layer after the last one, that the cut lies before.
         shares: relevance by item. An item that is 0 at every cut may be left out. Those of a U-Net:
-            ``hidden``, the hidden state that enters the block;
-            ``skips``, of the skip connections made before the cut and used behind it;
-            ``time``, of the time embedding (with added conditions) where it enters a block behind the cut;
-            ``text``, of the text states where they enter a block behind the cut;
-            ``bias``, of the biases and other constants behind the cut, and what layers with a rule of their own absorb.
-            Of a transformer: ``image``, ``text_tokens``, or ``tokens`` where both stand in one sequence and the split
-            is not known; ``skips``, ``text`` and ``bias`` as above; ``modulation``, of what depends on time, guidance
+            `hidden`, the hidden state that enters the block;
+            `skips`, of the skip connections made before the cut and used behind it;
+            `time`, of the time embedding (with added conditions) where it enters a block behind the cut;
+            `text`, of the text states where they enter a block behind the cut;
+            `bias`, of the biases and other constants behind the cut, and what layers with a rule of their own absorb.
+            Of a transformer: `image`, `text_tokens`, or `tokens` where both stand in one sequence and the split
+            is not known; `skips`, `text` and `bias` as above; `modulation`, of what depends on time, guidance
             or pooled text, where it enters a block behind the cut.
         total: the target at the output.
     """
@@ -79,7 +79,7 @@ def balance(passed: Runs, taken: Mapping[str, float], f: Tensor, total: float) -
 
     Args:
         passed: the blocks that ran.
-        taken: what constants take, by item, as it grows (``sinks.Audit``).
+        taken: what constants take, by item, as it grows (`sinks.Audit`).
         f: the prediction.
         total: the target, <f, f>.
     """
@@ -219,7 +219,7 @@ def check(
         network: a denoiser's network, compiled or not, that is a function of its arguments.
         run: calls the network once, on conditional rows, and returns what it predicts, (B, ...).
         composite: a composite, the name of one, or a .toml file.
-        text: what of the call's arguments depends on the prompt: the very tensors that ``run`` passes. Text states
+        text: what of the call's arguments depends on the prompt: the very tensors that `run` passes. Text states
             have three dimensions or more, or come in lists; pooled text has two.
 
     Raises:

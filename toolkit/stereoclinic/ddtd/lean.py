@@ -9,7 +9,7 @@ The sum or the norm of a noise prediction is no target: its signs follow the noi
 Predictions are flat, (B, D): a denoiser's raw output, whatever its shape.
 
 A target turns one step into values (K, B) and cotangents (K, B, D) of the prediction; the relevance pass is then
-one modified vector-Jacobian product a group. To add one, add a row to ``TARGETS``.
+one modified vector-Jacobian product a group. To add one, add a row to `TARGETS`.
 
     lean         S_g
     contrast     <f - fbar, d_g>                          weighs a step by how far the groups differ there

@@ -12,7 +12,7 @@ whatever its gradient happens to be.
 Three things escape a thread-local mode and are dealt with here: recomputation under non-reentrant gradient
 checkpointing (it runs during backward, often on another thread: the mode is carried into the checkpoint's frame),
 custom autograd functions (never shown to a mode: refused when what they return is next used; reentrant
-checkpointing is one), and compiled modules (run eagerly inside, see ``eager``).
+checkpointing is one), and compiled modules (run eagerly inside, see `eager`).
 
 Compiled modules run eagerly while relevance is propagated: compiled code never shows a mode its functions.
 """
@@ -54,7 +54,7 @@ _harmless: set[type] = set()  # types of graph nodes that were looked at and are
 
 
 class Propagation(TorchFunctionMode):
-    """The mode that ``propagate`` returns; innermost wins when two are nested.
+    """The mode that `propagate` returns; innermost wins when two are nested.
 
     It may be entered again once it was left: one made before a loop finds the layers of its model once.
     """
@@ -220,7 +220,7 @@ class Propagation(TorchFunctionMode):
 
 
 class Survey(Propagation):
-    """The mode that ``survey`` returns.
+    """The mode that `survey` returns.
 
     Attributes:
         uncovered: how often each operation came that has no rule, by its name. An operation that is covered only in
@@ -274,17 +274,17 @@ def propagate(composite: Composite | str | Path, model: nn.Module | None = None)
 
 
 def survey(composite: Composite | str | Path, model: nn.Module | None = None) -> Survey:
-    """As ``propagate``, but operations without a rule are counted in ``uncovered`` and passed by their own gradient.
+    """As `propagate`, but operations without a rule are counted in `uncovered` and passed by their own gradient.
 
     Args:
         composite: a composite, the name of one, or a .toml file.
-        model: the network that is run. Needed as by ``propagate``.
+        model: the network that is run. Needed as by `propagate`.
 
     Returns:
-        A context manager with the attribute ``uncovered``.
+        A context manager with the attribute `uncovered`.
 
     Raises:
-        InputError: as ``propagate``.
+        InputError: as `propagate`.
     """
     return Survey(_composite(composite), model)
 
@@ -330,7 +330,7 @@ _stance: Any = None
 
 
 def enter() -> None:
-    """Have every compiled module of the process run eagerly until the matching ``leave``.
+    """Have every compiled module of the process run eagerly until the matching `leave`.
 
     Torch's stance is one for all threads and each user restores what it found, so that two threads that leave out
     of order would leave it set for good: hence one count, and one change of it.
@@ -346,7 +346,7 @@ def enter() -> None:
 
 
 def leave() -> None:
-    """Undo one ``enter``; the last one gives back the stance that the first one found."""
+    """Undo one `enter`; the last one gives back the stance that the first one found."""
     global _inside, _stance
     with _lock:
         _inside -= 1

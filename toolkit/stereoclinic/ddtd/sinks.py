@@ -35,9 +35,9 @@ _OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
 
 
 class Audit(Survey):
-    """The mode of the conservation check: as ``Survey``, and it itemises what constants take.
+    """The mode of the conservation check: as `Survey`, and it itemises what constants take.
 
-    What was computed from text or from modulation alone is marked (``operations.follow``), constants and activations
+    What was computed from text or from modulation alone is marked (`operations.follow`), constants and activations
     alike. Unless the composite gives modulation a half, a product with it holds it constant: that is what it is where
     relevance is measured, for there nothing asks about the timestep.
 
@@ -97,7 +97,7 @@ class Audit(Survey):
         return alias
 
     def _take(self, result: Tensor, item: str, value: Tensor, dim: int) -> None:
-        """Have a constant take <c, g>; ``dim`` is where a vector lies in the result, -1 for what broadcasts."""
+        """Have a constant take <c, g>; `dim` is where a vector lies in the result, -1 for what broadcasts."""
 
         def share(g: Tensor) -> Tensor:
             wide = torch.promote_types(g.dtype, torch.float32)
