@@ -12,7 +12,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stereoclinic.ddtd.conservation import Conservation, Cut, check
+from stereoclinic.ddtd.conservation import Conservation, check
+from stereoclinic.ddtd.cuts import Cut
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules import functions as rules
 from stereoclinic.ddtd.rules.composites import Composite, get_composite

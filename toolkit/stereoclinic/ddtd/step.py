@@ -7,16 +7,14 @@ neutral prompts     --one pass, watched------> f, the lean, the target's values 
 Predictions are flat, (B, D): the denoiser's raw output.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd import propagate as eager
 from stereoclinic.ddtd.lean import Classifier, Point, Target, group_directions, lean, off_axis_cotangent
-from stereoclinic.ddtd.propagate import Propagation
+from stereoclinic.ddtd.propagate import Propagation, eagerly
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.call import Call
@@ -171,7 +169,7 @@ def _group_passes(
     abar is the mean over the groups' passes, or where their prompts have other lengths, of their means over positions.
     """
     kept: dict[str, list[Tensor]] = {}
-    with _eagerly(), Watch(tree.inner(model.network), sites) as watch:
+    with eagerly(), Watch(tree.inner(model.network), sites) as watch:
 
         def collect() -> None:
             for name, activation in watch.activations.items():
@@ -243,13 +241,3 @@ def _faults(
         return "the prediction"
 
     return {row: where(row) for row in (~finite).nonzero().flatten().tolist()}
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    """Compiled code does not see hooks set after its first call."""
-    eager.enter()
-    try:
-        yield
-    finally:
-        eager.leave()
