@@ -26,8 +26,7 @@ import measure
 import torch
 from problems import UNETS, random_text
 
-from stereoclinic.ddtd.locate import DDTD
-from stereoclinic.ddtd.locate import locate as locate_all
+from stereoclinic.ddtd.locate import DDTD, run_ddtd
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.intercept import call_pipeline
@@ -102,7 +101,7 @@ def grown(options: dict[str, Any]) -> dict[str, Any]:
     before = measure.peak_resident()
     start = time.perf_counter()
     samples = with_seeds(rows, 0, 1)
-    found = locate_all(
+    found = run_ddtd(
         model, load_axis("gender"), samples, settings, batch_size=options["batch"], accelerator="cpu", devices=1
     )
     after = measure.peak_resident()

@@ -104,7 +104,7 @@ def _timed(
     from stereoclinic.pipelines.memory import AdaptiveBatch
     from stereoclinic.pipelines.watch import Walk, encode_groups
 
-    how, found = settings.how(model.network), list[float]()
+    how, found = settings.for_step(model.network), list[float]()
 
     def clocked(run: Callable[[], object]) -> float:
         def once() -> float:

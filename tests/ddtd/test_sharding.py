@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from stereoclinic.ddtd.locate import locate
+from stereoclinic.ddtd.locate import run_ddtd
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.sharding import Evened, check_sharded, sharded
 from stereoclinic.ddtd.trajectory import Settings
@@ -148,4 +148,4 @@ def test_what_shares_cannot_do_is_refused(given: dict, says: str) -> None:
 
 def test_one_device_is_refused_from_python_too(little: Model) -> None:
     with pytest.raises(InputError, match="2 or more"):
-        locate(little, load_axis("gender"), SAMPLES, Settings(), accelerator="cpu", devices=1, strategy="fsdp")
+        run_ddtd(little, load_axis("gender"), SAMPLES, Settings(), accelerator="cpu", devices=1, strategy="fsdp")

@@ -8,13 +8,13 @@ The sum or the norm of a noise prediction is no target: its signs follow the noi
 
 Predictions are flat, (B, D): a denoiser's raw output, whatever its shape.
 
-A target turns one step into values (K, B) and cotangents (K, B, D) of the prediction; the relevance pass is then
-one modified vector-Jacobian product a group. To add one, add a row to `TARGETS`.
+A target turns one step into values (K, B) and cotangents (K, B, D) of the prediction; the relevance pass is then one
+modified vector-Jacobian product for each group. To add a target, add a row to `TARGETS`.
 
     lean         S_g
-    contrast     <f - fbar, d_g>                          weighs a step by how far the groups differ there
+    contrast     <f - fbar, d_g>                          weighs a step by how far the groups differ in it
     guidance     <f_c - f_u, d_g> / <d_g, d_g>            conditional minus unconditional: the lean that guidance adds
-    classifier   logit_g - mean over groups, of the clean image that the prediction amounts to
+    classifier   logit_g - mean over groups               of the clean image that the prediction amounts to
 """
 
 import hashlib
@@ -35,7 +35,12 @@ if TYPE_CHECKING:
     from stereoclinic.prompts.sets import Row
 
 
-#: Pictures (B, 3, H, W) in [0, 1], or clean latents (B, C, h, w) -> logits (B, K), differentiable, one row a sample.
+NO_DIRECTION = (
+    "the model predicts the same for every group's prompt, so the axis has no direction; check that its denoiser reads"
+    " the text, and the words of the axis"
+)
+
+#: Images (B, 3, H, W) in [0, 1], or clean latents (B, C, h, w) -> logits (B, K), differentiable, one row a sample.
 Classifier = Callable[[Tensor], Tensor]
 
 
@@ -56,7 +61,7 @@ def group_directions(predictions: Tensor) -> tuple[Tensor, Tensor]:
 def lean(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor:
     """S_g of each sample: 0 is balanced, 1 is as if g had been asked for. Returns (K, B), in float32 or wider.
 
-    A model that does not know the groups apart has no lean: where d_g vanishes the lean is 0. Of NaN it is NaN.
+    Where d_g vanishes, as for a model that does not know the groups, the lean is 0. Of NaN it is NaN.
     """
     size = _wide(directions).square().sum(-1)
     overlap = contrast(prediction, balanced, directions)
@@ -81,11 +86,7 @@ def check_told_apart(prediction: Tensor, directions: Tensor, rows: "Sequence[Row
         return
     place = int((~(finite & apart)).nonzero()[0])
     what = "predictions are not finite; try --dtype float32 or bfloat16, or another copy of the model"
-    if finite[place]:
-        what = (
-            "the model predicts the same for every group's prompt, so the axis has no direction; check that its"
-            " denoiser reads the text, and the words of the axis"
-        )
+    what = NO_DIRECTION if finite[place] else what
     raise InputError(f"at timestep {timestep:g} of {rows[place]['prompt']!r}, seed {rows[place]['seed']}, {what}")
 
 
@@ -96,15 +97,15 @@ def contrast(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor
 
 @dataclass(frozen=True)
 class Point:
-    """One step of a batch, as a target sees it: nothing here requires grad.
+    """One step of a batch, as a target sees it: nothing requires grad.
 
     Args:
         conditional: (B, D), the neutral prompt's prediction.
-        unconditional: (B, D), the one without prompt; where it was made.
+        unconditional: (B, D), the one without prompt, if there is one.
         balanced: (B, D).
         directions: (K, B, D).
         classifier: For the target of that name.
-        on: What the classifier looks at, "pictures" or "latents".
+        on: What the classifier sees, "pictures" or "latents".
         model: The pipeline; the classifier needs it and the next two.
         call: Its denoiser's call.
         part: Which of the call's samples these are.
@@ -126,9 +127,9 @@ class Target:
     """A named target.
 
     Attributes:
-        values: A step -> values (K, B) and cotangents (K, B, D). With `halves` the cotangents are (K, 2 B, D), those of
-            the prediction without prompt first.
-        halves: Decomposes the unconditional prediction too: both are watched, and a neuron's relevance is the sum.
+        values: A step -> values (K, B) and cotangents (K, B, D). With `halves` cotangents are (K, 2 B, D), those of the
+            prediction without prompt first.
+        halves: The unconditional prediction is decomposed too, and a neuron's relevance is the sum.
     """
 
     values: Callable[[Point], tuple[Tensor, Tensor]]
@@ -144,7 +145,7 @@ def _contrast(point: Point) -> tuple[Tensor, Tensor]:
 
 
 def _guidance(point: Point) -> tuple[Tensor, Tensor]:
-    """The conditional's lean minus the unconditional's (fbar cancels): a neuron that any text excites counts little."""
+    """The conditional's lean minus the unconditional's (fbar cancels)."""
     assert point.unconditional is not None
     towards = unit(point.directions)
     return lean(point.conditional, point.unconditional, point.directions), torch.cat([-towards, towards], dim=1)
@@ -197,17 +198,9 @@ def get_target(name: str) -> Target:
 
 
 def off_axis(vectors: Tensor, directions: Tensor) -> Tensor:
-    """What lies outside the span of the K group directions, which sum to zero, so that K - 1 of them span it.
-
-    Args:
-        vectors: (B, D).
-        directions: (K, B, D).
-
-    Returns:
-        (B, D), in float32 or wider.
-    """
+    """Vectors (B, D) without their part in the span of the K directions (K, B, D): (B, D), in float32 or wider."""
     wide, axes = _wide(vectors), _wide(directions).transpose(0, 1)  # (B, D), (B, K, D)
-    basis: Tensor = torch.linalg.qr(axes[:, :-1].transpose(1, 2)).Q  # (B, D, K - 1)
+    basis: Tensor = torch.linalg.qr(axes[:, :-1].transpose(1, 2)).Q  # (B, D, K - 1); directions sum to zero
     return wide - (basis @ (basis.transpose(1, 2) @ wide[..., None]))[..., 0]
 
 
@@ -218,7 +211,7 @@ def axis_size(directions: Tensor) -> Tensor:
 
 
 def off_axis_cotangent(directions: Tensor, rows: "Sequence[Row]", timestep: float) -> Tensor:
-    """A random cotangent orthogonal to every group direction, in units of the group directions' size.
+    """A random cotangent (B, D) orthogonal to every group direction, in units of the group directions' size.
 
     For v of independent standard normals the mean of <v, x>^2 is ||x||^2, so a backward pass of v estimates how far
     damping moves the prediction off the axis, relative to ||d||. It depends on the sample and timestep alone.
@@ -227,9 +220,6 @@ def off_axis_cotangent(directions: Tensor, rows: "Sequence[Row]", timestep: floa
         directions: (K, B, D).
         rows: The samples' `prompt` and `seed`.
         timestep: Of this step.
-
-    Returns:
-        (B, D).
     """
     drawn = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""DDTD at one step of a batch: one pass without gradient, one under relevance, a backward pass a target.
+"""DDTD at one step of a batch: a pass without gradient, a pass under relevance rules, a backward pass for each group.
 
 [no prompt, groups] --one pass, no gradient--> f_u, fbar, d_g, abar
 neutral prompts     --one pass, watched------> f, the lean, the target's values and cotangents
@@ -9,11 +9,12 @@ Predictions are flat, (B, D): the denoiser's raw output.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.lean import Classifier, Point, Target, group_directions, lean, off_axis_cotangent
+from stereoclinic.ddtd.lean import NO_DIRECTION, Classifier, Point, Target, group_directions, lean, off_axis_cotangent
 from stereoclinic.ddtd.propagate import Propagation, eagerly
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
@@ -29,9 +30,9 @@ from stereoclinic.prompts.sets import Row
 class Measured:
     """One measured step of a batch. Sizes: K groups, B samples, N neurons.
 
-    `lean` is always S_g; `value` is what was decomposed, the lean itself unless another target was chosen, and
-    `relevance` adds up to it, but for what biases keep. `collateral` is the off-axis row, 0 where none was asked for.
-    `faults` says of samples with values that are not finite where they began.
+    `lean` is always S_g. `value` is what was decomposed: the lean, unless another target was chosen. `relevance` adds
+    up to it, but for the share of biases. `means` are activations in the groups' passes. `collateral` is the off-axis row,
+    0 where it was not measured. `faults` says for samples with values that are not finite where they began.
     """
 
     timestep: float
@@ -45,17 +46,10 @@ class Measured:
     @classmethod
     def joined(cls, parts: list["Measured"]) -> "Measured":
         """The parts of a batch as one."""
-        if len(parts) == 1:
-            return parts[0]
-        faults: dict[int, str] = {}
-        start = 0
-        for part in parts:
-            faults |= {start + row: where for row, where in part.faults.items()}
-            start += part.lean.shape[1]
-        joined = {
-            name: torch.cat([getattr(part, name) for part in parts], dim=dim)
-            for name, dim in (("lean", 1), ("value", 1), ("relevance", 1), ("collateral", 0), ("means", 1))
-        }
+        starts = accumulate((part.lean.shape[1] for part in parts), initial=0)
+        faults = {start + row: where for start, part in zip(starts, parts) for row, where in part.faults.items()}  # noqa: B905
+        dims = {"lean": 1, "value": 1, "relevance": 1, "collateral": 0, "means": 1}
+        joined = {name: torch.cat([getattr(part, name) for part in parts], dim=dim) for name, dim in dims.items()}
         return cls(parts[0].timestep, **joined, faults=faults)
 
 
@@ -66,8 +60,18 @@ Reduce = Callable[
 
 
 @dataclass(frozen=True)
-class How:
-    """What is decomposed, and how, at a step. `off_axis` is what the off-axis row counts; at 0 it is left at 0."""
+class StepSettings:
+    """What is decomposed at a step, and how; `Settings.for_step` makes it.
+
+    Args:
+        propagation: The relevance rules.
+        rooted: R_j = (a_j - abar_j) g_j in place of a_j g_j.
+        target: What is decomposed.
+        classifier: For the target of that name.
+        on: What the classifier sees, "pictures" or "latents".
+        off_axis: Weight of the off-axis row; with 0 it is not measured.
+        reduce: Makes rows of activations and gradients.
+    """
 
     propagation: Propagation
     rooted: bool
@@ -84,7 +88,7 @@ def measure(
     groups: Sequence[Conditions],
     sites: list[Site],
     rows: Sequence[Row],
-    how: How,
+    settings: StepSettings,
     part: slice = slice(None),
 ) -> tuple[Tensor, Tensor | None, Measured]:
     """Measure some samples at one of a pipeline's steps.
@@ -95,63 +99,70 @@ def measure(
         groups: Conditions of the K groups' prompts.
         sites: What is watched.
         rows: All samples of the call.
-        how: What is decomposed.
+        settings: What is decomposed.
         part: Which of the samples.
 
     Returns:
-        The predictions (n, D) for the neutral prompts and without prompt (None where that was not made on the way), and
-        what was measured.
+        The predictions (n, D) for the neutral prompts and without prompt (None where it was not needed), and the
+        measured step.
 
     Raises:
         InputError: The model predicts the same for all groups' prompts, or the target needs what the pipeline lacks.
     """
     network, rows = tree.inner(model.network), list(rows)[part]
-    halves = 2 if how.target.halves else 1
-    apart = call.guided and halves == 1  # what no prompt sees travels with the groups
-    predictions, means, roots = _group_passes(model, call, groups, sites, part, apart, how.rooted)
-    unconditional = predictions[0] if apart else None
-    balanced, directions = group_directions(predictions[int(apart) :])
+    both = settings.target.halves
+    alone = call.guided and not both  # the pass without prompt is made with the groups'
+    predictions, means, roots = _group_passes(model, call, groups, sites, part, alone, settings.rooted)
+    unconditional = predictions[0] if alone else None
+    balanced, directions = group_directions(predictions[int(alone) :])
 
     with torch.enable_grad(), with_gradients(network), Watch(network, sites) as watch:
-        with how.propagation:
-            if halves == 2:
-                prediction = call.both(part)
-                unconditional = prediction[: len(rows)].detach()
-            else:
-                prediction = call.predict(part=part)
+        with settings.propagation:
+            prediction = call.both(part) if both else call.predict(part=part)
+        unconditional = prediction[: len(rows)].detach() if both else unconditional
         conditional = prediction[-len(rows) :].detach()
-        point = Point(conditional, unconditional, balanced, directions, how.classifier, how.on, model, call, part)
-        value, cotangents = how.target.values(point)
-        at = {name: root.repeat(halves, *[1] * (root.ndim - 1)) for name, root in roots.items()} if how.rooted else None
-
-        def decompose(cotangent: Tensor, last: bool) -> Tensor:
-            # The pass is linear in its cotangent: one of unit size neither over- nor underflows in half precision.
-            size = cotangent.square().mean(1).sqrt()
-            whole = torch.where(size > 0, size, 1.0)
-            unit = (cotangent / whole[:, None]).to(prediction.dtype)
-            grads = watch.grads(prediction, unit, retain=not last)
-            relevance = how.reduce(watch.activations, grads, sites, at) * whole[:, None]
-            summed: Tensor = relevance.unflatten(0, (halves, -1)).sum(0)  # (B, N)
-            return summed
-
+        point = Point(
+            conditional, unconditional, balanced, directions, settings.classifier, settings.on, model, call, part
+        )
+        value, cotangents = settings.target.values(point)
         two = len(cotangents) == 2  # c_2 = -c_1, so the second value and its relevance come for free
         wanted = list(cotangents[:1] if two else cotangents)
-        if how.off_axis:
+        if settings.off_axis:
             # Whatever is decomposed, it is the conditional prediction that is to stay where it is off the axis.
-            off_axis = how.off_axis * off_axis_cotangent(directions, rows, call.timestep)
-            wanted.append(torch.cat([torch.zeros_like(off_axis)] * (halves - 1) + [off_axis]))
-        found = [decompose(each, last=i == len(wanted)) for i, each in enumerate(wanted, start=1)]
-        collateral = found.pop() if how.off_axis else torch.zeros_like(found[0])
+            off_axis = settings.off_axis * off_axis_cotangent(directions, rows, call.timestep)
+            wanted.append(torch.cat([torch.zeros_like(off_axis), off_axis]) if both else off_axis)
+        found = _decompose(watch, prediction, wanted, sites, roots if settings.rooted else None, settings)
+        collateral = found.pop() if settings.off_axis else torch.zeros_like(found[0])
         relevance = torch.stack([found[0], -found[0]] if two else found)
         leans = lean(conditional, balanced, directions)
         if not (leans.any() or directions.any()):
-            raise InputError(
-                f"the model predicts the same for every group's prompt at timestep {call.timestep:g}, so the axis has"
-                " no direction; check that its denoiser reads the text, and the words of the axis"
-            )
+            raise InputError(f"at timestep {call.timestep:g}, {NO_DIRECTION}")
         measured = Measured(call.timestep, leans, value, relevance, collateral, means)
         faults = _faults(measured, conditional, watch.activations, sites, len(rows))
     return conditional, unconditional, replace(measured, faults=faults)
+
+
+def _decompose(
+    watch: Watch,
+    prediction: Tensor,
+    cotangents: list[Tensor],
+    sites: list[Site],
+    roots: dict[str, Tensor] | None,
+    settings: StepSettings,
+) -> list[Tensor]:
+    """Relevance (B, N) of each cotangent; with both halves in the prediction a neuron's is the sum over them."""
+    halves = 2 if settings.target.halves else 1
+    if roots is not None:
+        roots = {name: root.repeat(halves, *[1] * (root.ndim - 1)) for name, root in roots.items()}
+    found: list[Tensor] = []
+    for i, cotangent in enumerate(cotangents, start=1):
+        # The pass is linear in its cotangent: one of unit size neither over- nor underflows in half precision.
+        size = cotangent.square().mean(1).sqrt()
+        size = torch.where(size > 0, size, 1.0)[:, None]
+        grads = watch.grads(prediction, (cotangent / size).to(prediction.dtype), retain=i < len(cotangents))
+        relevance = settings.reduce(watch.activations, grads, sites, roots) * size
+        found.append(relevance.unflatten(0, (halves, -1)).sum(0))
+    return found
 
 
 @torch.no_grad()
@@ -161,12 +172,12 @@ def _group_passes(
     groups: Sequence[Conditions],
     sites: list[Site],
     part: slice,
-    apart: bool,
+    alone: bool,
     rooted: bool,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Predictions (K, B, D), the one without prompt first if `apart`; position means (K, B, N); abar by layer.
+    """Predictions (K, B, D), the one without prompt first if `alone`; position means (K, B, N); abar by layer.
 
-    abar is the mean over the groups' passes, or where their prompts have other lengths, of their means over positions.
+    abar is the mean over the groups' passes; where their prompts differ in length, of their means over positions.
     """
     kept: dict[str, list[Tensor]] = {}
     with eagerly(), Watch(tree.inner(model.network), sites) as watch:
@@ -175,11 +186,11 @@ def _group_passes(
             for name, activation in watch.activations.items():
                 kept.setdefault(name, []).append(activation)
 
-        predictions = call.compare(groups, part, apart, collect)
+        predictions = call.compare(groups, part, alone, collect)
     batch = (len(groups), predictions.shape[1])
     means, roots = [], dict[str, Tensor]()
     for layer, here in by_layer(sites).items():
-        calls = {key: _by_group(kept.pop(key), batch, apart) for key in calls_of(kept, layer)}
+        calls = {key: _by_group(kept.pop(key), batch, alone) for key in calls_of(kept, layer)}
         for site, _ in here:
             every = [[site.of(own[k]) for own in calls.values()] for k in range(len(groups))]
             means.append(torch.stack([_mean(each, site, predictions[0]) for each in every]))
@@ -188,12 +199,12 @@ def _group_passes(
     return predictions, torch.cat(means, 2), roots
 
 
-def _by_group(passes: Sequence[Tensor], batch: tuple[int, int], apart: bool) -> Sequence[Tensor]:
+def _by_group(passes: Sequence[Tensor], batch: tuple[int, int], alone: bool) -> Sequence[Tensor]:
     """K inputs (B, ...) of a layer, from one pass of all groups, or from one pass each."""
     if len(passes) == 1:
         both: Tensor = passes[0][-batch[0] * batch[1] :].unflatten(0, batch)
         return both.unbind(0)
-    return passes[int(apart) :]
+    return passes[int(alone) :]
 
 
 def _mean(calls: Sequence[Tensor], site: Site, like: Tensor) -> Tensor:
