@@ -137,7 +137,7 @@ def test_a_batch_that_ranks_walk_together_is_not_parted() -> None:
         ({"ranks": "auto"}, "give their number, 2 or more"),
         ({"samples": Stream("prompts.csv", range(1))}, "a stream does not say how many it has"),
         ({"precision": "bf16-mixed"}, "a copy of the weights on every device"),
-        ({"composite": "deep-taylor"}, "composite 'deep-taylor' tells layers by their weights"),
+        ({"composite": "deep-taylor"}, "composite 'deep-taylor' recognises layers by their weights"),
     ],
 )
 def test_what_shares_cannot_do_is_refused(given: dict, says: str) -> None:
