@@ -163,7 +163,12 @@ def _kept(network: nn.Module) -> Iterator[dict[int, torch.UntypedStorage]]:
 
 #: Kind of operation -> where its bias stands among its arguments, and the dimension of the bias in the result.
 _BIAS = {"linear": (2, -1), "convolution": (2, 1), "group_norm": (3, 1), "layer_norm": (3, -1)}
-_OUT_OF_PLACE = {"add_": torch.add, "__iadd__": torch.add, "sub_": torch.sub, "__isub__": torch.sub}
+_OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
+    "add_": torch.add,
+    "__iadd__": torch.add,
+    "sub_": torch.sub,
+    "__isub__": torch.sub,
+}
 
 
 class Audit(Propagation):

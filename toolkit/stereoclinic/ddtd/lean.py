@@ -45,13 +45,9 @@ Classifier = Callable[[Tensor], Tensor]
 
 
 def group_directions(predictions: Tensor) -> tuple[Tensor, Tensor]:
-    """Balanced prediction and group directions.
+    """fbar (B, D) and d (K, B, D) of the groups' predictions (K, B, D).
 
-    Args:
-        predictions: (K, B, D), one pass for each group's prompt.
-
-    Returns:
-        fbar (B, D) and d (K, B, D), in float32 or wider: the groups' predictions differ in late digits.
+    In float32 or wider, as the groups' predictions differ in late digits.
     """
     predictions = _wide(predictions)
     balanced = predictions.mean(0)
@@ -69,16 +65,13 @@ def lean(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor:
 
 
 def check_told_apart(prediction: Tensor, directions: Tensor, rows: "Sequence[Row]", timestep: float) -> None:
-    """Refuse predictions that have no lean.
+    """Refuse predictions without a lean: not finite, or the same for all groups.
 
     Args:
         prediction: (B, D), the neutral prompts'.
         directions: (K, B, D).
-        rows: The samples' `prompt` and `seed`.
+        rows: The samples; an error names the first that is refused.
         timestep: Of this step.
-
-    Raises:
-        InputError: Values are not finite, or the groups' predictions are the same; names the sample.
     """
     finite = prediction.isfinite().all(1) & directions.isfinite().all(2).all(0)
     apart = (_wide(directions).square().sum(2) > 0).any(0)
@@ -97,39 +90,25 @@ def contrast(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor
 
 @dataclass(frozen=True)
 class Point:
-    """One step of a batch, as a target sees it: nothing requires grad.
+    """One step of a batch, as a target sees it: nothing requires grad. The last five are for the classifier."""
 
-    Args:
-        conditional: (B, D), the neutral prompt's prediction.
-        unconditional: (B, D), the one without prompt, if there is one.
-        balanced: (B, D).
-        directions: (K, B, D).
-        classifier: For the target of that name.
-        on: What the classifier sees, "pictures" or "latents".
-        model: The pipeline; the classifier needs it and the next two.
-        call: Its denoiser's call.
-        part: Which of the call's samples these are.
-    """
-
-    conditional: Tensor
-    unconditional: Tensor | None
-    balanced: Tensor
-    directions: Tensor
+    conditional: Tensor  # (B, D), for the neutral prompts
+    unconditional: Tensor | None  # (B, D), without prompt, if there is one
+    balanced: Tensor  # (B, D)
+    directions: Tensor  # (K, B, D)
     classifier: Classifier | None = None
-    on: str = "pictures"
+    on: str = "pictures"  # or "latents"
     model: "Model | None" = None
     call: "Call | None" = None
-    part: slice = field(default_factory=lambda: slice(None))
+    part: slice = field(default_factory=lambda: slice(None))  # of the call's samples
 
 
 @dataclass(frozen=True)
 class Target:
-    """A named target.
+    """A named target: of a step, values (K, B) and cotangents (K, B, D).
 
-    Attributes:
-        values: A step -> values (K, B) and cotangents (K, B, D). With `halves` cotangents are (K, 2 B, D), those of the
-            prediction without prompt first.
-        halves: The unconditional prediction is decomposed too, and a neuron's relevance is the sum.
+    With `halves` the unconditional prediction is decomposed too, and a neuron's relevance is the sum. Cotangents are
+    then (K, 2 B, D), those of the prediction without prompt first.
     """
 
     values: Callable[[Point], tuple[Tensor, Tensor]]
@@ -171,7 +150,7 @@ def _classifier(point: Point) -> tuple[Tensor, Tensor]:
             raise InputError("the classifier gave logits without a gradient; it must not run under torch.no_grad")
         centred = (_wide(logits) - _wide(logits).mean(1, keepdim=True)).T  # (K, B)
         # Centred logits add up to zero, so the last one's gradient is what the others leave.
-        rows = [torch.autograd.grad(each.sum(), prediction, retain_graph=True)[0] for each in centred[:-1]]
+        rows = [torch.autograd.grad(logit.sum(), prediction, retain_graph=True)[0] for logit in centred[:-1]]
     towards = _wide(torch.stack(rows))
     return centred.detach(), torch.cat([towards, -towards.sum(0, keepdim=True)])
 
@@ -187,11 +166,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
 
 
 def get_target(name: str) -> Target:
-    """The target registered under a name.
-
-    Raises:
-        InputError: No target has that name.
-    """
+    """The target of that name; refuses a name that is not known."""
     if name not in TARGETS:
         raise InputError(f"target {name!r} is not known; choose one of {', '.join(TARGETS)}")
     return TARGETS[name]
@@ -214,12 +189,8 @@ def off_axis_cotangent(directions: Tensor, rows: "Sequence[Row]", timestep: floa
     """A random cotangent (B, D) orthogonal to every group direction, in units of the group directions' size.
 
     For v of independent standard normals the mean of <v, x>^2 is ||x||^2, so a backward pass of v estimates how far
-    damping moves the prediction off the axis, relative to ||d||. It depends on the sample and timestep alone.
-
-    Args:
-        directions: (K, B, D).
-        rows: The samples' `prompt` and `seed`.
-        timestep: Of this step.
+    damping moves the prediction off the axis, relative to ||d||. It depends on the samples' prompts and seeds and on
+    the timestep alone. Directions are (K, B, D).
     """
     drawn = []
     for row in rows:

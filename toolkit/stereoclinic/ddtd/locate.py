@@ -37,19 +37,9 @@ MOST_DROPPED = 0.01
 class DDTD(L.LightningModule):
     """Wraps a frozen denoiser; `predict_step` measures a batch of samples and adds their relevance to `sums`.
 
-    Args:
-        model: The pipeline; its weights are frozen.
-        axis: The bias axis.
-        settings: Composite, root, target, steps, guidance, bins.
-        samples: What to measure, the same on every rank, or a stream. With fewer at the end the run is incomplete.
-        classifier: For the target of that name.
-        progress: Called after each measured step with the number of samples in it.
-        warn: Called with what does not stop the run: a batch that did not fit in memory, a dropped sample.
-        shards: Keeps what was measured as the run goes; None keeps nothing.
-        kept: What earlier attempts measured; it is not among the samples.
-
-    After the run `total` holds the sums over all ranks, on the CPU, with a row for each of `labels`; `done` is the
-    number of measured samples, `dropped` of those that were dropped.
+    Arguments as for `run_ddtd`; `shards` keeps what was measured as the run goes, and `kept` is what earlier attempts
+    measured, which is not among the samples. After the run `total` holds the sums over all ranks, on the CPU, with a
+    row for each of `labels`; `done` is the number of measured samples, `dropped` of those that were dropped.
     """
 
     total: dict[str, Tensor]
@@ -138,7 +128,7 @@ class DDTD(L.LightningModule):
         stream = self.samples if isinstance(self.samples, Stream) else None
         numbers = len(self.samples_done), self.samples_dropped, stream.given if stream else 0
         done, dropped, given = self._sum_over_ranks(*numbers)
-        before, expected = len(self.kept.done), given if stream else len(self.samples)
+        before, expected = len(self.kept.done), given if isinstance(self.samples, Stream) else len(self.samples)
         if done != expected:
             raise Incomplete(f"{done + before} of {expected + before} samples were measured; run again")
         if stream:
@@ -148,11 +138,7 @@ class DDTD(L.LightningModule):
         self.finish(sums, done, dropped)
 
     def finish(self, sums: dict[str, Tensor], done: int = 0, dropped: int = 0) -> None:
-        """Add what earlier attempts measured, and set `total`, `done` and `dropped`.
-
-        Raises:
-            Incomplete: More than 1 % of the samples were dropped.
-        """
+        """Add what earlier attempts measured; set `total`, `done` and `dropped`; refuse if too many were dropped."""
         self.done, self.dropped = done + len(self.kept.done), dropped + self.kept.dropped
         if self.dropped > MOST_DROPPED * self.done:
             raise Incomplete(
@@ -193,9 +179,8 @@ class DDTD(L.LightningModule):
     def _drop(self, row: Row, timestep: float, where: str) -> None:
         self.samples_dropped += 1
         if not self.first_fault:
-            self.first_fault = (
-                f"at timestep {timestep:g} of {row['prompt']!r}, seed {row['seed']}, {where} are not finite"
-            )
+            place = f"at timestep {timestep:g} of {row['prompt']!r}, seed {row['seed']}"
+            self.first_fault = f"{place}, {where} are not finite"
             self.warn(f"{self.first_fault}; such samples are dropped from there on")
 
 
@@ -292,11 +277,7 @@ def _about(
     classifier: Classifier | None,
     precision: str | None,
 ) -> dict[str, Any]:
-    """Everything that relevance depends on, as its file says it.
-
-    Raises:
-        InputError: As `Settings.for_step`.
-    """
+    """Everything that relevance depends on, as its file says it; errors are those of `Settings.for_step`."""
     step = settings.for_step(model.network, classifier)
     composite = step.propagation.composite
     return {

@@ -58,25 +58,24 @@ class Propagation(TorchFunctionMode):
         super().__init__()
         self.composite = composite
         self._rules = dict(composite.rules)
-        self._weights: list[nn.Parameter] = []  # kept, so that no other tensor gets the id of one
-        self._by_weight: dict[int, Rule] = {}
-        if composite.layers:
-            if model is None:
-                raise InputError(
-                    f"composite {composite.name!r} chooses rules by layer: call propagate(composite, model) with the "
-                    "network whose layers they are"
-                )
-            for weight, rule in composite.assign(model):
-                self._weights.append(weight)
-                self._by_weight.setdefault(id(weight), rule)
+        if composite.layers and model is None:
+            raise InputError(
+                f"composite {composite.name!r} chooses rules by layer: call propagate(composite, model) with the "
+                "network whose layers they are"
+            )
+        weights = composite.assign(model) if composite.layers and model is not None else []
+        self._by_weight = {
+            id(weight): rule for weight, rule in reversed(weights)
+        }  # the first of a shared weight counts
         if model is not None and composite.by_terms:
             for module, weight in find_adapted(model):
                 kind = "linear" if isinstance(module.base_layer, nn.Linear) else "convolution"
                 chosen = self._by_weight.get(id(weight), self._rules.get(kind))
                 if isinstance(chosen, LayerRule):
-                    for part, rule in as_if_merged(module, chosen):
-                        self._weights.append(part)
-                        self._by_weight[id(part)] = rule
+                    merged = list(as_if_merged(module, chosen))
+                    self._by_weight |= {id(part): rule for part, rule in merged}
+                    weights += merged
+        self._weights = [weight for weight, _ in weights]  # kept, so that no other tensor gets the id of one
         self._halves = composite.modulation == "halves"
         self._idle = not (composite.strict or composite.rules or composite.layers)
         self._native = NATIVE - _BY_WEIGHT - self._rules.keys()
@@ -187,8 +186,8 @@ class Propagation(TorchFunctionMode):
             if type(node) in _harmless:
                 continue
             made_by = getattr(type(node), "_forward_cls", type(node))
-            harmless = issubclass(made_by, RuleFunction) or made_by.__module__.startswith(_FSDP)
-            if isinstance(node, BackwardCFunction) and not harmless:
+            ours = issubclass(made_by, RuleFunction) or made_by.__module__.startswith(_FSDP)
+            if isinstance(node, BackwardCFunction) and not ours:
                 self._report(made_by)
             else:
                 _harmless.add(type(node))

@@ -280,10 +280,9 @@ class Relevance:
                 raise InputError(f"groups {groups!r:.80}; expected up to {MOST_GROUPS} names")
             if not labels or not all(isinstance(label, str) and len(label) <= LONGEST_TEXT for label in labels):
                 raise InputError(f"labels {labels!r:.80}; expected texts of up to {LONGEST_TEXT} characters")
-            if edges.ndim != 1 or not 2 <= len(edges) <= MOST_BINS + 1 or timesteps.ndim != 1:
-                raise InputError(f"bin_edges and timesteps must be rows of numbers, for up to {MOST_BINS:,} bins")
-            if len(timesteps) > MOST_BINS:
-                raise InputError(f"{len(timesteps):,} timesteps; expected up to {MOST_BINS:,}")
+            rows = edges.ndim == timesteps.ndim == 1
+            if not rows or not 2 <= len(edges) <= MOST_BINS + 1 or len(timesteps) > MOST_BINS:
+                raise InputError(f"bin_edges and timesteps must be rows of up to {MOST_BINS:,} numbers")
             found = cls(sites, groups, labels, edges, **sums, metadata=head, timesteps=timesteps)
             found._check(STATES, found._shapes())
             return found

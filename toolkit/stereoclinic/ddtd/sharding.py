@@ -30,13 +30,6 @@ PRECISIONS = ("32-true", "bf16-true", "16-true")
 def check_sharded(network: nn.Module, samples: object, composite: str, precision: str | None, ranks: Any) -> None:
     """Refuse what shared-out weights do not allow.
 
-    Args:
-        network: The whole network.
-        samples: What is to be measured.
-        composite: Its name, or file.
-        precision: Lightning's name; None for its default.
-        ranks: Number of devices.
-
     Raises:
         InputError: One device, a stream, autocast, or rules that recognise layers by their weights.
     """
@@ -64,9 +57,7 @@ def check_sharded(network: nn.Module, samples: object, composite: str, precision
 def sharded(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """A copy of a denoiser of which this rank holds its share of the weights; the given one stays whole.
 
-    Args:
-        network: A diffusers model, which names the blocks that are gathered one at a time (`_no_split_modules`).
-        mesh: Of all ranks.
+    The blocks that diffusers names in `_no_split_modules` are gathered one at a time.
     """
     own = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in network.parameters()}
     twin = copy.deepcopy(network, own)

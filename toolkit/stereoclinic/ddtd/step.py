@@ -28,20 +28,15 @@ from stereoclinic.prompts.sets import Row
 
 @dataclass(frozen=True)
 class Measured:
-    """One measured step of a batch. Sizes: K groups, B samples, N neurons.
-
-    `lean` is always S_g. `value` is what was decomposed: the lean, unless another target was chosen. `relevance` adds
-    up to it, but for the share of biases. `means` are activations in the groups' passes. `collateral` is the off-axis row,
-    0 where it was not measured. `faults` says for samples with values that are not finite where they began.
-    """
+    """One measured step of a batch. Sizes: K groups, B samples, N neurons."""
 
     timestep: float
-    lean: Tensor  # (K, B)
-    value: Tensor  # (K, B)
-    relevance: Tensor  # (K, B, N)
-    collateral: Tensor  # (B, N)
-    means: Tensor  # (K, B, N)
-    faults: dict[int, str] = field(default_factory=dict)
+    lean: Tensor  # (K, B), S_g
+    value: Tensor  # (K, B), what was decomposed: the lean, unless another target was chosen
+    relevance: Tensor  # (K, B, N), adds up to the value, but for the share of biases
+    collateral: Tensor  # (B, N), the off-axis row; 0 where it was not measured
+    means: Tensor  # (K, B, N), activations in the groups' passes
+    faults: dict[int, str] = field(default_factory=dict)  # sample -> where its values cease to be finite
 
     @classmethod
     def joined(cls, parts: list["Measured"]) -> "Measured":
@@ -61,24 +56,14 @@ Reduce = Callable[
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What is decomposed at a step, and how; `Settings.for_step` makes it.
-
-    Args:
-        propagation: The relevance rules.
-        rooted: R_j = (a_j - abar_j) g_j in place of a_j g_j.
-        target: What is decomposed.
-        classifier: For the target of that name.
-        on: What the classifier sees, "pictures" or "latents".
-        off_axis: Weight of the off-axis row; with 0 it is not measured.
-        reduce: Makes rows of activations and gradients.
-    """
+    """What is decomposed at a step, and how; `Settings.for_step` makes it."""
 
     propagation: Propagation
-    rooted: bool
+    rooted: bool  # R_j = (a_j - abar_j) g_j in place of a_j g_j
     target: Target
     classifier: Classifier | None = None
-    on: str = "pictures"
-    off_axis: float = 1.0
+    on: str = "pictures"  # what the classifier sees, or "latents"
+    off_axis: float = 1.0  # weight of the off-axis row; with 0 it is not measured
     reduce: Reduce = neuron_relevance
 
 
@@ -103,8 +88,7 @@ def measure(
         part: Which of the samples.
 
     Returns:
-        The predictions (n, D) for the neutral prompts and without prompt (None where it was not needed), and the
-        measured step.
+        Predictions (n, D) for the neutral prompts and without prompt (None where not needed), and the measured step.
 
     Raises:
         InputError: The model predicts the same for all groups' prompts, or the target needs what the pipeline lacks.
@@ -121,10 +105,8 @@ def measure(
             prediction = call.both(part) if both else call.predict(part=part)
         unconditional = prediction[: len(rows)].detach() if both else unconditional
         conditional = prediction[-len(rows) :].detach()
-        point = Point(
-            conditional, unconditional, balanced, directions, settings.classifier, settings.on, model, call, part
-        )
-        value, cotangents = settings.target.values(point)
+        seen = conditional, unconditional, balanced, directions
+        value, cotangents = settings.target.values(Point(*seen, settings.classifier, settings.on, model, call, part))
         two = len(cotangents) == 2  # c_2 = -c_1, so the second value and its relevance come for free
         wanted = list(cotangents[:1] if two else cotangents)
         if settings.off_axis:

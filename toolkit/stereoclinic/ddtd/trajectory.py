@@ -69,10 +69,10 @@ class Settings:
                 raise InputError(f"{name} {getattr(self, name)}: expected 1 or more")
 
     def for_step(self, model: nn.Module, classifier: Classifier | None = None) -> StepSettings:
-        """The settings of a single step of a model, names looked up.
+        """The settings of a single step, names looked up.
 
         Raises:
-            InputError: The target is "classifier", and there is none; or the composite does not fit the model.
+            InputError: The target is "classifier" and there is none, or the composite does not fit the model.
         """
         if self.target == "classifier" and classifier is None:
             raise InputError("target classifier: no classifier was given; give one with a logit for each group")
@@ -86,12 +86,10 @@ class Settings:
         return torch.tensor(steps[:: self.every], dtype=torch.float64)
 
     def edges(self, timesteps: Tensor, training_steps: float) -> Tensor:
-        """(T + 1,) descending edges of the bins, each of which holds a measured timestep.
+        """(T + 1,) descending edges of the bins, each of which holds one of the measured timesteps (M,).
 
-        Args:
-            timesteps: (M,) the measured ones.
-            training_steps: The scheduler's noisiest timestep. Where measured timesteps are far below it, in another
-                unit, bins run down from the first of them.
+        Bins run down from the scheduler's noisiest timestep, or from the first measured one where that is far below it,
+        in another unit.
 
         Raises:
             InputError: Bins of equal width leave one empty, and there are more measured timesteps than bins.
@@ -117,10 +115,6 @@ class Settings:
         Where c of a bin's m steps have a row, its weight is sqrt(m / c), so that squares add up to those of m rows if
         the steps of a bin are alike, as the plan assumes. The c steps are spread over the bin, early and late in it by
         turns, so that neither noisy nor clean steps are favoured over all bins.
-
-        Args:
-            timesteps: (M,) measured timesteps.
-            edges: (T + 1,) of the bins.
         """
         by_bin: dict[int, list[int]] = {}
         for i, timestep in enumerate(timesteps.tolist()):
@@ -198,11 +192,7 @@ def walk(
 
 
 def check_prompts(model: Model, axis: Axis, rows: Sequence[Row], guidance: float, steps: int | None = None) -> None:
-    """Refuse prompts that are the same to the model for two groups, or for a group and none.
-
-    Raises:
-        InputError: Two of a row's prompts are the same to the model's text encoder.
-    """
+    """Refuse rows of which two prompts (neutral, or of a group) are the same to the model's text encoder."""
     texts = [[row["prompt"], *group_prompts(row, axis)] for row in rows]
     size = 1 + len(axis)
     conditions, _ = encode(model, [text for prompts in texts for text in prompts], guidance, steps)

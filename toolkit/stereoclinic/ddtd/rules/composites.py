@@ -38,17 +38,11 @@ from stereoclinic.io.reading import read_toml
 
 @dataclass(frozen=True)
 class Choice:
-    """A rule for the linear layers and convolutions that fit.
-
-    Attributes:
-        rule: The rule.
-        pattern: Module paths, as file names (`*`, `?`, `[...]`).
-        depth: From and to, both included, of the layer's place among all: 0 the first, 1 the last.
-    """
+    """A rule for the linear layers and convolutions that fit."""
 
     rule: Rule
-    pattern: str = "*"
-    depth: tuple[float, float] = (0.0, 1.0)
+    pattern: str = "*"  # of module paths, as of file names (`*`, `?`, `[...]`)
+    depth: tuple[float, float] = (0.0, 1.0)  # from and to, both included: 0 is the first of all layers, 1 the last
 
     def __post_init__(self) -> None:
         if not 0 <= self.depth[0] <= self.depth[1] <= 1:

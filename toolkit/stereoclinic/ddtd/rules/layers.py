@@ -81,12 +81,9 @@ class _Layer:
         return z if self.called is None else self(x, *self.called)
 
     def transpose(self, weight: Tensor, s: Tensor, like: Tensor | None = None) -> Tensor:
-        """w's: what the layer's transpose makes of s, in the shape of the input.
+        """w's: the layer's transpose applied to s, in the shape of the input.
 
-        Args:
-            weight: the layer's, or one of its shape.
-            s: of the output's shape.
-            like: any tensor of the input's shape, layout and of s's type; its values are not read.
+        `like` may be any tensor of the input's shape and layout and of s's type; its values are not read.
         """
         weight = weight.to(s.dtype)
         if not self.dims:
@@ -176,7 +173,7 @@ def _w_squared(layer: _Layer, x: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 
 def _q(layer: _Layer, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """q in the wide type of z's dtype. Where terms cancel, q is far above z, and float16 ends at 65504: take 1/32."""
+    """q in the wide type of z's dtype. Where terms cancel, q is far above z, and float16 ends at 65504: use 1/32."""
     x, bias = x.abs(), None if bias is None else bias.abs()
     if dtype != torch.float16:
         return layer(x, weight.abs(), bias).to(wide(dtype))
@@ -195,17 +192,11 @@ def _rounding(dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class LayerRule:
-    """A rule for linear layers and convolutions with its parameters; called as every rule is.
+    """A rule for linear layers and convolutions with its parameters; called as every rule is."""
 
-    Attributes:
-        name: what composite files call it.
-        function: the layer's call, input, weight, bias and parameters to what `RuleFunction` needs.
-        parameters: by name, in the order that the function takes them.
-    """
-
-    name: str
-    function: Callable[..., Passed]
-    parameters: Mapping[str, float]
+    name: str  # in composite files
+    function: Callable[..., Passed]  # of the layer's call, input, weight, bias and parameters
+    parameters: Mapping[str, float]  # by name, in the order that the function takes them
 
     def __call__(
         self,
@@ -217,19 +208,19 @@ class LayerRule:
         called: tuple[Tensor, Tensor | None] | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Call the function, to be passed back through by the rule.
+        """Call the function under the rule.
 
         Args:
-            function: what the model called.
-            input: its input.
-            weight: the weight that the rule reads.
-            bias: the bias that it reads.
-            *args: what else the model called it with.
-            called: weight and bias that the model called it with, where they are others.
-            **kwargs: as args.
+            function: The function that the model called.
+            input: Its input.
+            weight: The weight that the rule reads.
+            bias: The bias that the rule reads.
+            *args: Its other arguments.
+            called: Weight and bias of the model's call, where they differ from those that the rule reads.
+            **kwargs: As args.
 
         Raises:
-            UncoveredOperation: a transposed convolution, or a bias that relevance could flow to.
+            UncoveredOperation: A transposed convolution, or a bias that relevance could flow to.
         """
         name = function.__name__
         if name != "linear" and name not in _CONVOLUTIONS:

@@ -21,18 +21,11 @@ _WRAPPERS = {"base_layer", "_orig_mod"}  # peft's, and torch.compile's
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight of a linear layer or convolution.
+    """One weight of a linear layer or convolution; an adapter's weights have the name of the layer that they adapt."""
 
-    Attributes:
-        name: Module path, without the wrappers of peft and torch.compile; an adapter's weights have the name of the
-            layer that they adapt.
-        depth: Place among the named layers: 0 for the first that the data meets, 1 for the last.
-        weight: The parameter by which a call is recognised, also under autocast.
-    """
-
-    name: str
-    depth: float
-    weight: nn.Parameter
+    name: str  # module path, without the wrappers of peft and torch.compile
+    depth: float  # place among the named layers: 0 for the first that the data meets, 1 for the last
+    weight: nn.Parameter  # by which a call is recognised, also under autocast
 
 
 def find_layers(model: nn.Module) -> list[Layer]:
