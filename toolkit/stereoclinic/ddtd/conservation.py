@@ -19,7 +19,7 @@ References:
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,21 +204,15 @@ class Audit(Propagation):
             result.register_hook(lambda g: self._report(func))
         return result
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs, call = kwargs or {}, super().__torch_function__
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As `Propagation.call`; itemises the constants of the call."""
         if func in QUERIES:
             return func(*args, **kwargs)
         asked, kind = activations((*args, *kwargs.values())), KIND_OF.get(func, "")
         rule = self._rules.get(kind) if kind in _BIAS else None
         rule = self._by_weight.get(id(args[1]), rule) if len(args) > 1 else rule
         if not asked or not torch.is_grad_enabled():
-            result = call(func, types, args, kwargs)
+            result = super().call(func, args, kwargs)
             if not asked and rule is not constant:  # an adapter's weights have that rule: its result is an activation
                 follow(func, (args, kwargs), result)
             return result
@@ -228,11 +222,11 @@ class Audit(Propagation):
         if isinstance(rule, LayerRule | AsIfMerged):
             x = args[0].view_as(args[0]) if args[0].requires_grad else args[0]
             self._take(x, x.detach(), factor=-1)
-            result = call(func, types, (x, *args[1:]), kwargs)
+            result = super().call(func, (x, *args[1:]), kwargs)
             self._take(result, result.detach())
             return result
         added = _added(kind, func, args, kwargs)  # before the call, which may be in place
-        result = call(func, types, args, kwargs)
+        result = super().call(func, args, kwargs)
         if len(modulation) == len(asked):
             mark(result, "modulation")
         if added is not None:

@@ -64,9 +64,7 @@ class Propagation(TorchFunctionMode):
                 "network whose layers they are"
             )
         weights = composite.assign(model) if composite.layers and model is not None else []
-        self._by_weight = {
-            id(weight): rule for weight, rule in reversed(weights)
-        }  # the first of a shared weight counts
+        self._by_weight = {id(weight): rule for weight, rule in reversed(weights)}  # the first counts
         if model is not None and composite.by_terms:
             for module, weight in find_adapted(model):
                 kind = "linear" if isinstance(module.base_layer, nn.Linear) else "convolution"
@@ -102,7 +100,10 @@ class Propagation(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        return self.call(func, args, kwargs or {})
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a torch function as the composite says."""
         if func in QUERIES or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         # An inner mode's calls reach the outer one too: a rule must be applied once. Autograd may hand modes
