@@ -308,12 +308,12 @@ def _find(image: Tensor, tokens: Tensor) -> Tensor | None:
     if image.dtype != tokens.dtype or image.shape[0] != len(tokens) or image.shape[2] != tokens.shape[2]:
         return None
     count, where = image.shape[1], torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    for own, sample, mine in zip(image, tokens, where, strict=True):
-        starts = (sample == own[0]).all(1).nonzero().flatten().tolist()
-        start = next((i for i in starts if torch.equal(sample[i : i + count], own)), None)
+    for wanted, sample, found in zip(image, tokens, where, strict=True):
+        starts = (sample == wanted[0]).all(1).nonzero().flatten().tolist()
+        start = next((i for i in starts if torch.equal(sample[i : i + count], wanted)), None)
         if start is None:
             return None
-        mine[start : start + count] = True
+        found[start : start + count] = True
     return where
 
 

@@ -59,13 +59,13 @@ def sharded(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
     The blocks that diffusers names in `_no_split_modules` are gathered one at a time.
     """
-    own = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in network.parameters()}
-    twin = copy.deepcopy(network, own)
-    blocks: Any = twin._no_split_modules
-    for module in reversed(list(twin.modules())):  # blocks before those that they are parts of
-        if module is twin or type(module).__name__ in blocks:
+    weights = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in network.parameters()}
+    copied = copy.deepcopy(network, weights)
+    blocks: Any = copied._no_split_modules
+    for module in reversed(list(copied.modules())):  # blocks before those that they are parts of
+        if module is copied or type(module).__name__ in blocks:
             fully_shard(module, mesh=mesh)
-    return twin
+    return copied
 
 
 class Evened(Sequence[dict[str, Any]]):

@@ -41,6 +41,8 @@ class Measured:
     @classmethod
     def joined(cls, parts: list["Measured"]) -> "Measured":
         """The parts of a batch as one."""
+        if len(parts) == 1:
+            return parts[0]
         starts = accumulate((part.lean.shape[1] for part in parts), initial=0)
         faults = {start + row: where for start, part in zip(starts, parts) for row, where in part.faults.items()}  # noqa: B905
         dims = {"lean": 1, "value": 1, "relevance": 1, "collateral": 0, "means": 1}
@@ -171,13 +173,13 @@ def _group_passes(
         predictions = call.compare(groups, part, alone, collect)
     batch = (len(groups), predictions.shape[1])
     means, roots = [], dict[str, Tensor]()
-    for layer, here in by_layer(sites).items():
+    for layer, placed in by_layer(sites).items():
         calls = {key: _by_group(kept.pop(key), batch, alone) for key in calls_of(kept, layer)}
-        for site, _ in here:
-            every = [[site.of(own[k]) for own in calls.values()] for k in range(len(groups))]
-            means.append(torch.stack([_mean(each, site, predictions[0]) for each in every]))
+        for site, _ in placed:
+            inputs = [[site.of(by_group[k]) for by_group in calls.values()] for k in range(len(groups))]
+            means.append(torch.stack([_mean(of_group, site, predictions[0]) for of_group in inputs]))
         if rooted:
-            roots |= {key: _root(own, here[0][0]) for key, own in calls.items()}
+            roots |= {key: _root(by_group, placed[0][0]) for key, by_group in calls.items()}
     return predictions, torch.cat(means, 2), roots
 
 
@@ -193,16 +195,15 @@ def _mean(calls: Sequence[Tensor], site: Site, like: Tensor) -> Tensor:
     """Mean over the positions of all calls of a layer in a pass: (B, C); zeros where it does not run."""
     if not calls:
         return torch.zeros(len(like), site.width, device=like.device)
-    total = torch.stack([to_neurons(each, site.dim) for each in calls]).sum(0)
-    return total / sum(each[0].numel() // site.width for each in calls)
+    total = torch.stack([to_neurons(x, site.dim) for x in calls]).sum(0)
+    return total / sum(x[0].numel() // site.width for x in calls)
 
 
 def _root(groups: Sequence[Tensor], site: Site) -> Tensor:
-    """abar of a layer's input: of its shape, or (B, 1, C) where the groups' prompts have other lengths."""
-    wide = torch.promote_types(groups[0].dtype, torch.float32)
-    if len({each.shape for each in groups}) == 1:
-        return torch.stack(list(groups)).mean(0, dtype=wide)
-    means = [to_neurons(each, site.dim) * (each.shape[site.dim] / each[0].numel()) for each in groups]
+    """abar of a layer's input: of its shape, or (B, 1, C) where the groups' prompts differ in length."""
+    if len({x.shape for x in groups}) == 1:
+        return torch.stack(list(groups)).mean(0, dtype=torch.promote_types(groups[0].dtype, torch.float32))
+    means = [to_neurons(x, site.dim) * (x.shape[site.dim] / x[0].numel()) for x in groups]
     return torch.stack(means).mean(0).unsqueeze(1)
 
 
@@ -224,8 +225,8 @@ def _faults(
 
     def where(row: int) -> str:
         for name in order:
-            own, layer = activations[name].unflatten(0, (-1, samples))[:, row], name.partition("#")[0]
-            if not (own.isfinite().all() and measured.means[:, row, place[layer]].isfinite().all()):
+            x, layer = activations[name].unflatten(0, (-1, samples))[:, row], name.partition("#")[0]
+            if not (x.isfinite().all() and measured.means[:, row, place[layer]].isfinite().all()):
                 return f"activations of {layer}"
         for name in reversed([name.partition("#")[0] for name in order]):
             back = measured.relevance[:, row, place[name]], measured.collateral[row, place[name]]

@@ -1,4 +1,4 @@
-"""DDTD along a trajectory: the neutral prompts' own, walked by the pipeline, and measured at every Nth step."""
+"""DDTD along the neutral prompts' own trajectory: the pipeline runs, and every Nth step is measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

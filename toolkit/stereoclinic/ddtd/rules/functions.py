@@ -279,8 +279,8 @@ def matmul_halves(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
 def matmul_scores(function: TorchFunction, *args: Any, **kwargs: Any) -> Tensor:
     """Matrix product where attention probabilities are constants: native in P v, a `dead_end` in q k^T.
 
-    Linear attention multiplies v with phi(k) and phi(q) and has no softmax. There phi is relu, which tells them from
-    v: they are constants, `g_v = g phi(k)`, as probabilities are.
+    Linear attention multiplies v with phi(k) and phi(q) and has no softmax. Their phi is relu, by which they are
+    recognised: they are constants, `g_v = g phi(k)`, as probabilities are.
     """
     *first, a, b = args
     if not (a.requires_grad and b.requires_grad):

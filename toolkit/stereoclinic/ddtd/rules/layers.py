@@ -51,7 +51,7 @@ class _Layer:
         self.function = function
         self.called: tuple[Tensor, Tensor | None] | None = None  # weight and bias, where the rule reads others
         self.dims = _CONVOLUTIONS.get(function.__name__, 0)  # 0: a linear layer
-        self.shape, self.strides, self.dtype = x.shape, x.stride(), x.dtype
+        self.shape, self.strides = x.shape, x.stride()
         self.batched = x.ndim > 1 if not self.dims else x.ndim == self.dims + 2
         self.settings: tuple[Any, ...] = ()
         if not self.dims:
@@ -270,7 +270,7 @@ def gamma(gamma: float) -> Rule:
 
 #: Deep Taylor's rule for inputs of either sign, `s = z g / (P + b+)`, `g_in = (w's + sign(x) * |w|'s) / 2`:
 #: relevance z g is shared among the positive terms, so none of it changes sign on the way. Only a positive bias
-#: takes a share; an output without one positive term (then z <= 0) has nobody to give to, and its relevance is lost.
+#: takes a share; an output without one positive term (then z <= 0) has no term to give to, and its relevance is lost.
 z_plus: Rule = LayerRule("z_plus", _z_plus, {})
 
 #: `R_i = sum_k w_ik^2 / sum_j w_jk^2 * z_k g_k`, for the first layer: every relevance is passed on, none to the
