@@ -122,8 +122,7 @@ def check(
             raise InputError("the prediction is zero everywhere: nothing to decompose; are the weights loaded?")
         if fault is None:
             cuts = runs.balance(mode.taken, f, total)
-    broken = [cut.before for cut in cuts if not math.isfinite(cut.sum)]
-    if fault is None and broken:
+    if broken := [cut.before for cut in cuts if not math.isfinite(cut.sum)]:
         fault = f"relevance turns NaN or infinite in `{broken[-1]}`"
     kept_bytes = sum(storage.nbytes() for storage in kept.values()) // len(f)
     exact = composite.strict and composite.rules.get("attention") is rules.attention_cp

@@ -74,10 +74,10 @@ def check_told_apart(prediction: Tensor, directions: Tensor, rows: "Sequence[Row
         timestep: Of this step.
     """
     finite = prediction.isfinite().all(1) & directions.isfinite().all(2).all(0)
-    apart = (_wide(directions).square().sum(2) > 0).any(0)
-    if (finite & apart).all():
+    good = finite & (_wide(directions).square().sum(2) > 0).any(0)
+    if good.all():
         return
-    place = int((~(finite & apart)).nonzero()[0])
+    place = int((~good).nonzero()[0])
     what = "predictions are not finite; try --dtype float32 or bfloat16, or another copy of the model"
     what = NO_DIRECTION if finite[place] else what
     raise InputError(f"at timestep {timestep:g} of {rows[place]['prompt']!r}, seed {rows[place]['seed']}, {what}")
@@ -115,14 +115,6 @@ class Target:
     halves: bool = False
 
 
-def _lean(point: Point) -> tuple[Tensor, Tensor]:
-    return lean(point.conditional, point.balanced, point.directions), unit(point.directions)
-
-
-def _contrast(point: Point) -> tuple[Tensor, Tensor]:
-    return contrast(point.conditional, point.balanced, point.directions), point.directions
-
-
 def _guidance(point: Point) -> tuple[Tensor, Tensor]:
     """The conditional's lean minus the unconditional's (fbar cancels)."""
     assert point.unconditional is not None
@@ -157,8 +149,8 @@ def _classifier(point: Point) -> tuple[Tensor, Tensor]:
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
-        "lean": Target(_lean),
-        "contrast": Target(_contrast),
+        "lean": Target(lambda p: (lean(p.conditional, p.balanced, p.directions), unit(p.directions))),
+        "contrast": Target(lambda p: (contrast(p.conditional, p.balanced, p.directions), p.directions)),
         "guidance": Target(_guidance, halves=True),
         "classifier": Target(_classifier),
     }

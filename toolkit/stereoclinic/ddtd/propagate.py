@@ -255,19 +255,16 @@ def _carry_into_checkpoint(pack: Callable[..., Any], mode: Propagation) -> None:
             f"gradient checkpointing of torch {torch.__version__} is built in a way this version does "
             "not know; call disable_gradient_checkpointing()"
         )
-    if not isinstance(frame.recompute_fn, _Recompute):
-        frame.recompute_fn = _Recompute(frame.recompute_fn, mode)
+    recompute = frame.recompute_fn
+    if getattr(recompute, "_by_rules", False):
+        return
 
+    def by_rules(*args: Any, **kwargs: Any) -> Any:
+        with copy.copy(mode):  # the mode itself may be set on this thread
+            return recompute(*args, **kwargs)
 
-class _Recompute:
-    """A checkpoint's recomputation, under the rules of its forward pass."""
-
-    def __init__(self, function: Callable[..., Any], mode: Propagation) -> None:
-        self.function, self.mode = function, mode
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with copy.copy(self.mode):  # the mode itself may be set on this thread
-            return self.function(*args, **kwargs)
+    by_rules._by_rules = True  # type: ignore[attr-defined]
+    frame.recompute_fn = by_rules
 
 
 _lock = threading.Lock()
