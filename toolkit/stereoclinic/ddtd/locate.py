@@ -126,12 +126,12 @@ class DDTD(L.LightningModule):
         """
         self._keep(last=True)
         stream = self.samples if isinstance(self.samples, Stream) else None
-        numbers = len(self.samples_done), self.samples_dropped, stream.given if stream else 0
-        done, dropped, given = self._sum_over_ranks(*numbers)
-        before, expected = len(self.kept.done), given if isinstance(self.samples, Stream) else len(self.samples)
+        given = 0 if stream is None else stream.given
+        done, dropped, given = self._sum_over_ranks(len(self.samples_done), self.samples_dropped, given)
+        before, expected = len(self.kept.done), len(self.samples) if isinstance(self.samples, Samples) else given
         if done != expected:
             raise Incomplete(f"{done + before} of {expected + before} samples were measured; run again")
-        if stream:
+        if stream is not None:
             self._agree_on_labels()
         reduce = self.trainer.strategy.reduce
         sums = {name: reduce(value, reduce_op="sum").cpu() for name, value in self.sums.tensors.items()}

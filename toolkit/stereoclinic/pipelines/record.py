@@ -28,9 +28,9 @@ def made_by(model: Model, axis: Axis, samples: Samples | Stream, steps: int, gui
     }
 
 
-def created_now(packages: tuple[str, ...] = ("stereoclinic", "torch", "diffusers", "lightning")) -> dict[str, Any]:
-    """Versions of packages, and the time."""
+def created_now() -> dict[str, Any]:
+    """The versions that a file is made with, and the time."""
     return {
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in ("stereoclinic", "torch", "diffusers", "lightning")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
