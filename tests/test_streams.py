@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from stereoclinic.ddtd.locate import locate
+from stereoclinic.ddtd.locate import run_ddtd
 from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
@@ -112,10 +112,10 @@ def by_label(relevance: Relevance, name: str) -> torch.Tensor:
 
 
 def test_a_stream_is_measured_as_the_same_prompts_are(little: Model, names: Path):
-    expected = locate(little, AXIS, with_seeds(load_prompts(names), 0, 2), SETTINGS, **CPU)
+    expected = run_ddtd(little, AXIS, with_seeds(load_prompts(names), 0, 2), SETTINGS, **CPU)
     ticks: list[int] = []
     stream = Stream(names, range(2))
-    found = locate(little, AXIS, stream, SETTINGS, batch_size=3, progress=ticks.append, **CPU)
+    found = run_ddtd(little, AXIS, stream, SETTINGS, batch_size=3, progress=ticks.append, **CPU)
     assert expected is not None and found is not None
     assert found.labels == sorted(NAMES) and sum(ticks) == 2 * len(NAMES) * SETTINGS.steps
     assert found.metadata["samples"] == 2 * len(NAMES) and "names.csv" in found.metadata["prompts"]
@@ -125,12 +125,12 @@ def test_a_stream_is_measured_as_the_same_prompts_are(little: Model, names: Path
 
 
 def test_a_stream_that_was_cut_off_goes_on(little: Model, names: Path, tmp_path: Path):
-    expected = locate(little, AXIS, Stream(names, range(1)), SETTINGS, batch_size=1, **CPU)
+    expected = run_ddtd(little, AXIS, Stream(names, range(1)), SETTINGS, batch_size=1, **CPU)
     first = Stream(names, range(1), 3)
     first.about = Stream(names, range(1)).about  # type: ignore[method-assign]
-    locate(little, AXIS, first, SETTINGS, batch_size=1, shards=tmp_path / "s", **CPU)
+    run_ddtd(little, AXIS, first, SETTINGS, batch_size=1, shards=tmp_path / "s", **CPU)
     ticks: list[int] = []
-    found = locate(
+    found = run_ddtd(
         little, AXIS, Stream(names, range(1)), SETTINGS, batch_size=1, shards=tmp_path / "s",
         progress=ticks.append, **CPU,
     )  # fmt: skip
@@ -145,7 +145,7 @@ def test_a_stream_that_was_cut_off_goes_on(little: Model, names: Path, tmp_path:
 def test_an_empty_stream_is_refused(little: Model, tmp_path: Path):
     (tmp_path / "p.txt").write_text("\n \n")
     with pytest.raises(InputError, match="no prompts in it"):
-        locate(little, AXIS, Stream(tmp_path / "p.txt", range(1)), SETTINGS, **CPU)
+        run_ddtd(little, AXIS, Stream(tmp_path / "p.txt", range(1)), SETTINGS, **CPU)
 
 
 def test_more_labels_than_memory_holds_are_refused_before_they_are_made(
@@ -154,4 +154,4 @@ def test_more_labels_than_memory_holds_are_refused_before_they_are_made(
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1000}.__getitem__)
     for samples in (Stream(names, range(1)), with_seeds(load_prompts("portraits"), 0, 1)):
         with pytest.raises(InputError, match=r"labels of .* MiB each do not fit.*column `occupation`"):
-            locate(little, AXIS, samples, SETTINGS, **CPU)
+            run_ddtd(little, AXIS, samples, SETTINGS, **CPU)

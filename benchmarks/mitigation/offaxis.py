@@ -21,7 +21,7 @@ from attributions import points
 from common import as_text, parser
 from judge import on_leans
 
-from stereoclinic.ddtd.locate import locate
+from stereoclinic.ddtd.locate import run_ddtd
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines import open_model
 from stereoclinic.prompts.axes import load_axis
@@ -48,7 +48,7 @@ def main() -> None:
         held_out = list(points(model, axis, rows, 20, 4))
         verdicts = {}
         for every in (1, 2):
-            relevance = locate(
+            relevance = run_ddtd(
                 model, axis, samples, replace(settings, collateral_every=every), accelerator="cpu", devices=1
             )
             assert relevance is not None

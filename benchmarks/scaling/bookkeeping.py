@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 from problems import RandomText
 
-from stereoclinic.ddtd.locate import locate
+from stereoclinic.ddtd.locate import run_ddtd
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import load_axis
@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             rows.append({"prompts": done, "grown": resident() - first, "rate": rate})
             print(f"{done:9d} prompts  {rows[-1]['grown'] / 2**20:+7.1f} MiB  {rate:7.0f}/s", flush=True)
 
-    found = locate(
+    found = run_ddtd(
         stub(), load_axis("gender"), samples, Settings(steps=1, bins=1), batch_size=options.batch,
         progress=tick, shards=folder / "shards", accelerator="cpu", devices=1,
     )  # fmt: skip

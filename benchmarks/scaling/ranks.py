@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from stereoclinic.ddtd.locate import DDTD, locate
+from stereoclinic.ddtd.locate import DDTD, run_ddtd
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines import open_model
 from stereoclinic.prompts.axes import load_axis
@@ -101,7 +101,7 @@ def outside(options: argparse.Namespace) -> dict[str, float]:
 
         def run() -> float:
             began = time.perf_counter()
-            locate(
+            run_ddtd(
                 model, load_axis("gender"), samples, settings, batch_size=BATCH, shards=Path(folder) / "shards",
                 accelerator="cpu", devices=1,
             )  # fmt: skip

@@ -49,7 +49,7 @@ def test_relevance_is_what_locate_measures(bench, point, denoiser: Model) -> Non
     def measured_with(root: str) -> Measured:
         kept, walk = list[Measured](), Walk(denoiser, point.rows, 4, 1.0, last=1)
         (groups,) = encode_groups(walk, point.rows, [AXIS])
-        how = Settings("epsilon-cp", root, steps=4).how(denoiser.network)
+        how = Settings("epsilon-cp", root, steps=4).for_step(denoiser.network)
 
         def visit(call: Call) -> None:
             kept.append(measure(denoiser, call, groups, sites, point.rows, how)[-1])

@@ -17,7 +17,7 @@ import torch
 from tests.cli.test_resume import figures
 
 from stereoclinic.ddtd.checkpoint import Shards
-from stereoclinic.ddtd.locate import locate
+from stereoclinic.ddtd.locate import run_ddtd
 from stereoclinic.ddtd.relevance import STATES, Relevance
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines import open_model
@@ -127,7 +127,7 @@ def test_a_run_goes_on_where_fewer_samples_are_left_than_devices(model, prompts,
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         write = Shards.write
         patch.setattr(Shards, "write", lambda self, *what, last=True: write(self, *what[:5], last=True))
-        locate(
+        run_ddtd(
             opened, load_axis("gender"), samples, settings, batch_size=1, progress=until_the_fifth,
             shards=out.with_suffix(".shards"), accelerator="cpu", devices=1,
         )  # fmt: skip

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from tests.ddtd.conftest import leak
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stereoclinic.ddtd.conservation import Conservation, Cut, check
+from stereoclinic.ddtd.conservation import Conservation, check
+from stereoclinic.ddtd.cuts import Cut
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules import functions as rules
 from stereoclinic.ddtd.rules.composites import Composite, get_composite
-from stereoclinic.ddtd.rules.functions import RuleFunction
 from stereoclinic.errors import InputError
 
 BLOCKS = ["conv_in", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1", "conv_norm_out"]
@@ -153,20 +154,8 @@ def test_attnlrp_conserves_where_there_is_no_softmax(plain_unet) -> None:
     assert checked(plain_unet, "epsilon-attnlrp").error < 1e-12
 
 
-class Leak(RuleFunction):
-    """Hands a tenth too little on."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g: Tensor) -> Tensor:
-        return 0.9 * g
-
-
 def test_a_leak_is_seen_at_the_cuts_before_it_and_not_behind(unet) -> None:
-    unet.up_blocks[0].register_forward_hook(lambda module, args, output: Leak.apply(output))
+    unet.up_blocks[0].register_forward_hook(lambda module, args, output: leak(output))
     errors = {cut.before: cut.error for cut in checked(unet).cuts}
     assert all(errors[name] > 1e-4 for name in BLOCKS[:5])
     assert all(errors[name] < 1e-12 for name in BLOCKS[5:])

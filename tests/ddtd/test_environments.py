@@ -252,7 +252,7 @@ def test_adapters_are_read_as_they_are_at_each_pass(unet, inputs, state: str, co
     ("config", "why"),
     [
         (LoraConfig(r=2, target_modules=["to_q"], use_dora=True), "DoraLinearVariant is more than a product"),
-        (LoraConfig(r=2, target_modules=["conv2"], lora_dropout=0.5), r"dropout is at work \(call eval"),
+        (LoraConfig(r=2, target_modules=["conv2"], lora_dropout=0.5), r"dropout is active \(call eval"),
         (LoHaConfig(r=2, target_modules=["to_q"]), r"loha\..* is not a LoRA"),
     ],
     ids=["DoRA", "dropout", "LoHa"],

@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from tests.ddtd.conftest import AXIS, close
 
 from stereoclinic.ddtd import locate as module
-from stereoclinic.ddtd.locate import locate
-from stereoclinic.ddtd.relevance import RelevanceSums
+from stereoclinic.ddtd.locate import run_ddtd
+from stereoclinic.ddtd.relevance import STATES
 from stereoclinic.ddtd.step import Measured
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import Incomplete, InputError
@@ -29,8 +29,8 @@ def test_the_predict_loop_sums_every_sample_whatever_the_batch(little: Model) ->
     samples = with_seeds(load_prompts("portraits", 2), 0, 3)
     settings = Settings(steps=4, bins=2)
     ticks: list[int] = []
-    one = locate(little, AXIS, samples, settings, batch_size=6, progress=ticks.append, **CPU)
-    two = locate(little, AXIS, samples, settings, batch_size=4, **CPU)
+    one = run_ddtd(little, AXIS, samples, settings, batch_size=6, progress=ticks.append, **CPU)
+    two = run_ddtd(little, AXIS, samples, settings, batch_size=4, **CPU)
     assert one is not None and two is not None
     assert one.count.tolist() == [[6, 6], [6, 6]]
     assert sum(ticks) == len(samples) * settings.steps
@@ -39,15 +39,17 @@ def test_the_predict_loop_sums_every_sample_whatever_the_batch(little: Model) ->
     assert one.labels == ["doctor", "nurse"] and one.metadata["seeds"] == [0, 2]
 
 
-def test_ranks_add_up_before_the_teardown_which_moves_their_sums(
+def test_ranks_add_up_before_the_teardown_which_ends_their_group(
     little: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = []
-    compute, teardown = RelevanceSums.compute, SingleDeviceStrategy.teardown
-    monkeypatch.setattr(RelevanceSums, "compute", lambda self: order.append("compute") or compute(self))
+    reduce, teardown = SingleDeviceStrategy.reduce, SingleDeviceStrategy.teardown
+    monkeypatch.setattr(
+        SingleDeviceStrategy, "reduce", lambda self, x, **how: order.append(x.dtype) or reduce(self, x, **how)
+    )
     monkeypatch.setattr(SingleDeviceStrategy, "teardown", lambda self: order.append("teardown") or teardown(self))
-    locate(little, AXIS, with_seeds(load_prompts("portraits", 1), 0, 1), Settings(steps=1, bins=1), **CPU)
-    assert order == ["compute", "teardown"]
+    run_ddtd(little, AXIS, with_seeds(load_prompts("portraits", 1), 0, 1), Settings(steps=1, bins=1), **CPU)
+    assert order == [*order[: -len(STATES) - 1], *[torch.float64] * len(STATES), "teardown"]
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("64-true", 1e-5), ("bf16-true", 0.1), ("bf16-mixed", 0.1)])
@@ -56,8 +58,8 @@ def test_other_precisions_find_the_same_and_leave_the_model_as_it_was(precision:
     single = open_model("portraits")
     samples, settings = with_seeds(load_prompts("portraits", 2), 0, 1), Settings(steps=2, bins=2)
     before = weights_digest(single.network)
-    expected = locate(single, AXIS, samples, settings, **CPU)
-    found = locate(single, AXIS, samples, settings, precision=precision, **CPU)
+    expected = run_ddtd(single, AXIS, samples, settings, **CPU)
+    found = run_ddtd(single, AXIS, samples, settings, precision=precision, **CPU)
     assert found is not None and expected is not None
     assert (
         found.metadata["unet_weights"] == expected.metadata["unet_weights"] == before == weights_digest(single.network)
@@ -83,7 +85,7 @@ def test_an_interrupted_run_says_so_and_leaves_the_keyboard_alive(
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
-        locate(little, AXIS, with_seeds(load_prompts("portraits", 1), 0, 1), Settings(steps=1, bins=1), **CPU)
+        run_ddtd(little, AXIS, with_seeds(load_prompts("portraits", 1), 0, 1), Settings(steps=1, bins=1), **CPU)
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
@@ -96,19 +98,19 @@ def test_missing_samples_are_not_a_result(little: Model, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(module, "DDTD", Forgetful)
     with pytest.raises(Incomplete, match="of 2 samples"):
-        locate(little, AXIS, with_seeds(load_prompts("portraits", 2), 0, 1), Settings(steps=1, bins=1), **CPU)
+        run_ddtd(little, AXIS, with_seeds(load_prompts("portraits", 2), 0, 1), Settings(steps=1, bins=1), **CPU)
 
 
 def test_more_devices_than_samples_are_refused(little: Model) -> None:
     samples = with_seeds(load_prompts("portraits", 1), 0, 1)
     with pytest.raises(InputError, match="1 samples for 2 devices"):
-        locate(little, AXIS, samples, Settings(steps=1, bins=1), accelerator="cpu", devices=2, strategy="ddp")
+        run_ddtd(little, AXIS, samples, Settings(steps=1, bins=1), accelerator="cpu", devices=2, strategy="ddp")
 
 
 def test_a_strategy_that_would_lose_the_result_is_refused(little: Model) -> None:
     samples = with_seeds(load_prompts("portraits", 2), 0, 1)
     with pytest.raises(InputError, match="use 'ddp'"):
-        locate(little, AXIS, samples, Settings(steps=1, bins=1), accelerator="cpu", devices=2, strategy="ddp_spawn")
+        run_ddtd(little, AXIS, samples, Settings(steps=1, bins=1), accelerator="cpu", devices=2, strategy="ddp_spawn")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_a_launcher_that_started_more_than_was_asked_for_is_refused(
         monkeypatch.setenv(name, value)
     samples = with_seeds(load_prompts("portraits", 2), 0, 1)
     with pytest.raises(InputError, match="2 processes were started, and each would do all"):
-        locate(little, AXIS, samples, Settings(steps=1, bins=1), **CPU)
+        run_ddtd(little, AXIS, samples, Settings(steps=1, bins=1), **CPU)
 
 
 def test_a_gpu_without_float64_is_not_taken(little: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,8 +131,8 @@ def test_a_gpu_without_float64_is_not_taken(little: Model, monkeypatch: pytest.M
     samples = with_seeds(load_prompts("portraits", 1), 0, 1)
     settings = Settings(steps=1, bins=1)
     with pytest.raises(InputError, match="float64, which mps does not have"):
-        locate(little, AXIS, samples, settings, accelerator="mps", devices=1)
-    assert locate(little, AXIS, samples, settings, accelerator="auto", devices=1) is not None
+        run_ddtd(little, AXIS, samples, settings, accelerator="mps", devices=1)
+    assert run_ddtd(little, AXIS, samples, settings, accelerator="auto", devices=1) is not None
 
 
 def test_what_an_earlier_run_on_several_devices_left_behind_refuses_nothing(
@@ -138,13 +140,13 @@ def test_what_an_earlier_run_on_several_devices_left_behind_refuses_nothing(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     samples = with_seeds(load_prompts("portraits", 2), 0, 1)
-    assert locate(little, AXIS, samples, Settings(steps=1, bins=1), **CPU) is not None
+    assert run_ddtd(little, AXIS, samples, Settings(steps=1, bins=1), **CPU) is not None
 
 
 def test_what_lightning_refuses_is_a_line(little: Model) -> None:
     samples = with_seeds(load_prompts("portraits", 2), 0, 1)
     with pytest.raises(InputError, match=r"devices: .*unknown"):
-        locate(little, AXIS, samples, Settings(steps=1, bins=1), accelerator="cpu", devices=1, strategy="unknown")
+        run_ddtd(little, AXIS, samples, Settings(steps=1, bins=1), accelerator="cpu", devices=1, strategy="unknown")
 
 
 @pytest.fixture
@@ -173,7 +175,7 @@ def test_a_sample_that_broke_is_dropped_from_there_on_and_counted(
     monkeypatch.setattr(module, "MOST_DROPPED", 0.5)
     samples, settings = with_seeds(load_prompts("portraits", 2), 0, 2), Settings(steps=4, bins=2)
     said: list[str] = []
-    found = locate(little, AXIS, samples, settings, batch_size=2, warn=said.append, **CPU)
+    found = run_ddtd(little, AXIS, samples, settings, batch_size=2, warn=said.append, **CPU)
     assert found is not None
     assert found.metadata["dropped"] == 2
     assert found.curve_count.tolist() == [[2, 0, 0, 0], [2, 2, 2, 2]]  # the doctors came first in both batches
@@ -185,7 +187,7 @@ def test_a_sample_that_broke_is_dropped_from_there_on_and_counted(
 def test_a_run_that_lost_more_than_one_in_a_hundred_is_no_result(little: Model, breaking: None) -> None:
     samples = with_seeds(load_prompts("portraits", 2), 0, 2)
     with pytest.raises(Incomplete, match=r"1 of 4 samples were dropped, more than 1%: at timestep 499 .*mid_block"):
-        locate(little, AXIS, samples, Settings(steps=2, bins=2), warn=lambda text: None, **CPU)
+        run_ddtd(little, AXIS, samples, Settings(steps=2, bins=2), warn=lambda text: None, **CPU)
 
 
 def test_groups_that_the_words_do_not_tell_apart_stop_the_run_before_it_walks(
@@ -194,13 +196,13 @@ def test_groups_that_the_words_do_not_tell_apart_stop_the_run_before_it_walks(
     monkeypatch.setattr(module, "walk", None)
     same = Axis("gender", ("female", "male"), ("young", "young"))
     with pytest.raises(InputError, match="has no direction"):
-        locate(little, same, with_seeds(load_prompts("portraits", 1), 0, 1), Settings(steps=1, bins=1), **CPU)
+        run_ddtd(little, same, with_seeds(load_prompts("portraits", 1), 0, 1), Settings(steps=1, bins=1), **CPU)
 
 
 def test_the_curve_adds_up_to_the_leans_of_the_bins(little: Model) -> None:
     samples = with_seeds(load_prompts("portraits", 2), 0, 2)
     settings = Settings("epsilon-cp", steps=4, bins=2, target="contrast")
-    found = locate(little, AXIS, samples, settings, **CPU)
+    found = run_ddtd(little, AXIS, samples, settings, **CPU)
     assert found is not None
     assert found.timesteps.tolist() == settings.timesteps(little).tolist()
     for name in ("curve_sum", "curve_sq"):

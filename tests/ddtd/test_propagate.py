@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from stereoclinic.ddtd.propagate import UncoveredOperation, propagate
+from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules.composites import COMPOSITES, Composite, get_composite
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, UncoveredOperation
 from stereoclinic.pipelines.hooks import Watch
 from stereoclinic.pipelines.sites import find_sites, neuron_relevance
 
@@ -314,5 +314,5 @@ def test_composites_are_found_by_name() -> None:
     assert get_composite("epsilon-cp") is COMPOSITES["epsilon-cp"]
     with pytest.raises(InputError, match=r"'lrp' is not known; choose one of deep-taylor, .*, zplus-cp, or"):
         propagate("lrp")
-    with pytest.raises(InputError, match="expected 'plain' or 'rooted'"):
+    with pytest.raises(InputError, match="expected plain or rooted"):
         Composite("mine", {}, root="deep")

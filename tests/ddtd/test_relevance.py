@@ -36,7 +36,7 @@ def summed(*batches: tuple[torch.Tensor, ...], faults: dict[int, str] | None = N
 
 
 def relevance(**changed: object) -> Relevance:
-    parts = {"metadata": {"axis": "gender"}} | summed(step(40, 0)).compute() | changed
+    parts = {"metadata": {"axis": "gender"}} | summed(step(40, 0)).tensors | changed
     edges = torch.tensor([1000.0, 500.0, 0.0], dtype=torch.float64)
     parts = {"timesteps": torch.tensor([900.0, 600.0, 300.0, 100.0], dtype=torch.float64)} | parts
     return Relevance(SITES, ("female", "male"), ["doctor", "nurse", "chef"], edges, **parts)  # type: ignore[arg-type]
@@ -48,14 +48,16 @@ def test_batches_add_up_to_one_pass() -> None:
         (*(w[part] for w in whole[:2]), *(w[:, part] for w in whole[2:4]), whole[4][part], whole[5][:, part])
         for part in (slice(0, 5), slice(5, 12))
     ]
-    one, two = summed(whole).compute(), summed(*halves).compute()
+    one, two = summed(whole).tensors, summed(*halves).tensors
     for name in STATES:
         torch.testing.assert_close(two[name], one[name], rtol=1e-13, atol=1e-13)
 
 
-def test_sums_stay_float64_in_a_half_precision_run() -> None:
-    sums = RelevanceSums(P, T, K, N, M).to(torch.bfloat16)
-    assert all(getattr(sums, name).dtype == torch.float64 for name in STATES)
+def test_sums_stay_float64_whatever_the_precision_of_the_run() -> None:
+    labels, seeds, *rest = step(12, 0)
+    sums = RelevanceSums(P, T, K, N, M)
+    sums.update(labels, seeds, 1, 2, measured(*(x.bfloat16() for x in rest)))
+    assert all(value.dtype == torch.float64 for value in sums.tensors.values())
 
 
 def test_means_are_those_of_the_samples() -> None:
@@ -78,17 +80,17 @@ def test_the_error_of_the_stereotype_is_that_of_as_many_labels_not_of_as_many_sa
     labels = torch.arange(30) % P
     tilt = (lean.sign()[..., None] * rows).double().mean(0)
     by_label = torch.stack([tilt[labels == p].mean(0) for p in range(P)])
-    found = relevance(**summed((labels, seeds, lean, rows, off, means)).compute())
+    found = relevance(**summed((labels, seeds, lean, rows, off, means)).tensors)
     torch.testing.assert_close(found.stereotype()[1][1], by_label.std(0) / P**0.5)
     # Many more samples of the same labels, each a copy: nothing is known that was not known before.
     copied = labels.repeat(9), seeds.repeat(9), *(x.repeat(1, 9) for x in (lean,)), rows.repeat(1, 9, 1)
-    copies = relevance(**summed((*copied, off.repeat(9, 1), means.repeat(1, 9, 1))).compute())
+    copies = relevance(**summed((*copied, off.repeat(9, 1), means.repeat(1, 9, 1))).tensors)
     torch.testing.assert_close(copies.stereotype()[1][1], found.stereotype()[1][1])
 
 
 def test_a_single_label_has_only_its_samples_to_go_by() -> None:
     labels, *rest = step(30, 0)
-    found = relevance(**summed((torch.ones_like(labels), *rest)).compute())
+    found = relevance(**summed((torch.ones_like(labels), *rest)).tensors)
     tilt = (rest[1].sign()[..., None] * rest[2]).double().mean(0)
     torch.testing.assert_close(found.stereotype()[1][1], tilt.std(0) / 30**0.5)
 
@@ -104,10 +106,10 @@ def test_sketches_of_off_axis_rows_estimate_their_mean_square() -> None:
         sums = RelevanceSums(1, 1, K, N, 1)
         step = measured(*zeros, signs * row, zeros[1])
         sums.update(torch.zeros(16, dtype=torch.int64), torch.arange(16), 0, 0, step)
-        found.append(float((sums.collateral[0, 0] @ damping.double()).square().sum() / 16))
+        found.append(float((sums.tensors["collateral"][0, 0] @ damping.double()).square().sum() / 16))
     seen, wanted = torch.tensor(found), float((row @ damping).square())
     assert abs(seen.mean() - wanted) < 4 * seen.std() / len(found) ** 0.5
-    assert sums.collateral.shape == (1, 1, SKETCHES, N)
+    assert sums.tensors["collateral"].shape == (1, 1, SKETCHES, N)
 
 
 def test_the_curve_holds_the_leans_of_each_measured_step_with_their_error_over_samples() -> None:
@@ -124,7 +126,7 @@ def test_a_sample_with_faults_leaves_no_trace() -> None:
     broken[2][:, 3], broken[3][:, 3], broken[4][3] = torch.nan, torch.inf, torch.nan
     kept = [i for i in range(12) if i != 3]
     others = (*(w[kept] for w in whole[:2]), *(w[:, kept] for w in whole[2:4]), whole[4][kept], whole[5][:, kept])
-    found, wanted = summed(tuple(broken), faults={3: "activations of a.ff.net.2"}).compute(), summed(others).compute()
+    found, wanted = summed(tuple(broken), faults={3: "activations of a.ff.net.2"}).tensors, summed(others).tensors
     for name in STATES:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-13, atol=1e-13)
 
@@ -165,4 +167,4 @@ def test_a_device_with_less_memory_than_the_machine_refuses_what_would_not_fit_t
     )
     with pytest.raises(InputError, match=r"3 labels of .* MiB each do not fit"):
         sums.to("meta")
-    assert sums.count.device.type == "cpu"
+    assert sums.tensors["count"].device.type == "cpu"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from stereoclinic.ddtd.locate import locate
+from stereoclinic.ddtd.locate import run_ddtd
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.sharding import Evened, check_sharded, sharded
 from stereoclinic.ddtd.trajectory import Settings
@@ -137,7 +137,7 @@ def test_a_batch_that_ranks_walk_together_is_not_parted() -> None:
         ({"ranks": "auto"}, "give their number, 2 or more"),
         ({"samples": Stream("prompts.csv", range(1))}, "a stream does not say how many it has"),
         ({"precision": "bf16-mixed"}, "a copy of the weights on every device"),
-        ({"composite": "deep-taylor"}, "composite 'deep-taylor' tells layers by their weights"),
+        ({"composite": "deep-taylor"}, "composite 'deep-taylor' recognises layers by their weights"),
     ],
 )
 def test_what_shares_cannot_do_is_refused(given: dict, says: str) -> None:
@@ -148,4 +148,4 @@ def test_what_shares_cannot_do_is_refused(given: dict, says: str) -> None:
 
 def test_one_device_is_refused_from_python_too(little: Model) -> None:
     with pytest.raises(InputError, match="2 or more"):
-        locate(little, load_axis("gender"), SAMPLES, Settings(), accelerator="cpu", devices=1, strategy="fsdp")
+        run_ddtd(little, load_axis("gender"), SAMPLES, Settings(), accelerator="cpu", devices=1, strategy="fsdp")

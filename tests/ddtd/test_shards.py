@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stereoclinic.ddtd.checkpoint import Checkpoint, Shards
-from stereoclinic.ddtd.locate import DDTD, locate
+from stereoclinic.ddtd.locate import DDTD, run_ddtd
 from stereoclinic.ddtd.relevance import BY_LABEL, STATES, Relevance
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
@@ -64,21 +64,21 @@ def same(one: Relevance, two: Relevance) -> None:
 
 @pytest.mark.usefixtures("often")
 def test_what_was_measured_before_a_stop_counts_and_nothing_twice(little: Model, samples, stops, tmp_path: Path):
-    expected = locate(little, AXIS, samples, SETTINGS, batch_size=1, **CPU)
+    expected = run_ddtd(little, AXIS, samples, SETTINGS, batch_size=1, **CPU)
     with pytest.raises(Cut):
         stops(3)
-        locate(little, AXIS, samples, SETTINGS, batch_size=1, shards=tmp_path / "s", **CPU)
+        run_ddtd(little, AXIS, samples, SETTINGS, batch_size=1, shards=tmp_path / "s", **CPU)
     stops(100)
     (file,) = (tmp_path / "s").iterdir()
     before = file.read_bytes()
     ticks: list[int] = []
-    found = locate(little, AXIS, samples, SETTINGS, batch_size=1, shards=tmp_path / "s", progress=ticks.append, **CPU)
+    found = run_ddtd(little, AXIS, samples, SETTINGS, batch_size=1, shards=tmp_path / "s", progress=ticks.append, **CPU)
     assert expected is not None and found is not None
     assert sum(ticks) == 3 * SETTINGS.steps  # the other three samples
     assert file.read_bytes() == before and len(list((tmp_path / "s").iterdir())) == 2
     same(found, expected)
     # Everything is there by now, and is only added up.
-    again = locate(little, AXIS, samples, SETTINGS, batch_size=1, shards=tmp_path / "s", progress=ticks.append, **CPU)
+    again = run_ddtd(little, AXIS, samples, SETTINGS, batch_size=1, shards=tmp_path / "s", progress=ticks.append, **CPU)
     assert again is not None and len(ticks) == 3 * SETTINGS.steps
     same(again, expected)
     assert again.metadata | {"created": ""} == expected.metadata | {"created": ""}
@@ -88,7 +88,7 @@ def test_what_was_measured_before_a_stop_counts_and_nothing_twice(little: Model,
 def test_batches_may_be_cut_otherwise_but_nothing_else_may_change(little: Model, samples, stops, tmp_path: Path):
     with pytest.raises(Cut):
         stops(1)
-        locate(little, AXIS, samples, SETTINGS, batch_size=2, shards=tmp_path, **CPU)
+        run_ddtd(little, AXIS, samples, SETTINGS, batch_size=2, shards=tmp_path, **CPU)
     stops(100)
     for changed, says in (
         (Settings(steps=3, bins=2), "steps was 2 and is 3"),
@@ -97,12 +97,12 @@ def test_batches_may_be_cut_otherwise_but_nothing_else_may_change(little: Model,
         (Settings(steps=2, bins=2, guidance=2.0), "guidance was 1.0 and is 2.0"),
     ):
         with pytest.raises(InputError, match=says):
-            locate(little, AXIS, samples, changed, shards=tmp_path, **CPU)
+            run_ddtd(little, AXIS, samples, changed, shards=tmp_path, **CPU)
     with pytest.raises(InputError, match="axis was 'gender' and is 'age'"):
-        locate(little, load_axis("age"), samples, SETTINGS, shards=tmp_path, **CPU)
+        run_ddtd(little, load_axis("age"), samples, SETTINGS, shards=tmp_path, **CPU)
     with pytest.raises(InputError, match="samples was 6 and is 3, seeds was"):
-        locate(little, AXIS, with_seeds(samples.prompts, 0, 1), SETTINGS, shards=tmp_path, **CPU)
-    found = locate(little, AXIS, samples, SETTINGS, batch_size=4, shards=tmp_path, **CPU)
+        run_ddtd(little, AXIS, with_seeds(samples.prompts, 0, 1), SETTINGS, shards=tmp_path, **CPU)
+    found = run_ddtd(little, AXIS, samples, SETTINGS, batch_size=4, shards=tmp_path, **CPU)
     assert found is not None and int(found.count.sum()) == len(samples) * SETTINGS.steps
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers.utils import logging
+from tests.ddtd.conftest import leak
 from tests.ddtd.transformers import FAMILIES, Call, tiny
 from torch import Tensor, nn
 
 from stereoclinic.ddtd.conservation import Conservation, check
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules import layers as layer_rules
-from stereoclinic.ddtd.rules.composites import COMPOSITES, Choice, Composite, find_layers
-from stereoclinic.ddtd.rules.functions import RuleFunction
+from stereoclinic.ddtd.rules.composites import COMPOSITES, Choice, Composite
+from stereoclinic.ddtd.rules.order import find_layers
 
 logging.set_verbosity_error()  # `to` warns of modules that stay in float32
 
@@ -201,23 +202,11 @@ def test_modulation_held_constant_takes_only_what_it_adds() -> None:
     assert all(cut.shares["modulation"] != 0 for cut in checked(call, HALVES).cuts)
 
 
-class Leak(RuleFunction):
-    """Hands a tenth too little on."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g: Tensor) -> Tensor:
-        return 0.9 * g
-
-
 @pytest.mark.parametrize("family", ["FLUX.1", "FLUX.2", "PixArt"])
 def test_a_leak_is_seen_at_the_cuts_before_it_and_not_behind(family: str) -> None:
     call = tiny(family)
     call.network.transformer_blocks[1].register_forward_hook(
-        lambda module, args, out: tuple(map(Leak.apply, out)) if isinstance(out, tuple) else Leak.apply(out)
+        lambda module, args, out: tuple(map(leak, out)) if isinstance(out, tuple) else leak(out)
     )
     cuts = checked(call).cuts
     place = [cut.before for cut in cuts].index("transformer_blocks.1")
@@ -230,7 +219,7 @@ def test_a_leak_between_two_blocks_is_seen_before_both(family: str) -> None:
     """Between its lists, a network joins two streams; there nothing is a block."""
     call = tiny(family)
     norm = call.network.final_layer if family == "HiDream" else call.network.norm_out
-    norm.register_forward_pre_hook(lambda module, args: (Leak.apply(args[0]), *args[1:]))
+    norm.register_forward_pre_hook(lambda module, args: (leak(args[0]), *args[1:]))
     cuts = checked(call).cuts
     assert all(cut.error > 1e-3 for cut in cuts[:-1]) and cuts[-1].error < 1e-6
 

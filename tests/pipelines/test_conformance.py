@@ -15,7 +15,7 @@ from stereoclinic.ddtd.conservation import check
 from stereoclinic.ddtd.lean import get_target, group_directions, lean
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules.operations import tensors
-from stereoclinic.ddtd.step import How, measure
+from stereoclinic.ddtd.step import StepSettings, measure
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.call import Call
@@ -160,7 +160,7 @@ def test_gradient_relevance_of_a_site_is_what_damping_it_does(name: str, model: 
     """
     guidance, sites = scale(name, model), find_sites(model.network)
     epsilon = 1e-3 if name in ROUTED else 0.01
-    how = How(propagate("gradient", model.network), False, get_target("lean"), off_axis=0.0)
+    how = StepSettings(propagate("gradient", model.network), False, get_target("lean"), off_axis=0.0)
     pairs: list[tuple[Tensor, Tensor]] = []
 
     def visit(call: Call) -> None:

@@ -12,7 +12,7 @@ from tests.ddtd.conftest import AXIS, close, measured
 from tests.pipelines.tiny import SMALL, build
 from torch import Tensor, nn
 
-from stereoclinic.ddtd.locate import locate
+from stereoclinic.ddtd.locate import run_ddtd
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
 from stereoclinic.io.digest import shapes_digest, weights_digest
@@ -148,7 +148,7 @@ def test_offloaded_parts_are_left_where_accelerate_has_them(
 
 def test_relevance_of_a_model_that_is_offloaded_as_a_whole_is_that_of_the_model() -> None:
     found = [
-        locate(prepared("sd1", each), AXIS, SAMPLES, Settings(steps=2, bins=1), accelerator="cpu", devices=1)
+        run_ddtd(prepared("sd1", each), AXIS, SAMPLES, Settings(steps=2, bins=1), accelerator="cpu", devices=1)
         for each in (ENVIRONMENTS["model offload"], lambda _: None)
     ]
     torch.testing.assert_close(found[0].relevance_sum, found[1].relevance_sum)
@@ -158,7 +158,7 @@ def test_relevance_of_a_model_that_is_offloaded_as_a_whole_is_that_of_the_model(
 def test_weights_that_come_and_go_by_layer_have_no_digest() -> None:
     model = prepared("sd1", sequential_offload)
     with pytest.raises(InputError, match="'meta' device; load or move the model into memory"):
-        locate(model, AXIS, SAMPLES, Settings(steps=2, bins=1), accelerator="cpu", devices=1)
+        run_ddtd(model, AXIS, SAMPLES, Settings(steps=2, bins=1), accelerator="cpu", devices=1)
 
 
 def test_a_walk_that_is_left_lets_offloaded_parts_go(monkeypatch: pytest.MonkeyPatch) -> None:

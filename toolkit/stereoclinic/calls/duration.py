@@ -105,7 +105,7 @@ def estimate(model: Model, sites: list[Site], rows: list[Row], work: Workload) -
 
 def _timed(model: Model, sites: list[Site], rows: list[Row], work: Workload, settings: Settings) -> tuple[float, float]:
     """Seconds per sample of a prediction for the prompts, and of a measured step of `locate`."""
-    how, found = settings.how(model.network), list[float]()
+    how, found = settings.for_step(model.network), list[float]()
 
     def clocked(run: Callable[[], object]) -> float:
         def once() -> float:

@@ -227,7 +227,7 @@ class LocateJob:
         return Located(relevance, mask)
 
     def _measure(self, reporter: Reporter) -> "Relevance | None":
-        from stereoclinic.ddtd.locate import locate as run_ddtd
+        from stereoclinic.ddtd.locate import run_ddtd
         from stereoclinic.prompts.streams import Stream
         from stereoclinic.runtime.devices import hush_lightning, strategy_for, threads_for
 

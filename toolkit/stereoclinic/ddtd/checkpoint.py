@@ -1,9 +1,9 @@
-"""What a run has measured so far, kept as it goes: a run that was cut off goes on, on any number of devices.
+"""What a run has measured so far: an interrupted run continues, on any number of devices.
 
     FOLDER/<attempt>-<rank>.safetensors      one rank's sums of one attempt, and which samples are in them
 
-Sums are additive, so an attempt that resumes leaves the files of earlier ones as they are and writes its own. Every
-file is written whole or not at all, between batches; what is lost is what a rank measured since it last wrote.
+Sums are additive, so a new attempt leaves earlier files as they are and writes its own. A file is written whole or not
+at all, between batches; what is lost is what a rank measured since it last wrote.
 """
 
 import secrets
@@ -25,7 +25,7 @@ KIND, VERSION = "relevance shard", 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What earlier attempts measured: numbers of samples, their labels, how many were dropped, where the sums lie."""
+    """What earlier attempts measured: numbers of samples, their labels, how many were dropped, files of sums."""
 
     done: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
@@ -33,14 +33,14 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
 
     def sums(self, labels: list[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Name -> float64 sum over files, with a row for each of the labels; none without a file.
+        """Name -> float64 sum over files, with a row for each of the labels; empty without a file.
 
         Args:
-            labels: Those of the files among them.
-            shapes: Of the run's own sums, whatever their number of labels.
+            labels: The run's; those of the files are among them.
+            shapes: Of the run's sums, whatever their number of labels.
 
         Raises:
-            InputError: A file's sums are of another shape.
+            InputError: A file's sums are of another shape, or it has other labels.
         """
         total: dict[str, Tensor] = {}
         for path in self.files:
@@ -64,7 +64,7 @@ class Shards:
     Args:
         folder: Made when something is written.
         configuration: Plain data: everything that sums depend on, but for how samples were spread over devices.
-        interval: Least seconds between two writes of a rank; where writing is slow, it is 20 times as long as that.
+        interval: Least seconds between two writes of a rank; where writing is slow, 20 times as long as that.
     """
 
     def __init__(self, folder: Path, configuration: dict[str, Any], interval: float = 30.0) -> None:
@@ -72,34 +72,33 @@ class Shards:
         self.attempt, self._next = secrets.token_hex(4), time.monotonic() + interval
 
     def kept(self) -> Checkpoint:
-        """What lies there.
+        """What is in the folder.
 
         Raises:
             InputError: It was measured in another configuration (says what differs), or a file is damaged.
         """
-        done: list[int] = []
-        labels: dict[str, None] = {}
-        dropped = 0
         files = tuple(sorted(self.folder.glob("*.safetensors"))) if self.folder.is_dir() else ()
-        for path in files:
-            tensors, about = load_tensors(path, KIND, VERSION)
-            if missing := [name for name in (*STATES, "done") if name not in tensors]:
-                raise InputError(f"{path} lacks {missing[0]}; remove {self.folder} and run again")
-            check_same(self.folder, about.get("configuration"), self.configuration)
-            numbers, lost, met = tensors["done"], about.get("dropped"), about.get("labels")
-            last = self.configuration.get("samples", 2**63)  # a run says how many there are
-            whole = numbers.ndim == 1 and numbers.dtype == torch.int64
-            whole = whole and all(0 <= number < last for number in numbers.tolist())
-            if not whole or not isinstance(lost, int) or not 0 <= lost <= len(numbers):
-                raise InputError(f"{path} counts samples that there are not; remove {self.folder} and run again")
-            if not isinstance(met, list) or {type(label) for label in met} != {str} or len(set(met)) < len(met):
-                raise InputError(f"{path} has labels that are none; remove {self.folder} and run again")
-            done += numbers.tolist()
-            labels |= dict.fromkeys(met)
-            dropped += lost
+        found = [self._read(path) for path in files]
+        done = [number for numbers, _, _ in found for number in numbers]
         if len(set(done)) < len(done):
             raise InputError(f"{self.folder} holds a sample twice; remove it and run again")
-        return Checkpoint(done, list(labels), dropped, files)
+        labels = dict.fromkeys(label for _, labels, _ in found for label in labels)
+        return Checkpoint(done, list(labels), sum(dropped for *_, dropped in found), files)
+
+    def _read(self, path: Path) -> tuple[list[int], list[str], int]:
+        """Samples, labels and number of dropped samples of a file."""
+        tensors, about = load_tensors(path, KIND, VERSION)
+        if missing := [name for name in (*STATES, "done") if name not in tensors]:
+            raise InputError(f"{path} lacks {missing[0]}; remove {self.folder} and run again")
+        check_same(self.folder, about.get("configuration"), self.configuration)
+        done, dropped, labels = tensors["done"], about.get("dropped"), about.get("labels")
+        last = self.configuration.get("samples", 2**63)  # a stream's run does not know how many there are
+        whole = done.ndim == 1 and done.dtype == torch.int64 and all(0 <= number < last for number in done.tolist())
+        if not whole or not isinstance(dropped, int) or not 0 <= dropped <= len(done):
+            raise InputError(f"{path} counts samples that do not exist; remove {self.folder} and run again")
+        if not isinstance(labels, list) or {type(label) for label in labels} != {str} or len(set(labels)) < len(labels):
+            raise InputError(f"{path} has labels that are none; remove {self.folder} and run again")
+        return done.tolist(), labels, dropped
 
     def write(
         self,
@@ -113,11 +112,11 @@ class Shards:
         """Keep what a rank has measured, if it is time or the last of it.
 
         Args:
-            rank: Whose it is.
+            rank: The rank.
             sums: See `relevance.RelevanceSums`; rows beyond the labels are left out.
             done: Numbers of the samples in them.
             labels: Of the rows.
-            dropped: How many samples fell out.
+            dropped: Number of dropped samples.
             last: Write now.
 
         Raises:

@@ -8,13 +8,13 @@ The sum or the norm of a noise prediction is no target: its signs follow the noi
 
 Predictions are flat, (B, D): a denoiser's raw output, whatever its shape.
 
-A target turns one step into values (K, B) and cotangents (K, B, D) of the prediction; the relevance pass is then
-one modified vector-Jacobian product a group. To add one, add a row to ``TARGETS``.
+A target turns one step into values (K, B) and cotangents (K, B, D) of the prediction; the relevance pass is then one
+modified vector-Jacobian product for each group. To add a target, add a row to `TARGETS`.
 
     lean         S_g
-    contrast     <f - fbar, d_g>                          weighs a step by how far the groups differ there
+    contrast     <f - fbar, d_g>                          weighs a step by how far the groups differ in it
     guidance     <f_c - f_u, d_g> / <d_g, d_g>            conditional minus unconditional: the lean that guidance adds
-    classifier   logit_g - mean over groups, of the clean image that the prediction amounts to
+    classifier   logit_g - mean over groups               of the clean image that the prediction amounts to
 """
 
 import hashlib
@@ -35,18 +35,19 @@ if TYPE_CHECKING:
     from stereoclinic.prompts.sets import Row
 
 
-#: Pictures (B, 3, H, W) in [0, 1], or clean latents (B, C, h, w) -> logits (B, K), differentiable, one row a sample.
+NO_DIRECTION = (
+    "the model predicts the same for every group's prompt, so the axis has no direction; check that its denoiser reads"
+    " the text, and the words of the axis"
+)
+
+#: Images (B, 3, H, W) in [0, 1], or clean latents (B, C, h, w) -> logits (B, K), differentiable, one row a sample.
 Classifier = Callable[[Tensor], Tensor]
 
 
 def group_directions(predictions: Tensor) -> tuple[Tensor, Tensor]:
-    """Balanced prediction and group directions.
+    """fbar (B, D) and d (K, B, D) of the groups' predictions (K, B, D).
 
-    Args:
-        predictions: (K, B, D), one pass for each group's prompt.
-
-    Returns:
-        fbar (B, D) and d (K, B, D), in float32 or wider: the groups' predictions differ in late digits.
+    In float32 or wider, as the groups' predictions differ in late digits.
     """
     predictions = _wide(predictions)
     balanced = predictions.mean(0)
@@ -56,7 +57,7 @@ def group_directions(predictions: Tensor) -> tuple[Tensor, Tensor]:
 def lean(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor:
     """S_g of each sample: 0 is balanced, 1 is as if g had been asked for. Returns (K, B), in float32 or wider.
 
-    A model that does not know the groups apart has no lean: where d_g vanishes the lean is 0. Of NaN it is NaN.
+    Where d_g vanishes, as for a model that does not know the groups, the lean is 0. Of NaN it is NaN.
     """
     size = _wide(directions).square().sum(-1)
     overlap = contrast(prediction, balanced, directions)
@@ -64,28 +65,21 @@ def lean(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor:
 
 
 def check_told_apart(prediction: Tensor, directions: Tensor, rows: "Sequence[Row]", timestep: float) -> None:
-    """Refuse predictions that have no lean.
+    """Refuse predictions without a lean: not finite, or the same for all groups.
 
     Args:
         prediction: (B, D), the neutral prompts'.
         directions: (K, B, D).
-        rows: The samples' `prompt` and `seed`.
+        rows: The samples; an error names the first that is refused.
         timestep: Of this step.
-
-    Raises:
-        InputError: Values are not finite, or the groups' predictions are the same; names the sample.
     """
     finite = prediction.isfinite().all(1) & directions.isfinite().all(2).all(0)
-    apart = (_wide(directions).square().sum(2) > 0).any(0)
-    if (finite & apart).all():
+    good = finite & (_wide(directions).square().sum(2) > 0).any(0)
+    if good.all():
         return
-    place = int((~(finite & apart)).nonzero()[0])
+    place = int((~good).nonzero()[0])
     what = "predictions are not finite; try --dtype float32 or bfloat16, or another copy of the model"
-    if finite[place]:
-        what = (
-            "the model predicts the same for every group's prompt, so the axis has no direction; check that its"
-            " denoiser reads the text, and the words of the axis"
-        )
+    what = NO_DIRECTION if finite[place] else what
     raise InputError(f"at timestep {timestep:g} of {rows[place]['prompt']!r}, seed {rows[place]['seed']}, {what}")
 
 
@@ -96,55 +90,33 @@ def contrast(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor
 
 @dataclass(frozen=True)
 class Point:
-    """One step of a batch, as a target sees it: nothing here requires grad.
+    """One step of a batch, as a target sees it: nothing requires grad. The last five are for the classifier."""
 
-    Args:
-        conditional: (B, D), the neutral prompt's prediction.
-        unconditional: (B, D), the one without prompt; where it was made.
-        balanced: (B, D).
-        directions: (K, B, D).
-        classifier: For the target of that name.
-        on: What the classifier looks at, "pictures" or "latents".
-        model: The pipeline; the classifier needs it and the next two.
-        call: Its denoiser's call.
-        part: Which of the call's samples these are.
-    """
-
-    conditional: Tensor
-    unconditional: Tensor | None
-    balanced: Tensor
-    directions: Tensor
+    conditional: Tensor  # (B, D), for the neutral prompts
+    unconditional: Tensor | None  # (B, D), without prompt, if there is one
+    balanced: Tensor  # (B, D)
+    directions: Tensor  # (K, B, D)
     classifier: Classifier | None = None
-    on: str = "pictures"
+    on: str = "pictures"  # or "latents"
     model: "Model | None" = None
     call: "Call | None" = None
-    part: slice = field(default_factory=lambda: slice(None))
+    part: slice = field(default_factory=lambda: slice(None))  # of the call's samples
 
 
 @dataclass(frozen=True)
 class Target:
-    """A named target.
+    """A named target: of a step, values (K, B) and cotangents (K, B, D).
 
-    Attributes:
-        values: A step -> values (K, B) and cotangents (K, B, D). With `halves` the cotangents are (K, 2 B, D), those of
-            the prediction without prompt first.
-        halves: Decomposes the unconditional prediction too: both are watched, and a neuron's relevance is the sum.
+    With `halves` the unconditional prediction is decomposed too, and a neuron's relevance is the sum. Cotangents are
+    then (K, 2 B, D), those of the prediction without prompt first.
     """
 
     values: Callable[[Point], tuple[Tensor, Tensor]]
     halves: bool = False
 
 
-def _lean(point: Point) -> tuple[Tensor, Tensor]:
-    return lean(point.conditional, point.balanced, point.directions), unit(point.directions)
-
-
-def _contrast(point: Point) -> tuple[Tensor, Tensor]:
-    return contrast(point.conditional, point.balanced, point.directions), point.directions
-
-
 def _guidance(point: Point) -> tuple[Tensor, Tensor]:
-    """The conditional's lean minus the unconditional's (fbar cancels): a neuron that any text excites counts little."""
+    """The conditional's lean minus the unconditional's (fbar cancels)."""
     assert point.unconditional is not None
     towards = unit(point.directions)
     return lean(point.conditional, point.unconditional, point.directions), torch.cat([-towards, towards], dim=1)
@@ -170,15 +142,15 @@ def _classifier(point: Point) -> tuple[Tensor, Tensor]:
             raise InputError("the classifier gave logits without a gradient; it must not run under torch.no_grad")
         centred = (_wide(logits) - _wide(logits).mean(1, keepdim=True)).T  # (K, B)
         # Centred logits add up to zero, so the last one's gradient is what the others leave.
-        rows = [torch.autograd.grad(each.sum(), prediction, retain_graph=True)[0] for each in centred[:-1]]
+        rows = [torch.autograd.grad(logit.sum(), prediction, retain_graph=True)[0] for logit in centred[:-1]]
     towards = _wide(torch.stack(rows))
     return centred.detach(), torch.cat([towards, -towards.sum(0, keepdim=True)])
 
 
 TARGETS: Mapping[str, Target] = MappingProxyType(
     {
-        "lean": Target(_lean),
-        "contrast": Target(_contrast),
+        "lean": Target(lambda p: (lean(p.conditional, p.balanced, p.directions), unit(p.directions))),
+        "contrast": Target(lambda p: (contrast(p.conditional, p.balanced, p.directions), p.directions)),
         "guidance": Target(_guidance, halves=True),
         "classifier": Target(_classifier),
     }
@@ -186,28 +158,16 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
 
 
 def get_target(name: str) -> Target:
-    """The target registered under a name.
-
-    Raises:
-        InputError: No target has that name.
-    """
+    """The target of that name; refuses a name that is not known."""
     if name not in TARGETS:
         raise InputError(f"target {name!r} is not known; choose one of {', '.join(TARGETS)}")
     return TARGETS[name]
 
 
 def off_axis(vectors: Tensor, directions: Tensor) -> Tensor:
-    """What lies outside the span of the K group directions, which sum to zero, so that K - 1 of them span it.
-
-    Args:
-        vectors: (B, D).
-        directions: (K, B, D).
-
-    Returns:
-        (B, D), in float32 or wider.
-    """
+    """Vectors (B, D) without their part in the span of the K directions (K, B, D): (B, D), in float32 or wider."""
     wide, axes = _wide(vectors), _wide(directions).transpose(0, 1)  # (B, D), (B, K, D)
-    basis: Tensor = torch.linalg.qr(axes[:, :-1].transpose(1, 2)).Q  # (B, D, K - 1)
+    basis: Tensor = torch.linalg.qr(axes[:, :-1].transpose(1, 2)).Q  # (B, D, K - 1); directions sum to zero
     return wide - (basis @ (basis.transpose(1, 2) @ wide[..., None]))[..., 0]
 
 
@@ -218,18 +178,11 @@ def axis_size(directions: Tensor) -> Tensor:
 
 
 def off_axis_cotangent(directions: Tensor, rows: "Sequence[Row]", timestep: float) -> Tensor:
-    """A random cotangent orthogonal to every group direction, in units of the group directions' size.
+    """A random cotangent (B, D) orthogonal to every group direction, in units of the group directions' size.
 
     For v of independent standard normals the mean of <v, x>^2 is ||x||^2, so a backward pass of v estimates how far
-    damping moves the prediction off the axis, relative to ||d||. It depends on the sample and timestep alone.
-
-    Args:
-        directions: (K, B, D).
-        rows: The samples' `prompt` and `seed`.
-        timestep: Of this step.
-
-    Returns:
-        (B, D).
+    damping moves the prediction off the axis, relative to ||d||. It depends on the samples' prompts and seeds and on
+    the timestep alone. Directions are (K, B, D).
     """
     drawn = []
     for row in rows:

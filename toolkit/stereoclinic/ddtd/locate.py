@@ -1,11 +1,9 @@
-"""DDTD as a Lightning predict loop: Lightning spreads the samples over devices, a metric adds their relevance up."""
+"""DDTD over many samples: Lightning spreads them over devices, and their relevance is summed."""
 
 import warnings
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,40 +15,31 @@ from torch import Tensor
 
 from stereoclinic.ddtd.checkpoint import Checkpoint, Shards
 from stereoclinic.ddtd.lean import Classifier
-from stereoclinic.ddtd.relevance import STATES, Relevance, RelevanceSums
+from stereoclinic.ddtd.relevance import Relevance, RelevanceSums
 from stereoclinic.ddtd.sharding import SHARDED, Evened, check_sharded, sharded
-from stereoclinic.ddtd.trajectory import Measured, Settings, bin_of, check_prompts, walk
+from stereoclinic.ddtd.step import Measured
+from stereoclinic.ddtd.trajectory import Settings, bin_of, check_prompts, walk
 from stereoclinic.errors import Incomplete, InputError
-from stereoclinic.io.digest import shapes_digest, weights_digest
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.record import created_now, made_by
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts.axes import Axis, gate_words
 from stereoclinic.prompts.sets import Row, Samples
 from stereoclinic.prompts.streams import Stream
 from stereoclinic.runtime.predict import predict
 
-#: A run that loses a larger share of its samples to values that are not finite is none.
+#: A run that loses a larger share of its samples to values that are not finite fails.
 MOST_DROPPED = 0.01
 
 
 class DDTD(L.LightningModule):
-    """Wraps a frozen denoiser; `predict_step` walks a batch of samples and adds their relevance to `sums`.
+    """Wraps a frozen denoiser; `predict_step` measures a batch of samples and adds their relevance to `sums`.
 
-    Args:
-        model: The pipeline; its weights are frozen.
-        axis: The bias axis.
-        settings: Composite, root, target, steps, guidance, bins.
-        samples: What is to be measured, the same on every rank, or a stream of it. Fewer are an incomplete run.
-        classifier: For the target of that name.
-        progress: Called after each measured step with the number of samples in it.
-        warn: Told what does not stop the run: a batch that did not fit in memory, a sample that was dropped.
-        shards: Keeps what was measured as the run goes; None keeps nothing.
-        kept: What earlier attempts measured, and is not among the samples.
-
-    After the run `total` holds the sums over all ranks, on the CPU, with a row for each of `labels`; `done` says how
-    many samples were measured, and `dropped` how many fell out.
+    Arguments as for `run_ddtd`; `shards` keeps what was measured as the run goes, and `kept` is what earlier attempts
+    measured, which is not among the samples. After the run `total` holds the sums over all ranks, on the CPU, with a
+    row for each of `labels`; `done` is the number of measured samples, `dropped` of those that were dropped.
     """
 
     total: dict[str, Tensor]
@@ -94,22 +83,21 @@ class DDTD(L.LightningModule):
 
     def on_predict_start(self) -> None:
         self.model.to(self.device)
-        found = torch.tensor([len(self.kept.done)], device=self.device)
-        if int(self.trainer.strategy.reduce(found, reduce_op="sum")) != self.trainer.world_size * len(self.kept.done):
+        self.sums.to(self.device)
+        (found,) = self._sum_over_ranks(len(self.kept.done))
+        if found != self.trainer.world_size * len(self.kept.done):
             raise InputError(
                 "the devices find different shards of an earlier run: write to a folder that all machines share, or"
                 " remove the shards"
             )
-        if isinstance(self.samples, Stream):
-            return  # whose prompts are seen as they come
-        for start in range(0, len(self.samples.prompts), 64):
-            last = min(start + 64, len(self.samples.prompts))
-            check_prompts(self.model, self.axis, self.samples[start:last], self.settings.guidance, self.settings.steps)
+        if isinstance(self.samples, Samples):  # a stream's prompts are checked as they come
+            for start in range(0, len(self.samples.prompts), 64):
+                self._check_prompts(self.samples[start : min(start + 64, len(self.samples.prompts))])
 
     def predict_step(self, batch: list[Row], batch_idx: int) -> Tensor:
         if isinstance(self.samples, Stream):
-            check_prompts(self.model, self.axis, batch, self.settings.guidance, self.settings.steps)
-            self._meet([row["label"] for row in batch])
+            self._check_prompts(batch)
+            self._add_labels([row["label"] for row in batch])
         labels = torch.tensor([self.labels.index(row["label"]) for row in batch], device=self.device)
         seeds = torch.tensor([row["seed"] for row in batch], device=self.device)
         real = [row for row in batch if row["number"] is not None]
@@ -131,70 +119,72 @@ class DDTD(L.LightningModule):
         self._keep()
         return torch.tensor(len(batch))
 
-    def _meet(self, labels: list[str]) -> None:
-        """Make room for labels of a stream that were not met before; twice what is needed, as more are to come."""
-        self.labels += [label for label in dict.fromkeys(labels) if label not in self.labels]
-        there = self.sums.count.shape[0]
-        if len(self.labels) > there:
-            self.sums.relabel(list(range(there)), max(2 * there, len(self.labels)))
-
-    def _keep(self, last: bool = False) -> None:
-        if self.shards is not None:
-            sums = {name: getattr(self.sums, name) for name in STATES}
-            self.shards.write(self.global_rank, sums, self.samples_done, self.labels, self.samples_dropped, last)
-
-    def _drop(self, row: Row, timestep: float, where: str) -> None:
-        self.samples_dropped += 1
-        if not self.first_fault:
-            self.first_fault = (
-                f"at timestep {timestep:g} of {row['prompt']!r}, seed {row['seed']}, {where} are not finite"
-            )
-            self.warn(f"{self.first_fault}; such samples are dropped from there on")
-
     def on_predict_end(self) -> None:
         """Every rank counts what it did: a rank that died must not pass for a finished run.
 
-        The ranks add up here, while their sums lie on the device: Lightning's teardown moves them to the CPU, where
-        a group of GPUs cannot gather them.
+        The ranks add up here, before the teardown ends their process group.
         """
         self._keep(last=True)
-        given = self.samples.given if isinstance(self.samples, Stream) else 0
-        counts = torch.tensor([len(self.samples_done), self.samples_dropped, given], device=self.device)
-        done, dropped, given = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        before = len(self.kept.done)
-        expected = given if isinstance(self.samples, Stream) else len(self.samples)
+        stream = self.samples if isinstance(self.samples, Stream) else None
+        given = 0 if stream is None else stream.given
+        done, dropped, given = self._sum_over_ranks(len(self.samples_done), self.samples_dropped, given)
+        before, expected = len(self.kept.done), len(self.samples) if isinstance(self.samples, Samples) else given
         if done != expected:
             raise Incomplete(f"{done + before} of {expected + before} samples were measured; run again")
-        self.done, self.dropped = done + before, dropped + self.kept.dropped
-        _check_dropped(self.dropped, self.done, self.first_fault)
-        if isinstance(self.samples, Stream):
-            self._agree()
+        if stream is not None:
+            self._agree_on_labels()
+        reduce = self.trainer.strategy.reduce
+        sums = {name: reduce(value, reduce_op="sum").cpu() for name, value in self.sums.tensors.items()}
+        self.finish(sums, done, dropped)
+
+    def finish(self, sums: dict[str, Tensor], done: int = 0, dropped: int = 0) -> None:
+        """Add what earlier attempts measured; set `total`, `done` and `dropped`; refuse if too many were dropped."""
+        self.done, self.dropped = done + len(self.kept.done), dropped + self.kept.dropped
+        if self.dropped > MOST_DROPPED * self.done:
+            raise Incomplete(
+                f"{self.dropped} of {self.done} samples were dropped, more than {MOST_DROPPED:.0%}:"
+                f" {self.first_fault or 'elsewhere, values were not finite'}; try --precision 32-true"
+            )
         earlier = self.kept.sums(self.labels, self.sums.shapes) if self.global_rank == 0 else {}
-        # torchmetrics hands back what has one element as a scalar: the count of one prompt in one bin.
-        sums = {name: value.cpu().view(getattr(self.sums, name).shape) for name, value in self.sums.compute().items()}
         self.total = {name: value + earlier.get(name, 0) for name, value in sums.items()}
 
-    def _agree(self) -> None:
-        """Ranks met other labels in another order: the same rows for all, before they are added up."""
+    def _sum_over_ranks(self, *numbers: int) -> list[int]:
+        summed: Tensor = self.trainer.strategy.reduce(torch.tensor(numbers, device=self.device), reduce_op="sum")
+        return [int(number) for number in summed]
+
+    def _check_prompts(self, rows: list[Row]) -> None:
+        check_prompts(self.model, self.axis, rows, self.settings.guidance, self.settings.steps)
+
+    def _add_labels(self, labels: list[str]) -> None:
+        """Make room for new labels of a stream: for twice as many as needed, as more are to come."""
+        self.labels += [label for label in dict.fromkeys(labels) if label not in self.labels]
+        if len(self.labels) > self.sums.labels:
+            self.sums.relabel(list(range(self.sums.labels)), max(2 * self.sums.labels, len(self.labels)))
+
+    def _agree_on_labels(self) -> None:
+        """Give all ranks the same rows, as each met the labels of its part in another order."""
         met: list[Any] = [self.labels]
         if self.trainer.world_size > 1:
             met = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(met, self.labels)
-        labels = sorted({label for each in (*met, self.kept.labels) for label in each})
+        labels = sorted({label for some in (*met, self.kept.labels) for label in some})
         self.sums.relabel([labels.index(label) for label in self.labels], len(labels))
         self.labels = labels
 
+    def _keep(self, last: bool = False) -> None:
+        if self.shards is not None:
+            tensors = self.sums.tensors
+            self.shards.write(self.global_rank, tensors, self.samples_done, self.labels, self.samples_dropped, last)
 
-def _that_adds_in_float64(accelerator: Any) -> Any:
-    """The accelerator, or the CPU in place of Apple's GPU where the choice is left open."""
-    if not torch.backends.mps.is_available() or accelerator not in ("auto", "gpu", "mps"):
-        return accelerator
-    if accelerator == "mps":
-        raise InputError("accelerator 'mps': relevance is summed in float64, which mps does not have; give cpu")
-    return "cpu"
+    def _drop(self, row: Row, timestep: float, where: str) -> None:
+        self.samples_dropped += 1
+        if not self.first_fault:
+            place = f"at timestep {timestep:g} of {row['prompt']!r}, seed {row['seed']}"
+            self.first_fault = f"{place}, {where} are not finite"
+            self.warn(f"{self.first_fault}; such samples are dropped from there on")
 
 
-def locate(
+def run_ddtd(
     model: Model,
     axis: Axis,
     samples: Samples | Stream,
@@ -207,22 +197,22 @@ def locate(
     shards: Path | None = None,
     **trainer: Any,
 ) -> Relevance | None:
-    """Find where the axis lives: relevance of every neuron, summed over samples and ranks.
+    """Measure the relevance of every neuron, summed over samples and ranks.
 
-    The model is left as it came, in weights, precision and place.
+    The model keeps its weights, precision and device.
 
     Args:
         model: The pipeline.
         axis: The bias axis.
         samples: See `prompts.with_seeds`; or a stream, of which every rank reads its own part.
         settings: What is decomposed, and how.
-        batch_size: Samples walked together on one device; changes nothing but rounding. Where memory runs out the model
+        batch_size: Samples run together on one device; changes nothing but rounding. Where memory runs out the model
             is given fewer at a time.
-        classifier: For the target "classifier": pictures (B, 3, H, W) in [0, 1], or latents, to logits (B, K).
+        classifier: For the target "classifier": images (B, 3, H, W) in [0, 1], or latents, to logits (B, K).
         progress: Called with the number of samples of each measured step.
-        warn: Told, once each, of a batch that did not fit in memory and of a sample that was dropped.
-        shards: Folder that keeps what was measured as the run goes. What lies there is not measured again, on however
-            many devices; remove the folder once the relevance is saved.
+        warn: Called once for a batch that did not fit in memory, and once for a dropped sample.
+        shards: Folder that keeps what was measured as the run goes. What is there is not measured again, on any number
+            of devices; remove the folder once the relevance is saved.
         **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy, precision. The strategy
             "fsdp" is our own, see `ddtd.sharding`; it takes the number of devices.
 
@@ -232,84 +222,72 @@ def locate(
     Raises:
         InputError: Fewer samples than ranks at the start of a run, an empty stream, more labels than fit in memory, a
             bin that no measured step falls in, prompts or predictions that are the same for all groups, a target
-            without its classifier, a single sample that does not fit in memory, an accelerator without float64, or what
-            cannot be done with shared-out weights.
+            without its classifier, a single sample that does not fit in memory, an accelerator without float64, or
+            something that shared-out weights do not allow.
         Incomplete: Samples are missing at the end, or more than 1 % of them had values that are not finite.
         KeyboardInterrupt: As pressed.
     """
-    trainer["accelerator"] = _that_adds_in_float64(trainer.get("accelerator", "auto"))
-    how = settings.how(model.network, classifier)
-    network = inner(model.network)
+    trainer["accelerator"] = _with_float64(trainer.get("accelerator", "auto"))
+    about = _about(model, axis, samples, settings, classifier, trainer.get("precision"))
     ranks: Any = trainer.get("devices", 1) * trainer.get("num_nodes", 1)  # no number where Lightning is to choose
     if together := trainer.get("strategy") == SHARDED:  # ranks must make the same passes
-        check_sharded(network, samples, settings.composite, trainer.get("precision"), ranks)
+        check_sharded(inner(model.network), samples, settings.composite, trainer.get("precision"), ranks)
         # Lightning's own "fsdp" is torch's first one.
         trainer["strategy"] = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
-    about = {
-        **model.about,
-        "unet_shapes": shapes_digest(network),
-        "unet_weights": weights_digest(network),
-        "precision": str(trainer.get("precision") or "32-true"),
-        "axis": axis.name,
-        "words": list(axis.words),
-        **samples.about(),
-        "scheduler": type(model.pipe.scheduler).__name__,
-        "target": settings.target,
-        **({"classifier_on": settings.classifier_on} if settings.target == "classifier" else {}),
-        "composite": how.propagation.composite.name,
-        "composite_digest": how.propagation.composite.digest()[:16],
-        "root": "rooted" if how.rooted else "plain",
-        "steps": settings.steps,
-        "every": settings.every,
-        "guidance": settings.guidance,
-        **({"patterns": list(settings.sites)} if settings.sites else {}),
-    }
     store, kept = None, Checkpoint()
     if shards is not None:
-        beside = {
-            "bins": settings.bins,
-            "kinds": list(settings.kinds),
-            "sites": list(settings.sites),
-            "collateral_every": settings.collateral_every,
-        }
-        store = Shards(shards, {**about, **beside})
+        more = {name: getattr(settings, name) for name in ("bins", "collateral_every")}
+        lists = {name: list(getattr(settings, name)) for name in ("kinds", "sites")}
+        store = Shards(shards, {**about, **more, **lists})
         kept = store.kept()
     module = DDTD(model, axis, settings, samples.without(kept.done), classifier, progress, warn, store, kept)
-    if isinstance(module.samples, Stream) or len(module.samples):
-        items: Samples | Stream | Evened = module.samples
+    items: Samples | Stream | Evened = module.samples
+    if isinstance(items, Stream) or len(items):
         if isinstance(items, Samples) and (together or (kept.done and isinstance(ranks, int) and len(items) < ranks)):
-            items = Evened(items, ranks)  # what is left of a run may be fewer than its ranks, by no one's mistake
-        runner = predict(module, model, items, batch_size, **trainer)
-        if not runner.is_global_zero:
+            items = Evened(items, ranks)  # a resumed run may have fewer samples left than ranks
+        if not predict(module, model, items, batch_size, **trainer).is_global_zero:
             return None
-        total, done, dropped = module.total, module.done, module.dropped
     else:
-        total, done, dropped = kept.sums(module.labels, module.sums.shapes), len(kept.done), kept.dropped
-        _check_dropped(dropped, done)
-    if not done:
+        module.finish(module.sums.tensors)
+    if not module.done:
         raise InputError(f"{about['prompts']}: no prompts in it")
-    metadata = {
-        **about,
-        **gate_words(axis),
-        "samples": done,
-        "dropped": dropped,
-        "versions": {name: version(name) for name in ("stereoclinic", "torch", "diffusers", "lightning")},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    counts = {"samples": module.done, "dropped": module.dropped}
+    metadata = {**about, **gate_words(axis), **counts, **created_now()}
+    bins = {"bin_edges": module.edges, "timesteps": module.timesteps}
+    return Relevance(module.sites, axis.groups, module.labels, **bins, **module.total, metadata=metadata)
+
+
+locate = run_ddtd
+
+
+def _with_float64(accelerator: Any) -> Any:
+    """The accelerator, or the CPU in place of Apple's GPU where the choice is left open."""
+    if not torch.backends.mps.is_available() or accelerator not in ("auto", "gpu", "mps"):
+        return accelerator
+    if accelerator == "mps":
+        raise InputError("accelerator 'mps': relevance is summed in float64, which mps does not have; give cpu")
+    return "cpu"
+
+
+def _about(
+    model: Model,
+    axis: Axis,
+    samples: Samples | Stream,
+    settings: Settings,
+    classifier: Classifier | None,
+    precision: str | None,
+) -> dict[str, Any]:
+    """Everything that relevance depends on, as its file says it; errors are those of `Settings.for_step`."""
+    step = settings.for_step(model.network, classifier)
+    composite = step.propagation.composite
+    return {
+        **made_by(model, axis, samples, settings.steps, settings.guidance),
+        "precision": str(precision or "32-true"),
+        "target": settings.target,
+        **({"classifier_on": settings.classifier_on} if settings.target == "classifier" else {}),
+        "composite": composite.name,
+        "composite_digest": composite.digest()[:16],
+        "root": "rooted" if step.rooted else "plain",
+        "every": settings.every,
+        **({"patterns": list(settings.sites)} if settings.sites else {}),
     }
-    return Relevance(
-        module.sites,
-        axis.groups,
-        module.labels,
-        module.edges,
-        **total,
-        metadata=metadata,
-        timesteps=module.timesteps,
-    )
-
-
-def _check_dropped(dropped: int, done: int, fault: str = "") -> None:
-    if dropped > MOST_DROPPED * done:
-        raise Incomplete(
-            f"{dropped} of {done} samples were dropped, more than {MOST_DROPPED:.0%}:"
-            f" {fault or 'elsewhere, values were not finite'}; try --precision 32-true"
-        )

@@ -1,10 +1,10 @@
-"""Where in the picture a neuron's relevance lies, from the very pass that locates it.
+"""Where in the image a neuron's relevance lies, from the pass that locates it.
 
     R_j = sum over positions p of  a_j[p] g_j[p]          the map is what the sum runs over
 
 A neuron of a convolution has a map of the latents' shape or a coarser one; a neuron of a transformer block has one
-value a token, and tokens lie row by row. So a map sums to the neuron's relevance, and says which parts of the picture
-gave it: the counterpart of DAAM's attention maps (Tang et al. 2022, "What the DAAM") for any neuron, signed.
+value for each token, row by row. A map sums to the neuron's relevance. It is the signed counterpart, for any neuron, of
+DAAM's attention maps (Tang et al. 2022, "What the DAAM").
 """
 
 import math
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd.trajectory import Measured, Settings, bin_of, walk
+from stereoclinic.ddtd.step import Measured
+from stereoclinic.ddtd.trajectory import Settings, bin_of, walk
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.images import as_tensor
 from stereoclinic.pipelines.memory import AdaptiveBatch
@@ -26,13 +27,7 @@ from stereoclinic.prompts.sets import Row
 
 @dataclass(frozen=True)
 class Spot:
-    """A neuron within a timestep bin.
-
-    Args:
-        site: Its layer.
-        neuron: Which of the site's neurons.
-        bin: Which bin its map is summed over.
-    """
+    """A neuron of a site, within a timestep bin."""
 
     site: Site
     neuron: int
@@ -45,10 +40,10 @@ class Spot:
 
 @dataclass(frozen=True)
 class Maps:
-    """What `relevance_maps` found.
+    """The result of `relevance_maps`.
 
     Args:
-        pictures: (B, 3, H, W) in [0, 1], what the trajectories end in.
+        pictures: (B, 3, H, W) in [0, 1], at the end of the trajectories.
         maps: For each spot (B, h, w) at the site's own resolution: relevance toward the group, summed over the
             measured steps of its bin.
     """
@@ -69,7 +64,7 @@ def relevance_maps(
     portions: AdaptiveBatch | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Maps:
-    """Draw each row's picture, and keep the maps of some neurons on the way.
+    """Draw each row's image, and keep the maps of some neurons on the way.
 
     Args:
         model: The frozen pipeline.
@@ -77,14 +72,13 @@ def relevance_maps(
         rows: The samples, as `trajectory.walk` takes them.
         settings: As in the run that located the neurons.
         edges: (T + 1,) descending timesteps of the bins.
-        spots: Whose maps.
-        group: Relevance toward which group of the axis.
+        spots: The neurons.
+        group: Index of the group; maps are of the relevance toward it.
         portions: How many samples fit through the model together.
         progress: Called after each measured step with the number of samples in it.
 
     Raises:
-        InputError: As `trajectory.walk`; a spot is in a bin that no measured step falls into; or values were not
-            finite.
+        InputError: As `trajectory.walk`; no measured step falls into a spot's bin; or values were not finite.
     """
     for spot in spots:
         if not 0 <= spot.bin < len(edges) - 1:
@@ -92,7 +86,7 @@ def relevance_maps(
     sites = list({spot.site.name: spot.site for spot in spots}.values())
     neurons = sum(site.width for site in sites)
     keeper = _Keeper(spots)
-    found: list[Tensor | None] = [None] * len(spots)
+    found: dict[int, Tensor] = {}  # place of a spot -> its map
 
     def measured(step: Measured) -> None:
         for row, where in step.faults.items():
@@ -103,36 +97,28 @@ def relevance_maps(
         now = bin_of(step.timestep, edges)
         for i, (spot, flat) in enumerate(zip(spots, kept, strict=True)):
             if spot.bin == now:
-                before = found[i]
-                found[i] = flat if before is None else before + flat
+                found[i] = found[i] + flat if i in found else flat
         if progress is not None:
             progress(len(rows))
 
     drawn = walk(model, sites, axis, rows, settings, measured, portions=portions, reduce=keeper, output="pil")
     pictures = as_tensor(drawn).float() / 255
     maps = []
-    for spot, shape, flat in zip(spots, keeper.shapes, found, strict=True):
-        if flat is None:
+    for i, (spot, shape) in enumerate(zip(spots, keeper.shapes, strict=True)):
+        if i not in found:
             high, low = edges[spot.bin : spot.bin + 2].tolist()
             raise InputError(f"no measured step falls between timesteps {high:g} and {low:g}; measure more steps")
         grid = shape if len(shape) == 2 else token_grid(shape[0], pictures.shape[2:])
-        maps.append(flat.unflatten(1, grid).cpu())
+        maps.append(found[i].unflatten(1, grid).cpu())
     return Maps(pictures, maps)
 
 
 class _Keeper:
-    """`neuron_relevance`, with the maps of some neurons appended to its rows.
-
-    Args:
-        spots: Whose maps.
-
-    Attributes:
-        shapes: (h, w) of each spot's map, or its number of tokens; known after the first pass.
-    """
+    """`neuron_relevance`, with the maps of some neurons appended to its rows."""
 
     def __init__(self, spots: Sequence[Spot]) -> None:
         self.spots = list(spots)
-        self.shapes: list[Sequence[int]] = []
+        self.shapes: list[Sequence[int]] = []  # (h, w) of each map, or its number of tokens; known after the first pass
 
     def __call__(
         self,
@@ -143,36 +129,31 @@ class _Keeper:
     ) -> Tensor:
         inputs = [(spot.site.dim, activations[spot.site.layer].shape) for spot in self.spots]
         self.shapes = [shape[2:] if dim == 1 else (math.prod(shape[1:-1]),) for dim, shape in inputs]
-        kept = [self._map(spot, activations, grads, roots) for spot in self.spots]
+        kept = [_map(spot, activations, grads, roots) for spot in self.spots]
         return torch.cat([neuron_relevance(activations, grads, sites, roots), *kept], dim=1)
 
-    @staticmethod
-    def _map(
-        spot: Spot,
-        activations: Mapping[str, Tensor],
-        grads: Mapping[str, Tensor | None],
-        roots: Mapping[str, Tensor] | None,
-    ) -> Tensor:
-        """(B, positions), in float32 or wider."""
 
-        def own(x: Tensor) -> Tensor:
-            picked = spot.site.of(x).select(spot.site.dim, spot.neuron)
-            return picked.detach().flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+def _map(
+    spot: Spot,
+    activations: Mapping[str, Tensor],
+    grads: Mapping[str, Tensor | None],
+    roots: Mapping[str, Tensor] | None,
+) -> Tensor:
+    """(B, positions), in float32 or wider."""
 
-        name = spot.site.layer
-        a, grad = own(activations[name]), grads[name]
-        if grad is None:
-            return torch.zeros_like(a)
-        return (a if roots is None else a - own(roots[name])) * own(grad)
+    def values(x: Tensor) -> Tensor:
+        picked = spot.site.of(x).select(spot.site.dim, spot.neuron)
+        return picked.detach().flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+
+    name = spot.site.layer
+    a, grad = values(activations[name]), grads[name]
+    if grad is None:
+        return torch.zeros_like(a)
+    return (a if roots is None else a - values(roots[name])) * values(grad)
 
 
 def token_grid(tokens: int, picture: Sequence[int]) -> tuple[int, int]:
-    """The (h, w) with h w = tokens whose aspect is nearest to that of the picture.
-
-    Args:
-        tokens: How many.
-        picture: (H, W).
-    """
+    """The (h, w) with h w = tokens whose aspect is nearest to that of a picture (H, W)."""
     aspect = math.log(picture[0] / picture[1])
     grids = [(h, tokens // h) for h in range(1, tokens + 1) if tokens % h == 0]
     return min(grids, key=lambda grid: abs(math.log(grid[0] / grid[1]) - aspect))

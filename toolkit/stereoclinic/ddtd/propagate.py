@@ -4,24 +4,21 @@
         target = lean(unet(x, t, c))              # F.silu(x) -> rules.silu(F.silu, x), the same output
     grads = torch.autograd.grad(target, sites)    # inside the context or outside, on any thread
 
-The rules are keyed by torch function, not by module, so the same code reads a UNet and a transformer; a composite
-that chooses rules by layer tells a call's layer by its weight. It is an allow-list: a function that is not known,
-takes an activation that requires grad and returns one is refused, because relevance would pass through it by
-whatever its gradient happens to be.
+The rules are keyed by torch function, not by module, so the same code reads a U-Net and a transformer. A composite that
+chooses rules by layer recognises a call's layer by its weight. It is an allow-list: an unknown function that takes an
+activation that requires grad and returns one is refused, because relevance would pass it by whatever its gradient is.
 
-Three things escape a thread-local mode and are dealt with here: recomputation under non-reentrant gradient
-checkpointing (it runs during backward, often on another thread: the mode is carried into the checkpoint's frame),
-custom autograd functions (never shown to a mode: refused when what they return is next used; reentrant
-checkpointing is one), and compiled modules (run eagerly inside, see ``eager``).
-
-Compiled modules run eagerly while relevance is propagated: compiled code never shows a mode its functions.
+Three things escape a thread-local mode. Recomputation under non-reentrant gradient checkpointing runs during backward,
+often on another thread: the mode is carried into the checkpoint's frame. Custom autograd functions (reentrant
+checkpointing is one) are never shown to a mode: they are refused when their result is next used. Compiled modules do
+not show their functions either: they run eagerly meanwhile, see `eagerly`.
 """
 
 import copy
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,13 +29,11 @@ from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from stereoclinic.ddtd.rules.composites import Composite, get_composite
-from stereoclinic.ddtd.rules.functions import Dead, Rule, RuleFunction, half, native
+from stereoclinic.ddtd.rules.functions import Rule, RuleFunction, half, native
 from stereoclinic.ddtd.rules.layers import LayerRule
 from stereoclinic.ddtd.rules.lora import as_if_merged, find_adapted
-from stereoclinic.ddtd.rules.operations import KIND_OF, KINDS, NATIVE, QUERIES, activations, follow, mark_of
+from stereoclinic.ddtd.rules.operations import KIND_OF, NATIVE, QUERIES, activations, follow, mark_of
 from stereoclinic.errors import InputError, UncoveredOperation
-
-__all__ = ["KINDS", "Propagation", "Survey", "UncoveredOperation", "propagate", "survey"]
 
 _INPLACE = frozenset({"mul_", "__imul__", "div_", "__itruediv__"})
 _BY_WEIGHT = frozenset({"linear", "convolution"})
@@ -54,34 +49,31 @@ _harmless: set[type] = set()  # types of graph nodes that were looked at and are
 
 
 class Propagation(TorchFunctionMode):
-    """The mode that ``propagate`` returns; innermost wins when two are nested.
+    """The mode that `propagate` returns; the innermost wins when two are nested.
 
-    It may be entered again once it was left: one made before a loop finds the layers of its model once.
+    It may be entered again after it was left, so a loop needs to find the layers of its model only once.
     """
 
     def __init__(self, composite: Composite, model: nn.Module | None = None) -> None:
         super().__init__()
         self.composite = composite
         self._rules = dict(composite.rules)
-        self._weights: list[nn.Parameter] = []  # kept, so that no other tensor gets the id of one
-        self._by_weight: dict[int, Rule] = {}
-        if composite.layers:
-            if model is None:
-                raise InputError(
-                    f"composite {composite.name!r} chooses rules by layer: call propagate(composite, model) with the "
-                    "network whose layers they are"
-                )
-            for weight, rule in composite.assign(model):
-                self._weights.append(weight)
-                self._by_weight.setdefault(id(weight), rule)
+        if composite.layers and model is None:
+            raise InputError(
+                f"composite {composite.name!r} chooses rules by layer: call propagate(composite, model) with the "
+                "network whose layers they are"
+            )
+        weights = composite.assign(model) if composite.layers and model is not None else []
+        self._by_weight = {id(weight): rule for weight, rule in reversed(weights)}  # the first counts
         if model is not None and composite.by_terms:
             for module, weight in find_adapted(model):
                 kind = "linear" if isinstance(module.base_layer, nn.Linear) else "convolution"
                 chosen = self._by_weight.get(id(weight), self._rules.get(kind))
                 if isinstance(chosen, LayerRule):
-                    for part, rule in as_if_merged(module, chosen):
-                        self._weights.append(part)
-                        self._by_weight[id(part)] = rule
+                    merged = list(as_if_merged(module, chosen))
+                    self._by_weight |= {id(part): rule for part, rule in merged}
+                    weights += merged
+        self._weights = [weight for weight, _ in weights]  # kept, so that no other tensor gets the id of one
         self._halves = composite.modulation == "halves"
         self._idle = not (composite.strict or composite.rules or composite.layers)
         self._native = NATIVE - _BY_WEIGHT - self._rules.keys()
@@ -89,7 +81,7 @@ class Propagation(TorchFunctionMode):
     def __enter__(self) -> Self:
         if self in _local.stack:
             raise RuntimeError("this propagation is entered already; call propagate again for a nested one")
-        enter()
+        _enter_eager()
         _local.stack = (*_local.stack, self)
         super().__enter__()  # type: ignore[no-untyped-call]  # torch's own has no annotations
         return self
@@ -99,7 +91,7 @@ class Propagation(TorchFunctionMode):
     ) -> None:
         super().__exit__(kind, value, traceback)  # type: ignore[no-untyped-call]  # nor has this
         _local.stack = _local.stack[:-1]
-        leave()
+        _leave_eager()
 
     def __torch_function__(
         self,
@@ -108,7 +100,10 @@ class Propagation(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        return self.call(func, args, kwargs or {})
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a torch function as the composite says."""
         if func in QUERIES or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         # An inner mode's calls reach the outer one too: a rule must be applied once. Autograd may hand modes
@@ -192,8 +187,8 @@ class Propagation(TorchFunctionMode):
             if type(node) in _harmless:
                 continue
             made_by = getattr(type(node), "_forward_cls", type(node))
-            harmless = issubclass(made_by, RuleFunction) or made_by.__module__.startswith(_FSDP)
-            if isinstance(node, BackwardCFunction) and not harmless:
+            ours = issubclass(made_by, RuleFunction) or made_by.__module__.startswith(_FSDP)
+            if isinstance(node, BackwardCFunction) and not ours:
                 self._report(made_by)
             else:
                 _harmless.add(type(node))
@@ -202,51 +197,22 @@ class Propagation(TorchFunctionMode):
         """Refuse an operation, or a custom autograd function.
 
         Raises:
-            UncoveredOperation: always; a survey counts it and goes on.
+            UncoveredOperation: Always; the conservation check counts it and goes on.
         """
-        if isinstance(func, type):
-            advice = "use a module that calls torch functions"
-            if func.__name__ == "CheckpointFunction":
-                advice = "use gradient checkpointing with use_reentrant=False, as diffusers does"
-            raise UncoveredOperation(
-                f"the autograd function `{_name(func)}` has no rule in composite `{self.composite.name}`; {advice}, or "
-                "the composite `gradient`"
-            )
-        raise UncoveredOperation(
-            f"`{_name(func)}` has no rule in composite `{self.composite.name}`{': ' + why if why else ''}; "
-            "freeze the model (model.requires_grad_(False)), use its standard attention and activations, add "
-            "a rule to the composite, or use the composite `gradient`"
+        what = f"`{name_of(func)}` has no rule in composite `{self.composite.name}`{': ' + why if why else ''}"
+        advice = (
+            "freeze the model (model.requires_grad_(False)), use its standard attention and activations, add a rule to"
+            " the composite, or use"
         )
+        if isinstance(func, type):
+            what, advice = f"the autograd function {what}", "use a module that calls torch functions, or"
+            if func.__name__ == "CheckpointFunction":
+                advice = "use gradient checkpointing with use_reentrant=False, as diffusers does, or"
+        raise UncoveredOperation(f"{what}; {advice} the composite `gradient`")
 
 
-class Survey(Propagation):
-    """The mode that ``survey`` returns.
-
-    Attributes:
-        uncovered: how often each operation came that has no rule, by its name. An operation that is covered only in
-            attention scores or in the standard deviation of a norm counts when a backward pass reaches it.
-    """
-
-    def __init__(self, composite: Composite, model: nn.Module | None = None) -> None:
-        super().__init__(composite, model)
-        self.uncovered: Counter[str] = Counter()
-
-    def _report(self, func: Callable[..., Any], why: str = "") -> None:
-        self.uncovered[_name(func)] += 1
-
-    def _by_rule(self, rule: Rule, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            result = rule(func, *args, **kwargs)
-        except UncoveredOperation:  # raised before anything was computed
-            self._report(func)
-            return func(*args, **kwargs)
-        if getattr(type(getattr(result, "grad_fn", None)), "_forward_cls", None) is Dead:
-            result = func(*args, **kwargs)
-            result.register_hook(lambda g: self._report(func))
-        return result
-
-
-def _name(func: Callable[..., Any]) -> str:
+def name_of(func: Callable[..., Any]) -> str:
+    """What a user calls a torch function or an autograd function."""
     name: str = resolve_name(func) or getattr(func, "__qualname__", repr(func))
     return name
 
@@ -258,47 +224,27 @@ def propagate(composite: Composite | str | Path, model: nn.Module | None = None)
     get no gradient from a rule. Inside, compiled modules of every thread run eagerly.
 
     Args:
-        composite: a composite, the name of one such as "epsilon-cp", or a .toml file.
-        model: the network that is run, compiled or not. Needed when the composite chooses rules by layer, and for
-            rules such as gamma and z+ to read the LoRA adapters on it as if merged: without it, each is layers of its
-            own. Adapters are looked for here, and which of them are active at each pass.
+        composite: A composite, the name of one such as "epsilon-cp", or a .toml file.
+        model: The network that is run, compiled or not. A composite that chooses rules by layer needs it. Rules such as
+            gamma and z+ need it to read LoRA adapters as if merged: without it, an adapter's layers are layers of their
+            own. Adapters are looked for here; which of them are active is read at each pass.
 
     Returns:
         A context manager, which may be entered again.
 
     Raises:
-        InputError: no composite has that name; it chooses by layer and there is no model, or none of its layers fits.
-        UncoveredOperation: inside the context, on an operation without a rule.
+        InputError: No composite has that name; it chooses by layer and there is no model, or none of its layers fits.
+        UncoveredOperation: Inside the context, on an operation without a rule.
     """
-    return Propagation(_composite(composite), model)
-
-
-def survey(composite: Composite | str | Path, model: nn.Module | None = None) -> Survey:
-    """As ``propagate``, but operations without a rule are counted in ``uncovered`` and passed by their own gradient.
-
-    Args:
-        composite: a composite, the name of one, or a .toml file.
-        model: the network that is run. Needed as by ``propagate``.
-
-    Returns:
-        A context manager with the attribute ``uncovered``.
-
-    Raises:
-        InputError: as ``propagate``.
-    """
-    return Survey(_composite(composite), model)
-
-
-def _composite(composite: Composite | str | Path) -> Composite:
-    return composite if isinstance(composite, Composite) else get_composite(composite)
+    return Propagation(composite if isinstance(composite, Composite) else get_composite(composite), model)
 
 
 def _carry_into_checkpoint(pack: Callable[..., Any], mode: Propagation) -> None:
     """Inside a non-reentrant checkpoint, have its recomputation run under the same rules.
 
-    The recomputation runs when backward unpacks the first saved tensor, on a thread where the mode is not
-    set; the tensors it saves must be those of the rules (rstd, not x). torch offers no hook for that from
-    within, so the frame is read from the closure of the checkpoint's pack hook.
+    It runs when backward unpacks the first saved tensor, on a thread where the mode is not set; the tensors it saves
+    must be those of the rules (rstd, not x). Torch has no hook for that, so the frame is read from the closure of the
+    checkpoint's pack hook.
     """
     if not getattr(pack, "__qualname__", "").startswith("_checkpoint_hook."):
         return
@@ -309,19 +255,16 @@ def _carry_into_checkpoint(pack: Callable[..., Any], mode: Propagation) -> None:
             f"gradient checkpointing of torch {torch.__version__} is built in a way this version does "
             "not know; call disable_gradient_checkpointing()"
         )
-    if not isinstance(frame.recompute_fn, _Recompute):
-        frame.recompute_fn = _Recompute(frame.recompute_fn, mode)
+    recompute = frame.recompute_fn
+    if getattr(recompute, "_by_rules", False):
+        return
 
+    def by_rules(*args: Any, **kwargs: Any) -> Any:
+        with copy.copy(mode):  # the mode itself may be set on this thread
+            return recompute(*args, **kwargs)
 
-class _Recompute:
-    """A checkpoint's recomputation, under the rules of its forward pass."""
-
-    def __init__(self, function: Callable[..., Any], mode: Propagation) -> None:
-        self.function, self.mode = function, mode
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with copy.copy(self.mode):  # the mode itself may be set on this thread
-            return self.function(*args, **kwargs)
+    by_rules._by_rules = True  # type: ignore[attr-defined]
+    frame.recompute_fn = by_rules
 
 
 _lock = threading.Lock()
@@ -329,24 +272,30 @@ _inside = 0
 _stance: Any = None
 
 
-def enter() -> None:
-    """Have every compiled module of the process run eagerly until the matching ``leave``.
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Within the context, every compiled module of the process runs eagerly.
 
-    Torch's stance is one for all threads and each user restores what it found, so that two threads that leave out
-    of order would leave it set for good: hence one count, and one change of it.
+    Torch's stance is one for all threads and each user restores what it found, so that two threads that leave out of
+    order would leave it set for good: hence one count, and one change of it.
     """
+    _enter_eager()
+    try:
+        yield
+    finally:
+        _leave_eager()
+
+
+def _enter_eager() -> None:
     global _inside, _stance
     with _lock:
         # Without torch._dynamo nothing was compiled, and importing it takes seconds.
         if _stance is None and "torch._dynamo" in sys.modules:
-            import torch
-
             _stance = torch.compiler.set_stance("force_eager")
         _inside += 1
 
 
-def leave() -> None:
-    """Undo one ``enter``; the last one gives back the stance that the first one found."""
+def _leave_eager() -> None:
     global _inside, _stance
     with _lock:
         _inside -= 1

@@ -1,20 +1,18 @@
-"""Relevance as it is accumulated (a torchmetrics metric of float64 sums) and as it is kept (a file).
+"""Relevance while it is summed (`RelevanceSums`) and when it is done (`Relevance`, a file).
 
-Every state is a sum over samples, so ranks and batches add up exactly, and its size does not grow with
-the number of prompts: rows are kept per label (an occupation) and timestep bin, not per sample. Leans are so
-small that they are kept per measured timestep as well: the lean curve.
+Every tensor is a float64 sum over samples, so ranks and batches add up exactly. Its size does not grow with the number
+of prompts: there is a row for each label (an occupation) and timestep bin, not for each sample. Leans are small, so
+they are also kept for each measured timestep: the lean curve.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import Module
-from torchmetrics import Metric
 
 from stereoclinic.errors import InputError
 from stereoclinic.io.files import load_tensors, save_tensors
@@ -26,141 +24,116 @@ from stereoclinic.pipelines.sites import Site, check_sites
 if TYPE_CHECKING:
     from stereoclinic.ddtd.step import Measured
 
-KIND = "relevance"
-VERSION = 2
+KIND, VERSION = "relevance", 2
 SKETCHES = 4  # independent sums of off-axis rows by label and bin; more of them estimate ||V lambda||^2 better
-STATES = (
-    "count",
-    "lean_sum",
-    "lean_sq",
-    "relevance_sum",
-    "stereotype_sum",
-    "stereotype_sq",
-    "collateral",
-    "root_sum",
-    "value_sum",
-    "curve_count",
-    "curve_sum",
-    "curve_sq",
-)
-#: Those with a row for each label.
-BY_LABEL = tuple(name for name in STATES if name not in ("stereotype_sq", "root_sum"))
 
 
 def shapes_of(labels: int, bins: int, groups: int, neurons: int, steps: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every state: P labels, T bins, K groups, N neurons, M measured steps."""
+    """The shape of every sum: P labels, T bins, K groups, N neurons, M measured steps."""
     return {
         "count": (labels, bins),
         "lean_sum": (labels, bins, groups),
         "lean_sq": (labels, bins, groups),
-        "value_sum": (labels, bins, groups),
         "relevance_sum": (labels, bins, groups, neurons),
         "stereotype_sum": (labels, bins, neurons),
         "stereotype_sq": (bins, neurons),
         "collateral": (labels, bins, SKETCHES, neurons),
         "root_sum": (groups, bins, neurons),
+        "value_sum": (labels, bins, groups),
         "curve_count": (labels, steps),
         "curve_sum": (labels, steps, groups),
         "curve_sq": (labels, steps, groups),
     }
 
 
-class RelevanceSums(Metric):
-    """Sums of leans, relevance, collateral and group activations.
+STATES = tuple(shapes_of(0, 0, 0, 0, 0))
+#: Those with a row for each label.
+BY_LABEL = tuple(name for name in STATES if name not in ("stereotype_sq", "root_sum"))
 
-    Args:
-        labels: P, the number of row labels.
-        bins: T, the number of timestep bins.
-        groups: K.
-        neurons: N.
-        steps: M, the number of measured steps.
+
+class RelevanceSums:
+    """Sums of leans, relevance, collateral and group activations; arguments as in `shapes_of`.
+
+    Attributes:
+        tensors: The sums by name, float64 whatever the precision of the run.
 
     Raises:
         InputError: They would not fit in memory.
     """
 
-    full_state_update = False
-
-    count: Tensor
-    lean_sum: Tensor
-    lean_sq: Tensor
-    relevance_sum: Tensor
-    stereotype_sum: Tensor
-    stereotype_sq: Tensor
-    collateral: Tensor
-    root_sum: Tensor
-    value_sum: Tensor
-    curve_count: Tensor
-    curve_sum: Tensor
-    curve_sq: Tensor
-
     def __init__(self, labels: int, bins: int, groups: int, neurons: int, steps: int) -> None:
-        super().__init__()
         self.shapes = shapes_of(labels, bins, groups, neurons, steps)
         self._check_room(labels, torch.device("cpu"))
-        for name, shape in self.shapes.items():
-            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.tensors = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in self.shapes.items()}
+
+    @property
+    def labels(self) -> int:
+        """Number of rows."""
+        return len(self.tensors["count"])
 
     def update(self, labels: Tensor, seeds: Tensor, bin_: int, step: int, measured: "Measured") -> None:
         """Add one step of a batch; samples with faults are left out.
 
         Args:
             labels: (B,) row of each sample.
-            seeds: (B,) seed of each sample, which says into which sketch its off-axis row is summed.
+            seeds: (B,) seed of each sample, which chooses the sketch of its off-axis row.
             bin_: Timestep bin of the step.
             step: Which of the measured steps it is.
-            measured: What was measured. Its collateral comes with random signs, which let a sum stand for all samples.
+            measured: The step. Its collateral has random signs, so that one sum stands for all samples.
         """
         kept: Tensor | slice = slice(None)
         if measured.faults:
             whole = [i for i in range(len(labels)) if i not in measured.faults]
             kept = torch.tensor(whole, dtype=torch.int64, device=labels.device)
-        labels, seeds = labels[kept], seeds[kept]
-        lean, value = (each.double().T[kept] for each in (measured.lean, measured.value))  # (B, K)
+        labels, seeds, sums = labels[kept], seeds[kept], self.tensors
+        lean, value = (x.double().T[kept] for x in (measured.lean, measured.value))  # (B, K)
         relevance = measured.relevance.double().transpose(0, 1)[kept]  # (B, K, N)
         tilt = (value.sign()[..., None] * relevance).mean(1)  # (B, N): carries "more stereotyped", whichever way
         one = torch.ones_like(lean[:, 0])
-        for when, count, total, squares in (
-            (bin_, self.count, self.lean_sum, self.lean_sq),
-            (step, self.curve_count, self.curve_sum, self.curve_sq),
+        for place, name, values in (
+            (bin_, "count", one),
+            (bin_, "lean_sum", lean),
+            (bin_, "lean_sq", lean.square()),
+            (step, "curve_count", one),
+            (step, "curve_sum", lean),
+            (step, "curve_sq", lean.square()),
+            (bin_, "value_sum", value),
+            (bin_, "relevance_sum", relevance),
+            (bin_, "stereotype_sum", tilt),
         ):
-            count[:, when].index_add_(0, labels, one)
-            total[:, when].index_add_(0, labels, lean)
-            squares[:, when].index_add_(0, labels, lean.square())
-        self.value_sum[:, bin_].index_add_(0, labels, value)
-        self.relevance_sum[:, bin_].index_add_(0, labels, relevance)
-        self.stereotype_sum[:, bin_].index_add_(0, labels, tilt)
-        self.stereotype_sq[bin_] += tilt.square().sum(0)
+            sums[name][:, place].index_add_(0, labels, values)
+        sums["stereotype_sq"][bin_] += tilt.square().sum(0)
         collateral = measured.collateral.double()[kept]
-        self.collateral[:, bin_].index_put_((labels, seeds % SKETCHES), collateral, accumulate=True)
-        self.root_sum[:, bin_] += measured.means.double()[:, kept].sum(1)
+        sums["collateral"][:, bin_].index_put_((labels, seeds % SKETCHES), collateral, accumulate=True)
+        sums["root_sum"][:, bin_] += measured.means.double()[:, kept].sum(1)
 
     def relabel(self, places: list[int], labels: int) -> None:
-        """Make it `labels` rows, of which the row i there was goes to places[i].
+        """Make it `labels` rows; the present row i goes to places[i].
 
         Raises:
             InputError: As when it is made.
         """
-        self._check_room(labels, self.count.device)
-        for name in BY_LABEL:
-            setattr(self, name, placed(getattr(self, name), places, labels))
+        self._check_room(labels, self.tensors["count"].device)
+        self.tensors |= {name: placed(self.tensors[name], places, labels) for name in BY_LABEL}
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the sums.
+
+        Raises:
+            InputError: As when it is made.
+        """
+        self._check_room(self.labels, torch.device(device))
+        self.tensors = {name: value.to(device) for name, value in self.tensors.items()}
+        return self
 
     def _check_room(self, labels: int, device: torch.device) -> None:
         """Refuse before the device grinds: a row of a large model is 25 MB, and each prompt may be a label."""
-        each = 8 * sum(math.prod(self.shapes[name][1:]) for name in BY_LABEL)
-        if labels * each > memory_of(device) / 2:
+        row = 8 * sum(math.prod(self.shapes[name][1:]) for name in BY_LABEL)
+        if labels * row > memory_of(device) / 2:
             raise InputError(
-                f"{labels} labels of {each / 2**20:.1f} MiB each do not fit in memory: results are kept by label; give"
+                f"{labels} labels of {row / 2**20:.1f} MiB each do not fit in memory: results are kept by label; give"
                 " the prompts a column `occupation` with fewer values, or a --limit"
             )
-
-    def compute(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).clone() for name in STATES}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Module:
-        """Follow the module to a device, never to a dtype: sums stay float64 whatever the precision of the run."""
-        self._check_room(len(self.count), fn(self.count[:0]).device)
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
 
 
 def placed(tensor: Tensor, places: list[int], rows: int) -> Tensor:
@@ -170,22 +143,21 @@ def placed(tensor: Tensor, places: list[int], rows: int) -> Tensor:
     return whole
 
 
-_NONE = torch.zeros(0, dtype=torch.float64)  # of what a file of someone's own making may leave out
+_NONE = torch.zeros(0, dtype=torch.float64)  # of sums that may be left out
 
 
 @dataclass(frozen=True)
 class Relevance:
-    """What `stereo locate` found. Sizes: P labels, T timestep bins, K groups, N neurons.
+    """The result of `stereo locate`. Sizes: P labels, T timestep bins, K groups, N neurons.
 
     Args:
-        sites: The layers, in the order their neurons are concatenated.
+        sites: The layers, in the order in which their neurons are concatenated.
         groups: K names.
         labels: P names, such as occupations.
         bin_edges: (T + 1,) descending timesteps; bin i holds edges[i] > t >= edges[i + 1].
-        count: (P, T) number of (sample, step) summed. The other tensors are as in `RelevanceSums`.
+        count: (P, T) number of (sample, step) summed. The other sums are as in `RelevanceSums`.
         metadata: Plain data: model, digests, axis, composite, steps, seeds, versions.
-        value_sum: (P, T, K), what relevance adds up to (but for biases): leans, and the default, unless another target
-            was decomposed.
+        value_sum: (P, T, K), what relevance adds up to (but for biases): leans, the default, or another target.
         timesteps: (M,) measured timesteps, noisiest first; with none there is no lean curve.
         curve_count: (P, M) number of samples, and their leans in `curve_sum` and `curve_sq`, (P, M, K).
     """
@@ -240,8 +212,8 @@ class Relevance:
     def lean_stderr(self) -> Tensor:
         """Standard error of `lean`: (P, T, K).
 
-        Every measured step counts as an observation of its own. Steps of one sample resemble each other, so this is a
-        lower bound where a bin holds several; `curve_stderr` is none.
+        Every measured step counts as an observation. Steps of one sample are alike, so this is a lower bound where a
+        bin holds several steps; `curve_stderr` has no such bias.
         """
         return _stderr(self.lean_sum, self.lean_sq, self.count[..., None])
 
@@ -260,10 +232,10 @@ class Relevance:
     def stereotype(self) -> tuple[Tensor, Tensor]:
         """sign(S) R averaged over groups and samples, and its standard error: (T, N) each.
 
-        The error is clustered by label: what is asked is whether other occupations would agree, and samples of one
-        occupation, let alone steps of one sample, are no independent witnesses of that. With m_p the mean of label p,
-        and as many samples of each of P labels, it is std(m_p) / sqrt(P). A bin that holds a single label has only
-        the spread over its samples and steps to go by, which is a lower bound.
+        The error is clustered by label. The question is whether other occupations would agree; samples of one
+        occupation, and steps of one sample, are not independent evidence of that. With m_p the mean of label p, and as
+        many samples of each of P labels, it is std(m_p) / sqrt(P). In a bin with a single label it is the spread over
+        samples and steps, a lower bound.
         """
         n = self.count.sum(0)[:, None]  # (T, 1)
         mean = self.stereotype_sum.sum(0) / n
@@ -278,7 +250,7 @@ class Relevance:
         return self.root_sum / self.count.sum(0)[:, None]
 
     def save(self, path: str | Path) -> None:
-        """Write .safetensors (or .pt), sums in float32: their own sampling error is far larger than rounding."""
+        """Write .safetensors (or .pt), sums in float32: their sampling error is far larger than rounding."""
         tensors = {name: getattr(self, name).float() for name in STATES if not name.endswith("count")}
         tensors |= {name: getattr(self, name).double() for name in ("count", "curve_count", "bin_edges", "timesteps")}
         head = {
@@ -294,7 +266,7 @@ class Relevance:
         """Read what `save` wrote.
 
         Raises:
-            InputError: As `stereoclinic.io.files.load_tensors`, or a part is missing.
+            InputError: As `io.files.load_tensors`, or a part is missing or of another form.
         """
         tensors, head = load_tensors(path, KIND, VERSION)
         try:
@@ -308,10 +280,9 @@ class Relevance:
                 raise InputError(f"groups {groups!r:.80}; expected up to {MOST_GROUPS} names")
             if not labels or not all(isinstance(label, str) and len(label) <= LONGEST_TEXT for label in labels):
                 raise InputError(f"labels {labels!r:.80}; expected texts of up to {LONGEST_TEXT} characters")
-            if edges.ndim != 1 or not 2 <= len(edges) <= MOST_BINS + 1 or timesteps.ndim != 1:
-                raise InputError(f"bin_edges and timesteps must be rows of numbers, for up to {MOST_BINS:,} bins")
-            if len(timesteps) > MOST_BINS:
-                raise InputError(f"{len(timesteps):,} timesteps; expected up to {MOST_BINS:,}")
+            rows = edges.ndim == timesteps.ndim == 1
+            if not rows or not 2 <= len(edges) <= MOST_BINS + 1 or len(timesteps) > MOST_BINS:
+                raise InputError(f"bin_edges and timesteps must be rows of up to {MOST_BINS:,} numbers")
             found = cls(sites, groups, labels, edges, **sums, metadata=head, timesteps=timesteps)
             found._check(STATES, found._shapes())
             return found

@@ -1,12 +1,12 @@
-"""A denoiser shared out over devices, for one that does not fit a single card: the strategy "fsdp".
+"""A denoiser whose weights are shared out over devices, for one that does not fit a single card: the strategy "fsdp".
 
     rank 0   [1/N of every weight]  \\
-    rank 1   [1/N of every weight]   > a block is gathered, run, and let go of; again on the way back
+    rank 1   [1/N of every weight]   > a block is gathered, run, and freed; again on the way back
     ...
 
-That is torch's FSDP2. Each rank walks samples of its own, as under "ddp", but all must come by every block together: as
-many samples each, in as many passes. Weights are put together bit for bit, so what is found is what one device finds,
-to rounding: they lie elsewhere in memory, and gradients are added up in another order.
+That is torch's FSDP2. Each rank has its own samples, as under "ddp", but all must run every block together: as many
+samples each, in as many passes. Weights are gathered bit for bit, so the result is that of one device up to rounding:
+they have another layout in memory, and gradients are summed in another order.
 """
 
 import copy
@@ -23,22 +23,15 @@ from stereoclinic.errors import InputError
 from stereoclinic.prompts.sets import Samples
 
 SHARDED = "fsdp"
-#: Autocast is none of them: it keeps its own copy of every weight for the way back, 94 % of the portraits UNet's.
+#: Without autocast, which keeps a copy of every weight for the backward pass (94 % of the portraits U-Net's).
 PRECISIONS = ("32-true", "bf16-true", "16-true")
 
 
 def check_sharded(network: nn.Module, samples: object, composite: str, precision: str | None, ranks: Any) -> None:
-    """Refuse what shared-out weights cannot do.
-
-    Args:
-        network: The whole of it.
-        samples: What is to be measured.
-        composite: Its name, or file.
-        precision: Lightning's name; None for its default.
-        ranks: Devices in all.
+    """Refuse what shared-out weights do not allow.
 
     Raises:
-        InputError: One device, a stream, autocast, or rules that are told by the weight of a layer.
+        InputError: One device, a stream, autocast, or rules that recognise layers by their weights.
     """
     if not isinstance(ranks, int) or ranks < 2:
         raise InputError(f"strategy {SHARDED!r} shares the weights out over devices: give their number, 2 or more")
@@ -55,29 +48,28 @@ def check_sharded(network: nn.Module, samples: object, composite: str, precision
     chosen = get_composite(composite)
     if chosen.layers or (chosen.by_terms and any(find_adapted(network))):
         raise InputError(
-            f"strategy {SHARDED!r}: composite {chosen.name!r} tells layers by their weights, which come and go; use one"
-            " without rules for single layers (such as zplus-cp or gradient), and merge adapters first"
+            f"strategy {SHARDED!r}: composite {chosen.name!r} recognises layers by their weights, which are gathered"
+            " for each pass; use one without rules for single layers (such as zplus-cp or gradient), and merge adapters"
+            " first"
         )
 
 
 def sharded(network: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """A denoiser of the same weights of which this rank holds its share; the one that is given stays whole.
+    """A copy of a denoiser of which this rank holds its share of the weights; the given one stays whole.
 
-    Args:
-        network: A diffusers model, which names the blocks that are run as one (`_no_split_modules`).
-        mesh: Of all ranks. No more than one block at a time is put on the device whole.
+    The blocks that diffusers names in `_no_split_modules` are gathered one at a time.
     """
-    own = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in network.parameters()}
-    twin = copy.deepcopy(network, own)
-    blocks: Any = twin._no_split_modules
-    for module in reversed(list(twin.modules())):  # blocks before those that they are parts of
-        if module is twin or type(module).__name__ in blocks:
+    weights = {id(weight): nn.Parameter(weight.detach(), requires_grad=False) for weight in network.parameters()}
+    copied = copy.deepcopy(network, weights)
+    blocks: Any = copied._no_split_modules
+    for module in reversed(list(copied.modules())):  # blocks before those that they are parts of
+        if module is copied or type(module).__name__ in blocks:
             fully_shard(module, mesh=mesh)
-    return twin
+    return copied
 
 
 class Evened(Sequence[dict[str, Any]]):
-    """Samples, and after them the first again, with `number` None, until every rank gets as many."""
+    """Samples, then the first one again, with `number` None, until every rank gets as many."""
 
     def __init__(self, samples: Samples, ranks: int) -> None:
         self.samples, self.length = samples, -(-len(samples) // ranks) * ranks

@@ -1,4 +1,4 @@
-"""DDTD at one step of a batch: one pass without gradient, one under relevance, a backward pass a target.
+"""DDTD at one step of a batch: a pass without gradient, a pass under relevance rules, a backward pass for each group.
 
 [no prompt, groups] --one pass, no gradient--> f_u, fbar, d_g, abar
 neutral prompts     --one pass, watched------> f, the lean, the target's values and cotangents
@@ -7,16 +7,15 @@ neutral prompts     --one pass, watched------> f, the lean, the target's values 
 Predictions are flat, (B, D): the denoiser's raw output.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from stereoclinic.ddtd import propagate as eager
-from stereoclinic.ddtd.lean import Classifier, Point, Target, group_directions, lean, off_axis_cotangent
-from stereoclinic.ddtd.propagate import Propagation
+from stereoclinic.ddtd.lean import NO_DIRECTION, Classifier, Point, Target, group_directions, lean, off_axis_cotangent
+from stereoclinic.ddtd.propagate import Propagation, eagerly
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.call import Call
@@ -29,35 +28,25 @@ from stereoclinic.prompts.sets import Row
 
 @dataclass(frozen=True)
 class Measured:
-    """One measured step of a batch. Sizes: K groups, B samples, N neurons.
-
-    `lean` is always S_g; `value` is what was decomposed, the lean itself unless another target was chosen, and
-    `relevance` adds up to it, but for what biases keep. `collateral` is the off-axis row, 0 where none was asked for.
-    `faults` says of samples with values that are not finite where they began.
-    """
+    """One measured step of a batch. Sizes: K groups, B samples, N neurons."""
 
     timestep: float
-    lean: Tensor  # (K, B)
-    value: Tensor  # (K, B)
-    relevance: Tensor  # (K, B, N)
-    collateral: Tensor  # (B, N)
-    means: Tensor  # (K, B, N)
-    faults: dict[int, str] = field(default_factory=dict)
+    lean: Tensor  # (K, B), S_g
+    value: Tensor  # (K, B), what was decomposed: the lean, unless another target was chosen
+    relevance: Tensor  # (K, B, N), adds up to the value, but for the share of biases
+    collateral: Tensor  # (B, N), the off-axis row; 0 where it was not measured
+    means: Tensor  # (K, B, N), activations in the groups' passes
+    faults: dict[int, str] = field(default_factory=dict)  # sample -> where its values cease to be finite
 
     @classmethod
     def joined(cls, parts: list["Measured"]) -> "Measured":
         """The parts of a batch as one."""
         if len(parts) == 1:
             return parts[0]
-        faults: dict[int, str] = {}
-        start = 0
-        for part in parts:
-            faults |= {start + row: where for row, where in part.faults.items()}
-            start += part.lean.shape[1]
-        joined = {
-            name: torch.cat([getattr(part, name) for part in parts], dim=dim)
-            for name, dim in (("lean", 1), ("value", 1), ("relevance", 1), ("collateral", 0), ("means", 1))
-        }
+        starts = accumulate((part.lean.shape[1] for part in parts), initial=0)
+        faults = {start + row: where for start, part in zip(starts, parts) for row, where in part.faults.items()}  # noqa: B905
+        dims = {"lean": 1, "value": 1, "relevance": 1, "collateral": 0, "means": 1}
+        joined = {name: torch.cat([getattr(part, name) for part in parts], dim=dim) for name, dim in dims.items()}
         return cls(parts[0].timestep, **joined, faults=faults)
 
 
@@ -68,15 +57,15 @@ Reduce = Callable[
 
 
 @dataclass(frozen=True)
-class How:
-    """What is decomposed, and how, at a step. `off_axis` is what the off-axis row counts; at 0 it is left at 0."""
+class StepSettings:
+    """What is decomposed at a step, and how; `Settings.for_step` makes it."""
 
     propagation: Propagation
-    rooted: bool
+    rooted: bool  # R_j = (a_j - abar_j) g_j in place of a_j g_j
     target: Target
     classifier: Classifier | None = None
-    on: str = "pictures"
-    off_axis: float = 1.0
+    on: str = "pictures"  # what the classifier sees, or "latents"
+    off_axis: float = 1.0  # weight of the off-axis row; with 0 it is not measured
     reduce: Reduce = neuron_relevance
 
 
@@ -86,7 +75,7 @@ def measure(
     groups: Sequence[Conditions],
     sites: list[Site],
     rows: Sequence[Row],
-    how: How,
+    settings: StepSettings,
     part: slice = slice(None),
 ) -> tuple[Tensor, Tensor | None, Measured]:
     """Measure some samples at one of a pipeline's steps.
@@ -97,63 +86,67 @@ def measure(
         groups: Conditions of the K groups' prompts.
         sites: What is watched.
         rows: All samples of the call.
-        how: What is decomposed.
+        settings: What is decomposed.
         part: Which of the samples.
 
     Returns:
-        The predictions (n, D) for the neutral prompts and without prompt (None where that was not made on the way), and
-        what was measured.
+        Predictions (n, D) for the neutral prompts and without prompt (None where not needed), and the measured step.
 
     Raises:
         InputError: The model predicts the same for all groups' prompts, or the target needs what the pipeline lacks.
     """
     network, rows = tree.inner(model.network), list(rows)[part]
-    halves = 2 if how.target.halves else 1
-    apart = call.guided and halves == 1  # what no prompt sees travels with the groups
-    predictions, means, roots = _group_passes(model, call, groups, sites, part, apart, how.rooted)
-    unconditional = predictions[0] if apart else None
-    balanced, directions = group_directions(predictions[int(apart) :])
+    both = settings.target.halves
+    alone = call.guided and not both  # the pass without prompt is made with the groups'
+    predictions, means, roots = _group_passes(model, call, groups, sites, part, alone, settings.rooted)
+    unconditional = predictions[0] if alone else None
+    balanced, directions = group_directions(predictions[int(alone) :])
 
     with torch.enable_grad(), with_gradients(network), Watch(network, sites) as watch:
-        with how.propagation:
-            if halves == 2:
-                prediction = call.both(part)
-                unconditional = prediction[: len(rows)].detach()
-            else:
-                prediction = call.predict(part=part)
+        with settings.propagation:
+            prediction = call.both(part) if both else call.predict(part=part)
+        unconditional = prediction[: len(rows)].detach() if both else unconditional
         conditional = prediction[-len(rows) :].detach()
-        point = Point(conditional, unconditional, balanced, directions, how.classifier, how.on, model, call, part)
-        value, cotangents = how.target.values(point)
-        at = {name: root.repeat(halves, *[1] * (root.ndim - 1)) for name, root in roots.items()} if how.rooted else None
-
-        def decompose(cotangent: Tensor, last: bool) -> Tensor:
-            # The pass is linear in its cotangent: one of unit size neither over- nor underflows in half precision.
-            size = cotangent.square().mean(1).sqrt()
-            whole = torch.where(size > 0, size, 1.0)
-            unit = (cotangent / whole[:, None]).to(prediction.dtype)
-            grads = watch.grads(prediction, unit, retain=not last)
-            relevance = how.reduce(watch.activations, grads, sites, at) * whole[:, None]
-            summed: Tensor = relevance.unflatten(0, (halves, -1)).sum(0)  # (B, N)
-            return summed
-
+        seen = conditional, unconditional, balanced, directions
+        value, cotangents = settings.target.values(Point(*seen, settings.classifier, settings.on, model, call, part))
         two = len(cotangents) == 2  # c_2 = -c_1, so the second value and its relevance come for free
         wanted = list(cotangents[:1] if two else cotangents)
-        if how.off_axis:
+        if settings.off_axis:
             # Whatever is decomposed, it is the conditional prediction that is to stay where it is off the axis.
-            off_axis = how.off_axis * off_axis_cotangent(directions, rows, call.timestep)
-            wanted.append(torch.cat([torch.zeros_like(off_axis)] * (halves - 1) + [off_axis]))
-        found = [decompose(each, last=i == len(wanted)) for i, each in enumerate(wanted, start=1)]
-        collateral = found.pop() if how.off_axis else torch.zeros_like(found[0])
+            off_axis = settings.off_axis * off_axis_cotangent(directions, rows, call.timestep)
+            wanted.append(torch.cat([torch.zeros_like(off_axis), off_axis]) if both else off_axis)
+        found = _decompose(watch, prediction, wanted, sites, roots if settings.rooted else None, settings)
+        collateral = found.pop() if settings.off_axis else torch.zeros_like(found[0])
         relevance = torch.stack([found[0], -found[0]] if two else found)
         leans = lean(conditional, balanced, directions)
         if not (leans.any() or directions.any()):
-            raise InputError(
-                f"the model predicts the same for every group's prompt at timestep {call.timestep:g}, so the axis has"
-                " no direction; check that its denoiser reads the text, and the words of the axis"
-            )
+            raise InputError(f"at timestep {call.timestep:g}, {NO_DIRECTION}")
         measured = Measured(call.timestep, leans, value, relevance, collateral, means)
         faults = _faults(measured, conditional, watch.activations, sites, len(rows))
     return conditional, unconditional, replace(measured, faults=faults)
+
+
+def _decompose(
+    watch: Watch,
+    prediction: Tensor,
+    cotangents: list[Tensor],
+    sites: list[Site],
+    roots: dict[str, Tensor] | None,
+    settings: StepSettings,
+) -> list[Tensor]:
+    """Relevance (B, N) of each cotangent; with both halves in the prediction a neuron's is the sum over them."""
+    halves = 2 if settings.target.halves else 1
+    if roots is not None:
+        roots = {name: root.repeat(halves, *[1] * (root.ndim - 1)) for name, root in roots.items()}
+    found: list[Tensor] = []
+    for i, cotangent in enumerate(cotangents, start=1):
+        # The pass is linear in its cotangent: one of unit size neither over- nor underflows in half precision.
+        size = cotangent.square().mean(1).sqrt()
+        size = torch.where(size > 0, size, 1.0)[:, None]
+        grads = watch.grads(prediction, (cotangent / size).to(prediction.dtype), retain=i < len(cotangents))
+        relevance = settings.reduce(watch.activations, grads, sites, roots) * size
+        found.append(relevance.unflatten(0, (halves, -1)).sum(0))
+    return found
 
 
 @torch.no_grad()
@@ -163,55 +156,54 @@ def _group_passes(
     groups: Sequence[Conditions],
     sites: list[Site],
     part: slice,
-    apart: bool,
+    alone: bool,
     rooted: bool,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Predictions (K, B, D), the one without prompt first if `apart`; position means (K, B, N); abar by layer.
+    """Predictions (K, B, D), the one without prompt first if `alone`; position means (K, B, N); abar by layer.
 
-    abar is the mean over the groups' passes, or where their prompts have other lengths, of their means over positions.
+    abar is the mean over the groups' passes; where their prompts differ in length, of their means over positions.
     """
     kept: dict[str, list[Tensor]] = {}
-    with _eagerly(), Watch(tree.inner(model.network), sites) as watch:
+    with eagerly(), Watch(tree.inner(model.network), sites) as watch:
 
         def collect() -> None:
             for name, activation in watch.activations.items():
                 kept.setdefault(name, []).append(activation)
 
-        predictions = call.compare(groups, part, apart, collect)
+        predictions = call.compare(groups, part, alone, collect)
     batch = (len(groups), predictions.shape[1])
     means, roots = [], dict[str, Tensor]()
-    for layer, here in by_layer(sites).items():
-        calls = {key: _by_group(kept.pop(key), batch, apart) for key in calls_of(kept, layer)}
-        for site, _ in here:
-            every = [[site.of(own[k]) for own in calls.values()] for k in range(len(groups))]
-            means.append(torch.stack([_mean(each, site, predictions[0]) for each in every]))
+    for layer, placed in by_layer(sites).items():
+        calls = {key: _by_group(kept.pop(key), batch, alone) for key in calls_of(kept, layer)}
+        for site, _ in placed:
+            inputs = [[site.of(by_group[k]) for by_group in calls.values()] for k in range(len(groups))]
+            means.append(torch.stack([_mean(of_group, site, predictions[0]) for of_group in inputs]))
         if rooted:
-            roots |= {key: _root(own, here[0][0]) for key, own in calls.items()}
+            roots |= {key: _root(by_group, placed[0][0]) for key, by_group in calls.items()}
     return predictions, torch.cat(means, 2), roots
 
 
-def _by_group(passes: Sequence[Tensor], batch: tuple[int, int], apart: bool) -> Sequence[Tensor]:
+def _by_group(passes: Sequence[Tensor], batch: tuple[int, int], alone: bool) -> Sequence[Tensor]:
     """K inputs (B, ...) of a layer, from one pass of all groups, or from one pass each."""
     if len(passes) == 1:
         both: Tensor = passes[0][-batch[0] * batch[1] :].unflatten(0, batch)
         return both.unbind(0)
-    return passes[int(apart) :]
+    return passes[int(alone) :]
 
 
 def _mean(calls: Sequence[Tensor], site: Site, like: Tensor) -> Tensor:
     """Mean over the positions of all calls of a layer in a pass: (B, C); zeros where it does not run."""
     if not calls:
         return torch.zeros(len(like), site.width, device=like.device)
-    total = torch.stack([to_neurons(each, site.dim) for each in calls]).sum(0)
-    return total / sum(each[0].numel() // site.width for each in calls)
+    total = torch.stack([to_neurons(x, site.dim) for x in calls]).sum(0)
+    return total / sum(x[0].numel() // site.width for x in calls)
 
 
 def _root(groups: Sequence[Tensor], site: Site) -> Tensor:
-    """abar of a layer's input: of its shape, or (B, 1, C) where the groups' prompts have other lengths."""
-    wide = torch.promote_types(groups[0].dtype, torch.float32)
-    if len({each.shape for each in groups}) == 1:
-        return torch.stack(list(groups)).mean(0, dtype=wide)
-    means = [to_neurons(each, site.dim) * (each.shape[site.dim] / each[0].numel()) for each in groups]
+    """abar of a layer's input: of its shape, or (B, 1, C) where the groups' prompts differ in length."""
+    if len({x.shape for x in groups}) == 1:
+        return torch.stack(list(groups)).mean(0, dtype=torch.promote_types(groups[0].dtype, torch.float32))
+    means = [to_neurons(x, site.dim) * (x.shape[site.dim] / x[0].numel()) for x in groups]
     return torch.stack(means).mean(0).unsqueeze(1)
 
 
@@ -233,8 +225,8 @@ def _faults(
 
     def where(row: int) -> str:
         for name in order:
-            own, layer = activations[name].unflatten(0, (-1, samples))[:, row], name.partition("#")[0]
-            if not (own.isfinite().all() and measured.means[:, row, place[layer]].isfinite().all()):
+            x, layer = activations[name].unflatten(0, (-1, samples))[:, row], name.partition("#")[0]
+            if not (x.isfinite().all() and measured.means[:, row, place[layer]].isfinite().all()):
                 return f"activations of {layer}"
         for name in reversed([name.partition("#")[0] for name in order]):
             back = measured.relevance[:, row, place[name]], measured.collateral[row, place[name]]
@@ -243,13 +235,3 @@ def _faults(
         return "the prediction"
 
     return {row: where(row) for row in (~finite).nonzero().flatten().tolist()}
-
-
-@contextmanager
-def _eagerly() -> Iterator[None]:
-    """Compiled code does not see hooks set after its first call."""
-    eager.enter()
-    try:
-        yield
-    finally:
-        eager.leave()

@@ -1,4 +1,4 @@
-"""DDTD along a trajectory: the neutral prompts' own, walked by the pipeline, and measured at every Nth step."""
+"""DDTD along the neutral prompts' own trajectory: the pipeline runs, and every Nth step is measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stereoclinic.ddtd.lean import Classifier, get_target
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules.composites import get_composite
-from stereoclinic.ddtd.step import How, Measured, Reduce, measure
+from stereoclinic.ddtd.step import Measured, Reduce, StepSettings, measure
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import encode
@@ -23,29 +23,26 @@ from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, group_prompts
 
-__all__ = ["Measured", "Settings", "bin_of", "check_prompts", "walk"]
-
 
 @dataclass(frozen=True)
 class Settings:
-    """How the trajectory is walked and what is decomposed.
+    """How the trajectory is run and what is decomposed.
 
     Args:
-        composite: Name of a composite, see `composites.COMPOSITES`, or the path of a TOML file that holds one.
+        composite: Name of a composite, see `composites.COMPOSITES`, or the path of a TOML file.
         root: "plain" (R_j = a_j g_j), "rooted" at the balanced point (R_j = (a_j - abar_j) g_j), or None for the
             composite's own.
-        steps: Of the scheduler.
-        guidance: Scale along the trajectory.
+        steps: Number of the scheduler's steps.
+        guidance: Guidance scale along the trajectory.
         every: Measure every Nth step.
-        bins: Timestep bins, T: of equal width, or where that leaves one empty, one for each measured step; at most as
-            many as there are measured steps.
+        bins: Number of timestep bins, T, of equal width; at most as many as measured steps. Where equal width leaves
+            one empty, there is one for each measured step.
         kinds: Kinds of sites.
         sites: Module paths of sites, as file names, in place of the table of `pipelines.sites`.
-        target: What is decomposed, see `target.TARGETS`.
-        classifier_on: What the target "classifier" looks at: the "pictures" or the "latents" that a prediction
-            amounts to.
-        collateral_every: Measure the off-axis row at every Nth measured step of a bin; it costs a backward pass. What
-            leaving half of them out does to plans is asked by benchmarks/mitigation/offaxis.py.
+        target: What is decomposed, see `lean.TARGETS`.
+        classifier_on: What the target "classifier" sees of the predicted clean image: "pictures" or "latents".
+        collateral_every: Measure the off-axis row at every Nth measured step of a bin; it costs a backward pass.
+            benchmarks/mitigation/offaxis.py measures what leaving out half of them does to plans.
     """
 
     composite: str = "gradient"  # benchmarks/faithfulness chose it
@@ -71,17 +68,17 @@ class Settings:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}: expected 1 or more")
 
-    def how(self, model: nn.Module, classifier: Classifier | None = None) -> How:
-        """The settings of a single step of a model, names looked up.
+    def for_step(self, model: nn.Module, classifier: Classifier | None = None) -> StepSettings:
+        """The settings of a single step, names looked up.
 
         Raises:
-            InputError: The target is "classifier", and there is none; or the composite does not fit the model.
+            InputError: The target is "classifier" and there is none, or the composite does not fit the model.
         """
         if self.target == "classifier" and classifier is None:
-            raise InputError("target classifier: no classifier was given; give one that tells the groups apart")
+            raise InputError("target classifier: no classifier was given; give one with a logit for each group")
         composite, target = get_composite(self.composite), get_target(self.target)
         rooted = (self.root or composite.root) == "rooted"
-        return How(propagate(composite, model), rooted, target, classifier, self.classifier_on)
+        return StepSettings(propagate(composite, model), rooted, target, classifier, self.classifier_on)
 
     def timesteps(self, model: Model) -> Tensor:
         """(M,) the measured timesteps of a pipeline's call, noisiest first."""
@@ -89,12 +86,10 @@ class Settings:
         return torch.tensor(steps[:: self.every], dtype=torch.float64)
 
     def edges(self, timesteps: Tensor, training_steps: float) -> Tensor:
-        """(T + 1,) descending timesteps that part the bins, each of which holds a measured one.
+        """(T + 1,) descending edges of the bins, each of which holds one of the measured timesteps (M,).
 
-        Args:
-            timesteps: (M,) the measured ones.
-            training_steps: The scheduler's noisiest timestep; where the measured ones are in a unit of their own, far
-                below it, bins run down from the first of them.
+        Bins run down from the scheduler's noisiest timestep, or from the first measured one where that is far below it,
+        in another unit.
 
         Raises:
             InputError: Bins of equal width leave one empty, and there are more measured timesteps than bins.
@@ -115,15 +110,11 @@ class Settings:
         return torch.tensor([max(top, once[0]), *inner, min(0.0, once[-1])], dtype=torch.float64)
 
     def collateral_weights(self, timesteps: Tensor, edges: Tensor) -> list[float]:
-        """What each measured step's off-axis row counts; 0 where it is not measured.
+        """Weight of each measured step's off-axis row; 0 where it is not measured.
 
-        Where c of a bin's m steps have one it counts sqrt(m / c), so that squares add up to what m rows would, as far
-        as steps of a bin resemble each other; the plan takes them for alike anyway. The c are spread over the bin, and
-        lie early and late in it by turns, so that neither the noisier nor the cleaner steps are favoured over all bins.
-
-        Args:
-            timesteps: (M,) measured timesteps.
-            edges: (T + 1,) of the bins.
+        Where c of a bin's m steps have a row, its weight is sqrt(m / c), so that squares add up to those of m rows if
+        the steps of a bin are alike, as the plan assumes. The c steps are spread over the bin, early and late in it by
+        turns, so that neither noisy nor clean steps are favoured over all bins.
         """
         by_bin: dict[int, list[int]] = {}
         for i, timestep in enumerate(timesteps.tolist()):
@@ -155,7 +146,7 @@ def walk(
     reduce: Reduce = neuron_relevance,
     output: str | None = None,
 ) -> Any:
-    """Follow the neutral prompts' own guided trajectory and decompose the target at every Nth step.
+    """Run the neutral prompts' own guided trajectory and decompose the target at every Nth step.
 
     Args:
         model: The frozen pipeline.
@@ -163,11 +154,11 @@ def walk(
         axis: The bias axis; its words make the group prompts.
         rows: The samples, with columns `prompt`, `seed` and those of `prompts.COLUMNS`.
         settings: See `Settings`.
-        measured: Takes each measured step.
+        measured: Called with each measured step.
         classifier: For the target "classifier": a logit for each group, in the axis' order.
-        portions: How many samples fit through the denoiser together; found out, and kept there.
-        reduce: Makes rows of what the relevance pass leaves at the sites.
-        output: What the pipeline is to give, such as "pil"; with None its call is left after the last measured step.
+        portions: How many samples fit through the denoiser together; it learns that.
+        reduce: Makes rows of activations and gradients at the sites.
+        output: The pipeline's output type, such as "pil"; with None its call ends after the last measured step.
 
     Returns:
         The pipeline's output, or None.
@@ -179,7 +170,7 @@ def walk(
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("relevance needs gradients: run with Trainer(inference_mode=False)")
-    how, portions = replace(settings.how(model.network, classifier), reduce=reduce), portions or AdaptiveBatch()
+    step, portions = replace(settings.for_step(model.network, classifier), reduce=reduce), portions or AdaptiveBatch()
     timesteps = settings.timesteps(model)
     edges = settings.edges(timesteps, model.training_steps)
     weights = iter(settings.collateral_weights(timesteps, edges))
@@ -187,12 +178,12 @@ def walk(
     def visit(call: Call) -> None:
         if call.step % settings.every:
             return
-        here = replace(how, off_axis=next(weights))
-        parts = portions.each(lambda part: measure(model, call, groups, sites, rows, here, part), len(rows))
+        now = replace(step, off_axis=next(weights))
+        parts = portions.each(lambda part: measure(model, call, groups, sites, rows, now, part), len(rows))
         call.reply = torch.cat([conditional for conditional, _, _ in parts])
         if all(unguided is not None for _, unguided, _ in parts):
             call.unguided = torch.cat([unguided for _, unguided, _ in parts if unguided is not None])
-        measured(Measured.joined([each for *_, each in parts]))
+        measured(Measured.joined([part for *_, part in parts]))
 
     last = (len(timesteps) - 1) * settings.every + 1 if output is None else None
     trajectory = Walk(model, rows, settings.steps, settings.guidance, visit=visit, portions=portions, last=last)
@@ -201,18 +192,14 @@ def walk(
 
 
 def check_prompts(model: Model, axis: Axis, rows: Sequence[Row], guidance: float, steps: int | None = None) -> None:
-    """Refuse prompts in which a group is not told from another, or from none: nothing would point its way.
-
-    Raises:
-        InputError: Two of a row's prompts are the same to the model's text encoder.
-    """
+    """Refuse rows of which two prompts (neutral, or of a group) are the same to the model's text encoder."""
     texts = [[row["prompt"], *group_prompts(row, axis)] for row in rows]
     size = 1 + len(axis)
-    conditions, _ = encode(model, [text for each in texts for text in each], guidance, steps)
-    for number, each in enumerate(texts):
+    conditions, _ = encode(model, [text for prompts in texts for text in prompts], guidance, steps)
+    for number, prompts in enumerate(texts):
         for i, j in combinations(range(size), 2):
             if not conditions.differ(number * size + i, number * size + j):
                 raise InputError(
-                    f"prompt {each[j]!r} is the same as {each[i]!r} to this model, so the axis has no direction; check"
-                    f" the words of axis {axis.name!r}, and that the prompt is not too long for the model"
+                    f"prompt {prompts[j]!r} is the same as {prompts[i]!r} to this model, so the axis has no direction;"
+                    f" check the words of axis {axis.name!r}, and that the prompt is not too long for the model"
                 )

@@ -1,12 +1,11 @@
 """LoRA adapters under rules that share a layer's relevance term by term: read as if they were merged.
 
-    z  = w x + b + sum_i c_i B_i A_i x        what peft computes; it stays so, bit for bit
-    w' = w + sum_i c_i B_i A_i                what the rule reads: the one layer z = w' x + b'
+    z  = w x + b + sum_i c_i B_i A_i x        the forward pass of peft; it stays so, bit for bit
+    w' = w + sum_i c_i B_i A_i                the weight that the rule reads: the one layer z = w' x + b'
 
-The native rule gives both the same relevance. gamma and z+ weigh single terms, and w, A and B have other terms than w'.
-So the call with w passes back what the rule of w' does, and A's and B's results are constants: the sum of the two then
-gives all of its relevance to the first. Nothing is put into the model, so that recomputation under gradient
-checkpointing and other threads are as without an adapter.
+The native rule gives both the same relevance. Gamma and z+ weigh single terms, and w, A and B have other terms than w'.
+So the call with w passes back what the rule of w' does, and the results of A and B are constants, which get nothing of
+the sum's relevance. Nothing is changed in the model.
 """
 
 from collections.abc import Iterator
@@ -25,11 +24,7 @@ def find_adapted(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
     """The layers of a model that peft put an adapter on, each with the weight that is adapted."""
     for module in model.modules():
         base = getattr(module, "base_layer", None)
-        if (
-            base is not None
-            and hasattr(module, "get_delta_weight")
-            and isinstance(base, nn.Linear | nn.modules.conv._ConvNd)
-        ):
+        if hasattr(module, "get_delta_weight") and isinstance(base, nn.Linear | nn.modules.conv._ConvNd):
             yield module, cast(nn.Parameter, base.weight)
 
 
@@ -43,15 +38,10 @@ def as_if_merged(module: nn.Module, rule: LayerRule) -> Iterator[tuple[nn.Parame
 
 @dataclass(frozen=True)
 class AsIfMerged:
-    """A layer rule on the merged weight of an adapted layer; called as every rule is.
-
-    Attributes:
-        rule: the layer rule.
-        module: peft's layer. Which adapters are active, and their scales, is read when it is called.
-    """
+    """A layer rule on the merged weight of an adapted layer; called as every rule is."""
 
     rule: LayerRule
-    module: nn.Module
+    module: nn.Module  # peft's; which adapters are active, and their scales, is read at each call
 
     def __call__(
         self,
@@ -70,7 +60,7 @@ class AsIfMerged:
         return self.rule(function, input, *merged, *args, called=(weight, bias), **kwargs)
 
     def _merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """w' and b', or None where no adapter is at work beside w (disabled, merged, of another layer)."""
+        """w' and b', or None where no adapter is active (disabled, merged, of another layer)."""
         layer: Any = self.module
         if layer.disable_adapters or layer.merged:
             return None
@@ -101,7 +91,7 @@ class AsIfMerged:
             if variant is not None:
                 return f"{type(variant).__name__} is more than a product of two matrices"
             if layer.lora_dropout[name].training and getattr(layer.lora_dropout[name], "p", 0):
-                return "its dropout is at work (call eval on the model)"
+                return "its dropout is active (call eval on the model)"
         base = layer.base_layer
         if getattr(base, "groups", 1) > 1 or getattr(base, "padding_mode", "zeros") != "zeros":
             return "its convolution has groups or a padding other than zeros"

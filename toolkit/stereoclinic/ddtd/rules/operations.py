@@ -1,4 +1,4 @@
-"""What the torch functions that a model calls are to relevance: the kinds that rules are given to."""
+"""Kinds of torch functions: a composite gives each kind a rule."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -75,16 +75,9 @@ def activations(values: Any) -> list[torch.Tensor]:
 
 def _collect(values: Any, found: list[torch.Tensor]) -> None:
     for value in values:
-        kind = type(value)
-        # Told by type first: this runs for each argument of each call.
-        if kind is torch.Tensor:
-            if value.requires_grad:
-                found.append(value)
-        elif kind is list or kind is tuple:
-            _collect(value, found)
-        elif kind in _PLAIN:
+        if type(value) in _PLAIN:  # first, as this runs for each argument of each call
             continue
-        elif isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor):
             if value.requires_grad and not isinstance(value, nn.Parameter):
                 found.append(value)
         elif isinstance(value, list | tuple):
@@ -113,13 +106,13 @@ def mark_of(value: Any) -> str:
 
 
 def mark(values: Any, what: str) -> None:
-    """Say what tensors were computed from."""
+    """Mark what tensors were computed from."""
     for x in tensors(values):
         x._stereo_mark = what  # type: ignore[attr-defined]
 
 
 def follow(function: Callable[..., Any], inputs: Any, result: Any) -> None:
-    """Mark what a function made of constants, by what they were computed from.
+    """Mark a function's result, by what the constants were computed from that it was given.
 
     A timestep becomes modulation in the first linear layer that embeds it. Rotary embeddings and attention masks pass
     no layer: they stay without a mark.
