@@ -67,7 +67,8 @@ def inspect(
     show.
     """
     from stereoclinic.errors import InputError
-    from stereoclinic.io.files import kind_of, write_whole
+    from stereoclinic.io.files import write_whole
+    from stereoclinic.io.tensors import kind_of
 
     if picture is not None:
         common.check_target(picture, "--picture", (".png",))

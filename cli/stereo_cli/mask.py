@@ -181,7 +181,7 @@ def mask(
     same options, the mask is the same.
     """
     from stereoclinic.errors import InputError
-    from stereoclinic.io.files import ENDINGS, kind_of
+    from stereoclinic.io.tensors import ENDINGS, kind_of
     from stereoclinic.report.summary import mask_summary
 
     common.check_target(out, "--out", ENDINGS)

@@ -14,7 +14,7 @@ from stereoclinic.evaluation.experiment import Arm, arms_of, drawn, run
 from stereoclinic.evaluation.methods.base import Batch, Mitigation, Suppressed
 from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle, balanced
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.io.files import load_tensors, save_tensors
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines import Model, open_model
 from stereoclinic.pipelines.images import check_blank
 from stereoclinic.pipelines.memory import Peak

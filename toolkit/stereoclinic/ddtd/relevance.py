@@ -17,9 +17,9 @@ from torch.nn import Module
 from torchmetrics import Metric
 
 from stereoclinic.errors import InputError
-from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.io.metadata import LONGEST_TEXT, check_metadata
 from stereoclinic.io.reading import MOST_BINS, MOST_GROUPS, is_name
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines.memory import memory_of
 from stereoclinic.pipelines.sites import Site, check_sites
 
@@ -294,7 +294,7 @@ class Relevance:
         """Read what `save` wrote.
 
         Raises:
-            InputError: As `stereoclinic.io.files.load_tensors`, or a part is missing.
+            InputError: As `stereoclinic.io.tensors.load_tensors`, or a part is missing.
         """
         tensors, head = load_tensors(path, KIND, VERSION)
         try:
