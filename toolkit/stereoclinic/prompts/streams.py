@@ -17,7 +17,8 @@ import torch.distributed
 from torch.utils.data import IterableDataset
 
 from stereoclinic.errors import InputError
-from stereoclinic.prompts.sets import BUILT_IN, Row, read_prompts, with_seed
+from stereoclinic.prompts.occupations import BUILT_IN
+from stereoclinic.prompts.sets import Row, read_prompts, with_seed
 
 MOST_ROWS = 1 << 40  # entries in one part, at most; numbers of entries are part * MOST_ROWS + place in it
 
