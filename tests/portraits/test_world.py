@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
 from stereoclinic.portraits.data import Captions
-from stereoclinic.portraits.places import SIZE
+from stereoclinic.portraits.drawing import SIZE
 from stereoclinic.portraits.world import AXES, DEFAULT_WORLD, World, planted_joint
 from stereoclinic.prompts.occupations import planted_shares
 from stereoclinic.statistics.amplification import reference_shares

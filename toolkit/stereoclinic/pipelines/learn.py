@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.pipelines import arguments as tree
-from stereoclinic.pipelines import schedulers
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.hooks import LAYOUTS
 from stereoclinic.pipelines.intercept import Left, Watcher, announced, call_pipeline
-from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.model import Model, check_scheduler
 from stereoclinic.pipelines.sites import channels_of
 
 #: Two prompts of different lengths that every model tells apart.
@@ -153,7 +152,7 @@ def learnt_of(model: Model, guidance: float, steps: int | None = None) -> Learnt
 @torch.no_grad()
 def _learn(model: Model, guidance: float, steps: int) -> Learnt:
     kind = type(model.pipe).__name__
-    schedulers.check(model.pipe.scheduler, model.name)
+    check_scheduler(model.pipe.scheduler, model.name)
     outputs: list[Any] = []
     predictions: list[Tensor] = []
 

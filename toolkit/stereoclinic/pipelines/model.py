@@ -17,31 +17,12 @@ from stereoclinic.pipelines.arguments import inner
 #: What the toolkit says to a pipeline's call itself, or what would change what comes out of it.
 RESERVED = frozenset(
     [
-        "self",
-        "args",
-        "kwargs",
-        "prompt",
-        "generator",
-        "num_inference_steps",
-        "guidance_scale",
-        "num_images_per_prompt",
-        "images_per_prompt",
-        "latents",
-        "output_type",
-        "return_dict",
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "pooled_prompt_embeds",
-        "timesteps",
-        "sigmas",
-        "callback_on_step_end",
-        "callback",
-        "callback_steps",
-        "image",
-        "images",
-        "input_images",
+        "self", "args", "kwargs", "prompt", "generator", "num_inference_steps", "guidance_scale",
+        "num_images_per_prompt", "images_per_prompt", "latents", "output_type", "return_dict",
+        "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "timesteps", "sigmas",
+        "callback_on_step_end", "callback", "callback_steps", "image", "images", "input_images",
     ]
-)
+)  # fmt: skip
 #: Parameters of a pipeline's call that say what it is made for, and what is said of such a pipeline.
 _OTHER_TASKS = {
     "num_frames": "it makes videos",
@@ -95,6 +76,33 @@ def check_class(kind: type, components: Iterable[str], model: str) -> None:
         why = "its call takes no num_inference_steps"
     if why:
         raise InputError(f"model {model!r} is a {kind.__name__}: {why}")
+
+
+def check_scheduler(scheduler: Any, model: str) -> None:
+    """Refuse a scheduler that cannot go from noise and text to a picture, each sample by its own seed.
+
+    Raises:
+        InputError: It lacks a method, its step needs more than prediction, timestep and sample, or it draws noise
+            from elsewhere than a generator that it is given.
+    """
+    name = type(scheduler).__name__
+    advice = "give the pipeline another, such as DDIMScheduler or EulerDiscreteScheduler"
+    missing = [each for each in ("set_timesteps", "step") if not hasattr(scheduler, each)]
+    if missing:
+        raise InputError(f"model {model!r}: its {name} has no {missing[0]}; {advice}")
+    parameters = inspect.signature(scheduler.step).parameters
+    required = [
+        each.name
+        for each in list(parameters.values())[3:]
+        if each.default is each.empty and each.kind != each.VAR_KEYWORD
+    ]
+    if required:
+        raise InputError(f"model {model!r}: a step of its {name} needs {', '.join(required)}; {advice}")
+    if "s_noise" in parameters and "generator" not in parameters:
+        raise InputError(
+            f"model {model!r}: its {name} adds noise that cannot be seeded sample by sample, so a seed would not name"
+            f" a picture; {advice}"
+        )
 
 
 class Model:
