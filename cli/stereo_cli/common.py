@@ -26,7 +26,7 @@ from stereoclinic.io.text import printable
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from stereoclinic.pipelines import Model
+    from stereoclinic.pipelines.model import Model
     from stereoclinic.prompts.axes import Axis
     from stereoclinic.sns.mask import NeuronMask
 

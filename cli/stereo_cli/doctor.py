@@ -13,8 +13,8 @@ from stereo_cli.call import call_from
 if TYPE_CHECKING:
     from stereoclinic.ddtd.conservation import Conservation
     from stereoclinic.ddtd.rules.composites import Composite
-    from stereoclinic.pipelines import Model
     from stereoclinic.pipelines.learn import Learnt
+    from stereoclinic.pipelines.model import Model
     from stereoclinic.pipelines.sites import Site
 
 #: Samples that `stereo locate` walks together unless told otherwise.

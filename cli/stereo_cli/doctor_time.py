@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stereoclinic.pipelines import Model
+    from stereoclinic.pipelines.model import Model
     from stereoclinic.pipelines.sites import Site
     from stereoclinic.prompts.axes import Axis
     from stereoclinic.prompts.sets import Row, Samples

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from stereoclinic.evaluation.readers import Reader
-    from stereoclinic.pipelines import Model
+    from stereoclinic.pipelines.model import Model
     from stereoclinic.prompts.axes import Axis
     from stereoclinic.sns.mask import NeuronMask
 

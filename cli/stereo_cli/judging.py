@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stereoclinic.evaluation.instruments import Instruments
     from stereoclinic.evaluation.protocols import PublishedProtocol
     from stereoclinic.evaluation.readers import Reader
-    from stereoclinic.pipelines import Model
+    from stereoclinic.pipelines.model import Model
     from stereoclinic.prompts.axes import Axis
     from stereoclinic.prompts.sets import Row
     from stereoclinic.sns.mask import NeuronMask

@@ -12,7 +12,7 @@ from stereo_cli.call import call_from
 from stereo_cli.progress import Advance, progress_bar, refuse_left_over, says_what_is_kept
 
 if TYPE_CHECKING:
-    from stereoclinic.pipelines import Model
+    from stereoclinic.pipelines.model import Model
     from stereoclinic.prompts.axes import Axis
     from stereoclinic.prompts.sets import Samples
     from stereoclinic.sns.mask import NeuronMask

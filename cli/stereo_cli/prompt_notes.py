@@ -8,7 +8,7 @@ from stereo_cli import common
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from stereoclinic.pipelines import Model
+    from stereoclinic.pipelines.model import Model
     from stereoclinic.prompts.axes import Axis
 
 

@@ -413,7 +413,7 @@ def test_a_text_encoder_that_gives_the_same_for_every_prompt(refused, opening, m
     save_file({name: 0 * value for name, value in state.items()}, path, {"format": "pt"})
     for command in opening:
         line = refused(*("mute" if each == model else each for each in command))
-        assert "nothing that its denoiser is told depends on the prompt" in line, command
+        assert "no argument of its denoiser depends on the prompt" in line, command
 
 
 @pytest.mark.parametrize("command", [("locate",), ("plan", "--until", 0)])

@@ -19,7 +19,7 @@ _WIDE: "weakref.WeakKeyDictionary[nn.Module, Any]" = weakref.WeakKeyDictionary()
 
 
 def clean_latents(model: Model, call: Call, prediction: Tensor, part: slice = slice(None)) -> Tensor:
-    """The clean latents (n, C, h, w) that predictions (n, D) amount to, differentiable in them.
+    """The clean latents (n, C, h, w) of predictions (n, D), differentiable in them.
 
     Raises:
         InputError: The pipeline packs its latents, changes the prediction before the scheduler gets it, or has a
@@ -28,8 +28,8 @@ def clean_latents(model: Model, call: Call, prediction: Tensor, part: slice = sl
     latents, sign = call.latents(part), call.sign
     if not isinstance(latents, Tensor) or latents.ndim != 4 or latents[0].numel() != prediction.shape[1] or not sign:
         raise InputError(
-            f"target classifier: {type(model.pipe).__name__} packs its latents, so the picture that a prediction"
-            " amounts to cannot be had; use another target"
+            f"target classifier: {type(model.pipe).__name__} packs its latents, so the clean picture of a prediction is"
+            " unknown; use another target"
         )
     timestep = torch.tensor(call.timestep)
     return denoised(model.pipe.scheduler, sign * prediction.view(latents.shape), timestep, latents)
@@ -74,7 +74,7 @@ def _in_range(vae: Any) -> Any:
 
 
 def denoised(scheduler: Any, prediction: Tensor, timestep: Tensor, seen: Tensor) -> Tensor:
-    """The clean latents that a prediction amounts to, before any clipping.
+    """The clean latents of a prediction, before any clipping.
 
     With the latents brought to unit variance, z = alpha x_0 + sigma eps, alpha^2 + sigma^2 = 1:
 
@@ -82,8 +82,8 @@ def denoised(scheduler: Any, prediction: Tensor, timestep: Tensor, seen: Tensor)
         v         x_0 = alpha z - sigma v            (Salimans and Ho 2022, appendix D)
         sample    x_0 = prediction
 
-    and z = (1 - sigma) x_0 + sigma eps, x_0 = z - sigma v for flows. `scheduler.step` would say it too, but moves
-    on in doing so.
+    and z = (1 - sigma) x_0 + sigma eps, x_0 = z - sigma v for flows. `scheduler.step` returns it too, but
+    moves on.
 
     Nothing here lists schedulers by name: the noise level is read off what a scheduler does to the model's input.
 
@@ -99,7 +99,7 @@ def denoised(scheduler: Any, prediction: Tensor, timestep: Tensor, seen: Tensor)
     Raises:
         InputError: The scheduler's kind of prediction, or its noise level, is not known.
     """
-    # Called for what it does to the scheduler, too: it finds out which step this is.
+    # This call also has the scheduler find out which step it is at.
     scale = 1.0
     if hasattr(scheduler, "scale_model_input"):
         scale = float(scheduler.scale_model_input(torch.ones((), dtype=torch.float64), timestep))

@@ -16,7 +16,7 @@ from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Visit, Walk
 from stereoclinic.prompts.sets import Row
 
-#: Of all pictures: where more show nothing, none of them are judged.
+#: Share of pictures that may show nothing; with more, none are judged.
 MOST_BLANK = 0.01
 _NAMED = 5  # of them, in a message
 
@@ -46,9 +46,9 @@ def draw(
         steps: Of the scheduler.
         guidance: Scale.
         prompts: What each picture is conditioned on; the rows' own prompts by default.
-        prepare: Gives what changes predictions on the way, see `Walk`; it may have the walk encode other prompts.
+        prepare: Returns the visitor of the walk; it may have the walk encode other prompts.
         portions: How many samples fit through the denoiser together.
-        blank: Told the place of each picture that shows nothing: values are not finite, or it is of a single colour.
+        blank: Called with the place of each picture that shows nothing: values are not finite, or one single colour.
 
     Returns:
         (B, 3, H, W) uint8: pictures as they are saved.
@@ -74,20 +74,20 @@ def of_one_colour(pictures: Tensor) -> Tensor:
 
 
 def named(row: Row, arm: str) -> str:
-    """A picture, as it is told to the user."""
+    """A picture's name in messages."""
     return f"{row['prompt']!r}, seed {row['seed']} ({arm})"
 
 
 def check_blank(blank: Sequence[str], total: int, most: float = MOST_BLANK) -> str | None:
-    """What to say of pictures that show nothing; None where there are none.
+    """A warning about pictures that show nothing; None where there are none.
 
     Args:
-        blank: They, each by prompt and seed.
+        blank: Their names.
         total: Number of all pictures.
-        most: The largest share of them that is borne.
+        most: The largest share that is accepted.
 
     Raises:
-        Incomplete: They are more.
+        Incomplete: There are more.
     """
     if not blank:
         return None
@@ -106,7 +106,7 @@ def check_blank(blank: Sequence[str], total: int, most: float = MOST_BLANK) -> s
 
 @contextmanager
 def _decoded(model: Model) -> Iterator[list[Tensor]]:
-    """See which pictures an autoencoder decodes to finite values, (n,) bool a call: at eight bits NaN is black."""
+    """Records which pictures the autoencoder decodes to finite values, (n,) bool a call: as PNG, NaN would be black."""
     found: list[Tensor] = []
 
     def watched(decode: Callable[..., Any]) -> Callable[..., Any]:

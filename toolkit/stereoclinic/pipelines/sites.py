@@ -1,9 +1,7 @@
-"""Sites and neurons: the layers that write to the residual stream, and their input channels.
+"""Sites, the layers that write to the residual stream, and neurons, their input channels.
 
-A neuron is an input channel of such a layer: a hidden unit of a feed-forward block, a channel of an attention head, a
-feature map of a residual block. Watching one is a hook on the layer's input, damping one a column of its weight.
-
-A layer is found by how its module path ends, so that one table serves all pipelines.
+A neuron is a hidden unit of a feed-forward block, a channel of an attention head, or a feature map of a residual block.
+Layers are found by the end of their module path, so that one table serves all pipelines.
 """
 
 import re
@@ -33,12 +31,12 @@ SITE_KINDS: Mapping[str, tuple[str, ...]] = {
     "conv": ("conv2",),
     "other": (),  # what a user's own pattern names
 }
-#: Layers that take attention's channels first and then a feed-forward block's.
+#: Layers whose input holds the channels of attention, then those of a feed-forward block.
 MIXED = ("single_transformer_blocks.*.proj_out", "single_transformer_blocks.*.attn.to_out")
-#: Routed experts are given some tokens of all pictures in one row: whose they are is not known. Pooling of the text
-#: into the time embedding is not on the residual stream.
+#: Routed experts get tokens of all pictures in one row, so whose they are is unknown. Pooling of the text into the
+#: time embedding is not on the residual stream.
 EXCLUDED = ("*.experts.*", "add_time_condition.*")
-#: Parts of a path that tell whose tokens a layer works on; where none fits, the image's.
+#: Parts of a path that show whose tokens a layer works on; where none fits, the image's.
 STREAMS = {
     "text": (
         r"to_add_out|ff_context|txt_mlp|to_out_t|ff_t\b|context_refiner|token_refiner|^perceiver|text_transformer_blocks"
