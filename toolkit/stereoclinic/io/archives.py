@@ -66,6 +66,7 @@ def _check_pickle(content: bytes) -> None:
     if len(content) > MOST:
         raise ValueError(f"more than {MOST:,} bytes of names and texts")
     single, last = set[int](), ""
+    value: Any
     for number, (opcode, value, _) in enumerate(pickletools.genops(content)):
         if number > _MOST_STEPS:
             raise ValueError(f"a pickle of more than {_MOST_STEPS:,} steps")

@@ -1,6 +1,6 @@
-"""What masks and relevance say of how they were made, checked once, when they are read.
+"""The metadata of masks and relevance, checked once, when a file is read.
 
-Later code asks for these entries and relies on their form. Whatever else a file says is kept and shown as it is.
+Later code reads these entries and relies on their form. Other entries are kept and shown unchanged.
 """
 
 import math
@@ -57,7 +57,7 @@ _DOSE: dict[str, _Form] = {"seeds": _SEEDS, "earlier": _TABLE}
 
 
 def check_metadata(metadata: Any) -> None:
-    """Refuse metadata in which something that later code asks for is of another form; None stands for what is unknown.
+    """Refuse metadata with an entry of another form than later code relies on; None means unknown.
 
     Raises:
         InputError: Names the entry.

@@ -107,6 +107,12 @@ def changed(tree: Any, change: Callable[[Path, Any], Any], axes: Axes, path: Pat
     return change(path, tree)
 
 
+def of_rows(arguments: Mapping[str, Any], axes: Axes, rows: Sequence[int]) -> dict[str, Any]:
+    """The arguments of a call for some of its rows, in this order."""
+    found = changed(arguments, lambda path, leaf: take(leaf, axes[path], rows) if path in axes else leaf, axes)
+    return dict(found)
+
+
 def get(tree: Any, path: Path) -> Any:
     """The leaf at a path."""
     for name in path:

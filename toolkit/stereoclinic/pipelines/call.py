@@ -70,12 +70,7 @@ class Call:
             conditional: False for the rows without prompt, which the call must hold.
         """
         block, samples = self._blocks.index(conditional), self._samples(part)
-        rows = [block * self.count + i for i in samples]
-
-        def change(path: tree.Path, leaf: Any) -> Any:
-            return tree.take(leaf, self._axes[path], rows) if path in self._axes else leaf
-
-        found = dict(tree.changed(self._given, change, self._axes))
+        found = tree.of_rows(self._given, self._axes, [block * self.count + i for i in samples])
         if conditions is not None:
             for path, leaf in conditions.shared.items():
                 tree.put(found, path, leaf)

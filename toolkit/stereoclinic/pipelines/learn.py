@@ -266,7 +266,7 @@ def _check_function(model: Model, learnt: Learnt, call: LearntCall, arguments: d
     row, axes = call.blocks.index(True), learnt.axes_of(arguments)
     network, shapes, found = inner(model.network), list[dict[str, torch.Size]](), list[Tensor]()
     for rows in ([row], [row, row]):
-        given = tree.changed(arguments, lambda path, x: tree.take(x, axes[path], rows) if path in axes else x, axes)  # noqa: B023
+        given = tree.of_rows(arguments, axes, rows)
         seen = dict[str, torch.Size]()
         shapes.append(seen)
         handles = [

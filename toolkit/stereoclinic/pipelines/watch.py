@@ -150,15 +150,8 @@ class Walk:
             rows = [b * self.count + i for b in range(len(blocks)) for i in samples]
             conditional = tuple(each for each in blocks for _ in samples)
             what = Pass(watcher.steps, watcher.timestep, tuple(samples) * len(blocks), conditional, True, self.count)
-            arguments = given
-            if len(samples) < self.count:
-                axes = self.learnt.axes_of(given)
-                arguments = dict(
-                    tree.changed(
-                        given, lambda path, leaf: tree.take(leaf, axes[path], rows) if path in axes else leaf, axes
-                    )
-                )
-            output = watcher.run(arguments, what)
+            some = len(samples) < self.count
+            output = watcher.run(tree.of_rows(given, self.learnt.axes_of(given), rows) if some else given, what)
             kept.append(output)
             rows_of: Tensor = tree.stacked(tree.sample_of(output)).unflatten(0, (len(blocks), -1))
             return rows_of
@@ -199,10 +192,9 @@ class Walk:
 
 def encode_groups(walk: Walk, rows: Sequence[Row], axes: Sequence[Axis]) -> list[list[Conditions]]:
     """Conditions of every group's prompts, by axis, for the samples of a walk."""
-    prompts = [[group_prompts(row, axis) for row in rows] for axis in axes]
-    pairs = [(own, k) for own, axis in zip(prompts, axes, strict=True) for k in range(len(axis))]
-    every = walk.encode(*([each[k] for each in own] for own, k in pairs))
-    return [[every.pop(0) for _ in range(len(axis))] for axis in axes]
+    prompts = ([group_prompts(row, axis)[k] for row in rows] for axis in axes for k in range(len(axis)))
+    every = iter(walk.encode(*prompts))
+    return [[next(every) for _ in axis.groups] for axis in axes]
 
 
 def _identity(leaf: Any) -> tuple[int, ...]:

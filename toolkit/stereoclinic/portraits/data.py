@@ -1,8 +1,8 @@
-"""What the embedded model is trained on: pictures of every cell of the world, and captions that keep their promise.
+"""Training data of the embedded model: pictures of every cell of the world, and captions that fit them.
 
-Every caption is a promise about the picture: its groups are drawn from the planted table *given* the groups that the
-caption names. Captions that name a group are more frequent than neutral ones and name both groups equally often, so a
-rare combination is as well learnt as a common one, while neutral captions keep the planted tilt.
+The groups of a picture are drawn from the planted table *given* the groups that its caption names. Captions that name a
+group are more frequent than neutral ones and name both groups equally often, so a rare combination is learnt as well as
+a common one, while neutral captions keep the planted tilt.
 """
 
 import itertools

@@ -94,8 +94,9 @@ class Stage:
             raise InputError(f"{self.path} was trained on another world; choose another --run folder")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        log.info("%s: resumed at %d of %d samples", self.name, state["seen"], self.samples)
-        return min(self.steps, math.ceil(state["seen"] / self.together))
+        seen: int = state["seen"]
+        log.info("%s: resumed at %d of %d samples", self.name, seen, self.samples)
+        return min(self.steps, math.ceil(seen / self.together))
 
     def _save(self, step: int, parts: dict[str, Any], look: Callable[[], None] | None) -> None:
         if not self.fabric.is_global_zero:

@@ -1,12 +1,11 @@
 """Train the embedded model from a world file: `python -m stereoclinic.portraits.train --out FOLDER`.
 
-Four stages, each resumed where it stopped and skipped when it is done:
+Four stages; each goes on where it stopped and is skipped when it is done:
 
     autoencoder   pictures <-> 16 x 16 x 6 latents, then whitened
-    text          the CLIP text encoder learns to tell every word of a caption from its last states, and is then frozen,
-                  as the text encoder of any Stable Diffusion is
+    text          the CLIP text encoder learns to show every word of a caption in its last states, and is then frozen
     unet          denoising with v-prediction; keeps an exponential moving average
-    reader        the classifier that later reads occupation and groups off generated pictures
+    reader        the classifier that reads occupation and groups from generated pictures
 """
 
 import argparse

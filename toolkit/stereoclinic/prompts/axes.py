@@ -187,8 +187,8 @@ class _Reader(Form):
     """`[reader]`: the name of a reader -> its head; `[reader.clip]` also holds `templates`."""
 
     model_config = ConfigDict(extra="allow", strict=False)
-    clip: dict[str, tuple[str, ...]] = Field({})
-    hf: dict[str, tuple[str, ...]] = Field({})
+    clip: dict[str, tuple[str, ...]] = Field(default={})
+    hf: dict[str, tuple[str, ...]] = Field(default={})
 
 
 class _File(Form):
@@ -199,6 +199,6 @@ class _File(Form):
     groups: tuple[str, ...]
     words: dict[str, str]
     reader: _Reader = _Reader()
-    also: dict[str, tuple[str, ...]] = Field({})
+    also: dict[str, tuple[str, ...]] = Field(default={})
     unless: tuple[str, ...] = ()
     race: StrictBool | None = None

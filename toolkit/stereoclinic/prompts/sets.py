@@ -52,12 +52,12 @@ _NOBODY = re.compile(
 def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     """A built-in set, a .txt/.csv/.json/.jsonl/.parquet file, or a hub data set by its id (split "train", streamed).
 
-    A table needs a column `prompt`; `occupation` (the person's noun, also the label results are grouped by) is used
-    where it is there. Without it the person is what follows "of a", "of an" or "of the", or the prompt's {group}. A
-    table of occupations alone, as published lists of professions are, asks for "a photo of a ..." of each.
+    A table needs a column `prompt`. A column `occupation` gives the person's noun, which is also the label that results
+    are grouped by. Without it the person follows "of a", "of an", "of the" or {group} in the prompt. A table of
+    occupations alone stands for "a photo of a ..." of each.
 
     Raises:
-        InputError: Nothing there, empty, neither column, or a prompt in which no person is found, or two may be meant.
+        InputError: The source is missing or empty, has neither column, or a prompt names no person, or perhaps two.
     """
     if str(source) in BUILT_IN:
         return occupation_prompts(BUILT_IN[str(source)][:limit], [TEMPLATES[str(source)]])
@@ -65,11 +65,11 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
 
 
 def load_plain_prompts(source: str | Path, limit: int | None = None) -> Dataset:
-    """Prompts that need no person in them, taken as they are: they have no group prompts, and are their own labels.
+    """Prompts without a person, used unchanged: they have no group prompts, and each is its own label.
 
     Args:
         source: One of `BUILT_IN_PLAIN`, or what `load_prompts` takes; a column `occupation` is not looked at.
-        limit: The first so many.
+        limit: Use only the first N.
 
     Raises:
         InputError: Nothing there, empty, or no `prompt` column.
@@ -81,9 +81,7 @@ def load_plain_prompts(source: str | Path, limit: int | None = None) -> Dataset:
 
 def _loaded(source: str | Path, limit: int | None, parse: Callable[[str, str], Row], sets: str) -> Dataset:
     """The rows that `parse` makes of each prompt and occupation of a file or a hub data set."""
-    # The same prompt twice would be the same noise and picture twice, counted as if it were more evidence.
-    rows: dict[str, Row] = {}
-    # The rest of a data set on the hub need not be fetched.
+    rows: dict[str, Row] = {}  # each prompt once: twice would be the same pictures, counted as more evidence
     for row in islice(read_prompts(source, _in_turn, parse, sets), limit):
         rows.setdefault(write(row), {name: row[name] for name in COLUMNS})
     if not rows:
@@ -124,8 +122,8 @@ def read_prompts(
 
     Args:
         source: As in `load_prompts`, but for the built-in sets.
-        numbered: Given the table's parts (files, row groups of Parquet), picks entries: each one's number, what errors
-            call it, and itself. A row has its entry's number as `number`.
+        numbered: Picks entries from the table's parts (files, row groups of Parquet): number, name in errors, and
+            entry. A row has its entry's number as `number`.
         parse: Makes a row of a prompt and its occupation; by default it finds the person.
         sets: Names of the built-in sets, for errors.
 
@@ -177,7 +175,7 @@ def read_prompts(
 
 
 def _text(where: str, value: Any) -> str:
-    """What a row holds in one of our columns; nothing where it is blank."""
+    """The text in one column of a row; empty where it is blank."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -190,13 +188,13 @@ def _text(where: str, value: Any) -> str:
 
 
 def _row(prompt: str, occupation: str = "") -> Row:
-    """Part a prompt into what surrounds the person, the article, and the person's noun."""
+    """Split a prompt into the pattern around the person, the article, and the person's noun."""
     if prompt.count("{group}") > 1:
-        raise InputError(f"prompt {prompt!r}: {{group}} stands in it more than once; one person's group can be named")
+        raise InputError(f"prompt {prompt!r} has {{group}} more than once; only one person's group can be named")
     if "{group}" in prompt:
         before, after = prompt.split("{group}", 1)
         before, article = _article(before)
-        # The article was written for some group's word; the neutral prompt needs the noun's own.
+        # The article agrees with some group's word; the neutral prompt needs one for the noun.
         return _checked(prompt, before, _agreeing(article, after.strip()), after.strip(), "", occupation)
     if occupation:
         text, places = folded(prompt)
@@ -276,9 +274,9 @@ def group_prompts(row: Row, axis: Axis) -> list[str]:
 
 
 class Samples(Sequence[Row]):
-    """Every prompt with every seed, made when it is asked for: all prompts with the first seed, then with the next.
+    """Every prompt with every seed, made on demand: all prompts with the first seed, then with the next.
 
-    Rows have the prompts' columns and `prompt` (the neutral one), `seed` and `number` (the row's own place).
+    Rows have the prompts' columns and `prompt` (the neutral one), `seed` and `number` (the row's place).
 
     Args:
         prompts: Neutral prompts.
@@ -317,12 +315,8 @@ class Samples(Sequence[Row]):
         return Samples(self.prompts, self.seeds, [number for number in self.numbers if number not in gone])
 
     def about(self) -> dict[str, Any]:
-        """What files made from them say: digest of the prompts, number of samples, first and last seed."""
-        return {
-            "prompts": digest(self.prompts),
-            "samples": len(self),
-            "seeds": [self.seeds[0], self.seeds[-1]],
-        }
+        """As kept in files: digest of the prompts, number of samples, first and last seed."""
+        return {"prompts": digest(self.prompts), "samples": len(self), "seeds": [self.seeds[0], self.seeds[-1]]}
 
 
 def with_seed(row: Row, seed: int, number: int) -> Row:
@@ -336,18 +330,18 @@ def with_seeds(prompts: Dataset, first: int, count: int) -> Samples:
 
 
 def generator(row: Row, purpose: str) -> torch.Generator:
-    """A stream of random numbers that depends on the sample's prompt and seed alone; each purpose has its own."""
+    """A random generator that depends on the sample's prompt and seed alone; each purpose has its own."""
     key = f"{purpose}\0{row['prompt']}\0{row['seed']}".encode()
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
 
 
 def noise(row: Row, shape: tuple[int, ...], purpose: str = "noise") -> Tensor:
     """Standard normal noise that depends on the sample's prompt and seed alone, not on batch, order or device."""
-    # Lightning changes the default dtype in a run of another precision; the draw must stay the same.
+    # The dtype is given: Lightning changes the default in a run of another precision.
     return torch.randn(shape, generator=generator(row, purpose), dtype=torch.float32)
 
 
 def digest(prompts: Dataset) -> str:
-    """Names a set of prompts in files made from it, with the places of the groups' words."""
+    """A short digest of a prompt set, with the places of the groups' words."""
     text = "\n".join("\t".join((row["pattern"], row["article"], row["person"])) for row in prompts)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
