@@ -2,15 +2,16 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
+from pydantic import Field
 from torch import nn
 
 from stereoclinic.errors import InputError
+from stereoclinic.io.forms import Form, parse
 from stereoclinic.io.reading import read_json
 from stereoclinic.pipelines.arguments import inner
 
@@ -39,12 +40,11 @@ _OTHER_TASKS = {
 }
 
 
-@dataclass(frozen=True)
-class Defaults:
+class Defaults(Form):
     """Steps and guidance scale where the user gives none."""
 
-    steps: int = 50
-    guidance: float = 7.5
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=7.5, ge=0)
 
 
 def check_class(kind: type, components: Iterable[str], model: str) -> None:
@@ -176,20 +176,14 @@ class Model:
 
     def _read_defaults(self) -> Defaults:
         path = self.folder / "stereoclinic.json" if self.folder else None
-        if path is None or not path.is_file():
-            steps, guidance = (self._parameters.get(name) for name in ("num_inference_steps", "guidance_scale"))
-            scale = guidance.default if guidance is not None and isinstance(guidance.default, int | float) else 1.0
-            return Defaults(steps.default if steps and isinstance(steps.default, int) else 50, float(scale))
-        data = read_json(path, "model's defaults")
-        try:
-            found = Defaults(**data)
-            whole = isinstance(found.steps, int) and not isinstance(found.steps, bool) and found.steps >= 1
-            number = isinstance(found.guidance, int | float) and not isinstance(found.guidance, bool)
-            if not whole or not number or found.guidance < 0:
-                raise ValueError(f"steps {found.steps!r:.40} and guidance {found.guidance!r:.40}")
-            return found
-        except (TypeError, ValueError) as error:
-            raise InputError(f'{path}: expected {{"steps": 50, "guidance": 7.5}}: {error}') from error
+        if path is not None and path.is_file():
+            return parse(Defaults, read_json(path, "model's defaults"), f"model's defaults {path}")
+        names = ("num_inference_steps", "guidance_scale")
+        steps, guidance = (getattr(self._parameters.get(name), "default", None) for name in names)
+        return Defaults(
+            steps=steps if isinstance(steps, int) else 50,
+            guidance=guidance if isinstance(guidance, int | float) else 1.0,
+        )
 
     def options(self, guidance: float, count: int = 1) -> dict[str, Any]:
         """Further arguments of the pipeline's call for `count` prompts.

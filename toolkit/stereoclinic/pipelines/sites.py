@@ -133,14 +133,11 @@ def check_sites(sites: Sequence[Site], where: str) -> None:
 
 
 def layer_at(model: nn.Module, name: str) -> nn.Module | None:
-    """The layer at a path, as it was before an adapter wrapped it; None where there is none."""
+    """The layer at a path, without the adapters around it; None where there is none."""
     try:
-        layer: Any = model.get_submodule(name)
+        return _unwrapped(model.get_submodule(name))
     except AttributeError:
         return None
-    while hasattr(layer, "base_layer"):
-        layer = layer.base_layer
-    return layer  # type: ignore[no-any-return]
 
 
 def channels_of(layer: nn.Module) -> int | None:
@@ -194,16 +191,18 @@ def find_sites(model: nn.Module, kinds: Sequence[str] | None = None, patterns: S
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Layers by path; an adapter takes the path of the layer that it wraps."""
-    inside: tuple[str, ...] = ()
+    adapter = None
     for name, module in model.named_modules():
-        if any(name.startswith(f"{each}.") for each in inside):
-            continue
-        layer: Any = module
-        if hasattr(layer, "base_layer"):
-            inside = (*inside, name)
-            while hasattr(layer, "base_layer"):
-                layer = layer.base_layer
-        yield name, layer
+        if adapter is None or not name.startswith(f"{adapter}."):
+            adapter = name if hasattr(module, "base_layer") else None
+            yield name, _unwrapped(module)
+
+
+def _unwrapped(layer: Any) -> nn.Module:
+    """A layer without the adapters around it."""
+    while hasattr(layer, "base_layer"):
+        layer = layer.base_layer
+    return layer  # type: ignore[no-any-return]
 
 
 def _fits(name: str, endings: Iterable[str]) -> bool:

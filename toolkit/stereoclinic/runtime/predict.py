@@ -52,7 +52,18 @@ def predict(
             own, or a launcher (torchrun, srun) started another number of processes than asked for.
         KeyboardInterrupt: As pressed.
     """
-    if str(strategy := trainer.get("strategy")).startswith(_SHARING):
+    runner = _trainer(alone, trainer)
+    if not isinstance(items, IterableDataset) and len(items) < runner.world_size:
+        raise InputError(f"{len(items)} {what} for {runner.world_size} devices: {advice}")
+    with _restore(model, _CASTS.get(str(runner.precision))), _interruptible():
+        loader: DataLoader[Any] = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
+        runner.predict(module, loader, return_predictions=False)
+    return runner
+
+
+def _trainer(alone: bool, options: dict[str, Any]) -> L.Trainer:
+    """A trainer whose strategy and number of processes can do the work."""
+    if str(strategy := options.get("strategy")).startswith(_SHARING):
         raise InputError(
             f"strategy {strategy!r} shards the model's weights, which only measuring relevance can do, by 'fsdp'; use"
             " 'ddp', and --dtype bfloat16 where the model does not fit"
@@ -65,7 +76,7 @@ def predict(
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[_Terminable()],
-            **trainer,
+            **options,
         )
     except (ValueError, RuntimeError) as error:  # the launcher's processes do not match the options
         raise InputError(f"devices: {error}") from error
@@ -79,11 +90,6 @@ def predict(
         )
     if getattr(runner.strategy.launcher, "_start_method", None):
         raise InputError(f"strategy {strategy!r} keeps its results in processes of its own; use 'ddp'")
-    if not isinstance(items, IterableDataset) and len(items) < runner.world_size:
-        raise InputError(f"{len(items)} {what} for {runner.world_size} devices: {advice}")
-    with _restore(model, _CASTS.get(str(runner.precision))), _interruptible():
-        loader: DataLoader[Any] = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
-        runner.predict(module, loader, return_predictions=False)
     return runner
 
 
