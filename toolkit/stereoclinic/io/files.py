@@ -6,7 +6,7 @@ While a file or folder NAME is written, these may stand next to it. They stay wh
     .NAME.<8 letters>.tmp    what will take its place, a file or a folder
     .NAME.<8 letters>.old    a folder that is giving up its place
     .NAME.ready              whole results on their way to their places, NAME among them: `whole_results`
-    NAME.making              in a folder of parts, a baseline that is being made: `baselines.kept`
+    NAME.making              in a folder of parts, a baseline that is being made: `methods.checkpoint`
 
 The next run that becomes the sole writer of NAME cleans up (`repair`); NAME.making goes with the next run that finds
 the baseline. Progress is kept: shards, parts and unfinished plans stay until what they lead to is written.
