@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
-from stereoclinic.pipelines.conditions import Conditions, but
+from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.intercept import Pass, Watcher
 from stereoclinic.pipelines.learn import Learnt
 
@@ -187,6 +187,11 @@ def _joinable(learnt: Learnt, a: dict[str, Any], b: dict[str, Any]) -> bool:
         if path not in axes:
             if leaf is not other and not tree.same(leaf, other):
                 return False
-        elif axis is not None and (but(leaf, axis) != but(other, axis) or leaf.dtype != other.dtype):
+        elif axis is not None and (_but(leaf, axis) != _but(other, axis) or leaf.dtype != other.dtype):
             return False
     return True
+
+
+def _but(leaf: Tensor, axis: int) -> tuple[int, ...]:
+    """The shape without one dimension."""
+    return (*leaf.shape[:axis], *leaf.shape[axis + 1 :])

@@ -1,6 +1,6 @@
 """What the denoiser is given of a prompt: encoded by the pipeline itself, whose denoiser is not run.
 
-A text encoder of limited length drops the end of a long prompt without a word. Such prompts are found by comparison:
+A text encoder of limited length silently drops the end of a long prompt. Such prompts are found by comparison:
 what stands there changes nothing.
 """
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.io.text import SPACELESS
@@ -41,24 +40,10 @@ class Conditions:
         rows = {path: tree.take(leaf, self.axes[path], samples) for path, leaf in self.rows.items()}
         return Conditions(rows, self.shared, self.axes)
 
-    def __len__(self) -> int:
-        return next((tree.length(leaf, self.axes[path]) for path, leaf in self.rows.items()), 0)
-
     def differ(self, i: int, j: int) -> bool:
         """Whether two pictures' conditions differ."""
         pairs = ((leaf, self.axes[path]) for path, leaf in self.rows.items())
         return any(not tree.same(tree.take(x, axis, [i]), tree.take(x, axis, [j])) for x, axis in pairs)
-
-    def fits(self, other: "Conditions") -> bool:
-        """Whether both may go through the denoiser in one batch."""
-        if self.rows.keys() != other.rows.keys() or not tree.same([*self.shared.values()], [*other.shared.values()]):
-            return False
-        pairs = ((leaf, other.rows[path], self.axes[path]) for path, leaf in self.rows.items())
-        return all(axis is None or but(a, axis) == but(b, axis) for a, b, axis in pairs)
-
-
-def but(leaf: Tensor, axis: int) -> tuple[int, ...]:
-    return (*leaf.shape[:axis], *leaf.shape[axis + 1 :])
 
 
 @torch.no_grad()
