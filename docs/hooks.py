@@ -75,17 +75,11 @@ def modules(package: str) -> str:
 
 def public_names() -> str:
     """A table of the names that `import stereoclinic` offers, with the first sentence of each."""
-    source = ast.parse((TOOLKIT / "stereoclinic/__init__.py").read_text())
-    homes = {
-        target.id: ast.literal_eval(node.value)
-        for node in source.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name) and target.id in ("_HOMES", "__all__")
-    }
+    stub = ast.parse((TOOLKIT / "stereoclinic/__init__.pyi").read_text())
+    homes = {node.names[0].name: str(node.module) for node in stub.body if isinstance(node, ast.ImportFrom)}
     rows = ["| name | what it is |", "| --- | --- |"]
-    for name in homes["__all__"]:
-        home, said = _documented(f"stereoclinic.{homes['_HOMES'][name]}", name)
+    for name in sorted(homes):
+        home, said = _documented(f"stereoclinic.{homes[name]}", name)
         rows.append(f"| [`{name}`][{home}.{name}] | {_cell(said)} |")
     return "\n".join(rows)
 

@@ -15,8 +15,8 @@ from pyarrow import parquet
 from tests.fuzz.made import a_mask, a_relevance
 
 from stereoclinic.errors import InputError
-from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.io.reading import MOST, MOST_TOML, check_plain
+from stereoclinic.io.tensors import load_tensors, save_tensors
 
 #: Reads each file that it is given and prints by how many bytes the process grew, and what it was told.
 _READ = """
@@ -195,3 +195,15 @@ def test_a_tensor_of_more_dimensions_than_ours_have(tmp_path: Path):
             save_tensors(path, "mask", 2, {"factors": torch.ones([1] * dimensions)}, {})
             with pytest.raises(InputError, match=r"no plain tensor|truncated"):
                 load_tensors(path, "mask", 2)
+
+
+def test_a_tensor_that_claims_more_than_its_entry_holds(tmp_path: Path):
+    path, held = tmp_path / "m.pt", io.BytesIO()
+    save_tensors(path, "mask", 2, {"factors": torch.arange(100.0)}, {})
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(held, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, content.replace(b"Kd", b"K\xc8") if name.endswith(".pkl") else content)
+    path.write_bytes(held.getvalue())
+    with pytest.raises(InputError, match="truncated"):
+        load_tensors(path, "mask", 2)

@@ -209,7 +209,7 @@ def test_reading_stops_at_the_limit(tmp_path: Path):
         ("p.txt", "", "empty"),
         ("p.txt", "\n  \n", "no prompts in it"),
         ("p.txt", "a sunset", "no person found"),
-        ("p.txt", "a {group} doctor and a {group} nurse", "stands in it more than once"),
+        ("p.txt", "a {group} doctor and a {group} nurse", "has {group} more than once"),
         ("p.txt", "a photo of a {group}", "nothing follows"),
         ("p.csv", "text\nhello", "no column `prompt`; it has text"),
         ("p.csv", "prompt,occupation\na photo of a doctor,nurse", "does not name its occupation 'nurse'"),

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from stereoclinic.ddtd.lean import axis_size, lean, off_axis
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.pipelines.conditions import network_of
 from stereoclinic.pipelines.hooks import Hooks, Watch
 from stereoclinic.pipelines.images import draw
-from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.model import Model, network_of
 from stereoclinic.pipelines.sites import Site, by_layer
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.mask import NeuronMask

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import parser, repeat, resumed
 
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.io.files import load_tensors, save_tensors, write_text
+from stereoclinic.io.files import write_text
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import Site, find_sites

@@ -40,9 +40,8 @@ from common import as_text, legend, parser, repeat, resumed, ticks
 from stereoclinic.evaluation.readers import PortraitsReader, group_columns
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.conditions import network_of
 from stereoclinic.pipelines.images import draw
-from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.model import Model, network_of
 from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.pipelines.watch import Visit, Walk, encode_groups
 from stereoclinic.prompts.axes import Axis, load_axis

@@ -24,7 +24,8 @@ from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts.axes import known_axes, load_axis
-from stereoclinic.prompts.sets import BUILT_IN, group_prompts, load_prompts, occupation_prompts, with_seeds, write
+from stereoclinic.prompts.occupations import BUILT_IN
+from stereoclinic.prompts.sets import group_prompts, load_prompts, occupation_prompts, with_seeds, write
 from stereoclinic.sns.policy import by_lean, is_neutral
 from stereoclinic.statistics.intervals import wilson_interval
 

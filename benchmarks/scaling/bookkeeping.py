@@ -27,7 +27,8 @@ from stereoclinic.ddtd.locate import run_ddtd
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import load_axis
-from stereoclinic.prompts.sets import PORTRAITS, Samples, load_prompts, with_seeds
+from stereoclinic.prompts.occupations import PORTRAITS
+from stereoclinic.prompts.sets import Samples, load_prompts, with_seeds
 from stereoclinic.prompts.streams import Stream
 
 

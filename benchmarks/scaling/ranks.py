@@ -28,7 +28,8 @@ from stereoclinic.ddtd.locate import DDTD, run_ddtd
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines import open_model
 from stereoclinic.prompts.axes import load_axis
-from stereoclinic.prompts.sets import PORTRAITS, load_prompts, with_seeds
+from stereoclinic.prompts.occupations import PORTRAITS
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 BATCH = 12
 

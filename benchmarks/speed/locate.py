@@ -23,7 +23,8 @@ from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.intercept import call_pipeline
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import load_axis
-from stereoclinic.prompts.sets import PORTRAITS, Samples, generator, load_prompts, with_seeds
+from stereoclinic.prompts.occupations import PORTRAITS
+from stereoclinic.prompts.sets import Samples, generator, load_prompts, with_seeds
 
 GOAL = 2.2  # with every second step analysed
 

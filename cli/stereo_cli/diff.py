@@ -37,7 +37,7 @@ def diff(
     """
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.errors import InputError
-    from stereoclinic.io.files import kind_of
+    from stereoclinic.io.tensors import kind_of
     from stereoclinic.report.anatomy import KINDS, places
     from stereoclinic.sns.diff import compare
     from stereoclinic.sns.mask import NeuronMask

@@ -32,7 +32,8 @@ def inspect(
     from stereoclinic.calls.inputs import check_target
     from stereoclinic.calls.work import claimed
     from stereoclinic.errors import InputError
-    from stereoclinic.io.files import kind_of, write_whole
+    from stereoclinic.io.files import write_whole
+    from stereoclinic.io.tensors import kind_of
 
     reporter = TerminalReporter(shown.quiet)
     if picture is not None:

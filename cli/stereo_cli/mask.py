@@ -41,7 +41,7 @@ def mask(
     from stereoclinic.calls.inputs import check_target
     from stereoclinic.calls.mask import dosed_mask, made_mask, model_of
     from stereoclinic.calls.work import claimed
-    from stereoclinic.io.files import ENDINGS
+    from stereoclinic.io.tensors import ENDINGS
     from stereoclinic.report.summary import mask_summary
 
     check_target(out, "--out", ENDINGS)

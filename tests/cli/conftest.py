@@ -21,7 +21,8 @@ from stereoclinic.portraits.model import (
     build_tokenizer,
 )
 from stereoclinic.prompts.axes import load_axis
-from stereoclinic.prompts.sets import PORTRAITS, group_prompts, load_prompts, write
+from stereoclinic.prompts.occupations import PORTRAITS
+from stereoclinic.prompts.sets import group_prompts, load_prompts, write
 
 Call = Callable[..., Result]
 

@@ -81,7 +81,7 @@ def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str,
         (("--precision", "17"), "--precision '17': expected one of 32-true"),
         (("--strategy", "fsdp", "--every", 1, "--bins", 2), "shares the weights out over devices"),
         (("--strategy", "fsdp", "--devices", 2, "--every", 1, "--bins", 2, "--composite", "deep-taylor"), "zplus-cp"),
-        (("--strategy", "deepspeed", "--every", 1, "--bins", 2), "strategy 'deepspeed' shares the model's weights out"),
+        (("--strategy", "deepspeed", "--every", 1, "--bins", 2), "strategy 'deepspeed' shards the model's weights"),
         (("--accelerator", "abacus"), "--accelerator 'abacus': expected one of auto"),
         (("--accelerator", "mps"), "relevance is summed in float64"),
         (("--mask-root", "nurse"), "root 'nurse' is not known; choose zero, balanced, or a group: female, male"),
@@ -413,7 +413,7 @@ def test_a_text_encoder_that_gives_the_same_for_every_prompt(refused, opening, m
     save_file({name: 0 * value for name, value in state.items()}, path, {"format": "pt"})
     for command in opening:
         line = refused(*("mute" if each == model else each for each in command))
-        assert "nothing that its denoiser is told depends on the prompt" in line, command
+        assert "no argument of its denoiser depends on the prompt" in line, command
 
 
 @pytest.mark.parametrize("command", [("locate",), ("plan", "--until", 0)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.io.files import save_tensors
+from stereoclinic.io.tensors import save_tensors
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.diff import compare
 from stereoclinic.sns.mask import NeuronMask

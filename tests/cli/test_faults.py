@@ -19,7 +19,8 @@ from stereoclinic.ddtd.checkpoint import Shards
 from stereoclinic.ddtd.locate import DDTD
 from stereoclinic.ddtd.relevance import STATES
 from stereoclinic.errors import InputError
-from stereoclinic.io.files import save_tensors, sole_writer
+from stereoclinic.io.files import sole_writer
+from stereoclinic.io.tensors import save_tensors
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--limit", 2, "--seeds", 1, "--every", 1, "--bins", 1, "--quiet", "--accelerator", "cpu")
@@ -135,7 +136,7 @@ def test_a_second_run_on_the_same_output(model: Path, stereo, tmp_path: Path, co
 
 
 def test_a_run_that_was_killed_leaves_no_lock(tmp_path: Path):
-    code = "import sys, time; from pathlib import Path; from stereoclinic.io.files import save_tensors, sole_writer\n"
+    code = "import sys, time; from pathlib import Path; from stereoclinic.io.files import sole_writer\n"
     code += "with sole_writer(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "g.pt")], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"in\n"

@@ -14,8 +14,8 @@ from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.provenance import provenance
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.io.metadata import check_metadata
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.prompts.axes import load_axis

@@ -6,7 +6,7 @@ import torch
 from stereoclinic.ddtd.relevance import SKETCHES, STATES, Relevance, RelevanceSums
 from stereoclinic.ddtd.step import Measured
 from stereoclinic.errors import InputError
-from stereoclinic.io.files import save_tensors
+from stereoclinic.io.tensors import save_tensors
 from stereoclinic.pipelines.sites import Site
 
 P, T, K, N, M = 3, 2, 2, 5, 4

@@ -110,7 +110,7 @@ def test_settings_out_of_range_are_refused(settings: dict, says: str) -> None:
 
 
 def test_the_target_guidance_needs_guidance(little: Model) -> None:
-    with pytest.raises(InputError, match="predicts nothing without prompt at this guidance scale"):
+    with pytest.raises(InputError, match="makes no prediction without prompt at this guidance scale"):
         measured(little, find_sites(little.network), AXIS, rows(1, 1), Settings(steps=1, target="guidance"))
 
 

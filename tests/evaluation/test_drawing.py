@@ -14,10 +14,11 @@ from stereoclinic.evaluation.experiment import Arm, arms_of, drawn, run
 from stereoclinic.evaluation.methods.base import Batch, Mitigation, Suppressed
 from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle, balanced
 from stereoclinic.evaluation.readers import PortraitsReader
-from stereoclinic.io.files import load_tensors, save_tensors
-from stereoclinic.pipelines import Model, open_model
+from stereoclinic.io.tensors import load_tensors, save_tensors
+from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.images import check_blank
 from stereoclinic.pipelines.memory import Peak
+from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Call, Visit, Walk, encode_groups
 from stereoclinic.prompts.axes import Axis, load_axis

@@ -18,7 +18,7 @@ from stereoclinic.evaluation.methods import BASELINES, baseline_class
 from stereoclinic.evaluation.methods import checkpoint as kept
 from stereoclinic.evaluation.methods.baseline import Baseline
 from stereoclinic.evaluation.methods.checkpoint import kept_baselines
-from stereoclinic.io.files import load_tensors, save_tensors
+from stereoclinic.io.tensors import load_tensors, save_tensors
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from tests.pipelines.tiny import TINY, build
 
 from stereoclinic.ddtd.relevance import SKETCHES, Relevance
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines.conditions import network_of
+from stereoclinic.pipelines.model import network_of
 from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.report.anatomy import KINDS, STREAMS, grouped, places
 from stereoclinic.report.located import by_chance, relevance_summary

@@ -12,7 +12,8 @@ from stereoclinic.errors import InputError
 from stereoclinic.evaluation.protocols import OVER, PublishedProtocol, known_protocols, load_protocol
 from stereoclinic.evaluation.readers.clip import texts
 from stereoclinic.prompts.axes import load_axis
-from stereoclinic.prompts.sets import WINOBIAS, group_prompts, occupation_prompts, write
+from stereoclinic.prompts.occupations import WINOBIAS
+from stereoclinic.prompts.sets import group_prompts, occupation_prompts, write
 from stereoclinic.statistics.shares import GAPS
 
 GENDER = load_axis("gender")

@@ -46,7 +46,7 @@ from stereoclinic.evaluation.readers import PortraitsReader, open_reader
 from stereoclinic.evaluation.readers.pretrained import parse_classes
 from stereoclinic.evaluation.references import load_confusion
 from stereoclinic.io.digest import content_digest
-from stereoclinic.io.files import load_tensors, save_tensors
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.portraits.world import DEFAULT_WORLD, World

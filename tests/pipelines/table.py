@@ -37,7 +37,7 @@ CALLS = {
 def opened(name: str) -> Model:
     """The tiny pipeline of a name, with steps that suit it."""
     made = Model(build(name), name, call=TINY[name].call)
-    made.defaults = Defaults(TINY[name].steps, scale(name, made))
+    made.defaults = Defaults(steps=TINY[name].steps, guidance=scale(name, made))
     return made
 
 

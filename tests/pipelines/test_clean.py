@@ -9,10 +9,9 @@ from tests.pipelines.tiny import SMALL, TINY, build
 from torch import Tensor
 
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines import images as clean
-from stereoclinic.pipelines import schedulers
+from stereoclinic.pipelines import clean
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.images import clean_latents, decode_with_grad
+from stereoclinic.pipelines.clean import clean_latents, decode_with_grad, denoised
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts.sets import Row, generator
@@ -96,7 +95,7 @@ def test_clean_latents_of_a_flow_undo_its_noise() -> None:
         scheduler.set_begin_index(i)
         scheduler._step_index = None
         seen = scheduler.scale_noise(x, timestep[None], noise)
-        torch.testing.assert_close(schedulers.clean(scheduler, noise - x, timestep, seen), x, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(denoised(scheduler, noise - x, timestep, seen), x, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "output"), [("sd1", 1), ("sd3", 1), ("lumina2", -1), ("pixart-sigma", 1)])

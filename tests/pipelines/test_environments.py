@@ -16,9 +16,8 @@ from stereoclinic.ddtd.locate import run_ddtd
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
 from stereoclinic.io.digest import shapes_digest, weights_digest
-from stereoclinic.pipelines.conditions import network_of
 from stereoclinic.pipelines.images import as_tensor, draw
-from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.model import Model, network_of
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts.sets import generator, load_prompts, with_seeds

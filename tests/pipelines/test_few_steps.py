@@ -89,7 +89,7 @@ def test_steps_that_the_pipeline_does_not_allow_are_refused_in_its_words() -> No
 def test_a_target_that_needs_guidance_is_refused() -> None:
     model = model_of("lcm")
     settings = Settings(steps=2, guidance=8.0, bins=1, target="guidance")
-    with pytest.raises(InputError, match="predicts nothing without prompt at this guidance scale"):
+    with pytest.raises(InputError, match="makes no prediction without prompt at this guidance scale"):
         measured(model, find_sites(model.network), AXIS, ROWS, settings)
 
 

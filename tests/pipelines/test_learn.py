@@ -191,7 +191,7 @@ def test_a_text_encoder_that_ignores_the_prompt_is_refused() -> None:
     pipe.text_encoder.register_forward_hook(
         lambda module, args, output: type(output)({name: torch.zeros_like(value) for name, value in output.items()})
     )
-    with pytest.raises(InputError, match=r"nothing that its denoiser is told depends on the prompt.*text encoder"):
+    with pytest.raises(InputError, match=r"no argument of its denoiser depends on the prompt.*text encoder"):
         learnt_of(Model(pipe, "deaf", call=SMALL), 3.0)
 
 

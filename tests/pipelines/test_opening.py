@@ -294,4 +294,4 @@ def test_a_single_file_predicts_what_it_says(tmp_path: Path, keys: tuple, metada
 def test_a_scheduler_that_cannot_do_what_a_single_file_says_is_told(tmp_path: Path) -> None:
     said: list[str] = []
     open_model(single_file(tmp_path, PNDMScheduler(steps_offset=1), ("v_pred", "ztsnr")), warn=said.append)
-    assert len(said) == 2 and "its PNDMScheduler does not know; give it one that does, such as DDIM" in said[0]
+    assert len(said) == 2 and "its PNDMScheduler does not know; give it a scheduler that does, such as DDIM" in said[0]

@@ -10,9 +10,9 @@ from tests.pipelines.tiny import SMALL, TINY, build
 from torch import nn
 
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines.conditions import Recogniser, network_of, outer_network
 from stereoclinic.pipelines.intercept import Pass, pass_of
-from stereoclinic.pipelines.model import Defaults, Model
+from stereoclinic.pipelines.model import Defaults, Model, network_of, outer_network
+from stereoclinic.pipelines.recognise import Recogniser
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts.sets import Row, generator
 

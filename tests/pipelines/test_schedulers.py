@@ -13,9 +13,8 @@ from tests.pipelines.tiny import SMALL, build
 from torch import Tensor
 
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines import schedulers
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.images import clean_latents
+from stereoclinic.pipelines.clean import clean_latents, denoised
 from stereoclinic.pipelines.learn import learnt_of
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
@@ -152,7 +151,7 @@ def test_clean_latents_undo_the_schedulers_noise(made: Make, name: str, config: 
             alpha, sigma = (float(x) for x in torch.linalg.lstsq(both, seen.double().flatten()[:, None]).solution)
             assert abs(alpha**2 + sigma**2 - 1) < 1e-4
             prediction = alpha * noise - sigma * clean
-        found = schedulers.clean(scheduler, prediction, timestep, seen)
+        found = denoised(scheduler, prediction, timestep, seen)
         # Near pure noise alpha is 0.07, and rounding is divided by it.
         torch.testing.assert_close(found, clean, atol=2e-4, rtol=1e-3)
 
@@ -199,7 +198,7 @@ def test_clean_latents_are_differentiable_in_the_prediction(made: Make) -> None:
     scheduler.set_timesteps(4)
     timestep = scheduler.timesteps[1]
     prediction = torch.zeros(2, 4, 8, 8, requires_grad=True)
-    clean = schedulers.clean(scheduler, prediction, timestep, torch.randn(2, 4, 8, 8))
+    clean = denoised(scheduler, prediction, timestep, torch.randn(2, 4, 8, 8))
     (grad,) = torch.autograd.grad(clean.sum(), prediction)
     share = scheduler.alphas_cumprod[timestep]
     torch.testing.assert_close(grad, (-(((1 - share) / share) ** 0.5)).expand_as(grad))

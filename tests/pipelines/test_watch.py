@@ -308,7 +308,7 @@ def test_a_call_that_is_watched_is_not_watched_again_from_within(sd1: Model) -> 
     def nested(call: Call) -> None:
         Walk(sd1, ROWS, 2, 1.0).run()
 
-    with pytest.raises(RuntimeError, match="before the walk, not by its visitor"):
+    with pytest.raises(RuntimeError, match="before the walk, not in its visitor"):
         watched(sd1, 2, 1.0, nested)
     assert torch.equal(watched(sd1, 2, 1.0), bare(sd1, 2, 1.0))
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
 from stereoclinic.portraits.data import Captions
-from stereoclinic.portraits.places import SIZE
+from stereoclinic.portraits.drawing import SIZE
 from stereoclinic.portraits.world import AXES, DEFAULT_WORLD, World, planted_joint
+from stereoclinic.prompts.occupations import planted_shares
 from stereoclinic.statistics.amplification import reference_shares
 
 WORLD = World.load()
@@ -103,11 +104,11 @@ def test_a_picture_never_contradicts_its_caption_and_neutral_captions_keep_the_p
 
 @pytest.mark.parametrize("axis", list(AXES))
 def test_the_planted_table_is_a_reference_for_amplification(axis: str) -> None:
-    table = WORLD.planted(axis)
+    table = planted_shares(axis)
     shares = reference_shares(table, WORLD.names, AXES[axis])
     assert shares[:, 0].tolist() == pytest.approx([each.share(axis) for each in WORLD.occupations])
     with pytest.raises(InputError, match="no axis 'height'"):
-        WORLD.planted("height")
+        planted_shares("height")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
 from stereoclinic.prompts.axes import Axis, known_axes, load_axis
-from stereoclinic.prompts.sets import BUILT_IN, group_prompts, load_prompts, write
+from stereoclinic.prompts.occupations import BUILT_IN
+from stereoclinic.prompts.sets import group_prompts, load_prompts, write
 from stereoclinic.sns.policy import by_lean, is_neutral, named_groups
 
 #: (axis, prompt, the groups that a person would say it names). Whoever listed the words wrote these too, hard cases on

@@ -16,7 +16,7 @@ from torch import nn
 
 from stereoclinic.errors import InputError
 from stereoclinic.io.digest import shapes_digest, weights_digest
-from stereoclinic.io.files import load_tensors, save_tensors
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.compat import check_fits, has_other_weights, without_adapters
 from stereoclinic.sns.mask import NeuronMask, bin_of, bins_in

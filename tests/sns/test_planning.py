@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stereoclinic.errors import InputError
-from stereoclinic.io.files import load_tensors, save_tensors
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.prompts.axes import Axis, load_axis

@@ -9,17 +9,14 @@ class InputError(ValueError):
 
 
 class Incomplete(RuntimeError):
-    """Work stopped before it was whole: a rank failed or samples are missing (exit code 3).
-
-    Nothing of it was kept: run it again.
-    """
+    """Work stopped early: a rank failed or samples are missing (exit code 3). Nothing was kept: run it again."""
 
 
 class UncoveredOperation(RuntimeError):
-    """An operation that mixes its inputs has no relevance rule: relevance would pass it unseen (exit code 2)."""
+    """An operation that mixes its inputs has no relevance rule, so relevance would be wrong (exit code 2)."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, as part of one line of ours."""
+    """The first line of another library's error, to be part of one line of ours."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
     return "".join(each if each.isprintable() else "?" for each in line)

@@ -13,7 +13,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from stereoclinic.evaluation.readers import PortraitsNet
 from stereoclinic.portraits.model import build_tokenizer
 from stereoclinic.prompts.axes import load_axis
-from stereoclinic.prompts.sets import PORTRAITS
+from stereoclinic.prompts.occupations import PORTRAITS
 
 CAPTIONS = ["a photo portrait headshot of the face of an old young elderly female male person woman man at work doctor"]
 FAIRFACE_AGES = ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70")

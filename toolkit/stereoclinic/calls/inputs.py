@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from diffusers import DiffusionPipeline
 
-    from stereoclinic.pipelines import Model
+    from stereoclinic.pipelines.model import Model
     from stereoclinic.prompts.axes import Axis
     from stereoclinic.sns.mask import NeuronMask
 

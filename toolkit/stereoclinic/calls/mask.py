@@ -72,7 +72,7 @@ def made_mask(files: Sequence[Path], settings: MaskSettings, out: Path, reporter
         InputError: The files do not go together, or settings do not fit them.
     """
     from stereoclinic.calls.inputs import check_distinct
-    from stereoclinic.io.files import kind_of
+    from stereoclinic.io.tensors import kind_of
 
     check_distinct(list(files))
     kinds = {path: kind_of(path) for path in files}

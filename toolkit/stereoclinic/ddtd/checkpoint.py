@@ -18,7 +18,8 @@ from torch import Tensor
 
 from stereoclinic.ddtd.relevance import BY_LABEL, STATES, placed
 from stereoclinic.errors import InputError
-from stereoclinic.io.files import check_same, load_tensors, save_tensors
+from stereoclinic.io.files import check_same
+from stereoclinic.io.tensors import load_tensors, save_tensors
 
 KIND, VERSION = "relevance shard", 2
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines.images import clean_latents, decode_with_grad
+from stereoclinic.pipelines.clean import clean_latents, decode_with_grad
 
 if TYPE_CHECKING:
     from stereoclinic.pipelines.call import Call

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
-from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.io.metadata import LONGEST_TEXT, check_metadata
 from stereoclinic.io.reading import MOST_BINS, MOST_GROUPS, is_name
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines.memory import memory_of
 from stereoclinic.pipelines.sites import Site, check_sites
 
@@ -266,7 +266,7 @@ class Relevance:
         """Read what `save` wrote.
 
         Raises:
-            InputError: As `io.files.load_tensors`, or a part is missing or of another form.
+            InputError: As `io.tensors.load_tensors`, or a part is missing or of another form.
         """
         tensors, head = load_tensors(path, KIND, VERSION)
         try:

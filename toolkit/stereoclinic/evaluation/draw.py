@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.methods.base import Mitigation
 from stereoclinic.io.digest import content_digest, plain_digest, weights_digest
-from stereoclinic.io.files import load_tensors, save_tensors
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.images import check_blank, named
 from stereoclinic.pipelines.images import draw as draw_pictures

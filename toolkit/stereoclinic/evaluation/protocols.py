@@ -21,7 +21,8 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 from stereoclinic.io.reading import read_toml
 from stereoclinic.prompts.axes import Axis, load_axis
-from stereoclinic.prompts.sets import PLAIN, WINOBIAS, WINOBIAS_TRAIN, occupation_prompts
+from stereoclinic.prompts.occupations import PLAIN, WINOBIAS, WINOBIAS_TRAIN
+from stereoclinic.prompts.sets import occupation_prompts
 from stereoclinic.statistics.intervals import NoiseFloor, noise_floor
 from stereoclinic.statistics.shares import GAPS, top_group
 

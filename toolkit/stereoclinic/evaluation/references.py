@@ -17,7 +17,7 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.arms import Experiment
 from stereoclinic.io.reading import read_text
-from stereoclinic.portraits.world import World
+from stereoclinic.prompts.occupations import planted_shares
 from stereoclinic.statistics.amplification import Reference, amplification, load_reference
 from stereoclinic.statistics.reader_error import corrected_intervals
 
@@ -31,7 +31,7 @@ def reference_named(source: str, axis: str) -> Reference:
     Raises:
         InputError: It cannot be read, or that world has no such axis.
     """
-    return World.load().planted(axis) if source == PLANTED else load_reference(source)
+    return planted_shares(axis) if source == PLANTED else load_reference(source)
 
 
 def amplified(experiment: Experiment, table: Reference) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Digests that tell one model from another: of its shapes alone, and of its weights."""
+"""Digests of models, by shapes alone or by weights, and of plain data and tensors."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _add(digest: Any, name: str, value: Any) -> None:
-    """Add an entry of a state dict, which in quantised layers need be no plain tensor."""
+    """Add an entry of a state dict; in quantised layers it may be no plain tensor."""
     if isinstance(value, tuple | list):  # a packed weight and its bias
         for i, each in enumerate(value):
             _add(digest, f"{name}.{i}", each)
@@ -65,6 +65,6 @@ def plain_digest(plain: Any, *tensors: torch.Tensor) -> str:
 
 
 def content_digest(key: str, about: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over what a file holds and the key that it is kept under: what was kept under another shows."""
+    """SHA-256 over a file's content and its key, so that a file under another key's name is noticed."""
     names = sorted(tensors)
     return plain_digest([key, about, names], *(tensors[name] for name in names))

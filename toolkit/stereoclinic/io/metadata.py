@@ -1,11 +1,11 @@
-"""What masks and relevance say of how they were made, checked once, when they are read.
+"""The metadata of masks and relevance, checked once, when a file is read.
 
-Later code asks for these entries and relies on their form. Whatever else a file says is kept and shown as it is.
+Later code reads these entries and relies on their form. Other entries are kept and shown unchanged.
 """
 
-import math
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from stereoclinic.errors import InputError
 from stereoclinic.io.reading import is_name
@@ -13,37 +13,26 @@ from stereoclinic.io.reading import is_name
 #: Characters of a text that is no name: a prompt, a path.
 LONGEST_TEXT = 5000
 
-_Form = tuple[str, Callable[[Any], bool]]
+
+def _checked(name: str) -> str:
+    if not is_name(name):
+        raise ValueError("no name")
+    return name
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= LONGEST_TEXT
+_Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
+_Number = int | Annotated[float, Field(allow_inf_nan=False)]
 
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _each(form: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(form, value))
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-
-
-_TEXT: _Form = (f"text of up to {LONGEST_TEXT} characters", _is_text)
-_TEXTS: _Form = ("a list of such texts", _each(_is_text))
-_WHOLE: _Form = ("a whole number", _is_whole)
-_NUMBER: _Form = ("a number", _is_number)
-_TABLE: _Form = ("a table", _is_table)
-_TABLES: _Form = ("a list of tables", _each(_is_table))
-_SEEDS: _Form = ("the first and the last seed", lambda value: _each(_is_whole)(value) and len(value) == 2)
-_NAMES: _Form = ("a list of names", _each(is_name))
+#: What is expected, in words, and the check of it.
+_Form = tuple[str, TypeAdapter[Any]]
+_TEXT: _Form = (f"text of up to {LONGEST_TEXT} characters", TypeAdapter(_Text))
+_TEXTS: _Form = ("a list of such texts", TypeAdapter(list[_Text]))
+_WHOLE: _Form = ("a whole number", TypeAdapter(int))
+_NUMBER: _Form = ("a number", TypeAdapter(_Number))
+_TABLE: _Form = ("a table", TypeAdapter(dict[str, Any]))
+_TABLES: _Form = ("a list of tables", TypeAdapter(list[dict[str, Any]]))
+_SEEDS: _Form = ("the first and the last seed", TypeAdapter(Annotated[list[int], Field(min_length=2, max_length=2)]))
+_NAMES: _Form = ("a list of names", TypeAdapter(list[Annotated[str, AfterValidator(_checked)]]))
 
 _MADE: dict[str, _Form] = {
     "axis": _TEXT, "words": _NAMES, "labels": _TEXTS, "model": _TEXT, "call": _TABLE, "unet_shapes": _TEXT,
@@ -57,7 +46,7 @@ _DOSE: dict[str, _Form] = {"seeds": _SEEDS, "earlier": _TABLE}
 
 
 def check_metadata(metadata: Any) -> None:
-    """Refuse metadata in which something that later code asks for is of another form; None stands for what is unknown.
+    """Refuse metadata with an entry of another form than later code relies on; None means unknown.
 
     Raises:
         InputError: Names the entry.
@@ -66,9 +55,12 @@ def check_metadata(metadata: Any) -> None:
     for table, forms, where in waiting:
         if not isinstance(table, dict):
             raise InputError(f"metadata {where}".rstrip(". ") + f" is a {type(table).__name__}; expected a dict")
-        for key, (form, holds) in forms.items():
-            if (value := table.get(key)) is not None and not holds(value):
-                raise InputError(f"metadata {where}{key} is {value!r:.60}; expected {form}")
+        for key, (expected, check) in forms.items():
+            try:
+                if (value := table.get(key)) is not None:
+                    check.validate_python(value, strict=True)
+            except ValidationError as error:
+                raise InputError(f"metadata {where}{key} is {value!r:.60}; expected {expected}") from error
         if forms is _MADE:
             waiting.append((table.get("selection") or {}, _SELECTION, f"{where}selection."))
             waiting.append((table.get("dose") or {}, _DOSE, f"{where}dose."))

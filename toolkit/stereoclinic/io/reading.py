@@ -1,8 +1,7 @@
-"""Text, TOML and JSON that strangers made, read whole or refused.
+"""Text, TOML and JSON from strangers, read whole or refused.
 
-Sizes are bounded before anything is parsed, so that memory is bounded by the size of the file. What comes out is plain
-data that every later step can hash, print and write again: no deeper than `DEEPEST`, whole numbers of 64 bits, text
-without control characters, which a terminal would obey.
+Sizes are bounded before parsing, and so is memory. The result is plain data that every later step can hash, print and
+write: no deeper than `DEEPEST`, whole numbers of 64 bits, text without control characters.
 """
 
 import json
@@ -16,18 +15,16 @@ from stereoclinic.errors import InputError, first_line
 
 #: Bytes of a text file, or of the JSON in a file of tensors. Tables of results are the largest there are.
 MOST = 16 * 2**20
-#: The same of TOML, and dots in a line of it: time and memory of its parser grow with the square of a dotted key: 95 s
-#: for one of 64 KiB.
+#: The same for TOML, and dots in one line: the parser takes time with the square of a dotted key, 95 s for 64 KiB.
 MOST_TOML, MOST_DOTS = 2**18, 100
 DEEPEST = 50
-#: Characters of the name of an axis or a group, groups of an axis, and timestep bins of a mask or of relevance:
-#: schedulers have a thousand timesteps.
+#: Characters of the name of an axis or a group, groups of an axis, timestep bins of a mask or of relevance.
 LONGEST_NAME, MOST_GROUPS, MOST_BINS = 200, 100, 10_000
 #: Layers of a model of one kind.
 MOST_LAYERS = 1000
 
 _LAYERS = re.compile("layers|depth|num_blocks|num_stages")
-#: What a terminal would obey, and halves of characters; but for tabs and ends of lines.
+#: Control characters except tabs and ends of lines, and halves of characters.
 ODD = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -36,17 +33,17 @@ def read_text(path: str | Path, what: str, most: int = MOST) -> str:
 
     Args:
         path: Where it is.
-        what: It is called, in errors: "axis file".
-        most: Bytes it may have.
+        what: Its name in errors, such as "axis file".
+        most: Bytes that it may have.
 
     Raises:
         InputError: It cannot be read, is no UTF-8, or is larger.
     """
     try:
-        with Path(path).open("rb") as file:  # a pipe has no size: it is read to where it would be too long
+        with Path(path).open("rb") as file:  # a pipe has no size
             content = file.read(most + 1)
         if len(content) > most:
-            raise InputError(f"{what} {path}: larger than {most:,} bytes, which no such file has any need of")
+            raise InputError(f"{what} {path}: larger than {most:,} bytes, the most that such a file may have")
         return content.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{what} {path} cannot be read ({error.strerror}); check the path") from error
@@ -89,14 +86,14 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def check_plain(data: Any, finite: bool = False) -> None:
-    """Refuse what would trip a later step.
+    """Refuse data that a later step could not handle.
 
     Args:
         data: As a parser returned it.
-        finite: Refuse numbers without end as well; `1e999` is one.
+        finite: Refuse infinite numbers as well, such as `1e999`.
 
     Raises:
-        ValueError: It is nested too deep, or holds a number or text that is none of the plain ones.
+        ValueError: It is nested too deep, or holds a number or text that is not plain.
     """
     waiting = [data]
     for _ in range(DEEPEST):
@@ -127,14 +124,11 @@ def is_name(value: Any) -> bool:
 
 
 def check_layers(path: Path, what: str) -> None:
-    """Refuse a part's configuration that asks for more layers than any model has.
-
-    Libraries make one after another before they look whether there are weights for them, and would not come to an end.
-    What cannot be read is left to the library to refuse.
+    """Refuse a configuration that asks for more layers than any model has, which libraries would make without end.
 
     Args:
-        path: Of a config.json; it need not be there.
-        what: It is of, in errors.
+        path: Of a config.json. A file that cannot be read is left to the library to refuse.
+        what: Its model, in errors.
 
     Raises:
         InputError: It asks for more.

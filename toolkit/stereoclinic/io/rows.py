@@ -1,7 +1,7 @@
-"""Rows of a table of prompts in a file, one by one as they are asked for: text, CSV, JSON, Parquet.
+"""Rows of a table of prompts in a file, read one by one: text, CSV, JSON, Parquet.
 
-A reader gives a file's parts, each of which is read when it is iterated. Memory is bounded whatever the file holds: no
-row is longer than `MOST_ROW` characters, and no page of Parquet unpacks to more than `MOST_PACKED` times its size.
+A reader returns a file's parts, each read when it is iterated. Memory is bounded: no row is longer than `MOST_ROW`
+characters, and no page of Parquet unpacks to more than `MOST_PACKED` times its size. pyarrow itself has no such bound.
 """
 
 import csv
@@ -17,7 +17,7 @@ from stereoclinic.io.reading import MOST
 
 #: Characters of a row, with all of its columns.
 MOST_ROW = 2**20
-#: Bytes that a byte of a Parquet file may stand for, and rows; and bytes that any page may unpack to.
+#: Bytes, and rows, that a byte of a Parquet file may stand for; and bytes that any page may unpack to.
 MOST_PACKED, MOST_PAGE = 100, 2**22
 #: Columns of Parquet that are read.
 _OURS = ("prompt", "occupation")
@@ -36,7 +36,7 @@ def _csv(path: Path) -> Iterator[_Row]:
     """Rows of CSV, by the names in its first row.
 
     Raises:
-        InputError: A row has more fields than the first, so that it cannot be told which is which.
+        InputError: A row has more fields than the first, so that their names are unknown.
     """
     with _opened(path, newline="") as file:
         rows = _fields(csv.reader(_lines(file), strict=True))
@@ -107,12 +107,12 @@ def _lines(file: TextIO) -> Iterator[str]:
 
 
 def _parquet(path: Path) -> list[Iterator[_Row]]:
-    """The rows of a Parquet file, row group by row group; of its columns our own alone are read.
+    """The rows of a Parquet file, row group by row group; only the columns in `_OURS` are read.
 
-    Columns are packed: a value that is there a million times is written once, and kept so while it is read.
+    A value that is there a million times is written once, and takes memory once.
 
     Raises:
-        InputError: One of our columns holds no text, or it unpacks to a multiple that no text packs to.
+        InputError: One of these columns holds no text, or the file unpacks to a multiple that no text packs to.
         Exception: It is damaged, or no such file; pyarrow has many errors.
     """
     from pyarrow import parquet, types
@@ -142,12 +142,12 @@ def _row_group(path: Path, number: int, wanted: list[str], blank: list[str]) -> 
         none = dict.fromkeys(blank)
         for batch in file.iter_batches(batch_size=256, row_groups=[number], columns=wanted):
             columns = [batch.column(name) for name in wanted]
-            for row in range(len(batch)):  # one by one: long texts that are packed well are many times as long together
+            for row in range(len(batch)):  # one by one: together, well-packed texts may be huge
                 yield none | {name: column[row].as_py() for name, column in zip(wanted, columns, strict=True)}
 
 
 def _check_pages(path: Path, group: Any, wanted: list[str]) -> None:
-    """Refuse a row group in which a page unpacks to too much, by the headers of its pages, as pyarrow goes by them.
+    """Refuse a row group in which a page unpacks to too much, by the headers of its pages, which pyarrow follows.
 
     Raises:
         InputError: There is such a page.
@@ -173,9 +173,9 @@ def _check_pages(path: Path, group: Any, wanted: list[str]) -> None:
 
 
 def _page_header(file: io.BufferedReader, start: int) -> tuple[dict[tuple[int, ...], int], int]:
-    """The whole numbers in a page's header by the way to their field, and its length.
+    """The whole numbers in a page's header, by the path to their field, and the header's length.
 
-    It is a struct in Thrift's compact protocol: fields of a kind and a number each, up to a zero.
+    It is a struct in Thrift's compact protocol: fields with a kind and a number each, up to a zero.
     """
     for most in (2**8, 2**12, 2**20):
         file.seek(start)

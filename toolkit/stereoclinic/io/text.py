@@ -1,10 +1,8 @@
-"""Text from files, prompts and options, made safe to show: a terminal obeys some of the signs that it is sent.
+"""Text that is safe to show, and words found in a text whatever their case, Unicode form or script.
 
-Words in a text, found whatever their case, Unicode form or script.
-
-Texts are compared *folded*: decomposed (NFKD, which also makes plain letters of full-width ones), without case and
-without signs that are not seen, with one space for all white space. Words are whole words where a script writes spaces
-between them. In Chinese, Japanese, Thai and others that write none, a word within running text counts.
+Texts are compared *folded*: decomposed (NFKD), without case and invisible characters, with one space for any white
+space. Words are whole words where a script writes spaces. In Chinese, Japanese, Thai and others without spaces, a word
+within running text counts.
 """
 
 import re
@@ -17,13 +15,9 @@ _JOINERS = "\u200c\u200d"
 
 
 def printable(text: str) -> str:
-    r"""The text with every sign that is not printable as its Python escape, such as `\x1b`, `\u202e` or `\n`.
+    r"""The text in one line, with every unprintable character as its Python escape: `\x1b`, `\u202e`, `\n`.
 
-    Args:
-        text: Whatever somebody wrote.
-
-    Returns:
-        A text of one line that no terminal obeys, and that cannot change the order of the signs round it.
+    A terminal would obey some of them, or write what follows in another order.
     """
     if text.isprintable():
         return text
@@ -55,7 +49,7 @@ _GAP = r"[\s_\-\u2010]"
 
 
 def folded(text: str) -> tuple[str, Sequence[int]]:
-    """A text as it is compared, and where each character of that, and its end, stands in the text."""
+    """The folded text, and the place in the text of each of its characters and of its end."""
     if text.isascii() and text.split() == text.split(" "):
         return text.casefold(), range(len(text) + 1)
     found, places = list[str](), list[int]()
@@ -69,7 +63,7 @@ def folded(text: str) -> tuple[str, Sequence[int]]:
 
 
 def whole_word(phrase: str, text: str) -> tuple[int, int] | None:
-    """Where a phrase stands in a folded text for the first time, as whole words; None if nowhere."""
+    """The first place of a phrase in a folded text, as whole words; None if it is not there."""
     phrase = folded(phrase)[0].strip()
     starts, ends = _STARTS_SPACELESS.match(phrase), _ENDS_SPACELESS.search(phrase)
     start = text.find(phrase) if phrase else -1
@@ -87,9 +81,9 @@ def whole_word(phrase: str, text: str) -> tuple[int, int] | None:
 
 @lru_cache(maxsize=64)
 def any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    """What finds any of these phrases in a folded text, as whole words.
+    """A pattern that finds any of these phrases in a folded text, as whole words.
 
-    Also with other gaps between their words, with an s of plural or possessive, and after a number ("2girls").
+    It also allows other gaps between words, a plural or possessive s, and a number before them ("2girls").
     """
     edged: dict[tuple[str, str], list[str]] = {}
     for phrase, _ in map(folded, phrases):

@@ -1,7 +1,7 @@
 """A denoiser's arguments and output as rows of a batch.
 
-Which arguments hold a row for each picture, and which depend on the prompt, is learnt by comparing calls: nothing here
-knows a pipeline. A *leaf* is a tensor, a number, or a list with one entry a row; a *path* says where it stands:
+Which arguments hold a row for each picture, and which depend on the prompt, is learnt by comparing calls: this code
+knows no pipeline. A *leaf* is a tensor, a number, or a list with one entry a row; a *path* is its place:
 
     {"hidden_states": (2, 16, 8, 8), "added_cond_kwargs": {"text_embeds": (2, 24)}}
     ("hidden_states",)  ("added_cond_kwargs", "text_embeds")
@@ -38,7 +38,7 @@ def named(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return found | (bound.get(rest, {}) if rest else {})
 
 
-@cache  # by the function, as a watched denoiser's class is made anew for each call of its pipeline
+@cache  # by the function: a watched denoiser has a new class in each call of its pipeline
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(forward)
 
@@ -49,7 +49,7 @@ def first_name(network: nn.Module) -> str:
 
 
 def timestep_of(arguments: Mapping[str, Any]) -> float | None:
-    """The timestep as the network is told it; None where no argument has that name.
+    """The timestep that the network is given; None where no argument has such a name.
 
     Raises:
         ValueError: It differs within the batch.
@@ -64,7 +64,7 @@ def timestep_of(arguments: Mapping[str, Any]) -> float | None:
 
 
 def row_axes(one: Any, two: Any, path: Path = ()) -> dict[Path, int | None]:
-    """Where rows run: what is twice as long in a call for two pictures as in a call for one.
+    """The dimensions of rows: those twice as long in a call for two pictures as in a call for one.
 
     Args:
         one: Arguments of a call for one picture.
@@ -105,6 +105,12 @@ def changed(tree: Any, change: Callable[[Path, Any], Any], axes: Axes, path: Pat
     if path not in axes and isinstance(tree, list | tuple):
         return type(tree)(changed(value, change, axes, (*path, i)) for i, value in enumerate(tree))
     return change(path, tree)
+
+
+def of_rows(arguments: Mapping[str, Any], axes: Axes, rows: Sequence[int]) -> dict[str, Any]:
+    """The arguments of a call for some of its rows, in this order."""
+    found = changed(arguments, lambda path, leaf: take(leaf, axes[path], rows) if path in axes else leaf, axes)
+    return dict(found)
 
 
 def get(tree: Any, path: Path) -> Any:

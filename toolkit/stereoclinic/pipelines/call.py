@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines import arguments as tree
-from stereoclinic.pipelines.conditions import Conditions, but
+from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.intercept import Pass, Watcher
 from stereoclinic.pipelines.learn import Learnt
 
@@ -22,15 +22,15 @@ Part = slice | Sequence[int]
 class Call:
     """One call of the denoiser in which it sees the prompts, at a step of a watched pipeline call.
 
-    Predictions are (n, D): the denoiser's raw output, flattened, of as many pictures as were asked for; of channels
-    that hold a variance beside the prediction, only those that the scheduler is given.
+    Predictions are (n, D): the denoiser's raw output for n pictures, flattened, without channels that the scheduler is
+    not given, such as a variance.
 
     Attributes:
         step: Steps done before this one.
         timestep: The scheduler's.
         count: B, the pictures in the call.
-        reply: (B, D), what the pipeline is given as the prediction for the prompts; its own where this stays None.
-        unguided: (B, D), the prediction without prompt, where the visitor made it on the way; saves a pass.
+        reply: (B, D), set by the visitor to change the prediction for the prompts; None keeps the pipeline's own.
+        unguided: (B, D), set by the visitor if it made the prediction without prompt; saves a pass.
     """
 
     def __init__(self, walk: "Walk", watcher: Watcher, given: dict[str, Any], blocks: tuple[bool, ...]) -> None:
@@ -50,11 +50,11 @@ class Call:
 
     @property
     def sign(self) -> int | None:
-        """-1 where the pipeline steps with the negated prediction, None where with something else."""
+        """1 if the pipeline steps with the prediction, -1 if with the negated one, None if with something else."""
         return self._walk.learnt.sign
 
     def latents(self, part: Part = slice(None)) -> Any:
-        """The noisy latents of some pictures, as the denoiser sees them."""
+        """The noisy latents of some pictures, as the denoiser gets them."""
         return self.arguments(None, part)[self._walk.learnt.latents]
 
     def conditional(self) -> int:
@@ -65,17 +65,12 @@ class Call:
         """The arguments of a pass on some pictures' conditional rows.
 
         Args:
-            conditions: To be told in place of the call's own, one row a picture of the call; None for its own.
+            conditions: Used instead of the call's own, one row for each picture of the call.
             part: Which pictures.
             conditional: False for the rows without prompt, which the call must hold.
         """
         block, samples = self._blocks.index(conditional), self._samples(part)
-        rows = [block * self.count + i for i in samples]
-
-        def change(path: tree.Path, leaf: Any) -> Any:
-            return tree.take(leaf, self._axes[path], rows) if path in self._axes else leaf
-
-        found = dict(tree.changed(self._given, change, self._axes))
+        found = tree.of_rows(self._given, self._axes, [block * self.count + i for i in samples])
         if conditions is not None:
             for path, leaf in conditions.shared.items():
                 tree.put(found, path, leaf)
@@ -93,9 +88,9 @@ class Call:
         """The prediction (n, D) for the prompts themselves, or for others at the same latents.
 
         Args:
-            conditions: Of the other prompts, a row for each picture of the call.
+            conditions: Of the other prompts, one row for each picture of the call.
             part: Which pictures.
-            treated: Whether masks on the model act.
+            treated: Whether masks act.
         """
         return self.run(self.arguments(conditions, part), part, treated)
 
@@ -108,8 +103,8 @@ class Call:
         every = [self.without_prompt(part), self.arguments(None, part)]
         if not _joinable(self._walk.learnt, *every):
             raise InputError(
-                f"{type(self._walk.model.pipe).__name__} tells its denoiser more or less without prompt than with one,"
-                " so both do not go in one batch; use another target"
+                f"{type(self._walk.model.pipe).__name__} gives its denoiser other arguments without prompt than with"
+                " one, so both do not fit in one batch; use another target"
             )
         return self._together(every, part, True)
 
@@ -120,12 +115,12 @@ class Call:
         unconditional: bool = False,
         passed: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Predictions (1 + K, n, D) or (K, n, D) that masks leave alone, in one batch where lengths agree.
+        """Predictions (1 + K, n, D) or (K, n, D) without masks, in one batch where lengths agree.
 
         Args:
             every: K conditions.
             part: Which pictures.
-            unconditional: Give the prediction without prompt too, first.
+            unconditional: Return the prediction without prompt too, first.
             passed: Called after each pass.
         """
         asked = [self.arguments(each, part) for each in every]
@@ -162,7 +157,7 @@ class Call:
             return self.arguments(None, part, conditional=False)
         if self._walk.unconditional is None:
             raise InputError(
-                "the pipeline predicts nothing without prompt at this guidance scale; give a higher --guidance, or"
+                "the pipeline makes no prediction without prompt at this guidance scale; give a higher --guidance, or"
                 " another target"
             )
         return self.arguments(self._walk.unconditional, part)
@@ -173,7 +168,7 @@ class Call:
         return self.guided or self._walk.unconditional is not None
 
     def own(self) -> Tensor:
-        """The prediction (B, D) for the prompts, made on the way to the pipeline's own output."""
+        """The prediction (B, D) for the prompts in the pipeline's own output."""
         if self._walk.output is None:
             self._walk.output = self._walk.whole(self._watcher, self._given, self._blocks)
         rows: Tensor = self._walk.learnt.flat(self._walk.output).unflatten(0, (len(self._blocks), -1))
@@ -192,6 +187,11 @@ def _joinable(learnt: Learnt, a: dict[str, Any], b: dict[str, Any]) -> bool:
         if path not in axes:
             if leaf is not other and not tree.same(leaf, other):
                 return False
-        elif axis is not None and (but(leaf, axis) != but(other, axis) or leaf.dtype != other.dtype):
+        elif axis is not None and (_but(leaf, axis) != _but(other, axis) or leaf.dtype != other.dtype):
             return False
     return True
+
+
+def _but(leaf: Tensor, axis: int) -> tuple[int, ...]:
+    """The shape without one dimension."""
+    return (*leaf.shape[:axis], *leaf.shape[axis + 1 :])

@@ -1,9 +1,8 @@
-"""The one set of hooks on sites: whatever watches or changes a layer's input does it through these."""
+"""The one set of hooks on sites: all code that watches or changes a layer's input uses these."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -14,8 +13,8 @@ from stereoclinic.errors import InputError
 from stereoclinic.pipelines.intercept import pass_of
 from stereoclinic.pipelines.sites import Site, calls_of
 
-#: Layer -> how rows run in its input where they do not come first, in an attribute of this name of the network:
-#: "second" (tokens first), or "folded" (rows and some positions in one dimension). Learnt, see `learn`.
+#: Name of the network's attribute that holds layer -> "second" (tokens come before rows) or "folded" (rows and some
+#: positions in one dimension), for layers whose input does not begin with rows. Set by `learn`.
 LAYOUTS = "_stereoclinic_layouts"
 
 #: (layer's path, its input) -> what goes on, or None to leave it.
@@ -24,7 +23,7 @@ Act = Callable[[str, Tensor], Tensor | None]
 
 @contextmanager
 def with_gradients(network: nn.Module) -> Iterator[None]:
-    """Run modules that have a method under torch.no_grad, as routed experts do, as in training: gradients pass then."""
+    """Put modules with a method under torch.no_grad, such as routed experts, in training mode: gradients pass then."""
     kinds = {type(module) for module in network.modules()}
     stopped = {
         kind for kind in kinds if any(getattr(each, "__code__", None) is _NO_GRAD for each in vars(kind).values())
@@ -65,9 +64,7 @@ class Hooks:
         self.attach()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.detach()
 
     def attach(self) -> None:
@@ -132,9 +129,9 @@ class Hooks:
 
 
 class Inputs:
-    """What layers were given in a pass: by path, and as `path#2`, ... where one pass runs a layer again.
+    """Inputs of layers in a pass: by path, and as `path#2`, ... where one pass runs a layer again.
 
-    A layer that is given some rows at a time, as chunked feed-forward does by default, runs once for all of them.
+    A layer that gets some rows at a time, as in chunked feed-forward, counts as run once for all of them.
     """
 
     def __init__(self) -> None:
@@ -145,7 +142,7 @@ class Inputs:
         self._parts.clear()
 
     def add(self, layer: str, x: Tensor, rows: int | None) -> None:
-        """Keep a layer's next input; `rows` are those of the whole pass, None where they are not known."""
+        """Keep a layer's next input; `rows` is the number in the whole pass, None if unknown."""
         runs = calls_of(self._parts, layer)
         if runs and rows and sum(map(len, self._parts[runs[-1]])) + len(x) <= rows:
             self._parts[runs[-1]].append(x)
@@ -174,10 +171,10 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 class Watch(Hooks):
-    """Keeps the input of every site's layer, of the latest pass.
+    """Keeps the inputs of the sites' layers in the latest pass.
 
-    An input that does not require grad (nothing upstream does) is replaced by a leaf that does, so that relevance can
-    be asked for at it. Under `torch.no_grad` inputs are kept as they are.
+    An input that does not require grad is replaced by a leaf that does, so that relevance can be computed at it. Under
+    `torch.no_grad` inputs are kept unchanged.
     """
 
     def __init__(self, network: nn.Module, sites: Sequence[Site]) -> None:

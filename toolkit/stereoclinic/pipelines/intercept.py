@@ -1,10 +1,10 @@
 """The calls of a pipeline's denoiser, seen before the denoiser does.
 
-    pipe(prompts)  --arguments-->  watcher  --pass-->  denoiser     once for the pipeline's own rows, and as often
-                   <--output-----           <--------               as a visitor asks at the same point
+    pipe(prompts)  --arguments-->  watcher  --pass-->  denoiser     once for the pipeline's own rows, and whenever
+                   <--output-----           <--------               a visitor asks for more at the same point
 
-For the time of the call the denoiser's class is one whose `__call__` hands its arguments to the watcher. Inside a pass
-it is its own class again, so hooks, offloading, compiled code and shared-out weights work as they always do.
+During the call the denoiser's class is replaced by one whose `__call__` gives its arguments to the watcher. Inside a
+pass it has its own class again, so hooks, offloading, compiled code and sharded weights work as usual.
 """
 
 import functools
@@ -20,14 +20,14 @@ from stereoclinic.errors import InputError, first_line
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.model import Model
 
-#: What a pass does, in the attribute of this name of the network: hooks of masks look there. See `Pass`.
+#: Name of the network's attribute that holds the `Pass` under way; hooks of masks read it.
 PASS = "_stereoclinic_pass"
-#: What tells the class that a watched denoiser has for the time of the call.
+#: Marks the class that a watched denoiser has during the call.
 WATCHED = "_stereoclinic_watched"
 
 
 class Left(BaseException):
-    """Leaves a pipeline's call early. No Exception, so that no pipeline catches it."""
+    """Leaves a pipeline's call early. Not an `Exception`, so that no pipeline catches it."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Pass:
 
 
 def pass_of(network: nn.Module) -> Pass | None:
-    """What the watched pass that a network is in is about; None outside one, or of one that says nothing."""
+    """The watched pass that a network is in; None outside one, or where masks should not act."""
     found: Pass | None = tree.inner(network).__dict__.get(PASS)
     return found
 
 
 @contextmanager
 def announced(network: nn.Module, what: Pass | None) -> Iterator[None]:
-    """Say what the passes of a network within a `with` block are about; None for nothing that masks should act on."""
+    """Set what the passes of a network within a `with` block are about; None where masks should not act."""
     network.__dict__[PASS] = what
     try:
         yield
@@ -72,8 +72,8 @@ class Watcher:
 
     Args:
         model: The pipeline.
-        called: Takes the arguments of each of the denoiser's calls by name, and gives the output.
-        stepped: Told the number of steps done after each one; may raise `Left`.
+        called: Takes the arguments of each of the denoiser's calls by name, and returns the output.
+        stepped: Called after each step with the number of steps done and the prediction; may raise `Left`.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class Watcher:
         own = type(self._network)
         if hasattr(own, WATCHED):
             raise RuntimeError(
-                "this pipeline's call is watched already; what watches it too, such as suppress(model, mask), is made"
-                " before the walk, not by its visitor"
+                "this pipeline's call is watched already; enter suppress(model, mask) and the like before the walk, not"
+                " in its visitor"
             )
 
         def call(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -136,13 +136,13 @@ class Watcher:
         return float(timesteps[min(self.steps, len(timesteps) - 1)])
 
     def run(self, arguments: dict[str, Any], what: Pass | None = None) -> Any:
-        """One pass of the denoiser, as it is when nobody watches.
+        """One pass of the denoiser, unwatched.
 
         Raises:
             RuntimeError: The pipeline's call has ended.
         """
         if type(self._network) is not self._watched:
-            raise RuntimeError("the watched call has ended; its predictions can be asked for by its visitor alone")
+            raise RuntimeError("the watched call has ended; only its visitor can ask for predictions")
         self._network.__class__ = self._own
         try:
             with announced(tree.inner(self._network), what):
@@ -163,7 +163,7 @@ def call_pipeline(
 ) -> Any:
     """`pipe(...)`; None where the watcher left it.
 
-    While a pipeline is learnt, nothing of ours runs in it but the watcher: what else is raised is the model's fault.
+    While a pipeline is learnt, only the watcher is ours; any other error is the model's fault.
 
     Raises:
         InputError: The pipeline refuses what it is given.

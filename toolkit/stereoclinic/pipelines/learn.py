@@ -1,8 +1,8 @@
-"""What is learnt of a pipeline by comparing four of its calls, left at the first step.
+"""What is learnt about a pipeline by comparing four of its calls, each stopped at the first step.
 
-[p0]                its denoiser runs: how many calls a step, what they give
+[p0]                the denoiser runs: the number of its calls a step, and its outputs
 [p0, p0]            what is twice as long holds a row for each picture
-[p0, p1]            what is another depends on the prompt: the conditions. Rows that differ see the prompt
+[p0, p1]            what differs depends on the prompt: the conditions. Rows that differ see the prompt
 [p0, p1, p0, p1]    what only prompts of several lengths bring, such as a mask of their padding
 """
 
@@ -17,20 +17,19 @@ from torch import Tensor, nn
 
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.pipelines import arguments as tree
-from stereoclinic.pipelines import schedulers
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.hooks import LAYOUTS
 from stereoclinic.pipelines.intercept import Left, Watcher, announced, call_pipeline
-from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.model import Model, check_scheduler
 from stereoclinic.pipelines.sites import channels_of
 
-#: Two prompts of different lengths that every model tells apart.
+#: Two prompts of different lengths and meanings.
 PROMPTS = ("a photo of a doctor", "a photo of an old female doctor")
 
 
 @dataclass(frozen=True)
 class LearntCall:
-    """One of the denoiser's calls in a step: which blocks of rows see the prompts, and what it gives."""
+    """One of the denoiser's calls in a step: which blocks of rows see the prompts, and its output."""
 
     blocks: tuple[bool, ...]
     output: Any
@@ -38,16 +37,16 @@ class LearntCall:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What is learnt.
+    """How a pipeline calls its denoiser.
 
     Attributes:
-        axes: Where rows run in each of the arguments that hold any.
-        conditions: Paths of what depends on the prompt.
-        telling: One of them with rows, by which rows are told apart.
+        axes: The dimension of rows in each argument that holds rows.
+        conditions: Paths of the arguments that depend on the prompt.
+        telling: The largest of them that has rows; it shows which rows see the prompt.
         latents: Name of the argument that holds the noisy latents.
         calls: Of a step, in order.
-        used: Which of an output's channels, or tokens (dimension 1), are the prediction; the others are not compared.
-        sign: -1 where the pipeline steps with the negated output, 1 where with the output, None where it is neither.
+        used: The channels, or tokens (dimension 1), of an output that are the prediction.
+        sign: 1 if the pipeline steps with the output, -1 if with the negated output, None if with neither.
     """
 
     axes: dict[tree.Path, int | None]
@@ -63,10 +62,10 @@ class Learnt:
         return tree.length(arguments[self.latents], self.axes[(self.latents,)])
 
     def axes_of(self, arguments: dict[str, Any]) -> dict[tree.Path, int | None]:
-        """Where rows run in a call: some are given what all rows share where others get one each.
+        """The dimensions of rows in one call, where an argument may be shared by all rows.
 
         Raises:
-            InputError: What depends on the prompt packs what belongs to several pictures.
+            InputError: A condition packs what belongs to several pictures.
         """
         rows, found = self.rows(arguments), dict[tree.Path, int | None]()
         for path, leaf in tree.leaves(arguments, self.axes):
@@ -77,12 +76,12 @@ class Learnt:
                 elif length > 1 and path in self.conditions:
                     raise InputError(
                         f"{'.'.join(map(str, path))} packs what belongs to several pictures, so the rows of one picture"
-                        " cannot be told; this pipeline is not supported"
+                        " are unknown; this pipeline is not supported"
                     )
         return found
 
     def blocks(self, number: int, count: int) -> tuple[bool, ...]:
-        """Which of `count` blocks see the prompts in a step's call of this number; one that was not learnt does not."""
+        """Which of `count` blocks see the prompts in a step's call of this number; none in a call that is not known."""
         if number < len(self.calls) and len(self.calls[number].blocks) == count:
             return self.calls[number].blocks
         if number == 0:
@@ -105,7 +104,7 @@ class Learnt:
         return sample[:, self.used].flatten(1)
 
     def put(self, output: Any, flat: Tensor) -> Any:
-        """An output whose prediction is another, (rows, D)."""
+        """An output with another prediction (rows, D) in it."""
         sample = tree.sample_of(output)
         whole = tree.stacked(sample).clone()
         whole[:, self.used] = flat.view(whole[:, self.used].shape).to(whole)
@@ -126,22 +125,25 @@ _KNOWN: "weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]]" = weakref.W
 
 
 def remembered(model: Model, *key: Any) -> tuple[dict[tuple[Any, ...], Any], tuple[Any, ...]]:
-    """What is known of a pipeline, and the key of what is asked: another scheduler or denoiser is another pipeline."""
+    """What is known about a pipeline, and the key of a question: another scheduler or denoiser is another pipeline."""
     scheduler = model.pipe.scheduler
-    whole = (*key, sorted(model.call.items(), key=str), type(scheduler).__name__, dict(scheduler.config))
-    pictures = type(
-        getattr(inner(model.network), "encoder_hid_proj", None)
-    ).__name__  # an IP-Adapter's, once there is one
-    whole = (*whole, id(model.network), str(model.device), str(model.dtype), pictures)
+    adapter = type(getattr(inner(model.network), "encoder_hid_proj", None)).__name__  # of an IP-Adapter
+    options = (sorted(model.call.items(), key=str), type(scheduler).__name__, dict(scheduler.config))
+    whole = (*key, *options, id(model.network), str(model.device), str(model.dtype), adapter)
     return _KNOWN.setdefault(model.pipe, {}), (repr(whole),)
 
 
 def learnt_of(model: Model, guidance: float, steps: int | None = None) -> Learnt:
-    """What is learnt of a pipeline at a guidance scale, once, in calls of so many steps (its default) that are left.
+    """What is learnt about a pipeline at a guidance scale; its calls are made once.
+
+    Args:
+        model: The pipeline.
+        guidance: Scale.
+        steps: Of the scheduler; the model's default if None.
 
     Raises:
-        InputError: The pipeline refuses its options, its denoiser keeps a state between calls, nothing that it is told
-            depends on the prompt, or rows cannot be told.
+        InputError: The pipeline refuses its options, its denoiser keeps a state between calls, no argument depends on
+            the prompt, or the rows of a picture are unknown.
     """
     known, key = remembered(model, "learnt", guidance)
     if key not in known:
@@ -152,40 +154,15 @@ def learnt_of(model: Model, guidance: float, steps: int | None = None) -> Learnt
 
 @torch.no_grad()
 def _learn(model: Model, guidance: float, steps: int) -> Learnt:
-    kind = type(model.pipe).__name__
-    schedulers.check(model.pipe.scheduler, model.name)
+    check_scheduler(model.pipe.scheduler, model.name)
     outputs: list[Any] = []
     predictions: list[Tensor] = []
-
-    def record(prompts: Sequence[str]) -> list[dict[str, Any]]:
-        seen: list[dict[str, Any]] = []
-
-        def called(watcher: Watcher, arguments: dict[str, Any]) -> Any:
-            seen.append(arguments)
-            if len(prompts) > 1:
-                number = min(len(seen), len(outputs)) - 1
-                rows = len(prompts) * len(tree.stacked(tree.sample_of(outputs[number])))
-                return _zeros(outputs[number], rows)
-            try:
-                outputs.append(watcher.run(arguments))
-            except Exception as error:
-                if any(each._forward_hooks or each._forward_pre_hooks for each in model.network.modules()):
-                    raise  # somebody else's, or ours
-                raise InputError(f"model {model.name!r}: its denoiser cannot run: {first_line(error)}") from error
-            return outputs[-1]
-
-        def stepped(step: int, prediction: Tensor) -> None:
-            predictions.append(prediction)
-            raise Left
-
-        generators = [torch.Generator().manual_seed(0) for _ in prompts]
-        call_pipeline(model, Watcher(model, called, stepped), prompts, generators, steps, guidance, learning=True)
-        if not predictions:
-            raise InputError(f"model {model.name!r}: {kind} never asked its scheduler for a step")
-        return seen
-
-    one, two, other, four = (record(each) for each in (PROMPTS[:1], PROMPTS[:1] * 2, PROMPTS, PROMPTS * 2))
+    one, two, other, four = (
+        _record(model, prompts, guidance, steps, outputs, predictions)
+        for prompts in (PROMPTS[:1], PROMPTS[:1] * 2, PROMPTS, PROMPTS * 2)
+    )
     if not len(one) == len(two) == len(other) == len(four):
+        kind = type(model.pipe).__name__
         raise InputError(f"model {model.name!r}: {kind} calls its denoiser more or less often as prompts change")
     latents = tree.first_name(model.network)
     pairs = [*zip(other, four, strict=True), *zip(one, two, strict=True)]
@@ -201,27 +178,71 @@ def _learn(model: Model, guidance: float, steps: int) -> Learnt:
     telling, largest, calls = None, 0, []
     for arguments, output in zip(other, outputs, strict=True):
         rows = tree.length(arguments[latents], axes[(latents,)])
-        blocks = [False] * (rows // 2)
-        for path in sorted(conditions & axes.keys(), key=str):
-            leaf, axis = _leaf(arguments, path), axes[path]
-            if leaf is None or tree.length(leaf, axis) != rows:
-                continue
-            for block in range(len(blocks)):
-                pair = [tree.take(leaf, axis, [2 * block + i]) for i in range(2)]
-                if not tree.same(*pair):
-                    blocks[block] = True
-                    if (size := _size(leaf)) > largest:
-                        telling, largest = path, size
-        calls.append(LearntCall(tuple(blocks), output))
+        blocks, sizes = _conditional_blocks(arguments, axes, conditions, rows)
+        calls.append(LearntCall(blocks, output))
+        for path, size in sizes.items():
+            if size > largest:
+                telling, largest = path, size
     if telling is None:
         raise InputError(
-            f"model {model.name!r}: nothing that its denoiser is told depends on the prompt ({PROMPTS[0]!r} or"
+            f"model {model.name!r}: no argument of its denoiser depends on the prompt ({PROMPTS[0]!r} or"
             f" {PROMPTS[1]!r}); check its text encoder and tokenizer"
         )
-    learnt = Learnt(axes, conditions, telling, latents, tuple(calls), *_used(outputs, calls, predictions[0]))
+    learnt = Learnt(axes, conditions, telling, latents, tuple(calls), *_used(calls, predictions[0]))
     number = next(i for i, call in enumerate(calls) if any(call.blocks))
     _check_function(model, learnt, calls[number], one[number])
     return learnt
+
+
+def _record(
+    model: Model, prompts: Sequence[str], guidance: float, steps: int, outputs: list[Any], predictions: list[Tensor]
+) -> list[dict[str, Any]]:
+    """The arguments of the denoiser's calls in the first step.
+
+    The denoiser runs for a single prompt, and its outputs are added to `outputs`; for more prompts it gives zeros. What
+    the scheduler is given is added to `predictions`.
+    """
+    seen: list[dict[str, Any]] = []
+
+    def called(watcher: Watcher, arguments: dict[str, Any]) -> Any:
+        seen.append(arguments)
+        if len(prompts) > 1:
+            output = outputs[min(len(seen), len(outputs)) - 1]
+            return _zeros(output, len(prompts) * len(tree.stacked(tree.sample_of(output))))
+        try:
+            outputs.append(watcher.run(arguments))
+        except Exception as error:
+            if any(each._forward_hooks or each._forward_pre_hooks for each in model.network.modules()):
+                raise  # from a hook, which is not the model's fault
+            raise InputError(f"model {model.name!r}: its denoiser cannot run: {first_line(error)}") from error
+        return outputs[-1]
+
+    def stepped(step: int, prediction: Tensor) -> None:
+        predictions.append(prediction)
+        raise Left
+
+    before = len(predictions)
+    generators = [torch.Generator().manual_seed(0) for _ in prompts]
+    call_pipeline(model, Watcher(model, called, stepped), prompts, generators, steps, guidance, learning=True)
+    if len(predictions) == before:
+        raise InputError(f"model {model.name!r}: {type(model.pipe).__name__} never asked its scheduler for a step")
+    return seen
+
+
+def _conditional_blocks(
+    arguments: dict[str, Any], axes: tree.Axes, conditions: frozenset[tree.Path], rows: int
+) -> tuple[tuple[bool, ...], dict[tree.Path, int]]:
+    """Which blocks of two rows see two different prompts, and the size of each condition that shows it."""
+    blocks, sizes = [False] * (rows // 2), dict[tree.Path, int]()
+    for path in sorted(conditions & axes.keys(), key=str):
+        leaf, axis = _leaf(arguments, path), axes[path]
+        if leaf is None or tree.length(leaf, axis) != rows:
+            continue
+        for block in range(len(blocks)):
+            if not tree.same(*(tree.take(leaf, axis, [2 * block + i]) for i in range(2))):
+                blocks[block] = True
+                sizes[path] = _size(leaf)
+    return tuple(blocks), sizes
 
 
 def _size(leaf: Any) -> int:
@@ -237,16 +258,15 @@ def _leaf(arguments: dict[str, Any], path: tree.Path) -> Any:
 
 
 def _check_function(model: Model, learnt: Learnt, call: LearntCall, arguments: dict[str, Any]) -> None:
-    """Call the denoiser on the row that sees the prompt alone, and on it twice, and see where rows run in its layers.
+    """Call the denoiser on the row that sees the prompt alone, and on it twice; learn how rows run in its layers.
 
     Raises:
-        InputError: Its predictions are others than before: it keeps a state between calls, or treats a row by its
-            place in the batch.
+        InputError: Its predictions change: it keeps a state between calls, or treats a row by its place in the batch.
     """
     row, axes = call.blocks.index(True), learnt.axes_of(arguments)
     network, shapes, found = inner(model.network), list[dict[str, torch.Size]](), list[Tensor]()
     for rows in ([row], [row, row]):
-        given = tree.changed(arguments, lambda path, x: tree.take(x, axes[path], rows) if path in axes else x, axes)  # noqa: B023
+        given = tree.of_rows(arguments, axes, rows)
         seen = dict[str, torch.Size]()
         shapes.append(seen)
         handles = [
@@ -293,16 +313,16 @@ def _layout(one: torch.Size, two: torch.Size) -> str | None:
     return "folded" if longer == [0] and one[0] != 1 else None
 
 
-def _used(outputs: Sequence[Any], calls: Sequence[LearntCall], prediction: Any) -> tuple[slice, int | None]:
+def _used(calls: Sequence[LearntCall], prediction: Any) -> tuple[slice, int | None]:
     """Which part of an output the scheduler is given, and with which sign."""
-    number = next(i for i, call in enumerate(calls) if any(call.blocks))
-    sample = tree.stacked(tree.sample_of(outputs[number]))[calls[number].blocks.index(True)].float()
+    call = next(call for call in calls if any(call.blocks))
+    sample = tree.stacked(tree.sample_of(call.output))[call.blocks.index(True)].float()
     used = slice(None)
     if not isinstance(prediction, Tensor):
         return used, None
     given = prediction[0].float()
     if sample.ndim == given.ndim and sample.shape[1:] == given.shape[1:]:
-        if len(sample) == 2 * len(given) and sample.ndim > 2:  # a variance beside it
+        if len(sample) == 2 * len(given) and sample.ndim > 2:  # and a variance
             used = slice(0, len(given))
         elif len(sample) > len(given) and sample.ndim == 2:  # tokens of the text before those of the picture
             used = slice(-len(given), None)

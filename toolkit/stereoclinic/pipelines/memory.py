@@ -1,4 +1,4 @@
-"""How much memory there is, and when it runs out: fewer samples at a time, and on with what is left."""
+"""Memory: how much there is, how much a run took, and smaller batches when it runs out."""
 
 import os
 from collections.abc import Callable
@@ -48,12 +48,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @dataclass
 class AdaptiveBatch:
-    """How many samples of a batch go through the model together; once less fits, that holds for the rest of a run.
+    """How many samples go through the model together; a smaller number holds for the rest of a run.
 
     Args:
-        most: None for whole batches.
-        warn: Told once when a batch did not fit, and how many samples did.
-        parted: Whether a batch that does not fit may be parted.
+        most: Samples at a time; None for whole batches.
+        warn: Called once with a line when a batch did not fit.
+        parted: Whether a batch that does not fit may be split.
     """
 
     most: int | None = None
@@ -62,13 +62,12 @@ class AdaptiveBatch:
     _said: bool = False
 
     def each(self, compute: Callable[[slice], T], samples: int) -> list[T]:
-        """`compute` of one portion after the other; one that runs out of memory is halved and computed again.
+        """`compute` of one portion after the other; a portion that runs out of memory is halved and computed again.
 
-        Whatever `compute` returns must not depend on how the samples are parted, and it must leave nothing behind
-        when it fails.
+        What `compute` returns must not depend on the portions, and it must leave nothing behind when it fails.
 
         Raises:
-            InputError: A single sample does not fit, or a batch that may not be parted.
+            InputError: A single sample does not fit, or a batch that may not be split.
         """
         found: list[T] = []
         start, asked = 0, min(samples, self.most or samples)

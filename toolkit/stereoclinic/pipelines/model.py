@@ -1,48 +1,30 @@
-"""A text-to-image pipeline as the toolkit uses it: which of its parts denoises, how it is called, what is refused."""
+"""A text-to-image pipeline as the toolkit uses it: its denoiser, the options of its call, and what is refused."""
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
+from pydantic import Field
 from torch import nn
 
 from stereoclinic.errors import InputError
+from stereoclinic.io.forms import Form, parse
 from stereoclinic.io.reading import read_json
 from stereoclinic.pipelines.arguments import inner
 
-#: What the toolkit says to a pipeline's call itself, or what would change what comes out of it.
+#: Arguments of a pipeline's call that the toolkit sets itself, or that would change the kind of output.
 RESERVED = frozenset(
     [
-        "self",
-        "args",
-        "kwargs",
-        "prompt",
-        "generator",
-        "num_inference_steps",
-        "guidance_scale",
-        "num_images_per_prompt",
-        "images_per_prompt",
-        "latents",
-        "output_type",
-        "return_dict",
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "pooled_prompt_embeds",
-        "timesteps",
-        "sigmas",
-        "callback_on_step_end",
-        "callback",
-        "callback_steps",
-        "image",
-        "images",
-        "input_images",
+        "self", "args", "kwargs", "prompt", "generator", "num_inference_steps", "guidance_scale",
+        "num_images_per_prompt", "images_per_prompt", "latents", "output_type", "return_dict",
+        "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "timesteps", "sigmas",
+        "callback_on_step_end", "callback", "callback_steps", "image", "images", "input_images",
     ]
-)
-#: Parameters of a pipeline's call that say what it is made for, and what is said of such a pipeline.
+)  # fmt: skip
+#: Parameters of a pipeline's call that show it is made for another task, and the message for such a pipeline.
 _OTHER_TASKS = {
     "num_frames": "it makes videos",
     "video_length": "it makes videos",
@@ -58,12 +40,11 @@ _OTHER_TASKS = {
 }
 
 
-@dataclass(frozen=True)
-class Defaults:
+class Defaults(Form):
     """Steps and guidance scale where the user gives none."""
 
-    steps: int = 50
-    guidance: float = 7.5
+    steps: int = Field(default=50, ge=1)
+    guidance: float = Field(default=7.5, ge=0)
 
 
 def check_class(kind: type, components: Iterable[str], model: str) -> None:
@@ -71,11 +52,11 @@ def check_class(kind: type, components: Iterable[str], model: str) -> None:
 
     Args:
         kind: The class.
-        components: The names of its parts that are there.
-        model: The name it was asked for by.
+        components: Names of its parts.
+        model: Its name in errors.
 
     Raises:
-        InputError: Says what it is for.
+        InputError: It is for something else.
     """
     components = set(components)
     parameters = inspect.signature(kind.__call__).parameters
@@ -97,23 +78,50 @@ def check_class(kind: type, components: Iterable[str], model: str) -> None:
         raise InputError(f"model {model!r} is a {kind.__name__}: {why}")
 
 
+def check_scheduler(scheduler: Any, model: str) -> None:
+    """Refuse a scheduler that cannot go from noise and text to a picture, each sample by its own seed.
+
+    Raises:
+        InputError: It lacks a method, its step needs more than prediction, timestep and sample, or it draws noise
+            from elsewhere than a generator that it is given.
+    """
+    name = type(scheduler).__name__
+    advice = "give the pipeline another, such as DDIMScheduler or EulerDiscreteScheduler"
+    missing = [each for each in ("set_timesteps", "step") if not hasattr(scheduler, each)]
+    if missing:
+        raise InputError(f"model {model!r}: its {name} has no {missing[0]}; {advice}")
+    parameters = inspect.signature(scheduler.step).parameters
+    required = [
+        each.name
+        for each in list(parameters.values())[3:]
+        if each.default is each.empty and each.kind != each.VAR_KEYWORD
+    ]
+    if required:
+        raise InputError(f"model {model!r}: a step of its {name} needs {', '.join(required)}; {advice}")
+    if "s_noise" in parameters and "generator" not in parameters:
+        raise InputError(
+            f"model {model!r}: its {name} adds noise that cannot be seeded sample by sample, so a seed would not name"
+            f" a picture; {advice}"
+        )
+
+
 class Model:
     """A frozen text-to-image pipeline, and the options of its call.
 
-    All parts are put in eval mode, as dropout in a text encoder would make noise of every comparison. A safety checker
-    is taken out: it paints pictures black, and black pictures count as no group.
+    All parts are put in eval mode, as dropout would disturb every comparison. A safety checker is removed: it paints
+    pictures black, and black pictures count as no group.
 
     Args:
         pipe: The pipeline.
-        name: What it was asked for by, kept in files; the pipeline's own name by default.
-        folder: Where it lies, if it is local.
+        name: Kept in files; the pipeline's own name by default.
+        folder: Its folder, if it is local.
         call: Further options of the pipeline's own call, such as `{"height": 512, "true_cfg_scale": 4.0}`.
-        prepare: False leaves the pipeline as it is, to learn about it alone; an IP-Adapter is then given no picture.
+        prepare: False leaves the pipeline unchanged, for learning about it only; an IP-Adapter then gets no picture.
 
     Attributes:
         variant: Of its weight files, where they are not the plain ones.
-        defaults: Steps and guidance scale where the user gives none: of `stereoclinic.json` beside its
-            `model_index.json`, or of the pipeline's own call.
+        defaults: Steps and guidance scale where the user gives none, from `stereoclinic.json` in its folder or from
+            the pipeline's own call.
 
     Raises:
         InputError: The pipeline is for something else, or its call does not take an option.
@@ -168,26 +176,20 @@ class Model:
 
     def _read_defaults(self) -> Defaults:
         path = self.folder / "stereoclinic.json" if self.folder else None
-        if path is None or not path.is_file():
-            steps, guidance = (self._parameters.get(name) for name in ("num_inference_steps", "guidance_scale"))
-            scale = guidance.default if guidance is not None and isinstance(guidance.default, int | float) else 1.0
-            return Defaults(steps.default if steps and isinstance(steps.default, int) else 50, float(scale))
-        data = read_json(path, "model's defaults")
-        try:
-            found = Defaults(**data)
-            whole = isinstance(found.steps, int) and not isinstance(found.steps, bool) and found.steps >= 1
-            number = isinstance(found.guidance, int | float) and not isinstance(found.guidance, bool)
-            if not whole or not number or found.guidance < 0:
-                raise ValueError(f"steps {found.steps!r:.40} and guidance {found.guidance!r:.40}")
-            return found
-        except (TypeError, ValueError) as error:
-            raise InputError(f'{path}: expected {{"steps": 50, "guidance": 7.5}}: {error}') from error
+        if path is not None and path.is_file():
+            return parse(Defaults, read_json(path, "model's defaults"), f"model's defaults {path}")
+        names = ("num_inference_steps", "guidance_scale")
+        steps, guidance = (getattr(self._parameters.get(name), "default", None) for name in names)
+        return Defaults(
+            steps=steps if isinstance(steps, int) else 50,
+            guidance=guidance if isinstance(guidance, int | float) else 1.0,
+        )
 
     def options(self, guidance: float, count: int = 1) -> dict[str, Any]:
-        """What the pipeline's call of `count` prompts is given beside prompts, generators and steps.
+        """Further arguments of the pipeline's call for `count` prompts.
 
         Raises:
-            InputError: It takes no guidance scale, and another than its default was asked for.
+            InputError: The pipeline takes no guidance scale, and `guidance` is not its default.
         """
         if not self.takes_guidance:
             if guidance != self.defaults.guidance:
@@ -199,7 +201,7 @@ class Model:
         return {**self._no_pictures(count), **self.call, "guidance_scale": guidance}
 
     def _no_pictures(self, count: int) -> dict[str, Any]:
-        """Embeddings of no picture for each of a U-Net's IP-Adapters, which are not called without."""
+        """Embeddings of no picture for each of a U-Net's IP-Adapters, which need some."""
         layers = getattr(getattr(inner(self.network), "encoder_hid_proj", None), "image_projection_layers", ())
         given = {"ip_adapter_image", "ip_adapter_image_embeds"} & self.call.keys()
         if self._prepared or given or not layers or self._slot != "unet":
@@ -219,12 +221,12 @@ class Model:
 
     @property
     def network(self) -> nn.Module:
-        """The denoiser: the pipeline's `unet` or `transformer`, as it is in the pipeline now."""
+        """The denoiser: the pipeline's present `unet` or `transformer`."""
         found: nn.Module = getattr(self.pipe, self._slot)
         return found
 
     def replace(self, network: nn.Module) -> None:
-        """Have another network, of the same shape, denoise."""
+        """Put another network of the same shape in the denoiser's place."""
         setattr(self.pipe, self._slot, network)
 
     @property
@@ -240,20 +242,20 @@ class Model:
 
     @property
     def about(self) -> dict[str, Any]:
-        """How it is opened again, as files that were made with it say."""
+        """How to open it again, as kept in files."""
         dtype = str(self.dtype).removeprefix("torch.")
         found = {"model": self.name, "call": self.call} | ({} if dtype == "float32" else {"dtype": dtype})
         return found | ({} if self.variant is None else {"variant": self.variant})
 
     @property
     def training_steps(self) -> float:
-        """The noisiest timestep there is, in the scheduler's own count."""
+        """The noisiest timestep, in the scheduler's units."""
         steps = self.pipe.scheduler.config.get("num_train_timesteps")
         return float(steps or 1000)
 
     @property
     def offloaded(self) -> bool:
-        """Whether accelerate moves its parts about."""
+        """Whether accelerate moves its parts between devices."""
         hooks = [getattr(part, "_hf_hook", None) for part in self.pipe.components.values()]
         return any(hook is not None for hook in hooks)
 
@@ -262,3 +264,31 @@ class Model:
         if not self.offloaded:
             self.pipe.to(device)
         return self
+
+
+def network_of(target: Any) -> nn.Module:
+    """The denoiser of a model or a pipeline, or the denoiser itself, without the wrapper of `torch.compile`.
+
+    Raises:
+        InputError: There is none.
+    """
+    return inner(outer_network(target))
+
+
+def outer_network(target: Any) -> nn.Module:
+    """As `network_of`, with the wrapper of `torch.compile` if there is one.
+
+    Raises:
+        InputError: There is none.
+    """
+    if isinstance(target, nn.Module):
+        return target
+    if isinstance(target, Model):
+        return target.network
+    found = getattr(target, "transformer", None) or getattr(target, "unet", None)
+    if not isinstance(found, nn.Module):
+        raise InputError(
+            f"cannot damp a {type(target).__name__}; expected a diffusers pipeline with a U-Net or a transformer, or"
+            " the denoiser itself"
+        )
+    return found

@@ -1,7 +1,7 @@
 """Opening a pipeline: a built-in model, a local folder, a single-file checkpoint, or a hub id.
 
-All loading is diffusers' own. What it would do for a model that is not supported, or that it cannot find, is
-said before anything large is read or fetched; no code that comes with a model is run.
+diffusers does all loading. A model that is missing or not supported is refused before anything large is read or
+fetched. No code that comes with a model is run.
 """
 
 import os
@@ -26,8 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 SINGLE_FILES = (".safetensors", ".ckpt")
 #: What makes a folder or a repository a diffusers pipeline.
 INDEX = "model_index.json"
-#: How the denoiser's weights' names begin in the layout of the original repositories, and by part those of which every
-#: weight has a counterpart in diffusers.
+#: How weights' names begin in the layout of the original repositories, by part.
 _DENOISER = "model.diffusion_model."
 _ORIGINAL = {"unet": _DENOISER, "vae": "first_stage_model."}
 
@@ -40,15 +39,15 @@ def open_model(
     call: Mapping[str, Any] | None = None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> "Model":
-    """`open_pipeline`, frozen and with options of its call, as the toolkit's functions take it.
+    """Open a pipeline, frozen and with options of its call, as the toolkit's functions take it.
 
     Args:
-        model: As of `open_pipeline`, and so are the next three.
+        model: As in `open_pipeline`, like the next three.
         device: Where it runs.
         dtype: Of its weights.
         variant: Of its weight files.
         call: Options of the pipeline's own call, such as `{"height": 512, "true_cfg_scale": 4.0}`.
-        warn: Told what a file says of itself and its configuration does not.
+        warn: Called with a line where a file contradicts its configuration.
 
     Raises:
         InputError: Nothing can be opened under this name, the pipeline is not text-to-image with one denoiser, or its
@@ -194,7 +193,7 @@ def _from_file(path: Path, dtype: "torch.dtype", warn: Callable[[str], None]) ->
 
     if not path.is_file():
         raise InputError(f"model {path}: no such file")
-    shapes = _shapes(path)
+    shapes, metadata = _shapes(path)
     if not any(each.startswith(_DENOISER) for each in shapes):
         raise InputError(
             f"model {path}: no denoiser in it (no weights named {_DENOISER}...); give a whole checkpoint, not a"
@@ -233,48 +232,41 @@ def _from_file(path: Path, dtype: "torch.dtype", warn: Callable[[str], None]) ->
                 f"model {path}: holds {held} weights of a {part}, its configuration from {where} asks for {wanted};"
                 " they are of different models"
             )
-    _predict_as_said(pipe, path, shapes, warn)
+    _follow_file(pipe, path, shapes, metadata, warn)
     return pipe
 
 
-def _predict_as_said(
-    pipe: "DiffusionPipeline", path: Path, shapes: "Mapping[str, torch.Tensor]", warn: Callable[[str], None]
+def _follow_file(
+    pipe: "DiffusionPipeline",
+    path: Path,
+    shapes: "Mapping[str, torch.Tensor]",
+    metadata: Mapping[str, str],
+    warn: Callable[[str], None],
 ) -> None:
-    """Have the scheduler take predictions for v where a file says so, whatever its configuration says.
+    """Have the scheduler read predictions as v where a file says so, whatever its configuration says.
 
-    Files of one layout differ in it. They say so by an empty weight `v_pred` (and `ztsnr`, of a schedule that ends in
-    pure noise), or in their metadata.
+    A file says so by an empty weight `v_pred` (and `ztsnr`, for a schedule that ends in pure noise) or in its metadata.
     """
     wanted: dict[str, Any] = {}
-    if "v_pred" in shapes or _metadata(path).get("modelspec.prediction_type") in ("v", "v_prediction"):
+    if "v_pred" in shapes or metadata.get("modelspec.prediction_type") in ("v", "v_prediction"):
         wanted["prediction_type"] = "v_prediction"
     if "ztsnr" in shapes:
         wanted["rescale_betas_zero_snr"] = True
     kind, config = type(pipe.scheduler), pipe.scheduler.config
     for name in [name for name in wanted if name not in config]:
         warn(
-            f"model {path} says {name}={wanted.pop(name)} of itself, which its {kind.__name__} does not know; give it"
-            " one that does, such as DDIMScheduler"
+            f"model {path} is marked {name}={wanted.pop(name)}, which its {kind.__name__} does not know; give it a"
+            " scheduler that does, such as DDIMScheduler"
         )
     changed = {name: value for name, value in wanted.items() if config[name] != value}
     if changed:
         pipe.scheduler = kind.from_config(config, **changed)
-        said = ", ".join(f"{name}={value}" for name, value in changed.items())
-        warn(f"model {path} says {said} of itself, and is opened so; its configuration says otherwise")
+        marks = ", ".join(f"{name}={value}" for name, value in changed.items())
+        warn(f"model {path} is marked {marks} and opened so, although its configuration says otherwise")
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """What a .safetensors file says of itself."""
-    from safetensors import safe_open
-
-    if path.suffix.lower() != ".safetensors":
-        return {}
-    with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}
-
-
-def _shapes(path: Path) -> "dict[str, torch.Tensor]":
-    """Empty tensors of the names and shapes in a checkpoint."""
+def _shapes(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
+    """Empty tensors of the names and shapes in a checkpoint, and its metadata, which .safetensors files have."""
     import torch
     from safetensors import safe_open
 
@@ -282,7 +274,8 @@ def _shapes(path: Path) -> "dict[str, torch.Tensor]":
         if path.suffix.lower() == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 shapes = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
-            return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+                metadata = file.metadata() or {}
+            return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, metadata
         content: Any = torch.load(path, map_location="meta", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -291,11 +284,11 @@ def _shapes(path: Path) -> "dict[str, torch.Tensor]":
         ) from error
     except Exception as error:
         raise InputError(f"model {path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
-    for _ in range(3):  # not for ever: a table may hold itself
+    for _ in range(3):  # no loop without end: a table may hold itself
         content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise InputError(f"model {path}: holds a {type(content).__name__}, where named weights are expected")
-    return {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return {str(name): value for name, value in content.items() if isinstance(value, torch.Tensor)}, {}
 
 
 def _read_index(folder: Path, model: str) -> dict[str, Any]:
@@ -338,7 +331,7 @@ def _offline() -> str:
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Keep the libraries' own loading bars off the terminal, and put them back as they were."""
+    """Switch off the libraries' loading bars for the time of a load."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -1,4 +1,4 @@
-"""The timesteps of a pipeline's call, in the scheduler's count, and what the denoiser is told at each."""
+"""The timesteps of a pipeline's call, in the scheduler's units and in the denoiser's."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,14 @@ class Schedule:
 
     Attributes:
         timesteps: The scheduler's, noisiest first, at which the denoiser is called.
-        told: What the denoiser is told at each; empty where it is told none.
+        told: The denoiser's argument at each; empty where it has none.
     """
 
     timesteps: tuple[float, ...]
     told: tuple[float, ...]
 
     def timestep(self, told: float) -> float:
-        """The scheduler's timestep of what the denoiser is told, also between the steps: linearly."""
+        """The scheduler's timestep for one that the denoiser is given, interpolated linearly between the steps."""
         if not self.told or self.told == self.timesteps:
             return told
         pairs = sorted(set(zip(self.told, self.timesteps, strict=True)))
@@ -37,10 +37,10 @@ class Schedule:
 
 
 def schedule_of(model: Model, steps: int, guidance: float) -> Schedule:
-    """The timesteps of a pipeline's call of so many steps, which it sets up itself; its denoiser is not run.
+    """The timesteps of a pipeline's call, set up by the pipeline itself; its denoiser is not run.
 
     Raises:
-        InputError: The pipeline cannot make so many steps, or walks from a picture to noise.
+        InputError: The pipeline cannot make this number of steps, or walks from a picture to noise.
     """
     known, key = remembered(model, "schedule", steps, guidance)
     if key not in known:

@@ -1,9 +1,7 @@
-"""Sites and neurons: the layers that write to the residual stream, and their input channels.
+"""Sites, the layers that write to the residual stream, and neurons, their input channels.
 
-A neuron is an input channel of such a layer: a hidden unit of a feed-forward block, a channel of an attention head, a
-feature map of a residual block. Watching one is a hook on the layer's input, damping one a column of its weight.
-
-A layer is found by how its module path ends, so that one table serves all pipelines.
+A neuron is a hidden unit of a feed-forward block, a channel of an attention head, or a feature map of a residual block.
+Layers are found by the end of their module path, so that one table serves all pipelines.
 """
 
 import re
@@ -33,12 +31,12 @@ SITE_KINDS: Mapping[str, tuple[str, ...]] = {
     "conv": ("conv2",),
     "other": (),  # what a user's own pattern names
 }
-#: Layers that take attention's channels first and then a feed-forward block's.
+#: Layers whose input holds the channels of attention, then those of a feed-forward block.
 MIXED = ("single_transformer_blocks.*.proj_out", "single_transformer_blocks.*.attn.to_out")
-#: Routed experts are given some tokens of all pictures in one row: whose they are is not known. Pooling of the text
-#: into the time embedding is not on the residual stream.
+#: Routed experts get tokens of all pictures in one row, so whose they are is unknown. Pooling of the text into the
+#: time embedding is not on the residual stream.
 EXCLUDED = ("*.experts.*", "add_time_condition.*")
-#: Parts of a path that tell whose tokens a layer works on; where none fits, the image's.
+#: Parts of a path that show whose tokens a layer works on; where none fits, the image's.
 STREAMS = {
     "text": (
         r"to_add_out|ff_context|txt_mlp|to_out_t|ff_t\b|context_refiner|token_refiner|^perceiver|text_transformer_blocks"
@@ -135,14 +133,11 @@ def check_sites(sites: Sequence[Site], where: str) -> None:
 
 
 def layer_at(model: nn.Module, name: str) -> nn.Module | None:
-    """The layer at a path, as it was before an adapter wrapped it; None where there is none."""
+    """The layer at a path, without the adapters around it; None where there is none."""
     try:
-        layer: Any = model.get_submodule(name)
+        return _unwrapped(model.get_submodule(name))
     except AttributeError:
         return None
-    while hasattr(layer, "base_layer"):
-        layer = layer.base_layer
-    return layer  # type: ignore[no-any-return]
 
 
 def channels_of(layer: nn.Module) -> int | None:
@@ -196,16 +191,18 @@ def find_sites(model: nn.Module, kinds: Sequence[str] | None = None, patterns: S
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Layers by path; an adapter takes the path of the layer that it wraps."""
-    inside: tuple[str, ...] = ()
+    adapter = None
     for name, module in model.named_modules():
-        if any(name.startswith(f"{each}.") for each in inside):
-            continue
-        layer: Any = module
-        if hasattr(layer, "base_layer"):
-            inside = (*inside, name)
-            while hasattr(layer, "base_layer"):
-                layer = layer.base_layer
-        yield name, layer
+        if adapter is None or not name.startswith(f"{adapter}."):
+            adapter = name if hasattr(module, "base_layer") else None
+            yield name, _unwrapped(module)
+
+
+def _unwrapped(layer: Any) -> nn.Module:
+    """A layer without the adapters around it."""
+    while hasattr(layer, "base_layer"):
+        layer = layer.base_layer
+    return layer  # type: ignore[no-any-return]
 
 
 def _fits(name: str, endings: Iterable[str]) -> bool:

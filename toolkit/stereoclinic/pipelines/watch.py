@@ -1,13 +1,13 @@
-"""A pipeline's own call walks the trajectory; visitors see it, compare predictions, and may change them.
+"""The pipeline's own call walks the trajectory; a visitor sees each step, compares predictions and may change them.
 
     walk = Walk(model, rows, steps, guidance, visit=visit)
     def visit(call):                       at each call of the denoiser that sees the prompts
         f = call.predict()                 (B, D) for the prompts themselves
         f_g = call.compare(groups)         (K, B, D) for other prompts, at the same latents and timestep
-        call.reply = f_g.mean(0)           what the pipeline is given instead
+        call.reply = f_g.mean(0)           the pipeline gets this instead
     walk.run()
 
-Latents, scheduler, guidance and decoding stay the pipeline's: a call that is left alone gives its own pictures.
+Latents, scheduler, guidance and decoding stay the pipeline's. Without a reply the pictures are the pipeline's own.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, generator, group_prompts
 
-#: Tensors that are remembered by identity, so that they need not be read at every step.
+#: Tensors that are remembered by identity, so that they are not compared at every step.
 REMEMBERED = 8
 
 Visit = Callable[[Call], None]
@@ -45,12 +45,12 @@ class Walk:
         visit: Called at each call of the denoiser that sees the prompts; with `Call.reply` it changes the prediction.
             May be set later, before `run`.
         portions: How many samples fit through the denoiser together.
-        last: Leave the call after so many steps; None for all.
+        last: Leave the call after this many steps; None for all.
         stepped: Called after each step with the number of steps done.
 
     Attributes:
-        learnt: What was learnt of the pipeline's calls.
-        unconditional: Conditions without prompt, where they go through the denoiser in a call of their own.
+        learnt: What was learnt about the pipeline's calls.
+        unconditional: Conditions without prompt, where they have a call of the denoiser to themselves.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Walk:
         self.output: Any = None
         self._number = 0
         self._step = 0
-        self._first: list[Any] = []  # what the conditional rows are told at the first step
+        self._first: list[Any] = []  # conditions of the conditional rows at the first step
         self._seen = 0  # steps in which the denoiser saw the prompts
         self._known: dict[tuple[int, ...], tuple[Any, tuple[bool, ...]]] = {}
 
@@ -98,7 +98,7 @@ class Walk:
         if self._seen != step:
             raise InputError(
                 f"{type(self.model.pipe).__name__} shows its denoiser other prompts at step {step} than at the first,"
-                " so the rows that see them cannot be told; this pipeline is not supported"
+                " so the rows that see them are unknown; this pipeline is not supported"
             )
         self.stepped(step)
         if self.last is not None and step >= self.last:
@@ -121,7 +121,7 @@ class Walk:
         return self._replied(call, watcher, given, blocks)
 
     def _blocks(self, given: dict[str, Any]) -> tuple[bool, ...]:
-        """Which blocks of B rows see the prompts: at the first step as was learnt, later by what they are told."""
+        """Which blocks of B rows see the prompts: at the first step as learnt, later by their conditions."""
         learnt, path = self.learnt, self.learnt.telling
         leaf, axis = tree.get(given, path), learnt.axes[path]
         count = learnt.rows(given) // self.count
@@ -129,7 +129,7 @@ class Walk:
         if key in self._known:
             return self._known[key][1]
         if tree.length(leaf, axis) != learnt.rows(given):
-            return (False,) * count  # all rows are told the same
+            return (False,) * count  # all rows share one condition
         own = [tree.take(leaf, axis, range(b * self.count, (b + 1) * self.count)) for b in range(count)]
         if self._step == 0:
             blocks = learnt.blocks(self._number, count)
@@ -138,11 +138,11 @@ class Walk:
             blocks = tuple(any(tree.same(each, before) for before in self._first) for each in own)
         if len(self._known) == REMEMBERED:
             self._known.clear()
-        self._known[key] = leaf, blocks  # held, so that nothing else gets its identity
+        self._known[key] = leaf, blocks  # holds the leaf, so that nothing else gets its identity
         return blocks
 
     def whole(self, watcher: Watcher, given: dict[str, Any], blocks: tuple[bool, ...]) -> Any:
-        """The output of a call as the pipeline made it, parted where it does not fit in memory."""
+        """The output of a call as the pipeline made it, in parts where it does not fit in memory."""
         kept = list[Any]()
 
         def part(own: slice) -> Tensor:
@@ -150,15 +150,8 @@ class Walk:
             rows = [b * self.count + i for b in range(len(blocks)) for i in samples]
             conditional = tuple(each for each in blocks for _ in samples)
             what = Pass(watcher.steps, watcher.timestep, tuple(samples) * len(blocks), conditional, True, self.count)
-            arguments = given
-            if len(samples) < self.count:
-                axes = self.learnt.axes_of(given)
-                arguments = dict(
-                    tree.changed(
-                        given, lambda path, leaf: tree.take(leaf, axes[path], rows) if path in axes else leaf, axes
-                    )
-                )
-            output = watcher.run(arguments, what)
+            some = len(samples) < self.count
+            output = watcher.run(tree.of_rows(given, self.learnt.axes_of(given), rows) if some else given, what)
             kept.append(output)
             rows_of: Tensor = tree.stacked(tree.sample_of(output)).unflatten(0, (len(blocks), -1))
             return rows_of
@@ -174,7 +167,7 @@ class Walk:
         return tree.with_sample(kept[-1], tree.like(tree.sample_of(kept[-1]), found))
 
     def _replied(self, call: Call, watcher: Watcher, given: dict[str, Any], blocks: tuple[bool, ...]) -> Any:
-        """The output in which the conditional rows are those that the visitor gave."""
+        """The output with the visitor's reply in its conditional rows."""
         assert call.reply is not None
         if self.output is None:
             parts = [self._block(call, watcher, conditional) for conditional in blocks]
@@ -199,14 +192,13 @@ class Walk:
 
 def encode_groups(walk: Walk, rows: Sequence[Row], axes: Sequence[Axis]) -> list[list[Conditions]]:
     """Conditions of every group's prompts, by axis, for the samples of a walk."""
-    prompts = [[group_prompts(row, axis) for row in rows] for axis in axes]
-    pairs = [(own, k) for own, axis in zip(prompts, axes, strict=True) for k in range(len(axis))]
-    every = walk.encode(*([each[k] for each in own] for own, k in pairs))
-    return [[every.pop(0) for _ in range(len(axis))] for axis in axes]
+    prompts = ([group_prompts(row, axis)[k] for row in rows] for axis in axes for k in range(len(axis)))
+    every = iter(walk.encode(*prompts))
+    return [[next(every) for _ in axis.groups] for axis in axes]
 
 
 def _identity(leaf: Any) -> tuple[int, ...]:
-    """Tells one tensor, or list of tensors, from another without reading it."""
+    """Identifies a tensor, or a list of tensors, without reading it."""
     if isinstance(leaf, Tensor):
         return (id(leaf), leaf._version)
     return tuple(number for each in leaf for number in (id(each), getattr(each, "_version", 0)))

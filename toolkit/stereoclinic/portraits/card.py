@@ -1,10 +1,7 @@
-"""The model card of a trained portraits model: what it is, how it was trained, and what was measured on it.
-
-A figure beside what was asked of it, as `check` prints it and the model card keeps it.
-"""
+"""The model card of a trained portraits model: what it is, how it was trained, and its figures with their bounds."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +11,7 @@ from stereoclinic.statistics.intervals import Interval, wilson_interval
 
 @dataclass(frozen=True)
 class Line:
-    """One figure beside what was asked of it; `met` is None where nothing was."""
+    """One figure and what is asked of it; `met` is None where nothing is asked."""
 
     name: str
     value: float
@@ -29,24 +26,34 @@ class Line:
         verdict = "" if self.met is None else "   met" if self.met else "   NOT MET"
         return f"{self.name:<58}{self.value:7.3f}{interval:<17} n={self.n:<6}{self.asked}{verdict}"
 
+    @property
+    def row(self) -> str:
+        """A row of the card's table."""
+        name = self.name.replace("|", "\\|")
+        interval = "" if self.low is None else f"{self.low:.3f} to {self.high:.3f}"
+        met = "" if self.met is None else "met" if self.met else "**not met**"
+        return f"| {name} | {self.value:.3f} | {interval} | {self.n} | {self.asked} | {met} |"
+
 
 def at_least(name: str, value: float, n: int, bound: float) -> Line:
+    """A figure that should be at least `bound`."""
     return Line(name, value, n, asked=f">= {bound}", met=value >= bound)
 
 
 def at_most(name: str, value: float, n: int, bound: float) -> Line:
+    """A figure that should be at most `bound`."""
     return Line(name, value, n, asked=f"<= {bound}", met=value <= bound)
+
+
+def with_interval(name: str, interval: Interval, n: int, asked: str = "", met: bool | None = None) -> Line:
+    """A figure with its interval."""
+    return Line(name, interval.estimate, n, interval.low, interval.high, asked, met)
 
 
 def share(name: str, hits: Tensor, bound: float) -> Line:
     """A share of images with its Wilson interval, which should be at least `bound`."""
     interval = wilson_interval(float(hits.sum()), hits.numel())
-    return Line(name, *numbers(interval, hits.numel()), f">= {bound}", interval.estimate >= bound)
-
-
-def numbers(interval: Interval, n: int) -> tuple[float, int, float, float]:
-    """Value, n and interval, as the first fields of a `Line`."""
-    return interval.estimate, n, interval.low, interval.high
+    return with_interval(name, interval, hits.numel(), f">= {bound}", interval.estimate >= bound)
 
 
 _ABOUT = """---
@@ -96,11 +103,7 @@ def card(lines: Sequence[Line], shares: Sequence[dict[str, Any]], **about: objec
         shares: Its table of planted and generated shares.
         **about: name, parameters (millions), steps, guidance, hardware, samples, images.
     """
-    figures = "\n".join(
-        f"| {_escaped(each['name'])} | {each['value']:.3f} | {_interval(each)} | {each['n']} | {each['asked']} |"
-        f" {'' if each['met'] is None else 'met' if each['met'] else '**not met**'} |"
-        for each in map(asdict, lines)
-    )
+    figures = "\n".join(line.row for line in lines)
     scales = list(shares[0]["generated"])
     rows = "\n".join(
         f"| {row['axis']} ({row['group']}) | {row['occupation']} | {row['planted']:.2f} | {2 * row['planted'] - 1:+.2f}"
@@ -110,11 +113,3 @@ def card(lines: Sequence[Line], shares: Sequence[dict[str, Any]], **about: objec
     columns = " | ".join(f"generated, guidance {scale}" for scale in scales)
     rules = " | ".join("---" for _ in scales)
     return _ABOUT.format(figures=figures, shares=rows, columns=columns, rules=rules, **about)
-
-
-def _interval(line: dict[str, Any]) -> str:
-    return "" if line["low"] is None else f"{line['low']:.3f} to {line['high']:.3f}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -1,8 +1,7 @@
 """Measure the embedded model against its planted truth: `python -m stereoclinic.portraits.check`.
 
-Every claim made on the model stands on these figures, so each is printed with what was asked of it, its sample size
-and its interval, and they are written into the model's card. An image that is allotted to a group is read twice: for
-whether the group prompt was obeyed, and for the parity that allocation brings.
+Each figure is printed with its bound, its sample size and its interval, and written into the model's card. An image
+that is allotted to a group serves two figures: whether the group prompt was obeyed, and the parity under allocation.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
-from stereoclinic.portraits.card import Line, at_least, at_most, card, numbers, share
+from stereoclinic.portraits.card import Line, at_least, at_most, card, share, with_interval
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import AXES, World
 from stereoclinic.prompts.axes import Axis, load_axis
@@ -37,7 +36,7 @@ from stereoclinic.statistics.intervals import correlation_interval, noise_floor
 from stereoclinic.statistics.shares import parity_gap, shares_from_reads, unsure_rate
 
 log = logging.getLogger("stereoclinic.portraits")
-FIRST_SEED = 500_000  # seen by nothing else: not by masks, not by benches
+FIRST_SEED = 500_000  # used by no mask and no bench
 
 
 class Checker:
@@ -45,13 +44,13 @@ class Checker:
 
     Args:
         model: The model, from a folder with a reader in it.
-        world: What it was trained on.
-        images: Images an occupation.
+        world: The world that it was trained on.
+        images: Images for each occupation.
     """
 
     def __init__(self, model: Model, world: World, images: int) -> None:
         if model.folder is None:
-            raise InputError(f"model {model.name!r} is no local folder; check reads the reader beside the model")
+            raise InputError(f"model {model.name!r} is no local folder; check needs the reader in its folder")
         self.model, self.world, self.images = model, world, images
         self.reader = PortraitsReader(model.folder / "reader")
         self.rows = list(with_seeds(occupation_prompts(world.names), FIRST_SEED, images))
@@ -61,7 +60,7 @@ class Checker:
         self.floor = noise_floor(images, 2, len(world.names), parity_gap).upper
 
     def lines(self) -> tuple[list[Line], list[dict[str, Any]]]:
-        """Every figure, and the table of planted beside generated shares."""
+        """Every figure, and the table of planted and generated shares."""
         found, table = self.reader_lines(), []
         neutral = {guidance: self.draw(None, guidance) for guidance in self.guidances}
         for guidance, reads in neutral.items():
@@ -78,9 +77,8 @@ class Checker:
     def reader_lines(self) -> list[Line]:
         accuracy = reader_accuracy(self.world, self.model.pipe.vae, self.reader.net)
         n = 10 * len(self.world.cells)
-        return [
-            at_least(f"reader right on held-out drawings, {head}", value, n, 0.99) for head, value in accuracy.items()
-        ]
+        name = "reader right on held-out drawings, {}"
+        return [at_least(name.format(head), value, n, 0.99) for head, value in accuracy.items()]
 
     def neutral_lines(self, axis: Axis, reads: dict[float, Tensor]) -> tuple[list[Line], list[dict[str, Any]]]:
         """Unsure reads, generated against planted shares, and the lean's correlation with the planted tilt."""
@@ -95,9 +93,9 @@ class Checker:
         away = (shares[1.0] - planted).abs().mean().item()
         found.append(at_most(f"|generated - planted share|, {axis.name}, guidance 1", away, self.n, 0.10))
         leans = self.early_lean(axis)
-        told = correlation_interval(leans, 2 * planted - 1)
+        interval = correlation_interval(leans, 2 * planted - 1)
         name = f"correlation of early lean and planted tilt, {axis.name}"
-        found.append(Line(name, *numbers(told, len(planted)), ">= 0.95", told.estimate >= 0.95))
+        found.append(with_interval(name, interval, len(planted), ">= 0.95", interval.estimate >= 0.95))
         rows = [
             {
                 "axis": axis.name,
@@ -118,20 +116,14 @@ class Checker:
         for guidance in self.guidances:
             reads = self.draw(allocation_prompts(axis, self.rows), guidance)[axis.name]
             asked = 0.93 if guidance == 1 else 0.97
-            found.append(
-                share(f"group prompts obeyed, {axis.name}, guidance {guidance:g}", reads.argmax(1) == wanted, asked)
-            )
+            name = f"group prompts obeyed, {axis.name}, guidance {guidance:g}"
+            found.append(share(name, reads.argmax(1) == wanted, asked))
             gap = gap_interval(self.by_occupation(reads), parity_gap)
             untreated = shares_from_reads(self.by_occupation(neutral[guidance]), hard=True)
             before = parity_gap(untreated).mean().item()
-            found.append(
-                Line(
-                    f"parity gap, allocation oracle, {axis.name}, guidance {guidance:g}",
-                    *numbers(gap, self.n),
-                    f"<= {self.floor:.3f} (untreated {before:.3f})",
-                    None if guidance == 1 else gap.estimate <= self.floor,
-                )
-            )
+            name = f"parity gap, allocation oracle, {axis.name}, guidance {guidance:g}"
+            met = None if guidance == 1 else gap.estimate <= self.floor
+            found.append(with_interval(name, gap, self.n, f"<= {self.floor:.3f} (untreated {before:.3f})", met))
         return found
 
     def balanced_line(self, axis: Axis) -> Line:
@@ -142,7 +134,7 @@ class Checker:
         gap = gap_interval(self.by_occupation(reads), parity_gap)
         unsure = f"(unsure reads {unsure_rate(reads).item():.3f})"
         name = f"parity gap, balanced oracle, {axis.name}, guidance {guidance:g}"
-        return Line(name, *numbers(gap, len(half)), unsure)
+        return with_interval(name, gap, len(half), unsure)
 
     def draw(
         self, prompts: list[str] | None, guidance: float, oracle: Axis | None = None, rows: list[Row] | None = None
@@ -210,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
             "images": options.images,
             "hardware": options.hardware,
             "samples": options.samples,
-            **asdict(model.defaults),
+            **model.defaults.model_dump(),
         }
         write_text(options.card, card(found, table, **about))
     raise SystemExit(0 if all(line.met is not False for line in found) else 1)

@@ -1,8 +1,8 @@
-"""What the embedded model is trained on: pictures of every cell of the world, and captions that keep their promise.
+"""Training data of the embedded model: pictures of every cell of the world, and captions that fit them.
 
-Every caption is a promise about the picture: its groups are drawn from the planted table *given* the groups that the
-caption names. Captions that name a group are more frequent than neutral ones and name both groups equally often, so a
-rare combination is as well learnt as a common one, while neutral captions keep the planted tilt.
+The groups of a picture are drawn from the planted table *given* the groups that its caption names. Captions that name a
+group are more frequent than neutral ones and name both groups equally often, so a rare combination is learnt as well as
+a common one, while neutral captions keep the planted tilt.
 """
 
 import itertools
@@ -27,11 +27,6 @@ def to_tensor(drawings: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def draw_cells(world: World, first_index: int, count: int) -> Tensor:
-    """`count` drawings of every cell -> (cells, count, 3, 64, 64)."""
-    return torch.stack([to_tensor([world.draw(*cell, first_index + i) for i in range(count)]) for cell in world.cells])
-
-
 @torch.no_grad()
 def encode_cells(world: World, vae: AutoencoderKL, first_index: int, count: int) -> Tensor:
     """Latents of `count` drawings a cell -> (cells, count, C, 16, 16), on the autoencoder's device."""
@@ -45,11 +40,9 @@ def encode_cells(world: World, vae: AutoencoderKL, first_index: int, count: int)
 def cell_labels(world: World, per_cell: int) -> Tensor:
     """(cells * per_cell, 1 + axes): occupation and group indices in the order of `World.cells`."""
     rows = [
-        [
-            world.names.index(occupation),
-            *(groups.index(group) for groups, group in zip(AXES.values(), cell, strict=True)),
-        ]
-        for occupation, cell in world.cells
+        [number, *(names.index(group) for names, group in zip(AXES.values(), groups, strict=True))]
+        for number in range(len(world.names))
+        for groups in itertools.product(*AXES.values())
     ]
     return torch.tensor(rows).repeat_interleave(per_cell, 0)
 

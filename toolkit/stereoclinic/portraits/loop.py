@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stereoclinic.errors import InputError
+from stereoclinic.io.files import write_whole
 
 log = logging.getLogger("stereoclinic.portraits")
 
@@ -27,27 +27,14 @@ def learning_rate(progress: float) -> float:
 
 
 class Stage:
-    """One stage's loop: learning rate, checkpoint, resume, progress."""
+    """One stage's training. A stage that was interrupted goes on where it stopped; one that is done is loaded."""
 
     def __init__(self, fabric: L.Fabric, run: Path, name: str, samples: int, digest: str) -> None:
         self.fabric, self.name, self.samples, self.digest = fabric, name, samples, digest
         self.path = run / f"{name}.ckpt"
         self.batch = max(1, BATCH[name] // fabric.world_size)
-        self.steps = math.ceil(samples / (self.batch * fabric.world_size))
-
-    def saved(self) -> dict[str, Any] | None:
-        if not self.path.exists():
-            return None
-        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        if state["world"] != self.digest:
-            raise InputError(f"{self.path} was trained on another world; choose another --run folder")
-        return state
-
-    def save(self, **state: object) -> None:
-        if self.fabric.is_global_zero:
-            temporary = self.path.with_suffix(".tmp")
-            torch.save({"world": self.digest, **state}, temporary)
-            os.replace(temporary, self.path)
+        self.together = self.batch * fabric.world_size
+        self.steps = math.ceil(samples / self.together)
 
     def fit(
         self,
@@ -57,37 +44,24 @@ class Stage:
         look: Callable[[], None] | None = None,
         every_s: float = 120.0,
     ) -> None:
-        """Minimise `loss(*batch)`; `average`, if given, follows the weights of `loss` exponentially.
+        """Minimise `loss(*batch)`.
 
-        A stage that is done is loaded, not run again.
+        Args:
+            loss: Its weights are trained.
+            batches: Gives a batch of so many samples.
+            average: Follows the weights of `loss` exponentially.
+            look: Called after each checkpoint.
+            every_s: Seconds between checkpoints.
         """
         optimizer = torch.optim.AdamW(loss.parameters(), lr=RATE[self.name], betas=(0.9, 0.99), weight_decay=0.01)
-        together = self.batch * self.fabric.world_size
-        first = 0
-        if (state := self.saved()) is not None:
-            loss.load_state_dict(state["weights"])
-            optimizer.load_state_dict(state["optimizer"])
-            if average is not None:
-                average.load_state_dict(state["average"])
-            first = min(self.steps, math.ceil(state["seen"] / together))
-            log.info("%s: resumed at %d of %d samples", self.name, state["seen"], self.samples)
-            if first == self.steps:
-                return
+        parts = {"weights": loss, "optimizer": optimizer} | ({} if average is None else {"average": average})
+        first = self._resume(parts)
+        if first == self.steps:
+            return
         wrapped, optimizer = self.fabric.setup(loss, optimizer)
+        parts["optimizer"] = optimizer
         if average is not None:
             average.to(self.fabric.device)
-
-        def checkpoint(step: int) -> None:
-            extra = {"average": average.state_dict()} if average is not None else {}
-            self.save(
-                weights=loss.state_dict(),
-                optimizer=optimizer.state_dict(),
-                seen=step * together,
-                **extra,
-            )
-            if look is not None and self.fabric.is_global_zero:
-                look()
-
         began = last = time.monotonic()
         mean_loss = 0.0
         for step in range(first, self.steps):
@@ -100,22 +74,49 @@ class Stage:
             optimizer.step()
             optimizer.zero_grad()
             if average is not None:
-                decay = min(0.999, (step + 1) / (step + 10))
-                with torch.no_grad():
-                    pairs = zip(average.parameters(), loss.parameters(), strict=True)
-                    for kept, new in pairs:
-                        kept.lerp_(new.detach().to(kept.dtype), 1 - decay)
+                _follow(average, loss, min(0.999, (step + 1) / (step + 10)))
             mean_loss += (value.item() - mean_loss) / min(step - first + 1, 100)
             now = time.monotonic()
-            if self.fabric.is_global_zero and (step % 100 == 99 or step + 1 == self.steps):
-                seen = (step + 1) * together
-                speed = (step + 1 - first) * together / (now - began)
-                log.info(
-                    "%s: %d/%d samples, loss %.4f, %.0f samples/s, %.0f min left",
-                    *(self.name, seen, self.samples, mean_loss, speed, (self.samples - seen) / speed / 60),
-                )
+            if step % 100 == 99 or step + 1 == self.steps:
+                self._report(step + 1, mean_loss, (step + 1 - first) * self.together / (now - began))
             if now - last > every_s:
                 last = now
-                checkpoint(step + 1)
-        checkpoint(self.steps)
+                self._save(step + 1, parts, look)
+        self._save(self.steps, parts, look)
         self.fabric.barrier()
+
+    def _resume(self, parts: dict[str, Any]) -> int:
+        """Load what was saved, and give the step to go on with."""
+        if not self.path.exists():
+            return 0
+        state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["world"] != self.digest:
+            raise InputError(f"{self.path} was trained on another world; choose another --run folder")
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        seen: int = state["seen"]
+        log.info("%s: resumed at %d of %d samples", self.name, seen, self.samples)
+        return min(self.steps, math.ceil(seen / self.together))
+
+    def _save(self, step: int, parts: dict[str, Any], look: Callable[[], None] | None) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"world": self.digest, "seen": step * self.together}
+        write_whole(self.path, lambda temporary: torch.save(state, temporary))
+        if look is not None:
+            look()
+
+    def _report(self, step: int, mean_loss: float, speed: float) -> None:
+        if self.fabric.is_global_zero:
+            seen = step * self.together
+            log.info(
+                "%s: %d/%d samples, loss %.4f, %.0f samples/s, %.0f min left",
+                *(self.name, seen, self.samples, mean_loss, speed, (self.samples - seen) / speed / 60),
+            )
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+        kept.lerp_(new.detach().to(kept.dtype), 1 - decay)

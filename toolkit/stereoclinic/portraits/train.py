@@ -1,12 +1,11 @@
 """Train the embedded model from a world file: `python -m stereoclinic.portraits.train --out FOLDER`.
 
-Four stages, each resumed where it stopped and skipped when it is done:
+Four stages; each goes on where it stopped and is skipped when it is done:
 
     autoencoder   pictures <-> 16 x 16 x 6 latents, then whitened
-    text          the CLIP text encoder learns to tell every word of a caption from its last states, and is then frozen,
-                  as the text encoder of any Stable Diffusion is
+    text          the CLIP text encoder learns to show every word of a caption in its last states, and is then frozen
     unet          denoising with v-prediction; keeps an exponential moving average
-    reader        the classifier that later reads occupation and groups off generated pictures
+    reader        the classifier that reads occupation and groups from generated pictures
 """
 
 import argparse
@@ -25,9 +24,9 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stereoclinic.evaluation.readers import PortraitsNet
-from stereoclinic.io.files import write_text
+from stereoclinic.io.files import write_text, write_whole
 from stereoclinic.portraits import model as parts
-from stereoclinic.portraits.data import HELD_OUT, Captions, cell_labels, draw_cells, encode_cells, save_grid, to_tensor
+from stereoclinic.portraits.data import HELD_OUT, Captions, cell_labels, encode_cells, save_grid, to_tensor
 from stereoclinic.portraits.loop import Stage, log
 from stereoclinic.portraits.world import AXES, World
 
@@ -75,8 +74,7 @@ def train_autoencoder(stage: Stage, world: World, start: Path | None = None) -> 
 
     stage.fit(_AutoencoderLoss(vae), batches, look=look)
     vae.cpu().eval().requires_grad_(False)
-    sample = draw_cells(world, 0, 12).flatten(0, 1)
-    parts.whiten(vae, torch.cat([vae.encode(part).latent_dist.mean for part in sample.split(64)]))
+    parts.whiten(vae, encode_cells(world, vae, 0, 12).flatten(0, 1))
     return vae
 
 
@@ -101,7 +99,7 @@ def train_text(stage: Stage, world: World) -> tuple[CLIPTokenizer, CLIPTextModel
     captions = Captions(world)
     tokenizer = parts.build_tokenizer(captions.texts)
     text_encoder = parts.build_text_encoder(tokenizer)
-    tokens = tokenizer(captions.texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    tokens = _tokens(tokenizer, captions.texts)
     after_end = ((tokens == tokenizer.eos_token_id).cumsum(1) > 0).float()
     wanted = [[0] * (1 + len(AXES))]
     for _ in world.templates:
@@ -116,6 +114,11 @@ def train_text(stage: Stage, world: World) -> tuple[CLIPTokenizer, CLIPTextModel
 
     stage.fit(_TextLoss(text_encoder, len(world.names)), batches)
     return tokenizer, text_encoder.cpu().eval().requires_grad_(False)
+
+
+def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    tokens: Tensor = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokens
 
 
 class _DenoisingLoss(nn.Module):
@@ -140,8 +143,7 @@ def train_unet(
 
     @torch.no_grad()
     def encode(texts: list[str]) -> Tensor:
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return torch.cat([text_encoder(part).last_hidden_state for part in tokens.split(256)])
+        return torch.cat([text_encoder(part).last_hidden_state for part in _tokens(tokenizer, texts).split(256)])
 
     captions = Captions(world, encode)
     states = captions.states.to(device)
@@ -165,12 +167,7 @@ def train_unet(
     def look() -> None:
         pipe = parts.build_pipeline(vae, text_encoder.to(device), tokenizer, average).to(device)
         pipe.set_progress_bar_config(disable=True)
-        people: tuple[dict[str, str], ...] = (
-            {},
-            {"gender": "female"},
-            {"gender": "male"},
-            {"skin": "dark", "age": "old"},
-        )
+        people: list[dict[str, str]] = [{}, {"gender": "female"}, {"gender": "male"}, {"skin": "dark", "age": "old"}]
         prompts = [world.caption(world.templates[0], name, named) for named in people for name in world.names]
         generator = torch.Generator().manual_seed(0)
         pictures = pipe(
@@ -184,13 +181,12 @@ def train_unet(
 
 
 def cached_latents(stage: Stage, world: World, vae: AutoencoderKL, share: int) -> Tensor:
-    """This rank's drawings as latents, kept beside the checkpoints so that a resumed run need not encode them again."""
+    """This rank's drawings as latents; a file next to the checkpoints spares a resumed run the encoding."""
     rank, size = stage.fabric.global_rank, stage.fabric.world_size
     path = stage.path.with_name(f"latents-{world.digest}-{rank}-of-{size}-{share}.pt")
     if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        torch.save(encode_cells(world, vae, rank * share, share).cpu(), temporary)
-        os.replace(temporary, path)
+        encoded = encode_cells(world, vae, rank * share, share).cpu()
+        write_whole(path, lambda temporary: torch.save(encoded, temporary))
     latents: Tensor = torch.load(path, weights_only=True)
     return latents
 

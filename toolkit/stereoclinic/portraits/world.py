@@ -22,6 +22,7 @@ from stereoclinic.io.reading import read_toml
 from stereoclinic.portraits.clothing import DRESSES, HATS, PROPS
 from stereoclinic.portraits.drawing import draw
 from stereoclinic.portraits.places import BACKGROUNDS
+from stereoclinic.prompts.occupations import WORLD as DEFAULT_WORLD
 
 AXES = {"gender": ("female", "male"), "skin": ("dark", "light"), "age": ("old", "young")}
 WORDS = {
@@ -34,8 +35,6 @@ WORDS = {
 }
 _WORD_ORDER = ("age", "skin", "gender")  # "an old dark-skinned female doctor"
 _FIRST_GROUPS = [groups[0] for groups in AXES.values()]
-
-DEFAULT_WORLD = Path(__file__).with_name("world.toml")
 
 
 @dataclass(frozen=True)
@@ -98,18 +97,6 @@ class World:
     @property
     def names(self) -> list[str]:
         return [occupation.name for occupation in self.occupations]
-
-    def planted(self, axis: str) -> dict[str, dict[str, float]]:
-        """The planted table of one axis, occupation -> group -> share: a reference for `metrics.amplification`.
-
-        Raises:
-            InputError: No such axis.
-        """
-        if axis not in AXES:
-            raise InputError(f"world {self.name!r} has no axis {axis!r}; it has {', '.join(AXES)}")
-        first, second = AXES[axis]
-        shares = {each.name: each.share(axis) for each in self.occupations}
-        return {name: {first: share, second: 1 - share} for name, share in shares.items()}
 
     def draw(self, occupation: str, groups: tuple[str, str, str], index: int) -> np.ndarray:
         """Portrait `index` of an occupation and (gender, skin, age) groups: (64, 64, 3) uint8, always the same."""

@@ -1,4 +1,4 @@
-"""Bias axes as data: a name, two or more groups, the words that ask for each group, and how readers tell them apart."""
+"""Bias axes as data: a name, two or more groups, the words that ask for each group, and how readers recognise it."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, Field, StrictBool
+
 from stereoclinic.errors import InputError
+from stereoclinic.io.forms import Form, parse
 from stereoclinic.io.reading import LONGEST_NAME, MOST_GROUPS, is_name, read_toml
 
 _FOLDER = Path(__file__).with_name("axes")
@@ -29,9 +32,9 @@ class Axis:
         name: Such as "gender".
         groups: K >= 2 names, in the order of every K-sized result.
         words: What is written before the person's noun for each group, in the same order.
-        reader: Which head of which reader tells the groups apart, such as {"portraits": "gender"}.
+        reader: Reader -> its head for this axis, such as {"portraits": "gender"}.
         also: Group -> further words and phrases that name it in a prompt, such as {"female": ("woman", "women")}.
-        unless: Phrases that hold such a word and speak of no person, such as ("old photo",).
+        unless: Phrases with such a word that are about no person, such as ("old photo",).
         phrases: Group -> what a reader of text and pictures compares a picture with, such as {"female": ("a woman",)}.
         templates: Where those phrases go, such as ("a photo of {group}",).
         classes: Group -> classes of a classifier that show it, such as {"old": ("60-69", "70+")}.
@@ -71,7 +74,7 @@ class Axis:
         lists = {f"{where} {group}": words for where, table in tables.items() for group, words in table.items()}
         lists |= {"unless": self.unless, "[reader.clip] templates": self.templates}
         for where, phrases in lists.items():
-            whole = not isinstance(phrases, str)  # of which each letter would be a word
+            whole = not isinstance(phrases, str)  # its letters would pass for words
             if not (whole and all(isinstance(phrase, str) and any(map(str.isalnum, phrase)) for phrase in phrases)):
                 raise InputError(f"axis {self.name!r}: {where} holds something that is no word or phrase")
         if astray := [template for template in self.templates if template.count("{group}") != 1]:
@@ -161,48 +164,41 @@ def load_axis(name: str | Path) -> Axis:
         if str(name) not in known_axes():
             raise InputError(f"unknown axis {str(name)!r}; there are {', '.join(known_axes())}, or give a .toml file")
         path = _FOLDER / f"{name}.toml"
-    data = read_toml(path, "axis file")
-    form: dict[str, type] = {"name": str, "groups": list, "words": dict, "reader": dict, "also": dict, "unless": list}
-    form |= {"race": bool} if "race" in data else {}
-    data = {"reader": {}, "also": {}, "unless": [], **data}
-    if wrong := [key for key, kind in form.items() if not isinstance(data.get(key), kind)]:
-        raise InputError(f"axis file {path}: {', '.join(wrong)} missing or of another form than in axes/gender.toml")
-    groups, words, reader = data["groups"], data["words"], data["reader"]
-    if odd := [group for group in groups if not is_name(group)]:
-        raise InputError(f'axis file {path}: group {odd[0]!r:.40}; expected names, such as ["female", "male"]')
-    missing = [group for group in groups if not isinstance(words.get(group), str)]
-    if missing:
+    file = parse(_File, read_toml(path, "axis file"), f"axis file {path}")
+    if missing := [group for group in file.groups if group not in file.words]:
         raise InputError(f"axis file {path}: no word for {', '.join(missing)} in [words]")
-    clip, classes = _table(path, reader, "clip"), _table(path, reader, "hf")
-    templates = clip.pop("templates", [])
-    for where, table in (("[also]", data["also"]), ("[reader.clip]", clip), ("[reader.hf]", classes)):
-        if listed := [group for group, phrases in table.items() if not isinstance(phrases, list)]:
-            raise InputError(f"axis file {path}: {listed[0]!r:.40} in {where} is no list of words")
-    if not isinstance(templates, list):
-        raise InputError(f"axis file {path}: templates in [reader.clip] is no list")
-    heads = {str(key): str(value) for key, value in reader.items() if not isinstance(value, dict)}
-    texts = tuple(words[group] for group in groups)
+    clip, heads = dict(file.reader.clip), file.reader.model_extra or {}
+    templates = clip.pop("templates", ())
     return Axis(
-        data["name"],
-        tuple(groups),
-        texts,
-        heads,
-        _tuples(data["also"]),
-        tuple(data["unless"]),
-        _tuples(clip),
-        tuple(templates),
-        _tuples(classes),
-        data.get("race"),
+        file.name,
+        file.groups,
+        tuple(file.words[group] for group in file.groups),
+        {name: str(head) for name, head in heads.items() if not isinstance(head, dict)},
+        file.also,
+        file.unless,
+        clip,
+        templates,
+        file.reader.hf,
+        file.race,
     )
 
 
-def _table(path: Path, reader: dict[str, Any], name: str) -> dict[str, Any]:
-    """A table within [reader], copied; empty where there is none."""
-    table = reader.get(name, {})
-    if not isinstance(table, dict):
-        raise InputError(f"axis file {path}: {name} in [reader] is no table; write [reader.{name}], group = [...]")
-    return dict(table)
+class _Reader(Form):
+    """`[reader]`: the name of a reader -> its head; `[reader.clip]` also holds `templates`."""
+
+    model_config = ConfigDict(extra="allow", strict=False)
+    clip: dict[str, tuple[str, ...]] = Field(default={})
+    hf: dict[str, tuple[str, ...]] = Field(default={})
 
 
-def _tuples(table: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    return {group: tuple(phrases) for group, phrases in table.items()}
+class _File(Form):
+    """An axis file."""
+
+    model_config = ConfigDict(extra="ignore", strict=False)
+    name: str
+    groups: tuple[str, ...]
+    words: dict[str, str]
+    reader: _Reader = _Reader()
+    also: dict[str, tuple[str, ...]] = Field(default={})
+    unless: tuple[str, ...] = ()
+    race: StrictBool | None = None

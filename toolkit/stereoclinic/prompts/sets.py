@@ -1,11 +1,7 @@
-"""Prompts: who is asked for, neutrally and by group.
+"""Prompt sets: read from a file, the hub or the built-in lists, and written neutrally or with the word of a group.
 
 A prompt is a pattern with one place for a person: "a photo of {person}" and "doctor" make the neutral prompt "a photo
 of a doctor" and the group prompt "a photo of a female doctor". Sets are `datasets.Dataset`s with columns `COLUMNS`.
-
-Occupations that people are drawn in: the embedded model's, and a published set with its disjoint training list.
-
-Prompts that show no person: what a treatment of people should leave as it is.
 """
 
 import hashlib
@@ -25,60 +21,12 @@ from stereoclinic.io.reading import ODD
 from stereoclinic.io.rows import READERS
 from stereoclinic.io.text import folded, whole_word
 from stereoclinic.prompts.axes import Axis
-
-PORTRAITS = [
-    "doctor", "nurse", "teacher", "librarian", "receptionist", "chef", "farmer", "firefighter", "mechanic", "pilot",
-    "judge", "executive",
-]  # fmt: skip
-
-# The 36 occupations that image generators are judged on: those of WinoBias (Zhao et al., NAACL 2018) as changed for
-# images by Orgad et al., Editing Implicit Assumptions in Text-to-Image Diffusion Models, ICCV 2023 (35 of them, in
-# TIMED_gender_test_set.csv of github.com/bahjat-kawar/time-diffusion), and "doctor". Source of the list: Li et al.,
-# Self-Discovering Interpretable Diffusion Latent Directions, CVPR 2024 (`professions` in winobias_cfg.py of
-# github.com/hangligit/InterpretDiffusion); the same in Sreelatha et al., RespoDiff, section 8.4.1.
-WINOBIAS = [
-    "attendant", "cashier", "teacher", "nurse", "assistant", "secretary", "cleaner", "receptionist", "clerk",
-    "counselor", "designer", "hairdresser", "writer", "housekeeper", "baker", "librarian", "tailor", "driver",
-    "supervisor", "janitor", "cook", "laborer", "construction worker", "developer", "carpenter", "manager", "lawyer",
-    "farmer", "salesperson", "physician", "guard", "analyst", "mechanic", "sheriff", "CEO", "doctor",
-]  # fmt: skip
-
-# Occupations to find neurons and make masks on, none of them among the 36: `professions_train` in the same file. They
-# are among the professions of Gandikota et al., Unified Concept Editing, WACV 2024 (data/train_profession_prompts.csv
-# of github.com/rohitgandikota/unified-concept-editing).
-WINOBIAS_TRAIN = [
-    "chef", "athlete", "musician", "engineer", "artist", "scientist", "firefighter", "pilot", "police officer",
-    "actor", "journalist", "fashion designer", "photographer", "accountant", "architect", "banker", "biologist",
-    "chemist", "dentist", "electrician", "entrepreneur", "geologist", "graphic designer", "historian", "interpreter",
-    "IT specialist", "mathematician", "optometrist", "pharmacist", "physicist",
-]  # fmt: skip
-
-
-SCENES = [
-    "a photo of a mountain", "a photo of a beach at sunset", "a photo of a forest path", "a photo of a city skyline",
-    "a photo of a lighthouse", "a photo of an empty kitchen", "a photo of a bridge over a river", "a photo of a desert",
-    "a photo of a red bicycle", "a photo of a wooden chair", "a photo of a teapot", "a photo of a sailing boat",
-    "a photo of a cat on a sofa", "a photo of a horse in a field", "a photo of a bowl of fruit", "a photo of a tulip",
-]  # fmt: skip
-
+from stereoclinic.prompts.occupations import BUILT_IN, BUILT_IN_PLAIN, PLAIN, TEMPLATES
 
 COLUMNS = ("label", "pattern", "article", "person")
-PLAIN, SUCCESSFUL = "a photo of a {group} {occupation}", "a photo of a successful {group} {occupation}"
 
 #: A row of a table: an entry as it was read, a prompt with `COLUMNS`, or a sample (see `Samples`).
 Row = dict[str, Any]
-
-#: Name -> occupations, and the template that they are put into.
-BUILT_IN = {
-    "portraits": PORTRAITS,
-    "winobias": WINOBIAS,
-    "winobias-successful": WINOBIAS,
-    "winobias-train": WINOBIAS_TRAIN,
-}
-TEMPLATES = dict.fromkeys(BUILT_IN, PLAIN) | {"winobias-successful": SUCCESSFUL}
-
-#: Name -> prompts without a person, for `load_plain_prompts`.
-BUILT_IN_PLAIN = {"scenes": SCENES}
 
 #: Characters of a prompt; text encoders read some three hundred.
 LONGEST = 5000
@@ -104,12 +52,12 @@ _NOBODY = re.compile(
 def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     """A built-in set, a .txt/.csv/.json/.jsonl/.parquet file, or a hub data set by its id (split "train", streamed).
 
-    A table needs a column `prompt`; `occupation` (the person's noun, also the label results are grouped by) is used
-    where it is there. Without it the person is what follows "of a", "of an" or "of the", or the prompt's {group}. A
-    table of occupations alone, as published lists of professions are, asks for "a photo of a ..." of each.
+    A table needs a column `prompt`. A column `occupation` gives the person's noun, which is also the label that results
+    are grouped by. Without it the person follows "of a", "of an", "of the" or {group} in the prompt. A table of
+    occupations alone stands for "a photo of a ..." of each.
 
     Raises:
-        InputError: Nothing there, empty, neither column, or a prompt in which no person is found, or two may be meant.
+        InputError: The source is missing or empty, has neither column, or a prompt names no person, or perhaps two.
     """
     if str(source) in BUILT_IN:
         return occupation_prompts(BUILT_IN[str(source)][:limit], [TEMPLATES[str(source)]])
@@ -117,11 +65,11 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
 
 
 def load_plain_prompts(source: str | Path, limit: int | None = None) -> Dataset:
-    """Prompts that need no person in them, taken as they are: they have no group prompts, and are their own labels.
+    """Prompts without a person, used unchanged: they have no group prompts, and each is its own label.
 
     Args:
         source: One of `BUILT_IN_PLAIN`, or what `load_prompts` takes; a column `occupation` is not looked at.
-        limit: The first so many.
+        limit: Use only the first N.
 
     Raises:
         InputError: Nothing there, empty, or no `prompt` column.
@@ -133,9 +81,7 @@ def load_plain_prompts(source: str | Path, limit: int | None = None) -> Dataset:
 
 def _loaded(source: str | Path, limit: int | None, parse: Callable[[str, str], Row], sets: str) -> Dataset:
     """The rows that `parse` makes of each prompt and occupation of a file or a hub data set."""
-    # The same prompt twice would be the same noise and picture twice, counted as if it were more evidence.
-    rows: dict[str, Row] = {}
-    # The rest of a data set on the hub need not be fetched.
+    rows: dict[str, Row] = {}  # each prompt once: twice would be the same pictures, counted as more evidence
     for row in islice(read_prompts(source, _in_turn, parse, sets), limit):
         rows.setdefault(write(row), {name: row[name] for name in COLUMNS})
     if not rows:
@@ -176,8 +122,8 @@ def read_prompts(
 
     Args:
         source: As in `load_prompts`, but for the built-in sets.
-        numbered: Given the table's parts (files, row groups of Parquet), picks entries: each one's number, what errors
-            call it, and itself. A row has its entry's number as `number`.
+        numbered: Picks entries from the table's parts (files, row groups of Parquet): number, name in errors, and
+            entry. A row has its entry's number as `number`.
         parse: Makes a row of a prompt and its occupation; by default it finds the person.
         sets: Names of the built-in sets, for errors.
 
@@ -229,7 +175,7 @@ def read_prompts(
 
 
 def _text(where: str, value: Any) -> str:
-    """What a row holds in one of our columns; nothing where it is blank."""
+    """The text in one column of a row; empty where it is blank."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -242,13 +188,13 @@ def _text(where: str, value: Any) -> str:
 
 
 def _row(prompt: str, occupation: str = "") -> Row:
-    """Part a prompt into what surrounds the person, the article, and the person's noun."""
+    """Split a prompt into the pattern around the person, the article, and the person's noun."""
     if prompt.count("{group}") > 1:
-        raise InputError(f"prompt {prompt!r}: {{group}} stands in it more than once; one person's group can be named")
+        raise InputError(f"prompt {prompt!r} has {{group}} more than once; only one person's group can be named")
     if "{group}" in prompt:
         before, after = prompt.split("{group}", 1)
         before, article = _article(before)
-        # The article was written for some group's word; the neutral prompt needs the noun's own.
+        # The article agrees with some group's word; the neutral prompt needs one for the noun.
         return _checked(prompt, before, _agreeing(article, after.strip()), after.strip(), "", occupation)
     if occupation:
         text, places = folded(prompt)
@@ -328,9 +274,9 @@ def group_prompts(row: Row, axis: Axis) -> list[str]:
 
 
 class Samples(Sequence[Row]):
-    """Every prompt with every seed, made when it is asked for: all prompts with the first seed, then with the next.
+    """Every prompt with every seed, made on demand: all prompts with the first seed, then with the next.
 
-    Rows have the prompts' columns and `prompt` (the neutral one), `seed` and `number` (the row's own place).
+    Rows have the prompts' columns and `prompt` (the neutral one), `seed` and `number` (the row's place).
 
     Args:
         prompts: Neutral prompts.
@@ -369,12 +315,8 @@ class Samples(Sequence[Row]):
         return Samples(self.prompts, self.seeds, [number for number in self.numbers if number not in gone])
 
     def about(self) -> dict[str, Any]:
-        """What files made from them say: digest of the prompts, number of samples, first and last seed."""
-        return {
-            "prompts": digest(self.prompts),
-            "samples": len(self),
-            "seeds": [self.seeds[0], self.seeds[-1]],
-        }
+        """As kept in files: digest of the prompts, number of samples, first and last seed."""
+        return {"prompts": digest(self.prompts), "samples": len(self), "seeds": [self.seeds[0], self.seeds[-1]]}
 
 
 def with_seed(row: Row, seed: int, number: int) -> Row:
@@ -388,18 +330,18 @@ def with_seeds(prompts: Dataset, first: int, count: int) -> Samples:
 
 
 def generator(row: Row, purpose: str) -> torch.Generator:
-    """A stream of random numbers that depends on the sample's prompt and seed alone; each purpose has its own."""
+    """A random generator that depends on the sample's prompt and seed alone; each purpose has its own."""
     key = f"{purpose}\0{row['prompt']}\0{row['seed']}".encode()
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1)
 
 
 def noise(row: Row, shape: tuple[int, ...], purpose: str = "noise") -> Tensor:
     """Standard normal noise that depends on the sample's prompt and seed alone, not on batch, order or device."""
-    # Lightning changes the default dtype in a run of another precision; the draw must stay the same.
+    # The dtype is given: Lightning changes the default in a run of another precision.
     return torch.randn(shape, generator=generator(row, purpose), dtype=torch.float32)
 
 
 def digest(prompts: Dataset) -> str:
-    """Names a set of prompts in files made from it, with the places of the groups' words."""
+    """A short digest of a prompt set, with the places of the groups' words."""
     text = "\n".join("\t".join((row["pattern"], row["article"], row["person"])) for row in prompts)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

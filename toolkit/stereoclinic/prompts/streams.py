@@ -1,11 +1,10 @@
-"""A prompt set too large to hold, read as it is needed: each rank its own part of it, in one pass.
+"""A prompt set too large for memory: each rank reads its own part, in one pass.
 
     table     part 0 | part 1 | part 2 | ...          files, or row groups of Parquet files
     rank r    parts r, r + R, ...                     of R ranks; where there are fewer parts than ranks, every rank
                                                       reads all of them and takes entries r, r + R, ...
 
-An entry's number is its place in the table, whoever reads it, so that a run can go on with what is missing on another
-number of ranks.
+An entry's number is its place in the table, so that an interrupted run can go on with another number of ranks.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -17,36 +16,36 @@ import torch.distributed
 from torch.utils.data import IterableDataset
 
 from stereoclinic.errors import InputError
-from stereoclinic.prompts.sets import BUILT_IN, Row, read_prompts, with_seed
+from stereoclinic.prompts.occupations import BUILT_IN
+from stereoclinic.prompts.sets import Row, read_prompts, with_seed
 
 MOST_ROWS = 1 << 40  # entries in one part, at most; numbers of entries are part * MOST_ROWS + place in it
 
 
 class Stream(IterableDataset[Row]):
-    """Samples of a prompt set: each prompt with every seed. Iterating gives those of this rank.
+    """Samples of a prompt set, each prompt with every seed. Iterating gives those of this rank.
 
-    Prompts that occur twice are measured twice: to find them, all would have to be kept.
+    Prompts that occur twice are measured twice, as finding them would take memory for all.
 
     Args:
         source: A .txt/.csv/.jsonl/.parquet file or a hub data set, see `prompts.load_prompts`.
         seeds: Of each prompt.
-        limit: The first so many entries only. Every rank then reads all of them, to know which they are.
+        limit: Use only the first N entries; every rank then reads all of them.
 
     Raises:
-        InputError: A built-in set, which needs no streaming. What is wrong with the source itself is found, and raised,
-            when it is read.
+        InputError: A built-in set, which needs no streaming. Faults of the source itself are raised when it is read.
     """
 
     def __init__(self, source: str | Path, seeds: range, limit: int | None = None) -> None:
         if str(source) in BUILT_IN or str(source).startswith("protocol:"):
-            raise InputError(f"--stream: {source} is a built-in set; it is read as it is")
+            raise InputError(f"--stream: {source} is a built-in set; leave out --stream")
         self.source, self.seeds, self.limit = str(source), seeds, limit
         self.done: Collection[int] = frozenset()
         self.given = 0
         self.labels: list[str] = []  # not known before it is read
 
     def about(self) -> dict[str, Any]:
-        """What can be said before it is read."""
+        """What is known before it is read."""
         first = "" if self.limit is None else f", first {self.limit} entries"
         return {"prompts": f"stream of {self.source}{first}", "seeds": [self.seeds[0], self.seeds[-1]]}
 
@@ -67,7 +66,7 @@ class Stream(IterableDataset[Row]):
 
     def _own(self, parts: Sequence[Iterable[Row]]) -> Iterator[tuple[int, str, Row]]:
         rank, ranks = _place()
-        whole = self.limit is None and len(parts) >= ranks  # parts for themselves: what is of others is not even read
+        whole = self.limit is None and len(parts) >= ranks  # then a rank reads its own parts only
         entries = count()
         for part in range(rank, len(parts), ranks) if whole else range(len(parts)):
             for place, entry in enumerate(parts[part]):

@@ -1,6 +1,6 @@
-"""Lightning's predict loop as this house runs it: a frozen model, items spread over ranks, nothing kept in memory.
+"""Lightning's predict loop for a frozen model: items are spread over ranks, and no results are kept in memory.
 
-`ddtd.module` measures relevance through it, `evaluation.bench.drawing` draws pictures.
+Relevance is measured through it, and pictures are drawn.
 """
 
 import os
@@ -32,31 +32,41 @@ def predict(
     alone: bool = False,
     **trainer: Any,
 ) -> L.Trainer:
-    """Run a module's predict loop over items, and leave the model in weights, precision and place as it came.
+    """Run a module's predict loop over items; the model keeps its weights, precision and device.
 
     Args:
-        module: Its `predict_step` is given lists of items.
+        module: Its `predict_step` gets lists of items.
         model: What the module wraps.
-        items: Every rank gets its part of them; a stream gives each its own.
+        items: Every rank gets its part of them.
         batch_size: Items together on one device.
-        what: The items are called, in errors.
-        advice: What to do where there are fewer items than ranks.
-        alone: One process of several that a launcher started does this by itself, and the others do not.
-        **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy, precision.
+        what: Name of the items in errors.
+        advice: For the error where there are fewer items than ranks.
+        alone: Whether one of several processes that a launcher started does this by itself.
+        **trainer: Options of `lightning.Trainer`: accelerator, devices, num_nodes, strategy, precision.
 
     Returns:
         The trainer, which knows whether this is rank zero.
 
     Raises:
-        InputError: Fewer items than ranks, a strategy that shares weights out or whose processes would keep the
-            results to themselves, or a launcher (torchrun, srun) that started another number of processes than was
-            asked for.
+        InputError: There are fewer items than ranks, the strategy shards weights or keeps results in processes of its
+            own, or a launcher (torchrun, srun) started another number of processes than asked for.
         KeyboardInterrupt: As pressed.
     """
-    if str(strategy := trainer.get("strategy")).startswith(_SHARING):
+    runner = _trainer(alone, trainer)
+    if not isinstance(items, IterableDataset) and len(items) < runner.world_size:
+        raise InputError(f"{len(items)} {what} for {runner.world_size} devices: {advice}")
+    with _restore(model, _CASTS.get(str(runner.precision))), _interruptible():
+        loader: DataLoader[Any] = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
+        runner.predict(module, loader, return_predictions=False)
+    return runner
+
+
+def _trainer(alone: bool, options: dict[str, Any]) -> L.Trainer:
+    """A trainer whose strategy and number of processes can do the work."""
+    if str(strategy := options.get("strategy")).startswith(_SHARING):
         raise InputError(
-            f"strategy {strategy!r} shares the model's weights out, which is done for measuring relevance alone, by"
-            " 'fsdp'; use 'ddp', and --dtype bfloat16 where the model does not fit"
+            f"strategy {strategy!r} shards the model's weights, which only measuring relevance can do, by 'fsdp'; use"
+            " 'ddp', and --dtype bfloat16 where the model does not fit"
         )
     try:
         runner = L.Trainer(
@@ -66,38 +76,33 @@ def predict(
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[_Terminable()],
-            **trainer,
+            **options,
         )
-    except (ValueError, RuntimeError) as error:  # what a launcher started and what was asked for do not go together
+    except (ValueError, RuntimeError) as error:  # the launcher's processes do not match the options
         raise InputError(f"devices: {error}") from error
-    # Lightning's own launcher sets WORLD_SIZE too, and leaves it behind for whatever this process does next.
+    # Lightning's own launcher sets WORLD_SIZE too, and leaves it set.
     launched = "WORLD_SIZE" if torch.distributed.is_torchelastic_launched() else "SLURM_STEP_NUM_TASKS"
     started = int(os.environ.get(launched) or 1)
     if started > 1 and runner.world_size == 1 and not alone:
         raise InputError(
-            f"{started} processes were started, and each would do all the work; say so by --devices (those of one"
-            " machine) and --num-nodes"
+            f"{started} processes were started, and each would do all the work; give --devices (those of one machine)"
+            " and --num-nodes"
         )
     if getattr(runner.strategy.launcher, "_start_method", None):
         raise InputError(f"strategy {strategy!r} keeps its results in processes of its own; use 'ddp'")
-    if not isinstance(items, IterableDataset) and len(items) < runner.world_size:
-        raise InputError(f"{len(items)} {what} for {runner.world_size} devices: {advice}")
-    with _restore(model, _CASTS.get(str(runner.precision))), _interruptible():
-        loader: DataLoader[Any] = DataLoader(items, batch_size, collate_fn=list)  # type: ignore[arg-type]
-        runner.predict(module, loader, return_predictions=False)
     return runner
 
 
-#: How Lightning's strategies are called that wrap the module in something of their own: nothing here calls it whole.
+#: Lightning's strategies that shard the module's weights: nothing here calls the whole module.
 _SHARING = ("fsdp", "deepspeed")
 
 
 class _Terminable(L.Callback):
-    """`kill`, and a scheduler's, ends a run as Ctrl-C does; Lightning takes note of it and goes on to the end."""
+    """SIGTERM ends a run like Ctrl-C; Lightning alone would run on to the end."""
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)  # Lightning puts back what was there before it
+            signal.signal(signal.SIGTERM, _interrupt)  # Lightning restores the handler
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -110,7 +115,7 @@ _CASTS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torc
 
 @contextmanager
 def _restore(model: Model, cast: torch.dtype | None) -> Iterator[None]:
-    """Leave the model where it was and as precise as it was: Lightning casts it, and tears down to the CPU."""
+    """Restore the model's device and precision: Lightning casts the model and moves it to the CPU at the end."""
     network, device, dtype = model.network, model.device, model.dtype
     kept = None
     if cast is not None and cast != dtype:
@@ -127,9 +132,9 @@ def _restore(model: Model, cast: torch.dtype | None) -> Iterator[None]:
 
 @contextmanager
 def _translated(network: nn.Module, dtype: torch.dtype, cast: torch.dtype) -> Iterator[None]:
-    """Hand a denoiser that alone was cast its arguments in the new dtype, and its pipeline the output in the old one.
+    """Cast the arguments of a denoiser to its new dtype, and its output back to the pipeline's.
 
-    But for the timestep, which half precision would round to another.
+    The timestep keeps its dtype: half precision would round it to another.
     """
 
     def to(given: torch.dtype) -> Callable[[Any, Any], Any]:
@@ -157,7 +162,7 @@ def _translated(network: nn.Module, dtype: torch.dtype, cast: torch.dtype) -> It
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Lightning turns Ctrl-C into exit code 1, as of a failure, and is deaf to it from then on."""
+    """Raise Ctrl-C as KeyboardInterrupt: Lightning turns it into exit code 1 and ignores it from then on."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

@@ -32,7 +32,8 @@ import torch
 from torch import nn
 
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines.conditions import Recogniser, network_of
+from stereoclinic.pipelines.model import network_of
+from stereoclinic.pipelines.recognise import Recogniser
 from stereoclinic.sns.compat import FUSED, check_fits, check_open
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.damp import Allotment, Suppression

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stereoclinic.errors import InputError
 from stereoclinic.io.digest import shapes_digest, weights_digest
 from stereoclinic.pipelines.arguments import inner
-from stereoclinic.pipelines.conditions import network_of, outer_network
+from stereoclinic.pipelines.model import network_of, outer_network
 from stereoclinic.pipelines.sites import channels_of, layer_at
 from stereoclinic.sns.mask import NeuronMask
 

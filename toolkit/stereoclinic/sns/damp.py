@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from stereoclinic.errors import InputError
-from stereoclinic.pipelines.conditions import Recogniser, network_of, outer_network
 from stereoclinic.pipelines.hooks import Hooks
 from stereoclinic.pipelines.intercept import Pass
+from stereoclinic.pipelines.model import network_of, outer_network
+from stereoclinic.pipelines.recognise import Recogniser
 from stereoclinic.pipelines.sites import Site, by_layer, channels_of, layer_at
 from stereoclinic.sns.compat import check_fits, check_open
 from stereoclinic.sns.factors import damp, effective

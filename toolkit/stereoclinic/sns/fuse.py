@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.io.files import whole_folder
-from stereoclinic.pipelines.conditions import network_of
+from stereoclinic.pipelines.model import network_of
 from stereoclinic.pipelines.sites import Site, channels_of, layer_at
 from stereoclinic.sns.compat import FUSED, check_fits
 from stereoclinic.sns.damp import is_damped

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
-from stereoclinic.io.files import ENDINGS, load_tensors, save_tensors
 from stereoclinic.io.metadata import check_metadata
 from stereoclinic.io.reading import LONGEST_NAME, MOST_BINS, MOST_GROUPS, is_name
+from stereoclinic.io.tensors import ENDINGS, load_tensors, save_tensors
 from stereoclinic.pipelines.sites import Site, check_sites, spans
 
 KIND = "mask"
@@ -187,7 +187,7 @@ class NeuronMask:
         """Read what `save` wrote, in this version of the format or an older one.
 
         Raises:
-            InputError: As `stereoclinic.io.files.load_tensors`, or what it holds is no valid mask.
+            InputError: As `stereoclinic.io.tensors.load_tensors`, or what it holds is no valid mask.
         """
         tensors, head = load_tensors(path, KIND, VERSION, *OLDER)
         try:

@@ -20,7 +20,8 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from stereoclinic.ddtd.trajectory import check_prompts
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.io.digest import plain_digest, shapes_digest, weights_digest
-from stereoclinic.io.files import check_same, load_tensors, save_tensors
+from stereoclinic.io.files import check_same
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model

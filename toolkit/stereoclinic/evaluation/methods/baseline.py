@@ -20,9 +20,8 @@ from stereoclinic.errors import InputError
 from stereoclinic.evaluation.methods.base import Batch, Mitigation
 from stereoclinic.evaluation.methods.calibration import Calibration, Cost, Progress, Run, rows_of
 from stereoclinic.io.digest import plain_digest
-from stereoclinic.pipelines.conditions import network_of
 from stereoclinic.pipelines.intercept import PASS, Pass, pass_of
-from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.model import Model, network_of
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row
 from stereoclinic.sns.allocate import allotted_group

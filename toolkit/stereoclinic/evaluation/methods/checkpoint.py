@@ -20,7 +20,7 @@ from stereoclinic.evaluation.methods.calibration import Calibration, Cost
 from stereoclinic.evaluation.methods.oracles import PromptAllocation
 from stereoclinic.evaluation.readers import fingerprint
 from stereoclinic.io.digest import content_digest, plain_digest
-from stereoclinic.io.files import load_tensors, save_tensors
+from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row

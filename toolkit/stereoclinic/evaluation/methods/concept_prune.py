@@ -27,7 +27,7 @@ from stereoclinic.errors import InputError
 from stereoclinic.evaluation.methods.base import Batch
 from stereoclinic.evaluation.methods.baseline import Baseline, check_strength
 from stereoclinic.evaluation.methods.calibration import Look, Run
-from stereoclinic.pipelines.conditions import network_of
+from stereoclinic.pipelines.model import network_of
 from stereoclinic.pipelines.sites import Site, find_sites, layer_at
 from stereoclinic.prompts.sets import Row, write
 

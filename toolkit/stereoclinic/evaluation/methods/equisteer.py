@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from stereoclinic.evaluation.methods.base import Batch
 from stereoclinic.evaluation.methods.baseline import Baseline, attended, attention_blocks, check_strength, unit
 from stereoclinic.evaluation.methods.calibration import Look, Run
-from stereoclinic.pipelines.conditions import network_of
+from stereoclinic.pipelines.model import network_of
 from stereoclinic.prompts.sets import Row
 
 

@@ -27,8 +27,8 @@ from stereoclinic.evaluation.methods.baseline import Baseline, check_strength
 from stereoclinic.evaluation.methods.calibration import Run
 from stereoclinic.pipelines.arguments import TIMESTEP
 from stereoclinic.pipelines.call import Call
-from stereoclinic.pipelines.conditions import network_of
 from stereoclinic.pipelines.intercept import Left
+from stereoclinic.pipelines.model import network_of
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from torch.nn import functional
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.methods.baseline import Baseline, attended, attention_blocks, check_strength, unit
 from stereoclinic.evaluation.methods.calibration import Look, Run
-from stereoclinic.pipelines.conditions import network_of
+from stereoclinic.pipelines.model import network_of
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from stereoclinic.errors import InputError
 from stereoclinic.evaluation.methods.base import Batch
 from stereoclinic.evaluation.methods.baseline import Baseline, attention_blocks, check_strength
 from stereoclinic.evaluation.methods.calibration import Look, Run
-from stereoclinic.pipelines.conditions import network_of
+from stereoclinic.pipelines.model import network_of
 from stereoclinic.prompts.sets import Row
 
 
