@@ -274,7 +274,8 @@ def mask(
 
 def _from_relevance(file: Path, settings: dict[str, Any], strength: float, quiet: bool) -> "NeuronMask":
     from stereoclinic.ddtd.relevance import Relevance
-    from stereoclinic.sns.linear import Selection, adjusted, choose
+    from stereoclinic.sns.linear import adjusted, choose
+    from stereoclinic.sns.settings import Selection
 
     selection = Selection(**settings)
     relevance = Relevance.load(file)

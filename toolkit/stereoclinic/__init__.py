@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from stereoclinic.sns.damp import suppress
     from stereoclinic.sns.dose import find_dose
     from stereoclinic.sns.fuse import fuse, is_fusable, is_fused, save_fused, unfuse
-    from stereoclinic.sns.linear import Selection, choose, treatment_plan
+    from stereoclinic.sns.linear import choose, treatment_plan
     from stereoclinic.sns.mask import NeuronMask
     from stereoclinic.sns.plan import plan_stepwise
     from stereoclinic.sns.policy import Treatment, allotments, named_groups
     from stereoclinic.sns.select import top_k
-    from stereoclinic.sns.stepwise import Stepwise
+    from stereoclinic.sns.settings import Selection, Stepwise
 
 _HOMES = {
     "Axis": "prompts.axes",
@@ -49,9 +49,9 @@ _HOMES = {
     "Model": "pipelines.model",
     "NeuronMask": "sns.mask",
     "Relevance": "ddtd.relevance",
-    "Selection": "sns.linear",
+    "Selection": "sns.settings",
     "Settings": "ddtd.trajectory",
-    "Stepwise": "sns.stepwise",
+    "Stepwise": "sns.settings",
     "Treatment": "sns.policy",
     "active_masks": "sns.adapter",
     "allot_masks": "sns.adapter",

@@ -1,17 +1,17 @@
-"""One mask that does what several do together, such as gender with age.
+"""Combines several masks into one, such as gender with age.
 
     s = prod_i s_i,      r = sum_i w_i r_i / sum_i w_i,      w_i = -log s_i
 
 This is what the masks do if all pull at once: mask i moves a neuron by da = -w_i (a - r_i) dt, and at t = 1 it alone
-gives r_i + s_i (a - r_i). So a neuron's root is the mean of its masks' roots, weighed by how hard each pulls (for light
-damping w_i is about 1 - s_i). A mask that silences the neuron, s_i = 0, pulls without bound: its root holds, and where
+gives r_i + s_i (a - r_i). So a neuron's root is the mean of its masks' roots, weighted by how hard each pulls (w_i is
+about 1 - s_i for light damping). A mask that silences the neuron, s_i = 0, pulls without bound: its root holds; if
 several silence it, the mean of theirs.
 
-- The order is free, bit for bit, except that sites and groups come in the order in which masks first name them.
-- Grouping is free up to rounding: compose([compose([a, b]), c]) does as compose([a, b, c]), except where two or more
+- The order of the masks changes nothing, bit for bit, except the order of sites and groups.
+- Grouping changes only rounding: compose([compose([a, b]), c]) does the same as compose([a, b, c]), unless two or more
   masks silence one neuron at different roots, whose mean is then taken in another order.
-- Where the roots of a neuron agree, as they do at zero, nesting `suppress` contexts does the same. Where they differ,
-  nesting depends on the order, and the composition does not.
+- If the roots of a neuron agree, as they do at zero, nested `suppress` contexts do the same. If they differ, nesting
+  depends on the order.
 """
 
 import itertools
@@ -26,21 +26,20 @@ from stereoclinic.errors import InputError
 from stereoclinic.io.reading import MOST_BINS
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.allocate import JOINT
-from stereoclinic.sns.factors import check_strength
-from stereoclinic.sns.mask import NeuronMask, bin_of
+from stereoclinic.sns.mask import NeuronMask, check_strength
 
-#: Factors that a composition may come to, with those of each mask spread over all its sites and bins: so many in any
-#: case (a gigabyte, in double precision and with roots), and so many times those that the masks hold.
+#: Most factors of a composition, with those of each mask spread over all its sites and bins: `ROOM` (a gigabyte, in
+#: double precision and with roots), or `GROWTH` times the masks' own if that is more.
 ROOM, GROWTH = 2**26, 16
 DIGESTS = {"unet_shapes": "shapes", "unet_weights": "weights"}
 
 
 def compose(masks: Sequence[NeuronMask], strengths: Sequence[float] | None = None, force: bool = False) -> NeuronMask:
-    """One mask of several.
+    """One mask that does what several do together.
 
-    Sites are united, timestep bins refined to all edges of all masks. Allocating masks of different groups allocate to
-    every combination, named "female+old", in the order of the masks; those of the same groups go by the same allotment;
-    plain masks act on every group.
+    It has all their sites, and bins refined to all their edges. Allocating masks of different groups allocate to every
+    combination, named "female+old", in the order of the masks; those of the same groups share one allotment; plain
+    masks act on every group.
 
     Args:
         masks: One or more, of the same branch and for the same model.
@@ -72,11 +71,9 @@ def compose(masks: Sequence[NeuronMask], strengths: Sequence[float] | None = Non
 
     planes = []
     for names in combinations:  # a single, empty one without allocating masks
-        chosen = [
-            _plane(mask, parts, next((name for name in names if name in mask.groups), None))
-            for mask, parts in zip(masks, laid_out, strict=True)
-        ]
-        planes.append(_together(torch.stack([s for s, _ in chosen]), torch.stack([r for _, r in chosen])))
+        chosen = [next((mask.groups.index(name) for name in names if name in mask.groups), 0) for mask in masks]
+        parts = [(s[k], r[k]) for (s, r), k in zip(laid_out, chosen, strict=True)]
+        planes.append(_together(torch.stack([s for s, _ in parts]), torch.stack([r for _, r in parts])))
     factors = torch.stack([s for s, _ in planes]) if axes else planes[0][0]
     roots = None
     if any(mask.roots is not None for mask in masks):
@@ -116,7 +113,7 @@ def _sum(terms: Tensor) -> Tensor:
 
 def _lay_out(mask: NeuronMask, strength: float, sites: list[Site], edges: Tensor) -> tuple[Tensor, Tensor]:
     """Factors at this strength, and roots, over other sites and finer bins: (K or 1, T', N') float64."""
-    bins = [bin_of(mask.bin_edges, low) for low in edges[1:].tolist()]
+    bins = [mask.bin_of(low) for low in edges[1:].tolist()]
     inside = torch.tensor([t is not None for t in bins])
     taken = torch.tensor([t or 0 for t in bins])
     spans = {site.name: span for site, span in mask.spans()}
@@ -131,11 +128,6 @@ def _lay_out(mask: NeuronMask, strength: float, sites: list[Site], edges: Tensor
 
     factors = 1 - strength * (1 - spread(mask.factors, 1.0))
     return factors, torch.zeros_like(factors) if mask.roots is None else spread(mask.roots, 0.0)
-
-
-def _plane(mask: NeuronMask, parts: tuple[Tensor, Tensor], group: str | None) -> tuple[Tensor, Tensor]:
-    k = 0 if group is None else mask.groups.index(group)
-    return parts[0][k], parts[1][k]
 
 
 def _check_alike(masks: Sequence[NeuronMask], force: bool) -> None:

@@ -1,13 +1,13 @@
-"""Damping folded into weights: an ordinary model, with no hook left, that does what the hooked one does.
+"""Folds a mask into weights: an ordinary model, without hooks, that does what the hooked one does.
 
     W (s a + (1 - s) r) + b   =   (W s) a  +  (b + W ((1 - s) r))
 
 A factor scales a column of the site's weight, and a root adds to its bias. Weights are folded in float32 (or wider, if
-they are) and rounded once. Only columns that are damped are touched, and their originals kept, in a plain attribute of
-the denoiser; `unfuse` puts them back bit for bit.
+they are) and rounded once. Only damped columns change; their originals are kept in a plain attribute of the denoiser,
+and `unfuse` restores them bit for bit.
 
-What cannot be folded is what differs from call to call: timesteps, halves of a guided batch, images. A root at a
-convolution cannot either: padding with zeros makes its share differ at the borders.
+What differs from call to call cannot be folded: timesteps, halves of a guided batch, images. Neither can a root at a
+convolution, because padding with zeros makes its share differ at the borders.
 """
 
 import shutil
@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.io.files import whole_folder
 from stereoclinic.pipelines.conditions import network_of
-from stereoclinic.pipelines.sites import Site, channels_of, layer_at
+from stereoclinic.pipelines.sites import channels_of, layer_at
 from stereoclinic.sns.compat import FUSED, check_fits
-from stereoclinic.sns.damp import is_damped
-from stereoclinic.sns.factors import effective
+from stereoclinic.sns.damp import effective, is_damped
 from stereoclinic.sns.mask import NeuronMask
 
 #: What weights can be folded in: float8 and integers would be rounded beyond use.
@@ -35,22 +34,22 @@ _FOLDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass
 class _Folded:
-    """One site: its damped columns and bias as they were, and as they are now."""
+    """One layer: its damped columns and bias, original and folded."""
 
     columns: Tensor  # (n,) int64
     original: Tensor  # (out, n, ...) of the weight's dtype, on the CPU
     folded: Tensor
-    bias: Tensor | None  # (out,); None if it was not touched
+    bias: Tensor | None  # (out,); None if it does not change
     folded_bias: Tensor | None
 
 
 @dataclass
 class _Fused:
-    """What a denoiser keeps of a fused mask."""
+    """What a denoiser keeps of a fused mask, by layer."""
 
-    factors: dict[str, Tensor]  # site -> (C,), of damped sites alone
+    factors: dict[str, Tensor]  # (C,), only of damped layers
     offsets: dict[str, Tensor]
-    sites: dict[str, _Folded]
+    layers: dict[str, _Folded]
 
 
 def is_fusable(mask: NeuronMask) -> str | None:
@@ -97,12 +96,12 @@ def is_fusable(mask: NeuronMask) -> str | None:
 def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False) -> None:
     """Fold a mask into the weights of a pipeline's denoiser. Fusing the same again changes nothing.
 
-    A LoRA that is loaded later adds to the layer's output from activations that are not damped; fuse it before.
+    Fuse LoRAs first: one that is loaded later adds to the layer's output from activations that are not damped.
 
     Args:
         pipe: A diffusers pipeline or its denoiser.
         mask: A plain one, the same at all timesteps and on both branches; see `is_fusable`.
-        strength: Scales the damping, from 0 (none) to 1 (as the mask says).
+        strength: Scales the damping, from 0 (none) to 1 (as in the mask).
         force: Accept a model whose weights differ from those the mask was made for.
 
     Raises:
@@ -110,22 +109,16 @@ def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False
             out of range, or a layer cannot take it (it carries a LoRA, is quantised, has no bias or no weights in
             memory). Nothing is changed then.
     """
-    factors, offsets = effective(mask, strength)
+    values = effective(mask, strength)
     reason = is_fusable(mask)
     if reason is not None:
         raise InputError(f"this mask cannot be fused: {reason}")
     network = network_of(pipe)
     check_fits(mask, network, True)
-    by_site: dict[str, Tensor] = {}
-    offset_of: dict[str, Tensor] = {}
-    for site, span in mask.spans():
-        if (factors[0, span] < 1).any():
-            _lay(by_site, network, site, factors[0, span], 1.0)
-            if offsets is not None and (offsets[0, span] != 0).any():
-                _lay(offset_of, network, site, offsets[0, span], 0.0)
+    factors, offsets = _by_layer(mask, network, *values)
     fused = _fused(network)
     if fused is not None:
-        if _same(fused.factors, by_site) and _same(fused.offsets, offset_of):
+        if _same(fused.factors, factors) and _same(fused.offsets, offsets):
             return
         raise InputError(
             "another mask, or strength, is fused already; unfuse it first, or compose the masks and fuse that"
@@ -136,32 +129,26 @@ def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False
             "leave the suppress block, first"
         )
     check_fits(mask, network, force)
-    for name in by_site:
-        if hasattr(network.get_submodule(name), "base_layer"):
-            raise InputError(
-                f"site {name!r} carries a LoRA, whose own share would not be damped; merge it first (pipe.fuse_lora(), "
-                "pipe.unload_lora_weights(), then fuse with force, as the weights differ), or apply the mask as hooks"
-            )
-    sites = {name: _fold(name, _layer(network, name), by_site[name], offset_of.get(name)) for name in by_site}
-    for name, folded in sites.items():
-        _write(_layer(network, name), folded.columns, folded.folded, folded.folded_bias)
-    setattr(network, FUSED, _Fused(by_site, offset_of, sites))
+    layers = {name: _fold(name, network, factor, offsets.get(name)) for name, factor in factors.items()}
+    for name, folded in layers.items():
+        _write(layer_at(network, name), folded.columns, folded.folded, folded.folded_bias)
+    setattr(network, FUSED, _Fused(factors, offsets, layers))
 
 
 def unfuse(pipe: Any) -> None:
-    """Put the weights back that `fuse` changed, bit for bit.
+    """Restore the weights that `fuse` changed, bit for bit.
 
     If the model was cast meanwhile, they are what the cast would have made of them.
 
     Raises:
-        InputError: No mask is fused, or its weights have been changed since; nothing is changed then.
+        InputError: No mask is fused, or its weights have changed since; nothing is changed then.
     """
     network = network_of(pipe)
     fused = _fused(network)
     if fused is None:
         raise InputError("no mask is fused into this model; fuse one with fuse(pipe, mask)")
-    for name, folded in fused.sites.items():
-        layer = _layer(network, name)
+    for name, folded in fused.layers.items():
+        layer: Any = layer_at(network, name)
         if not _holds(layer.weight[:, folded.columns.to(layer.weight.device)], folded.folded) or not (
             folded.folded_bias is None or _holds(layer.bias, folded.folded_bias)
         ):
@@ -169,8 +156,8 @@ def unfuse(pipe: Any) -> None:
                 f"weights of {name!r} have changed since a mask was fused into them (by training, or a LoRA fused on "
                 "top); undo that first, or open the model again"
             )
-    for name, folded in fused.sites.items():
-        _write(_layer(network, name), folded.columns, folded.original, folded.bias)
+    for name, folded in fused.layers.items():
+        _write(layer_at(network, name), folded.columns, folded.original, folded.bias)
     delattr(network, FUSED)
 
 
@@ -188,14 +175,14 @@ def save_fused(
 ) -> None:
     """Write a pipeline with a fused mask as a diffusers folder, which diffusers opens without this package.
 
-    It is written beside under a temporary name, and renamed when it is whole: an interrupted run leaves what was there.
+    It is written under a temporary name, and renamed when it is complete: an interrupted run leaves what was there.
 
     Args:
         pipe: A diffusers pipeline with a denoiser that a mask was fused into.
-        folder: Where to; it must not exist, or be empty.
+        folder: Must not exist, or be empty.
         safe_serialization: As diffusers' `save_pretrained`.
         variant: As diffusers' `save_pretrained`.
-        beside: Files and folders that are copied into it.
+        beside: Files and folders to copy into it.
 
     Raises:
         InputError: No mask is fused, the folder holds something or cannot be written, or the pipeline carries a LoRA.
@@ -228,19 +215,30 @@ def _fused(network: nn.Module) -> _Fused | None:
     return getattr(network, FUSED, None)
 
 
-def _lay(found: dict[str, Tensor], network: nn.Module, site: Site, values: Tensor, rest: float) -> None:
-    """Put a site's values among those of its layer (C,), with `rest` where no site is."""
-    width = channels_of(_layer(network, site.layer))
-    whole = found.setdefault(site.layer, torch.full((width or site.width,), rest, dtype=values.dtype))
-    whole[site.start : site.start + site.width] = values
+def _by_layer(
+    mask: NeuronMask, network: nn.Module, factors: Tensor, offsets: Tensor | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Factors and offsets (T, N), the same in each bin, as (C,) of each damped layer."""
+    by_layer: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    for site, span in mask.spans():
+        if not (factors[0, span] < 1).any():
+            continue
+        layer: Any = layer_at(network, site.layer)
+        for found, values, neutral in zip(by_layer, (factors, offsets), (1.0, 0.0), strict=True):
+            if values is not None and (values[0, span] != neutral).any():
+                whole = found.setdefault(site.layer, torch.full((channels_of(layer) or site.width,), neutral))
+                whole[site.start : site.start + site.width] = values[0, span]
+    return by_layer
 
 
-def _layer(network: nn.Module, name: str) -> Any:
-    return layer_at(network, name)
-
-
-def _fold(name: str, layer: Any, factor: Tensor, offset: Tensor | None) -> _Folded:
-    """What a layer becomes; (C,) factor and (1 - s) r. The layer is not touched."""
+def _fold(name: str, network: nn.Module, factor: Tensor, offset: Tensor | None) -> _Folded:
+    """What a layer becomes; (C,) factor and (1 - s) r. The layer itself is not changed."""
+    if hasattr(network.get_submodule(name), "base_layer"):
+        raise InputError(
+            f"site {name!r} carries a LoRA, whose own share would not be damped; merge it first (pipe.fuse_lora(), "
+            "pipe.unload_lora_weights(), then fuse with force, as the weights differ), or apply the mask as hooks"
+        )
+    layer: Any = layer_at(network, name)
     _check_layer(name, layer, offset)
     columns = (factor < 1).nonzero().flatten()
     weight = layer.weight.detach()
