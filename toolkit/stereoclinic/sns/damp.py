@@ -13,7 +13,7 @@ compiled code reads what to do from plain data.
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -30,6 +30,8 @@ from stereoclinic.sns.mask import NeuronMask, check_strength
 
 #: What one sample gets: a group's name, True (the mask), or None or False (nothing).
 Allotment = str | bool | None
+#: The factor and the offset that change nothing.
+UNCHANGED = (1.0, -0.0)
 
 
 def damp(a: Tensor, factor: Tensor, dim: int, offset: Tensor | None = None) -> Tensor:
@@ -40,9 +42,6 @@ def damp(a: Tensor, factor: Tensor, dim: int, offset: Tensor | None = None) -> T
         factor: (B or 1, C), s.
         dim: The dimension of the channels, -1 or 1.
         offset: (B or 1, C), (1 - s) r; None for a root at zero.
-
-    Returns:
-        Of a's shape.
     """
     ones = [1] * (a.ndim - 2)
     shape = (-1, a.shape[1], *ones) if dim == 1 else (-1, *ones, a.shape[-1])
@@ -51,17 +50,16 @@ def damp(a: Tensor, factor: Tensor, dim: int, offset: Tensor | None = None) -> T
         return a * factor
     offset = offset.view(shape)
     if dim == 1 and a.is_cpu:
-        # addcmul is slow there, as its operands do not vary along the inner dimension: a product and a sum take a half
-        # to a fifth of its time at the portraits UNet's sizes.
+        # addcmul is two to five times slower there, as its operands do not vary along the inner dimension.
         return (a * factor).add_(offset)
     return torch.addcmul(offset, a, factor)
 
 
-def effective(mask: NeuronMask, strength: float) -> tuple[Tensor, Tensor | None]:
-    """Factors and offsets of a mask at a strength: ``s = 1 - strength (1 - factor)`` and ``(1 - s) r``.
+def effective(mask: NeuronMask, strength: float) -> list[Tensor]:
+    """Factors of a mask at a strength, ``s = 1 - strength (1 - factor)``, and with roots offsets, ``(1 - s) r``.
 
     Returns:
-        Of the mask's shape, in float32; None for roots at zero. Where a factor is 1 the offset is -0, so that
+        One or two tables of the mask's shape, in float32. Where a factor is 1 the offset is -0, so that
         ``s a + offset`` is a, bit for bit.
 
     Raises:
@@ -70,8 +68,21 @@ def effective(mask: NeuronMask, strength: float) -> tuple[Tensor, Tensor | None]
     check_strength(strength)
     factors = (1 - strength * (1 - mask.factors.double())).float()
     if mask.roots is None:
-        return factors, None
-    return factors, torch.where(factors == 1, -0.0, (1 - factors) * mask.roots)
+        return [factors]
+    return [factors, torch.where(factors == 1, -0.0, (1 - factors) * mask.roots)]
+
+
+def by_channel(tables: Sequence[Tensor], sites: Sequence[tuple[Site, slice]], network: nn.Module) -> list[Tensor]:
+    """One or two tables as of `effective`, (rows, N), for the channels of one layer, (rows, C)."""
+    layer: Any = layer_at(network, sites[0][0].layer)
+    width = channels_of(layer)
+    if sites[0][0].width == width:
+        return [table[:, sites[0][1]] for table in tables]
+    whole = [table.new_full((len(table), width or 0), UNCHANGED[i]) for i, table in enumerate(tables)]
+    for site, span in sites:
+        for channels, table in zip(whole, tables, strict=True):
+            channels[:, site.start : site.start + site.width] = table[:, span]
+    return whole
 
 
 def suppress(
@@ -117,42 +128,15 @@ class _PassDamping:
         return self.casts[key]
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A layer's sites in a mask."""
-
-    sites: tuple[tuple[Site, slice], ...]
-    width: int  # channels of the layer
-
-    @property
-    def dim(self) -> int:
-        return self.sites[0][0].dim
-
-    def widened(self, x: Tensor, value: float) -> Tensor:
-        """(rows, N) -> (rows, C), with `value` where no site is."""
-        site, span = self.sites[0]
-        if site.width == self.width:
-            return x[:, span]
-        whole = x.new_full((len(x), self.width), value)
-        for site, span in self.sites:
-            whole[:, site.start : site.start + site.width] = x[:, span]
-        return whole
-
-
 class Suppression(Hooks):
-    """The hooks of one mask on one model; made by `suppress`.
+    """The hooks of one mask on one model; made by `suppress`, whose arguments it takes.
 
     Args:
-        target: As `suppress`.
-        mask: As `suppress`.
-        strength: As `suppress`.
-        guided: As `suppress`.
-        force: As `suppress`.
-        movable: The denoiser itself holds this, so that a deep copy of it has one of its own.
+        movable: The denoiser itself holds this, so that a deep copy of it gets its own.
 
     Attributes:
         paused: The hooks stay on and change nothing.
-        recogniser: Tells what each pass is about.
+        recogniser: Tells which samples and which half each row of a pass belongs to.
     """
 
     def __init__(
@@ -176,21 +160,15 @@ class Suppression(Hooks):
 
     def _lay_out(self, mask: NeuronMask) -> None:
         """Tables with a row for each variant; the last one damps nothing."""
-        factors, offsets = effective(mask, self.strength)
-        if not mask.allocates:
-            factors, offsets = factors[None], None if offsets is None else offsets[None]
-        self.mask, self._nothing = mask, len(factors)
-        self._tables = [torch.cat([factors, torch.ones_like(factors[:1])])]  # (V + 1, T, N)
-        if offsets is not None:
-            self._tables.append(torch.cat([offsets, torch.full_like(offsets[:1], -0.0)]))
-        self._sites: dict[str, _Layer] = {}
-        for name, sites in by_layer(mask.sites).items():
-            width = channels_of(layer_at(self.network, name) or self.network)
-            self._sites[name] = _Layer(tuple(sites), width or max(site.start + site.width for site, _ in sites))
+        tables = [table if mask.allocates else table[None] for table in effective(mask, self.strength)]
+        self.mask, self._nothing = mask, len(tables[0])
+        # (V + 1, T, N) each
+        self._tables = [torch.cat([table, torch.full_like(table[:1], UNCHANGED[i])]) for i, table in enumerate(tables)]
+        self._sites = by_layer(mask.sites)
         #: Layer -> (V + 1, T), whether anything is damped there.
         self._damped = {
-            name: torch.stack([(self._tables[0][..., span] < 1).any(2) for _, span in layer.sites]).any(0)
-            for name, layer in self._sites.items()
+            name: torch.stack([(self._tables[0][..., span] < 1).any(2) for _, span in sites]).any(0)
+            for name, sites in self._sites.items()
         }
         self._clear()
 
@@ -301,8 +279,7 @@ class Suppression(Hooks):
             if device not in self._on_device:
                 self._on_device[device] = [table.to(device) for table in self._tables]
             chosen = [_pick(table[:, bin_], variants).to(dtype) for table in self._on_device[device]]
-            filled = list(zip(chosen, (1.0, -0.0), strict=False))
-            tables = {name: [self._sites[name].widened(*pair) for pair in filled] for name in self.layers}
+            tables = {name: by_channel(chosen, self._sites[name], self.network) for name in self.layers}
             self._prepared[key] = _PassDamping(active, tables)
         found = self._prepared[key]
         return found if found.active else None
@@ -323,7 +300,7 @@ class Suppression(Hooks):
                 f"layer {name!r} ran on {len(a)} rows of a batch of {len(factor)}; samples treated differently need "
                 "the batch whole, so disable chunking over it"
             )
-        return damp(a, factor, self._sites[name].dim, *offset)
+        return damp(a, factor, self._sites[name][0][0].dim, *offset)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         if not self.movable:

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.io.files import whole_folder
 from stereoclinic.pipelines.conditions import network_of
-from stereoclinic.pipelines.sites import channels_of, layer_at
+from stereoclinic.pipelines.sites import by_layer, layer_at
 from stereoclinic.sns.compat import FUSED, check_fits
-from stereoclinic.sns.damp import effective, is_damped
+from stereoclinic.sns.damp import UNCHANGED, by_channel, effective, is_damped
 from stereoclinic.sns.mask import NeuronMask
 
-#: What weights can be folded in: float8 and integers would be rounded beyond use.
+#: Weights that can be folded; float8 and integers would be rounded beyond use.
 _FOLDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -109,13 +109,13 @@ def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False
             out of range, or a layer cannot take it (it carries a LoRA, is quantised, has no bias or no weights in
             memory). Nothing is changed then.
     """
-    values = effective(mask, strength)
+    tables = effective(mask, strength)
     reason = is_fusable(mask)
     if reason is not None:
         raise InputError(f"this mask cannot be fused: {reason}")
     network = network_of(pipe)
     check_fits(mask, network, True)
-    factors, offsets = _by_layer(mask, network, *values)
+    factors, offsets = _by_layer(mask, network, tables)
     fused = _fused(network)
     if fused is not None:
         if _same(fused.factors, factors) and _same(fused.offsets, offsets):
@@ -216,19 +216,15 @@ def _fused(network: nn.Module) -> _Fused | None:
 
 
 def _by_layer(
-    mask: NeuronMask, network: nn.Module, factors: Tensor, offsets: Tensor | None
+    mask: NeuronMask, network: nn.Module, tables: list[Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Factors and offsets (T, N), the same in each bin, as (C,) of each damped layer."""
-    by_layer: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
-    for site, span in mask.spans():
-        if not (factors[0, span] < 1).any():
-            continue
-        layer: Any = layer_at(network, site.layer)
-        for found, values, neutral in zip(by_layer, (factors, offsets), (1.0, 0.0), strict=True):
-            if values is not None and (values[0, span] != neutral).any():
-                whole = found.setdefault(site.layer, torch.full((channels_of(layer) or site.width,), neutral))
-                whole[site.start : site.start + site.width] = values[0, span]
-    return by_layer
+    """Factors and offsets (T, N), the same in each bin, as (C,) of each layer where they change something."""
+    changed: list[dict[str, Tensor]] = [{}, {}]
+    for name, sites in by_layer(mask.sites).items():
+        for i, table in enumerate(by_channel([table[:1] for table in tables], sites, network)):
+            if (table != UNCHANGED[i]).any():
+                changed[i][name] = table[0]
+    return changed
 
 
 def _fold(name: str, network: nn.Module, factor: Tensor, offset: Tensor | None) -> _Folded:

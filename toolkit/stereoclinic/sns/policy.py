@@ -21,7 +21,7 @@ in running text, also within a longer word. It makes mistakes:
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
@@ -34,26 +34,6 @@ from stereoclinic.sns.mask import NeuronMask
 
 if TYPE_CHECKING:
     from stereoclinic.prompts.sets import Row
-
-
-@overload
-def allotments(
-    mask: NeuronMask,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    axes: Sequence[Axis] = (),
-    shares: Sequence[Mapping[str, float]] = (),
-) -> list[str | bool | None]: ...
-
-
-@overload
-def allotments(
-    mask: Mapping[str, NeuronMask],
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    axes: Sequence[Axis] = (),
-    shares: Sequence[Mapping[str, float]] = (),
-) -> list[dict[str, str | bool] | None]: ...
 
 
 def allotments(
@@ -107,7 +87,6 @@ class Treatment:
         axes: Axes whose groups the gate looks for: a prompt that names one is left untreated. Empty treats all.
         strength: Scales the damping, 0 to 1.
         shares: Of the groups, as `shares_of` takes them; uniform by default.
-        guided: As in `suppress`.
         force: As in `suppress`.
 
     Raises:
@@ -121,12 +100,11 @@ class Treatment:
         axes: Sequence[Axis] = (),
         strength: float = 1.0,
         shares: Sequence[Mapping[str, float]] = (),
-        guided: bool | None = None,
         force: bool = False,
     ) -> None:
         self.mask, self.axes = mask, list(axes)
         self.shares = shares_of(mask.groups, shares) if mask.allocates else None
-        self.suppression = suppress(target, mask, strength, guided, force)
+        self.suppression = suppress(target, mask, strength, force=force)
 
     def allotment(self, rows: "Sequence[Row]", prompts: Sequence[str] | None = None) -> list[str | bool | None]:
         """What each image gets, as `allotments`.

@@ -74,9 +74,6 @@ class Stepwise:
             of the allotted group (without allocation: of all groups, averaged).
         until: Cleanest timestep to damp at.
         replans: Gauss-Newton steps at each timestep, at most; each is shortened until the objective decreases.
-        cotangents: Rows of each sample, timestep and replan in addition to its leans', for v and each e in turn; each
-            costs a backward pass. More are taken where samples are too few for all directions.
-        shrink: Share of the off-axis rows' Gram matrix that is replaced by its diagonal, see `treatment_plan`.
         kinds: Kinds of site to damp.
         steps: Of the scheduler.
         guidance: Scale along the trajectory.
@@ -90,8 +87,6 @@ class Stepwise:
     root: str = "zero"
     until: float = 400.0
     replans: int = 3
-    cotangents: int = 1
-    shrink: float = 0.5
     kinds: tuple[str, ...] = tuple(SITE_KINDS)
     steps: int = 20
     guidance: float = 2.0
@@ -102,11 +97,9 @@ class Stepwise:
         if self.root not in ROOTS:
             raise InputError(f"root {self.root!r}: expected {' or '.join(ROOTS)}")
         check_not_negative(mu=self.mu, keep=self.keep, overshoot=self.overshoot, guidance=self.guidance)
-        for name in ("replans", "cotangents", "steps", "batch_size"):
+        for name in ("replans", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}: expected 1 or more")
-        if not 0 <= self.shrink <= 1:
-            raise InputError(f"shrink {self.shrink}: expected 0 to 1")
 
     def treated(self, timesteps: Sequence[float]) -> list[float]:
         """The timesteps that are planned: the first ones, down to `until`."""

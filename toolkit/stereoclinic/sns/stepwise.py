@@ -46,7 +46,7 @@ from stereoclinic.pipelines.sites import Site
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row
-from stereoclinic.sns.linear import bounded_least_squares
+from stereoclinic.sns.linear import SHRINK, bounded_least_squares
 from stereoclinic.sns.settings import Stepwise
 from stereoclinic.sns.trial import TrialDamping
 
@@ -232,7 +232,7 @@ class StepPlanner:
 
     def _asked(self, step: int) -> Tensor:
         """Which directions each sample has rows for at a step, (E, B): each equally often, shuffled at every step."""
-        each = min(self.directions, max(self.settings.cotangents, -(-self.directions // self.samples)))
+        each = max(1, -(-self.directions // self.samples))
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(step))
         order = order[[row["number"] for row in self.rows]]
         return (each * order + torch.arange(each)[:, None]) % self.directions
@@ -284,11 +284,11 @@ class StepPlanner:
         rows, wanted, kinds = self._linearise(problem, (1 - damping).float())
         if not self.ranks.first:
             return self.ranks.agree(damping)
-        price = torch.tensor([1.0, settings.mu * (1 - settings.shrink), *[settings.keep] * (self.directions - 1)])
+        price = torch.tensor([1.0, settings.mu * (1 - SHRINK), *[settings.keep] * (self.directions - 1)])
         number = kinds.bincount(minlength=len(price))
         number[0] = self.samples  # leans of K - 1 groups add up
         weight = (price.double() / number).sqrt()[kinds]
-        ridge = settings.mu * settings.shrink * rows[kinds == 1].square().mean(0)
+        ridge = settings.mu * SHRINK * rows[kinds == 1].square().mean(0)
         wanted = wanted + rows @ damping
         if self.candidates is not None:
             rows = rows * self.candidates

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from stereoclinic.pipelines.hooks import Inputs, Watch
 from stereoclinic.pipelines.sites import Site, by_layer, calls_of, neuron_relevance, to_neurons
-from stereoclinic.sns.damp import damp
+from stereoclinic.sns.damp import by_channel, damp
 
 
 class TrialDamping(Watch):
@@ -39,15 +38,10 @@ class TrialDamping(Watch):
 
     def _keep(self, name: str, x: Tensor) -> Tensor:
         self._undamped.add(name, x.detach(), self.rows_of_pass)
-        factor = self._of_layer(self.factor, name, x, 1.0)[None]
-        offset = None if self.root is None else (1 - factor) * self._of_layer(self.root, name, x, 0.0)
+        tables = [self.factor] if self.root is None else [self.factor, self.root]
+        factor, *root = by_channel([table[None].to(x) for table in tables], self._spans[name], self.network)
+        offset = (1 - factor) * root[0] if root else None
         return super()._keep(name, damp(x, factor, self._spans[name][0][0].dim, offset))
-
-    def _of_layer(self, values: Tensor, name: str, x: Tensor, neutral: float) -> Tensor:
-        """(N,) -> (C,) of a layer's channels, `neutral` where no site is."""
-        (first, start), (last, stop) = self._spans[name][0], self._spans[name][-1]
-        after = x.shape[first.dim] - last.start - last.width
-        return pad(values[start.start : stop.stop].to(x), (first.start, after), value=neutral)
 
     def means(self) -> Tensor:
         """Means of the undamped activations over positions: (B, N)."""
@@ -65,7 +59,7 @@ class TrialDamping(Watch):
         if self.root is not None:
             roots = {}
             for key, a in undamped.items():
-                name = key.partition("#")[0]
-                root = self._of_layer(self.root, name, a, 0.0)
-                roots[key] = root.view(1, -1, *[1] * (a.ndim - 2)) if self._spans[name][0][0].dim == 1 else root
+                sites = self._spans[key.partition("#")[0]]
+                _, root = by_channel([self.factor[None].to(a), self.root[None].to(a)], sites, self.network)
+                roots[key] = root.view(1, -1, *[1] * (a.ndim - 2)) if sites[0][0].dim == 1 else root[0]
         return neuron_relevance(undamped, grads, self.sites, roots)
