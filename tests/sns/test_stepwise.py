@@ -10,18 +10,20 @@ from diffusers import PNDMScheduler
 
 from stereoclinic.ddtd.lean import group_directions, lean, off_axis
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Call, Conditions, Walk, encode_groups
 from stereoclinic.prompts.axes import Axis, load_axis
 from stereoclinic.prompts.sets import Row, load_prompts, with_seeds
+from stereoclinic.runtime.ranks import Ranks
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.dose import lean_left
 from stereoclinic.sns.plan import plan_stepwise
 from stereoclinic.sns.policy import Treatment
 from stereoclinic.sns.settings import Stepwise
-from stereoclinic.sns.stepwise import PlannedStep, StepPlanner
+from stereoclinic.sns.stepwise import PlannedStep, PlanTask, StepPlanner
 from stereoclinic.sns.trial import TrialDamping
 
 AXIS = load_axis("gender")
@@ -250,11 +252,10 @@ def test_settings_out_of_range(wrong: dict, says: str) -> None:
 @pytest.mark.parametrize(("number", "each"), [(1, 4), (2, 2), (3, 2), (12, 1)])
 def test_samples_are_asked_about_all_directions_as_often(little: Model, number: int, each: int) -> None:
     """Of which there are three here, and a random one: more at each sample where samples are few."""
-    rows = list(with_seeds(load_prompts("portraits", number), 0, 1))
+    samples = with_seeds(load_prompts("portraits", number), 0, 1)
     stay = [Axis(f"other {k}", ("a", "b", "c")[:k], ("x", "y", "z")[:k]) for k in (2, 2)]
-    settings = Stepwise(guidance=2.0)
-    sites = find_sites(little.network)
-    planner = StepPlanner(little, AXIS, rows, settings, sites, stay)
+    task = PlanTask(little, AXIS, samples, Stepwise(guidance=2.0), find_sites(little.network), stay)
+    planner = StepPlanner(task, list(samples), None, Ranks(), AdaptiveBatch())
     planner.directions = 4
     for step in range(3):
         asked = planner._asked(step)
@@ -281,21 +282,19 @@ class Prepared(StepPlanner):
 
     def _solve(self, problem: Any) -> Any:
         self.steps.append(problem)
-        return PlannedStep(torch.ones(self.neurons), None, {}), problem.untreated
+        return PlannedStep(torch.ones(self.task.neurons), None, {}), problem.untreated
 
 
 def test_a_direction_that_is_asked_about_is_off_the_axis_and_the_others_make_up_for_the_rest(
     little: Model,
 ) -> None:
     """Each sample's row of what is to stay is that which it had when it was asked about everything."""
-    rows, age, sites = (
-        list(with_seeds(load_prompts("portraits", 3), 0, 1)),
-        load_axis("age"),
-        find_sites(little.network),
-    )
+    samples, age = with_seeds(load_prompts("portraits", 3), 0, 1), load_axis("age")
+    rows = list(samples)
     found: dict[bool, dict[Any, torch.Tensor]] = {}
     for everything in (False, True):
-        planner = Prepared(little, AXIS, rows, Stepwise(guidance=2.0, steps=4), sites, [age])
+        task = PlanTask(little, AXIS, samples, Stepwise(guidance=2.0, steps=4), find_sites(little.network), [age])
+        planner = Prepared(task, rows, None, Ranks(), AdaptiveBatch())
         planner.everything = everything
         planner.plan([], lambda planned: None, 2)
         assert planner.directions == 3  # a random one, the text's, that of age

@@ -59,13 +59,13 @@ def treatment_plan(
         kinds: Kinds of site to damp; None for all.
         root: What neurons are damped toward, as in `roots_for`; locate the relevance with the same.
         per_bin: Solve each timestep bin by itself; otherwise one lambda serves all bins, and can be fused.
-        at_most: Largest number of damped neurons, over all bins; None for no limit. Neurons whose absence would cost
-            the objective most are kept and planned again without the others, halving their number each time.
+        at_most: Largest number of damped neurons, over all bins; None for no limit. Those whose absence would cost the
+            objective most are planned again without the others, halving their number each time.
 
     Returns:
-        A mask; `metadata["selection"]["bins"]` holds, for each bin, the mean absolute lean before and as planned, and
-        the predicted root mean square movement off the axis in units of ||d||. They are computed on the rows that were
-        planned on, hence optimistic. Bins without a sample have nulls; planned by themselves they stay untouched.
+        A mask; `metadata["selection"]["bins"]` has, for each bin, the mean absolute lean before and as planned, and the
+        predicted root mean square movement off the axis in units of ||d||, computed on the rows that were planned on.
+        Bins without a sample have nulls; planned by themselves they stay untouched.
 
     Raises:
         InputError: An argument is out of range, or no sample lies in the window.

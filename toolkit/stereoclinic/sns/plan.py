@@ -10,12 +10,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from stereoclinic.ddtd.trajectory import check_prompts
 from stereoclinic.errors import Incomplete, InputError
@@ -29,12 +28,11 @@ from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.prompts.axes import Axis, gate_words
 from stereoclinic.prompts.sets import Samples
 from stereoclinic.runtime.predict import predict
+from stereoclinic.runtime.ranks import Ranks
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import labels_said
 from stereoclinic.sns.settings import Stepwise
-from stereoclinic.sns.stepwise import PlannedStep, Ranks, StepPlanner
-
-T = TypeVar("T")
+from stereoclinic.sns.stepwise import PlannedStep, PlanTask, StepPlanner
 
 KIND, VERSION = "unfinished plan", 1
 
@@ -99,38 +97,12 @@ def _stacked(steps: Sequence[PlannedStep]) -> tuple[Tensor, Tensor | None]:
     return torch.stack([step.factor for step in steps]), torch.stack(roots) if roots else None
 
 
-class _TrainerRanks(Ranks):
-    """The ranks of a module's trainer, each with samples of these numbers."""
-
-    def __init__(self, module: L.LightningModule, numbers: list[int]) -> None:
-        super().__init__(first=module.global_rank == 0)
-        self._device, self._strategy = module.device, module.trainer.strategy
-        self._alone, self._order = module.trainer.world_size == 1, None
-        self._order = self.gather(torch.tensor(numbers)).argsort()
-
-    def gather(self, own: Tensor) -> Tensor:
-        if self._alone:
-            return own.cpu()
-        gathered = torch.cat(gather_all_tensors(own.to(self._device).contiguous())).cpu()
-        # In the order of the samples: sums are then those of one rank.
-        return gathered if self._order is None else gathered[self._order]
-
-    def agree(self, value: T) -> T:
-        return self._strategy.broadcast(value)
-
-
 class Planning(L.LightningModule):
     """Plans the damping of every group; a rank is given all of its samples at once.
 
     Args:
-        model: The pipeline.
-        axis: The bias axis.
-        samples: All of them, on every rank.
-        settings: See `Stepwise`.
-        sites: Where neurons may be damped.
+        task: What is planned.
         groups: One trajectory each: a group's number, or None for a balanced prediction.
-        stay: Other axes along which predictions should not move.
-        candidates: (N,) bool, or None.
         unfinished: The file of an interrupted plan, and of this one.
         progress: Called with the number of samples, all ranks', of each step that is done.
         warn: Called once if the samples did not fit in memory together.
@@ -138,35 +110,28 @@ class Planning(L.LightningModule):
 
     def __init__(
         self,
-        model: Model,
-        axis: Axis,
-        samples: Samples,
-        settings: Stepwise,
-        sites: list[Site],
+        task: PlanTask,
         groups: Sequence[int | None],
-        stay: Sequence[Axis],
-        candidates: Tensor | None,
         unfinished: Unfinished,
         progress: Callable[[int], None] | None,
         warn: Callable[[str], None],
     ) -> None:
         super().__init__()
-        self.model, self.axis, self.samples, self.settings, self.sites = model, axis, samples, settings, sites
-        self.groups, self.stay, self.candidates, self.unfinished = groups, stay, candidates, unfinished
-        self.progress = progress
-        self.network = model.network  # registered, so that Lightning moves it
-        self.portions = AdaptiveBatch(settings.batch_size, warn)
+        self.task, self.groups, self.unfinished, self.progress = task, groups, unfinished, progress
+        self.network = task.model.network  # registered, so that Lightning moves it
+        self.portions = AdaptiveBatch(task.settings.batch_size, warn)
         self.planned = unfinished.read()
 
     def on_predict_start(self) -> None:
-        self.model.to(self.device)
-        for start in range(0, len(self.samples.prompts), 64):
-            last = min(start + 64, len(self.samples.prompts))
-            check_prompts(self.model, self.axis, self.samples[start:last], self.settings.guidance)
+        task = self.task
+        task.model.to(self.device)
+        for start in range(0, len(task.samples.prompts), 64):
+            rows = task.samples[start : min(start + 64, len(task.samples.prompts))]
+            check_prompts(task.model, task.axis, rows, task.settings.guidance)
 
     def predict_step(self, batch: list[int], batch_idx: int) -> Tensor:
-        rows = [self.samples[number] for number in batch]
-        ranks = _TrainerRanks(self, batch)
+        rows = [self.task.samples[number] for number in batch]
+        ranks = Ranks(self, batch)
         self.planned = ranks.agree(self.planned)  # only the first rank's machine is sure to have the file
         steps = self.unfinished.steps // len(self.groups)
         self._advance(len(self.planned))
@@ -180,16 +145,12 @@ class Planning(L.LightningModule):
         for place, group in enumerate(self.groups):
             known = self.planned[place * steps : (place + 1) * steps]
             if len(known) < steps:
-                planner = StepPlanner(
-                    self.model, self.axis, rows, self.settings, self.sites, self.stay, self.candidates, group, ranks,
-                    self.portions,
-                )  # fmt: skip
-                planner.plan(known, planned, steps)
+                StepPlanner(self.task, rows, group, ranks, self.portions).plan(known, planned, steps)
         return torch.tensor(len(batch))
 
     def _advance(self, steps: int) -> None:
         if self.progress is not None and steps:
-            self.progress(steps * len(self.samples))
+            self.progress(steps * len(self.task.samples))
 
 
 def plan_stepwise(
@@ -239,13 +200,13 @@ def plan_stepwise(
     if not treated:
         raise InputError(f"until {settings.until:g}: no step lies above it; timesteps run from {timesteps[0]:g}")
     sites = find_sites(inner(model.network), settings.kinds, settings.sites)
-    neurons = sum(site.width for site in sites)
-    if candidates is not None and candidates.shape != (neurons,):
-        raise InputError(f"candidates of shape {tuple(candidates.shape)}; expected ({neurons},), the model's neurons")
+    task = PlanTask(model, axis, samples, settings, sites, stay, candidates)
+    if candidates is not None and candidates.shape != (task.neurons,):
+        raise InputError(
+            f"candidates of shape {tuple(candidates.shape)}; expected ({task.neurons},), the model's neurons"
+        )
     groups: list[int | None] = [*range(len(axis))] if allocate else [None]
-    about = _about(model, axis, samples, settings)
-    how = {name: value for name, value in asdict(settings).items() if name not in ("steps", "guidance", "batch_size")}
-    how |= {"kinds": list(settings.kinds), "sites": list(settings.sites), "stay": [other.name for other in stay]}
+    about, how = _record(task)
     configuration = {
         **about,
         **how,
@@ -253,8 +214,8 @@ def plan_stepwise(
         "stay_words": [list(other.words) for other in stay],
         "candidates": None if candidates is None else plain_digest("candidates", candidates),
     }
-    kept = Unfinished(unfinished, configuration, neurons, len(groups) * len(treated))
-    module = Planning(model, axis, samples, settings, sites, groups, stay, candidates, kept, progress, warn)
+    kept = Unfinished(unfinished, configuration, task.neurons, len(groups) * len(treated))
+    module = Planning(task, groups, kept, progress, warn)
     runner = predict(module, model, range(len(samples)), len(samples), **trainer)
     if len(module.planned) != kept.steps:
         raise Incomplete(f"{len(module.planned)} of {kept.steps} steps were planned; run again")
@@ -268,13 +229,13 @@ def plan_stepwise(
     return _mask(sites, edges, by_group, axis.groups if allocate else (), {**about, **gate_words(axis)}, how)
 
 
-def _about(model: Model, axis: Axis, samples: Samples, settings: Stepwise) -> dict[str, Any]:
-    """The metadata of a mask that is planned on these samples."""
-    network = inner(model.network)
-    return {
+def _record(task: PlanTask) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a mask's metadata says of the model and the samples, and of how it was planned."""
+    model, axis, samples, settings = task.model, task.axis, task.samples, task.settings
+    about = {
         **model.about,
-        "unet_shapes": shapes_digest(network),
-        "unet_weights": weights_digest(network),
+        "unet_shapes": shapes_digest(inner(model.network)),
+        "unet_weights": weights_digest(inner(model.network)),
         "axis": axis.name,
         "words": list(axis.words),
         **samples.about(),
@@ -283,6 +244,9 @@ def _about(model: Model, axis: Axis, samples: Samples, settings: Stepwise) -> di
         "steps": settings.steps,
         "guidance": settings.guidance,
     }
+    how = {name: value for name, value in asdict(settings).items() if name not in ("steps", "guidance", "batch_size")}
+    how |= {"kinds": list(settings.kinds), "sites": list(settings.sites), "stay": [axis.name for axis in task.stay]}
+    return about, how
 
 
 def _mask(

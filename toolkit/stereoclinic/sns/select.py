@@ -32,10 +32,9 @@ def top_k(
 ) -> NeuronMask:
     """Silence the k neurons that most surely carry the stereotype.
 
-    Neurons are ranked by the lower end of a confidence interval, ``mean - z * stderr`` of sign(S) R over samples. It is
-    a share of the lean: a neuron that is large on two prompts ranks low for its error, and one that is sure but tiny
-    ranks low for its size, which a t statistic would put first. Neurons whose mean is not positive are never chosen
-    (damping them would raise the lean), so there can be fewer than k.
+    Neurons are ranked by the lower end of a confidence interval, ``mean - z * stderr`` of sign(S) R over samples, so
+    that neither a large value on two prompts ranks high nor a sure but tiny one, as with a t statistic. Neurons whose
+    mean is not positive are never chosen (damping them would raise the lean), so there can be fewer than k.
 
     Args:
         relevance: What was located.
@@ -54,14 +53,13 @@ def top_k(
     measured = measured_bins(relevance, window)
     mean, stderr = _stereotype(relevance)
     if per_bin:
-        chosen = torch.zeros_like(mean, dtype=torch.bool)
-        for t in measured.nonzero().flatten().tolist():
-            chosen[t] = _best(mean[t], mean[t] - z * stderr[t], candidates, number)
-    else:
-        # Leans are normalised within a timestep already, so bins count alike.
-        pooled = mean[measured].mean(0)
-        error = stderr[measured].square().sum(0).sqrt() / measured.sum()
-        chosen = _best(pooled, pooled - z * error, candidates, number).expand_as(mean)
+        candidates = candidates & measured[:, None]
+    else:  # leans are normalised within a timestep already, so bins count alike
+        stderr = (stderr[measured].square().sum(0).sqrt() / measured.sum()).expand_as(mean)
+        mean = mean[measured].mean(0).expand_as(mean)
+    eligible = candidates & (mean > 0)
+    scores = torch.where(eligible, mean - z * stderr, -torch.inf)
+    chosen = torch.stack([_largest(score, number) for score in scores]) & eligible
     if not chosen.any():
         raise InputError("no neuron has positive relevance here; try other kinds, timesteps or more seeds")
     settings: dict[str, Any] = {
@@ -95,9 +93,7 @@ def most_relevant(relevance: "Relevance", share: float, window: Window | None = 
     measured = measured_bins(relevance, window)
     mean, stderr = _stereotype(relevance)
     score = (mean[measured].abs() - Z * stderr[measured]).clamp_min(0).mean(0)
-    chosen = torch.zeros_like(score, dtype=torch.bool)
-    chosen[score.argsort(descending=True, stable=True)[:number]] = True
-    return chosen
+    return _largest(score, number)
 
 
 def measured_bins(relevance: "Relevance", window: Window | None) -> Tensor:
@@ -220,9 +216,8 @@ def number_of(k: int | float, candidates: int) -> int:
     return k
 
 
-def _best(mean: Tensor, score: Tensor, candidates: Tensor, number: int) -> Tensor:
-    eligible = candidates & (mean > 0)
-    ranked = torch.where(eligible, score, -torch.inf).argsort(descending=True, stable=True)[:number]
-    chosen = torch.zeros_like(eligible)
-    chosen[ranked] = True
-    return chosen & eligible
+def _largest(score: Tensor, number: int) -> Tensor:
+    """(n,) bool."""
+    chosen = torch.zeros_like(score, dtype=torch.bool)
+    chosen[score.argsort(descending=True, stable=True)[:number]] = True
+    return chosen

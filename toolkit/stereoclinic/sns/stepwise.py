@@ -21,7 +21,6 @@ rest.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -45,31 +44,39 @@ from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts.axes import Axis
-from stereoclinic.prompts.sets import Row
+from stereoclinic.prompts.sets import Row, Samples
+from stereoclinic.runtime.ranks import Ranks
 from stereoclinic.sns.linear import SHRINK, bounded_least_squares
 from stereoclinic.sns.settings import Stepwise
 from stereoclinic.sns.trial import TrialDamping
 
-T = TypeVar("T")
 
+@dataclass(frozen=True)
+class PlanTask:
+    """What is planned, and on what samples.
 
-@dataclass
-class Ranks:
-    """What ranks that walk samples of their own tell one another; here, one alone.
-
-    Attributes:
-        first: Whether this is the first rank, which solves for all.
+    Args:
+        model: The pipeline.
+        axis: The bias axis.
+        samples: All of them, on every rank.
+        settings: See `Stepwise`.
+        sites: Where neurons may be damped.
+        stay: Other axes along which predictions should not move.
+        candidates: (N,) bool, the neurons that may be damped; None for all.
     """
 
-    first: bool = True
+    model: Model
+    axis: Axis
+    samples: Samples
+    settings: Stepwise
+    sites: list[Site]
+    stay: Sequence[Axis] = ()
+    candidates: Tensor | None = None
 
-    def gather(self, own: Tensor) -> Tensor:
-        """(own samples, ...) to (all samples, ...), on the CPU, in the order of the samples."""
-        return own.cpu()
-
-    def agree(self, value: T) -> T:
-        """What the first rank has, plain or on the CPU: ranks that decided by their own rounding would part."""
-        return value
+    @property
+    def neurons(self) -> int:
+        """N, those of all sites."""
+        return sum(site.width for site in self.sites)
 
 
 @dataclass(frozen=True)
@@ -110,40 +117,22 @@ class StepPlanner:
     """Plans along one trajectory of all samples.
 
     Args:
-        model: The pipeline.
-        axis: The bias axis.
+        task: What is planned.
         rows: Samples of this rank.
-        settings: See `Stepwise`.
-        sites: Where neurons may be damped.
-        stay: Other axes along which predictions should not move.
-        candidates: (N,) bool, the neurons that may be damped; None for all.
         group: The one that images are allotted to; None for a balanced prediction.
         ranks: The ranks that plan together.
         portions: How many samples go through the model together.
     """
 
     def __init__(
-        self,
-        model: Model,
-        axis: Axis,
-        rows: list[Row],
-        settings: Stepwise,
-        sites: list[Site],
-        stay: Sequence[Axis] = (),
-        candidates: Tensor | None = None,
-        group: int | None = None,
-        ranks: Ranks | None = None,
-        portions: AdaptiveBatch | None = None,
+        self, task: PlanTask, rows: list[Row], group: int | None, ranks: Ranks, portions: AdaptiveBatch
     ) -> None:
-        self.model, self.rows, self.settings, self.sites = model, rows, settings, sites
-        self.axis, self.others = axis, list(stay)
-        self.candidates, self.group, self.ranks = candidates, group, ranks or Ranks()
-        self.portions = portions or AdaptiveBatch(settings.batch_size)
-        self.network, self.neurons = inner(model.network), sum(site.width for site in sites)
+        self.task, self.settings, self.sites = task, task.settings, task.sites
+        self.rows, self.group, self.ranks, self.portions = rows, group, ranks, portions
+        self.network = inner(task.model.network)
         self.groups: list[Conditions] = []
         self.stay: list[list[Conditions]] = []
         self.directions, self.text = 1, False
-        self.samples = len(self.ranks.gather(torch.arange(len(rows))))
 
     def plan(self, known: Sequence[PlannedStep], planned: Callable[[PlannedStep], None], steps: int) -> None:
         """Plan the treated steps, and give each to `planned`; known ones are applied and not planned again.
@@ -168,11 +157,11 @@ class StepPlanner:
             if call.step >= len(known):
                 planned(step)
 
-        settings = self.settings
+        task, settings = self.task, self.settings
         walk = Walk(
-            self.model, self.rows, settings.steps, settings.guidance, visit=visit, portions=self.portions, last=steps
+            task.model, self.rows, settings.steps, settings.guidance, visit=visit, portions=self.portions, last=steps
         )
-        self.groups, *self.stay = encode_groups(walk, self.rows, [self.axis, *self.others])
+        self.groups, *self.stay = encode_groups(walk, self.rows, [task.axis, *task.stay])
         # A random direction, the text itself where there is guidance, and those of the other axes.
         self.text = walk.learnt.guides
         self.directions = 1 + int(self.text) + sum(len(conditions) - 1 for conditions in self.stay)
@@ -204,7 +193,7 @@ class StepPlanner:
         """(samples of all ranks, N), means of the activations over positions."""
 
         def means(part: slice) -> Tensor:
-            with TrialDamping(self.network, self.sites, torch.ones(self.neurons)) as watch:
+            with TrialDamping(self.network, self.sites, torch.ones(self.task.neurons)) as watch:
                 call.predict(conditions, part)
             return watch.means()
 
@@ -232,8 +221,8 @@ class StepPlanner:
 
     def _asked(self, step: int) -> Tensor:
         """Which directions each sample has rows for at a step, (E, B): each equally often, shuffled at every step."""
-        each = max(1, -(-self.directions // self.samples))
-        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(step))
+        each = max(1, -(-self.directions // len(self.task.samples)))
+        order = torch.randperm(len(self.task.samples), generator=torch.Generator().manual_seed(step))
         order = order[[row["number"] for row in self.rows]]
         return (each * order + torch.arange(each)[:, None]) % self.directions
 
@@ -257,7 +246,7 @@ class StepPlanner:
 
     def _solve(self, problem: _Problem) -> tuple[PlannedStep, Tensor]:
         """The plan of one step, and the treated prediction (B, D)."""
-        damping = torch.zeros(self.neurons, dtype=torch.float64)
+        damping = torch.zeros(self.task.neurons, dtype=torch.float64)
         best = before = self._try(problem, damping)
         for _ in range(self.settings.replans):
             wanted = self._gauss_newton(problem, damping)
@@ -286,12 +275,12 @@ class StepPlanner:
             return self.ranks.agree(damping)
         price = torch.tensor([1.0, settings.mu * (1 - SHRINK), *[settings.keep] * (self.directions - 1)])
         number = kinds.bincount(minlength=len(price))
-        number[0] = self.samples  # leans of K - 1 groups add up
+        number[0] = len(self.task.samples)  # leans of K - 1 groups add up
         weight = (price.double() / number).sqrt()[kinds]
         ridge = settings.mu * SHRINK * rows[kinds == 1].square().mean(0)
         wanted = wanted + rows @ damping
-        if self.candidates is not None:
-            rows = rows * self.candidates
+        if self.task.candidates is not None:
+            rows = rows * self.task.candidates
         solution = bounded_least_squares(weight[:, None] * rows, weight * wanted, ridge, iterations=400, tolerance=1e-4)
         return self.ranks.agree(solution)
 
