@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 from stereoclinic.errors import InputError
+from stereoclinic.io.files import ENDINGS
 from stereoclinic.pipelines.conditions import Recogniser, network_of
 from stereoclinic.sns.compat import FUSED, check_fits, check_open
 from stereoclinic.sns.compose import compose
@@ -79,7 +80,8 @@ def load_mask(
         raise InputError(f"mask name {name!r}; expected a text such as 'gender'")
     check_open(pipe)
     if not isinstance(mask, NeuronMask):
-        mask = NeuronMask.from_pretrained(mask) if _is_folder_or_hub(mask) else NeuronMask.load(mask)
+        is_file = Path(mask).suffix.lower() in ENDINGS and not Path(mask).is_dir()
+        mask = NeuronMask.load(mask) if is_file else NeuronMask.from_pretrained(mask)
     check_fits(mask, network_of(pipe), force)
     changed = replace(
         state,
@@ -142,20 +144,15 @@ def set_masks(pipe: Any, names: str | Sequence[str], strengths: float | Sequence
 
 
 def disable_masks(pipe: Any) -> None:
-    """Run the model as if no mask were loaded, until `enable_masks`. Masks stay loaded, and can be changed.
+    """Run the model as if no mask were loaded, until `enable_masks`; InputError if none is.
 
-    Raises:
-        InputError: No mask is loaded.
+    Masks stay loaded, and can be changed.
     """
     _switch(pipe, False)
 
 
 def enable_masks(pipe: Any) -> None:
-    """Undo `disable_masks`, and recognise the calls of this pipeline from now on.
-
-    Raises:
-        InputError: No mask is loaded.
-    """
+    """Undo `disable_masks`, and recognise the calls of this pipeline from now on; InputError if no mask is loaded."""
     _switch(pipe, True)
 
 
@@ -314,8 +311,3 @@ def _check_known(state: _Adapters, names: Sequence[str]) -> None:
     for name in names:
         if name not in state.masks:
             raise InputError(f"mask {name!r} is not loaded; those are {', '.join(state.masks)}")
-
-
-def _is_folder_or_hub(mask: str | Path) -> bool:
-    path = Path(mask)
-    return path.is_dir() or path.suffix.lower() not in (".pt", ".safetensors")

@@ -63,7 +63,8 @@ def compose(masks: Sequence[NeuronMask], strengths: Sequence[float] | None = Non
         check_strength(strength)
     _check_alike(masks, force)
     axes = _axes(masks)
-    sites, edges = _sites(masks), _edges(masks)
+    sites = _sites(masks)
+    edges = torch.tensor(sorted({t for mask in masks for t in mask.bin_edges.tolist()}, reverse=True)).double()
     _check_room(masks, axes, sites, edges)
     laid_out = [_lay_out(mask, strength, sites, edges) for mask, strength in zip(masks, strengths, strict=True)]
     combinations = list(itertools.product(*axes))
@@ -73,13 +74,11 @@ def compose(masks: Sequence[NeuronMask], strengths: Sequence[float] | None = Non
     for names in combinations:  # a single, empty one without allocating masks
         chosen = [next((mask.groups.index(name) for name in names if name in mask.groups), 0) for mask in masks]
         parts = [(s[k], r[k]) for (s, r), k in zip(laid_out, chosen, strict=True)]
-        planes.append(_together(torch.stack([s for s, _ in parts]), torch.stack([r for _, r in parts])))
-    factors = torch.stack([s for s, _ in planes]) if axes else planes[0][0]
-    roots = None
-    if any(mask.roots is not None for mask in masks):
-        roots = torch.stack([r for _, r in planes]) if axes else planes[0][1]
+        planes.append(_together(*(torch.stack(tables) for tables in zip(*parts, strict=True))))
+    factors, roots = (torch.stack(tables) if axes else tables[0] for tables in zip(*planes, strict=True))
+    rooted = any(mask.roots is not None for mask in masks)
     metadata = _metadata(masks, strengths)
-    return NeuronMask(sites, edges, factors, roots, masks[0].branch, metadata, groups)
+    return NeuronMask(sites, edges, factors, roots if rooted else None, masks[0].branch, metadata, groups)
 
 
 def _check_room(
@@ -154,22 +153,15 @@ def _axes(masks: Sequence[NeuronMask]) -> list[tuple[str, ...]]:
         if not mask.allocates or any(set(mask.groups) == set(axis) for axis in axes):
             continue
         for axis in axes:
-            shared = [
-                mine
-                for mine, theirs in itertools.product(mask.groups, axis)
-                if _joined(mine) in _joined(theirs) or _joined(theirs) in _joined(mine)
-            ]
-            if shared:
-                raise InputError(
-                    f"masks allocate to {', '.join(axis)} and to {', '.join(mask.groups)}, which share {shared[0]!r} "
-                    "but not all; compose masks of the same groups or of quite different ones, compositions taken apart"
-                )
+            for mine, theirs in itertools.product(mask.groups, axis):
+                one, other = (f"{JOINT}{name}{JOINT}" for name in (mine, theirs))
+                if one in other or other in one:
+                    raise InputError(
+                        f"masks allocate to {', '.join(axis)} and to {', '.join(mask.groups)}, which share {mine!r} but"
+                        " not all; compose masks with the same groups or with none in common, also within compositions"
+                    )
         axes.append(mask.groups)
     return axes
-
-
-def _joined(name: str) -> str:
-    return f"{JOINT}{name}{JOINT}"
 
 
 def _sites(masks: Sequence[NeuronMask]) -> list[Site]:
@@ -182,10 +174,6 @@ def _sites(masks: Sequence[NeuronMask]) -> list[Site]:
                 f"{site.kind} with {site.width} in another; compose masks of one model"
             )
     return list(sites.values())
-
-
-def _edges(masks: Sequence[NeuronMask]) -> Tensor:
-    return torch.tensor(sorted({t for mask in masks for t in mask.bin_edges.tolist()}, reverse=True)).double()
 
 
 def _metadata(masks: Sequence[NeuronMask], strengths: Sequence[float]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from stereoclinic.io.files import whole_folder
 from stereoclinic.pipelines.conditions import network_of
 from stereoclinic.pipelines.sites import by_layer, layer_at
 from stereoclinic.sns.compat import FUSED, check_fits
-from stereoclinic.sns.damp import UNCHANGED, by_channel, effective, is_damped
+from stereoclinic.sns.damp import by_channel, effective, is_damped
 from stereoclinic.sns.mask import NeuronMask
 
 #: Weights that can be folded; float8 and integers would be rounded beyond use.
@@ -33,23 +33,27 @@ _FOLDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass
-class _Folded:
-    """One layer: its damped columns and bias, original and folded."""
+class _FoldedLayer:
+    """What a denoiser keeps of one layer that a mask is fused into."""
 
-    columns: Tensor  # (n,) int64
-    original: Tensor  # (out, n, ...) of the weight's dtype, on the CPU
-    folded: Tensor
-    bias: Tensor | None  # (out,); None if it does not change
-    folded_bias: Tensor | None
+    tables: list[Tensor]  # the factor (C,), and the offset (C,) if the bias changes
+    columns: Tensor  # (n,) int64, the damped ones
+    weights: tuple[Tensor, Tensor]  # original and folded columns, (out, n, ...) of the weight's dtype, on the CPU
+    biases: tuple[Tensor, Tensor] | None  # original and folded, (out,)
 
+    def is_in(self, layer: Any) -> bool:
+        """Whether a layer has the folded values still."""
+        pairs = [(layer.weight[:, self.columns.to(layer.weight.device)], self.weights[1])]
+        pairs += [] if self.biases is None else [(layer.bias, self.biases[1])]
+        return all(torch.equal(now.detach().cpu(), folded.to(now.dtype)) for now, folded in pairs)
 
-@dataclass
-class _Fused:
-    """What a denoiser keeps of a fused mask, by layer."""
-
-    factors: dict[str, Tensor]  # (C,), only of damped layers
-    offsets: dict[str, Tensor]
-    layers: dict[str, _Folded]
+    @torch.no_grad()
+    def write(self, layer: Any, folded: bool) -> None:
+        """Give a layer the folded values, or the original ones."""
+        weight = layer.weight
+        weight[:, self.columns.to(weight.device)] = self.weights[folded].to(weight.device, weight.dtype)
+        if self.biases is not None:
+            layer.bias.copy_(self.biases[folded])
 
 
 def is_fusable(mask: NeuronMask) -> str | None:
@@ -115,10 +119,10 @@ def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False
         raise InputError(f"this mask cannot be fused: {reason}")
     network = network_of(pipe)
     check_fits(mask, network, True)
-    factors, offsets = _by_layer(mask, network, tables)
+    changes = _changes(mask, network, tables)
     fused = _fused(network)
     if fused is not None:
-        if _same(fused.factors, factors) and _same(fused.offsets, offsets):
+        if _same(changes, {name: layer.tables for name, layer in fused.items()}):
             return
         raise InputError(
             "another mask, or strength, is fused already; unfuse it first, or compose the masks and fuse that"
@@ -129,10 +133,10 @@ def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False
             "leave the suppress block, first"
         )
     check_fits(mask, network, force)
-    layers = {name: _fold(name, network, factor, offsets.get(name)) for name, factor in factors.items()}
-    for name, folded in layers.items():
-        _write(layer_at(network, name), folded.columns, folded.folded, folded.folded_bias)
-    setattr(network, FUSED, _Fused(factors, offsets, layers))
+    layers = {name: _fold(name, network, *tables) for name, tables in changes.items()}
+    for name, layer in layers.items():
+        layer.write(layer_at(network, name), folded=True)
+    setattr(network, FUSED, layers)
 
 
 def unfuse(pipe: Any) -> None:
@@ -147,17 +151,14 @@ def unfuse(pipe: Any) -> None:
     fused = _fused(network)
     if fused is None:
         raise InputError("no mask is fused into this model; fuse one with fuse(pipe, mask)")
-    for name, folded in fused.layers.items():
-        layer: Any = layer_at(network, name)
-        if not _holds(layer.weight[:, folded.columns.to(layer.weight.device)], folded.folded) or not (
-            folded.folded_bias is None or _holds(layer.bias, folded.folded_bias)
-        ):
+    for name, layer in fused.items():
+        if not layer.is_in(layer_at(network, name)):
             raise InputError(
                 f"weights of {name!r} have changed since a mask was fused into them (by training, or a LoRA fused on "
                 "top); undo that first, or open the model again"
             )
-    for name, folded in fused.layers.items():
-        _write(layer_at(network, name), folded.columns, folded.original, folded.bias)
+    for name, layer in fused.items():
+        layer.write(layer_at(network, name), folded=False)
     delattr(network, FUSED)
 
 
@@ -211,45 +212,49 @@ def save_fused(
             raise InputError(f"{folder} cannot be written ({reason}); choose another folder") from error
 
 
-def _fused(network: nn.Module) -> _Fused | None:
+def _fused(network: nn.Module) -> dict[str, _FoldedLayer] | None:
     return getattr(network, FUSED, None)
 
 
-def _by_layer(
-    mask: NeuronMask, network: nn.Module, tables: list[Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Factors and offsets (T, N), the same in each bin, as (C,) of each layer where they change something."""
-    changed: list[dict[str, Tensor]] = [{}, {}]
+def _changes(mask: NeuronMask, network: nn.Module, tables: list[Tensor]) -> dict[str, list[Tensor]]:
+    """Damped layer -> its factor (C,), and its offset if that is not zero, of tables that are the same in each bin."""
+    changes: dict[str, list[Tensor]] = {}
     for name, sites in by_layer(mask.sites).items():
-        for i, table in enumerate(by_channel([table[:1] for table in tables], sites, network)):
-            if (table != UNCHANGED[i]).any():
-                changed[i][name] = table[0]
-    return changed
+        factor, *offset = by_channel([table[:1] for table in tables], sites, network)
+        if (factor < 1).any():
+            changes[name] = [factor[0], *(table[0] for table in offset if (table != 0).any())]
+    return changes
 
 
-def _fold(name: str, network: nn.Module, factor: Tensor, offset: Tensor | None) -> _Folded:
-    """What a layer becomes; (C,) factor and (1 - s) r. The layer itself is not changed."""
+def _same(a: dict[str, list[Tensor]], b: dict[str, list[Tensor]]) -> bool:
+    return a.keys() == b.keys() and all(
+        len(a[name]) == len(b[name]) and all(map(torch.equal, a[name], b[name])) for name in a
+    )
+
+
+def _fold(name: str, network: nn.Module, factor: Tensor, offset: Tensor | None = None) -> _FoldedLayer:
+    """What a layer becomes; it is not changed yet."""
+    layer: Any = layer_at(network, name)
+    _check_layer(name, network, layer, offset)
+    columns = (factor < 1).nonzero().flatten()
+    weight = layer.weight.detach()
+    original = weight[:, columns.to(weight.device)].cpu()
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    scale = factor[columns].to(wide).view(1, -1, *[1] * (original.ndim - 2))
+    weights = original, (original.to(wide) * scale).to(weight.dtype)
+    if offset is None:
+        return _FoldedLayer([factor], columns, weights, None)
+    bias = layer.bias.detach().cpu().clone()
+    folded_bias = (bias.to(wide) + original.to(wide) @ offset[columns].to(wide)).to(bias.dtype)
+    return _FoldedLayer([factor, offset], columns, weights, (bias, folded_bias))
+
+
+def _check_layer(name: str, network: nn.Module, layer: Any, offset: Tensor | None) -> None:
     if hasattr(network.get_submodule(name), "base_layer"):
         raise InputError(
             f"site {name!r} carries a LoRA, whose own share would not be damped; merge it first (pipe.fuse_lora(), "
             "pipe.unload_lora_weights(), then fuse with force, as the weights differ), or apply the mask as hooks"
         )
-    layer: Any = layer_at(network, name)
-    _check_layer(name, layer, offset)
-    columns = (factor < 1).nonzero().flatten()
-    weight = layer.weight.detach()
-    original = weight[:, columns.to(weight.device)].cpu()  # (out, n, ...)
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    scale = factor[columns].to(wide).view(1, -1, *[1] * (original.ndim - 2))
-    folded = (original.to(wide) * scale).to(weight.dtype)
-    if offset is None:
-        return _Folded(columns, original, folded, None, None)
-    bias = layer.bias.detach().cpu().clone()
-    folded_bias = (bias.to(wide) + original.to(wide) @ offset[columns].to(wide)).to(bias.dtype)
-    return _Folded(columns, original, folded, bias, folded_bias)
-
-
-def _check_layer(name: str, layer: Any, offset: Tensor | None) -> None:
     weight: Any = getattr(layer, "weight", None)
     plain = isinstance(layer, nn.Linear | nn.Conv2d) and getattr(layer, "groups", 1) == 1
     if not plain or type(weight) not in (Tensor, nn.Parameter) or weight.dtype not in _FOLDED:
@@ -264,19 +269,3 @@ def _check_layer(name: str, layer: Any, offset: Tensor | None) -> None:
             f"site {name!r} has no bias that its root could be folded into; make the mask with root zero, or apply it "
             "as hooks"
         )
-
-
-@torch.no_grad()
-def _write(layer: Any, columns: Tensor, values: Tensor, bias: Tensor | None) -> None:
-    weight = layer.weight
-    weight[:, columns.to(weight.device)] = values.to(weight.device, weight.dtype)
-    if bias is not None:
-        layer.bias.copy_(bias)
-
-
-def _holds(now: Tensor, then: Tensor) -> bool:
-    return torch.equal(now.detach().cpu(), then.to(now.dtype))
-
-
-def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())

@@ -62,7 +62,11 @@ class NeuronMask:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", list(self.sites))
-        _check_sites(self.sites)
+        if not self.sites:
+            raise InputError("mask: no sites; a mask needs at least one layer")
+        check_sites(self.sites, "mask")
+        if len({site.name for site in self.sites}) < len(self.sites):
+            raise InputError("mask: a site is named twice; each layer may appear once")
         if self.branch not in BRANCHES:
             raise InputError(f"mask: branch {self.branch!r:.40} is not known; choose from {', '.join(BRANCHES)}")
         try:
@@ -284,14 +288,6 @@ def _parts(metadata: dict[str, Any]) -> list[Any] | None:
     """The metadata of the masks that a mask is composed of; None if it is no composition."""
     parts = (metadata.get("selection") or {}).get("of")
     return parts if isinstance(parts, list) else None
-
-
-def _check_sites(sites: list[Site]) -> None:
-    if not sites:
-        raise InputError("mask: no sites; a mask needs at least one layer")
-    check_sites(sites, "mask")
-    if len({site.name for site in sites}) < len(sites):
-        raise InputError("mask: a site is named twice; each layer may appear once")
 
 
 def _checked_edges(bin_edges: Tensor) -> Tensor:
