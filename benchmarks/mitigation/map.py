@@ -30,7 +30,7 @@ from stereoclinic.prompts.axes import known_axes, load_axis
 from stereoclinic.prompts.sets import occupation_prompts
 from stereoclinic.sns.linear import adjusted, choose
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.settings import Selection
+from stereoclinic.sns.select import Selection
 
 CALIBRATION_SEED = 100  # beyond the seeds that locate measures, before those that bench judges
 

@@ -22,7 +22,7 @@ from stereoclinic.prompts.axes import known_axes, load_axis
 from stereoclinic.prompts.sets import load_prompts, with_seeds
 from stereoclinic.sns.plan import plan_stepwise
 from stereoclinic.sns.select import most_relevant
-from stereoclinic.sns.settings import Stepwise
+from stereoclinic.sns.stepwise import Stepwise
 
 #: Name -> what is changed: of `Stepwise`, or of what it is planned on.
 VARIATIONS: dict[str, dict] = {

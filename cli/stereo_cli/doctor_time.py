@@ -48,7 +48,7 @@ def estimate(model: "Model", sites: "list[Site]", rows: "list[Row]", work: Workl
     from stereoclinic.errors import InputError
     from stereoclinic.pipelines.learn import learnt_of
     from stereoclinic.pipelines.schedule import schedule_of
-    from stereoclinic.sns.settings import Stepwise
+    from stereoclinic.sns.stepwise import Stepwise
 
     scale, every = common.unguided(model, work.steps), common.every_of(work.steps)
     settings = Settings(work.composite, None, work.steps, scale, every, sites=work.sites)

@@ -157,8 +157,7 @@ def locate(
     from stereoclinic.prompts.sets import with_seeds
     from stereoclinic.prompts.streams import Stream
     from stereoclinic.sns.linear import choose
-    from stereoclinic.sns.select import check_root, neurons_of, number_of
-    from stereoclinic.sns.settings import Selection
+    from stereoclinic.sns.select import Selection, check_root, neurons_of, number_of
 
     choosing: dict[str, Any] = {"mu": mu, "overshoot": overshoot, "top": top}
     choosing = {name: value for name, value in choosing.items() if value is not None}

@@ -275,7 +275,7 @@ def mask(
 def _from_relevance(file: Path, settings: dict[str, Any], strength: float, quiet: bool) -> "NeuronMask":
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.sns.linear import adjusted, choose
-    from stereoclinic.sns.settings import Selection
+    from stereoclinic.sns.select import Selection
 
     selection = Selection(**settings)
     relevance = Relevance.load(file)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stereoclinic.prompts.axes import Axis
     from stereoclinic.prompts.sets import Samples
     from stereoclinic.sns.mask import NeuronMask
-    from stereoclinic.sns.settings import Stepwise
+    from stereoclinic.sns.stepwise import Stepwise
 
 
 _PLAN = "The plan"
@@ -216,7 +216,7 @@ def plan(
     from stereoclinic.sns.compat import check_fits
     from stereoclinic.sns.plan import plan_stepwise
     from stereoclinic.sns.select import most_relevant
-    from stereoclinic.sns.settings import Stepwise
+    from stereoclinic.sns.stepwise import Stepwise
 
     if located is not None:
         check_fits(located, opened.network, force)

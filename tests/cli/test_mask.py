@@ -15,7 +15,7 @@ from stereoclinic.report.summary import mask_summary
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.fuse import fuse
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.settings import Selection
+from stereoclinic.sns.select import Selection
 
 
 @pytest.fixture

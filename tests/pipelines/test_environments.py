@@ -25,7 +25,7 @@ from stereoclinic.prompts.sets import generator, load_prompts, with_seeds
 from stereoclinic.sns.adapter import load_mask, unload_mask
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import plan_stepwise
-from stereoclinic.sns.settings import Stepwise
+from stereoclinic.sns.stepwise import Stepwise
 
 SAMPLES = with_seeds(load_prompts("portraits", 2), 0, 1)
 ROWS = list(SAMPLES)

@@ -14,8 +14,7 @@ from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.linear import adjusted, choose, treatment_plan
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.select import top_k
-from stereoclinic.sns.settings import Selection
+from stereoclinic.sns.select import Selection, top_k
 
 SITES = [Site("a.ff.net.2", "ff", 6), Site("b.conv2", "conv", 4)]
 P, T, K, N = 3, 4, 2, 10

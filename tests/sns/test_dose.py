@@ -18,7 +18,7 @@ from stereoclinic.sns.compose import compose
 from stereoclinic.sns.dose import Dose, dosed, find_dose, lean_left
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import plan_stepwise
-from stereoclinic.sns.settings import Stepwise
+from stereoclinic.sns.stepwise import Stepwise
 
 AXIS = load_axis("gender")
 

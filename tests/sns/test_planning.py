@@ -16,7 +16,7 @@ from stereoclinic.prompts.sets import Samples, load_prompts, with_seeds
 from stereoclinic.sns.dose import find_dose
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import KIND, VERSION, plan_stepwise
-from stereoclinic.sns.settings import Stepwise
+from stereoclinic.sns.stepwise import Stepwise
 
 AXIS = load_axis("gender")
 QUICK: dict[str, Any] = {"steps": 4, "until": 500.0, "guidance": 1.0, "mu": 0.01, "keep": 0.0}

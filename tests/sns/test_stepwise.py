@@ -22,8 +22,7 @@ from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.dose import lean_left
 from stereoclinic.sns.plan import plan_stepwise
 from stereoclinic.sns.policy import Treatment
-from stereoclinic.sns.settings import Stepwise
-from stereoclinic.sns.stepwise import PlannedStep, PlanTask, StepPlanner
+from stereoclinic.sns.stepwise import PlannedStep, PlanTask, StepPlanner, Stepwise
 from stereoclinic.sns.trial import TrialDamping
 
 AXIS = load_axis("gender")

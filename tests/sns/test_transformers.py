@@ -26,7 +26,7 @@ from stereoclinic.sns.fuse import fuse, save_fused, unfuse
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import plan_stepwise
 from stereoclinic.sns.policy import Treatment
-from stereoclinic.sns.settings import Stepwise
+from stereoclinic.sns.stepwise import Stepwise
 
 AXIS = load_axis("gender")
 EDGES = torch.tensor([1001.0, 0.0])

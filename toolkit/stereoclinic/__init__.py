@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from stereoclinic.sns.mask import NeuronMask
     from stereoclinic.sns.plan import plan_stepwise
     from stereoclinic.sns.policy import Treatment, allotments, named_groups
-    from stereoclinic.sns.select import top_k
-    from stereoclinic.sns.settings import Selection, Stepwise
+    from stereoclinic.sns.select import Selection, top_k
+    from stereoclinic.sns.stepwise import Stepwise
 
 _HOMES = {
     "Axis": "prompts.axes",
@@ -49,9 +49,9 @@ _HOMES = {
     "Model": "pipelines.model",
     "NeuronMask": "sns.mask",
     "Relevance": "ddtd.relevance",
-    "Selection": "sns.settings",
+    "Selection": "sns.select",
     "Settings": "ddtd.trajectory",
-    "Stepwise": "sns.settings",
+    "Stepwise": "sns.stepwise",
     "Treatment": "sns.policy",
     "active_masks": "sns.adapter",
     "allot_masks": "sns.adapter",

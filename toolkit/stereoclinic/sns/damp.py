@@ -131,12 +131,8 @@ class _PassDamping:
 class Suppression(Hooks):
     """The hooks of one mask on one model; made by `suppress`, whose arguments it takes.
 
-    Args:
-        movable: The denoiser itself holds this, so that a deep copy of it gets its own.
-
-    Attributes:
-        paused: The hooks stay on and change nothing.
-        recogniser: Tells which samples and which half each row of a pass belongs to.
+    It is `movable` if the denoiser itself holds it, so that a deep copy of the denoiser gets its own. While it is
+    `paused`, the hooks stay on and change nothing.
     """
 
     def __init__(

@@ -31,17 +31,11 @@ from stereoclinic.sns.policy import Treatment
 
 @dataclass(frozen=True)
 class Dose:
-    """The result of a search.
+    """The result of a search."""
 
-    Attributes:
-        strength: The smallest tried that meets the bound.
-        left: Mean |lean - target| at that strength.
-        tried: Every strength that was tried, with its mean |lean - target|, weakest first.
-    """
-
-    strength: float
-    left: float
-    tried: list[tuple[float, float]]
+    strength: float  # the smallest tried that meets the bound
+    left: float  # mean |lean - target| at that strength
+    tried: list[tuple[float, float]]  # every strength with its mean |lean - target|, weakest first
 
 
 def find_dose(

@@ -17,10 +17,8 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.bins import Window, bins_in
-from stereoclinic.pipelines.sites import SITE_KINDS
-from stereoclinic.sns.mask import NeuronMask, check_strength, in_unit
-from stereoclinic.sns.select import mask_from, measured_bins, neurons_of, top_k
-from stereoclinic.sns.settings import Selection, check_not_negative
+from stereoclinic.sns.mask import NeuronMask, check_not_negative, check_strength, in_unit
+from stereoclinic.sns.select import Selection, mask_from, measured_bins, neurons_of, top_k
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
@@ -83,22 +81,10 @@ def treatment_plan(
     for part, solution in zip(parts, _solve(problems, at_most), strict=True):
         for t in part if per_bin else inside.nonzero().flatten().tolist():
             lambdas[t, columns] = solution
-    sketches = relevance.collateral.shape[2]
-    settings: dict[str, Any] = {
-        "method": "plan",
-        "mu": mu,
-        "overshoot": overshoot,
-        "window": list(window) if window else None,
-        "kinds": list(kinds or SITE_KINDS),
-        "root": root,
-        "per_bin": per_bin,
-        "shrink": SHRINK,
-        "at_most": at_most,
-        "bins": [
-            _forecast(relevance.bin_edges, t, systems.get(t), lambdas[t, columns], sketches) for t in range(len(inside))
-        ],
-    }
-    return mask_from(relevance, 1 - lambdas, root, per_bin, window, settings)
+    edges, sketches = relevance.bin_edges, relevance.collateral.shape[2]
+    forecast = [_forecast(edges, t, systems.get(t), lambdas[t, columns], sketches) for t in range(len(inside))]
+    how = {"method": "plan", "mu": mu, "overshoot": overshoot, "shrink": SHRINK, "at_most": at_most, "bins": forecast}
+    return mask_from(relevance, 1 - lambdas, how, root, kinds, window, per_bin)
 
 
 def _system(relevance: "Relevance", t: int, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,7 @@ A factor s_j of 1 leaves the neuron unchanged, 0 holds it at its root r_j. An al
 of K groups: an image allotted to a group gets that group's factors. Files hold tensors and plain metadata only.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -277,6 +278,13 @@ def check_strength(strength: float) -> None:
     """Raises InputError for a strength that is no number from 0 to 1."""
     if not isinstance(strength, int | float) or not 0 <= strength <= 1:
         raise InputError(f"strength {strength!r}; expected 0 (no damping) to 1 (as the mask says)")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raises InputError for a value that is negative or not finite."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{name} {value}: expected 0 or a positive number")
 
 
 def in_unit(timestep: float, first: float) -> float:

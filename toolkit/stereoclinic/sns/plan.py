@@ -31,20 +31,16 @@ from stereoclinic.runtime.predict import predict
 from stereoclinic.runtime.ranks import Ranks
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import labels_said
-from stereoclinic.sns.settings import Stepwise
-from stereoclinic.sns.stepwise import PlannedStep, PlanTask, StepPlanner
+from stereoclinic.sns.stepwise import PlannedStep, PlanTask, StepPlanner, Stepwise
 
 KIND, VERSION = "unfinished plan", 1
 
 
 class Unfinished:
-    """The file that keeps the steps of a plan that is being made.
+    """The file that keeps the steps of a plan that is being made; a path of None keeps nothing.
 
-    Args:
-        path: Ends in .safetensors; None keeps nothing.
-        configuration: Plain data: all that the plan depends on, except how samples are spread over devices.
-        neurons: N.
-        steps: Number of steps of the whole plan.
+    `configuration` is plain data: all that the plan depends on, except how samples are spread over devices. `steps` is
+    the number of steps of the whole plan.
     """
 
     def __init__(self, path: Path | None, configuration: dict[str, Any], neurons: int, steps: int) -> None:
@@ -72,11 +68,7 @@ class Unfinished:
         return [PlannedStep(*step) for step in zip(tensors["factors"], roots, figures, strict=True)]
 
     def keep(self, planned: Sequence[PlannedStep]) -> None:
-        """Write all steps, whole or not at all.
-
-        Raises:
-            InputError: The file cannot be written there.
-        """
+        """Write all steps, whole or not at all; InputError where that is not possible."""
         if self.path is None:
             return
         factors, roots = _stacked(planned)
@@ -98,15 +90,7 @@ def _stacked(steps: Sequence[PlannedStep]) -> tuple[Tensor, Tensor | None]:
 
 
 class Planning(L.LightningModule):
-    """Plans the damping of every group; a rank is given all of its samples at once.
-
-    Args:
-        task: What is planned.
-        groups: One trajectory each: a group's number, or None for a balanced prediction.
-        unfinished: The file of an interrupted plan, and of this one.
-        progress: Called with the number of samples, all ranks', of each step that is done.
-        warn: Called once if the samples did not fit in memory together.
-    """
+    """Plans one trajectory a group (None for a balanced prediction); a rank is given all of its samples at once."""
 
     def __init__(
         self,
@@ -271,8 +255,7 @@ def _mask(
 
 
 def _edges(treated: list[float], first: float, timesteps: Sequence[float]) -> Tensor:
-    """Bins half-way between treated steps, the last half-way to the first untreated one: finer samplers are then
-    treated as far as this one."""
+    """Bins half-way between treated steps, the last half-way to the next step, so that finer samplers fit in."""
     following = max((t for t in timesteps if t < treated[-1]), default=0.0)
     inner = [(high + low) / 2 for high, low in zip(treated, [*treated[1:], following], strict=True)]
     return torch.tensor([max(first, treated[0] + 1), *inner], dtype=torch.float64)

@@ -1,7 +1,8 @@
-"""Choosing neurons by rank: the paper's own form, and the baseline of every plan."""
+"""Choosing neurons by relevance: its settings, and the choice by rank, which is the paper's own form."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,15 +11,66 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.bins import Window, bins_in
 from stereoclinic.pipelines.sites import SITE_KINDS, STREAMS, Site
-from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.mask import BRANCHES, NeuronMask, check_not_negative
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
 
+METHODS = ("plan", "top-k")
 #: Standard errors by which a neuron's score stays below its mean.
 Z = 2.0
 #: A mask lists its labels up to this number.
 MOST_LABELS = 1000
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How neurons are chosen by relevance; the defaults are those of `stereo locate`.
+
+    Args:
+        select: "plan" (see `treatment_plan`) or "top-k" (see `top_k`).
+        mu: plan: price of moving the prediction off the axis.
+        overshoot: plan: remove this fraction more than each measured lean.
+        at_most: plan: largest number of damped neurons; None for no limit.
+        top: top-k: number of neurons, or their share when below 1.
+        z: top-k: standard errors to stay below the mean.
+        since: Noisiest timestep to damp at; None for the first there is.
+        until: Cleanest timestep to damp at.
+        kinds: Kinds of site to choose among; None for all.
+        root: What neurons are damped toward, see `roots_for`.
+        branch: Halves of a guided batch to damp.
+        per_bin: Choose anew in each timestep bin, or once for all.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    select: str = "plan"
+    mu: float = 1.0
+    overshoot: float = 0.0
+    at_most: int | None = None
+    top: float = 0.01
+    z: float = 2.0
+    since: float | None = None
+    until: float = 600.0
+    kinds: tuple[str, ...] | None = None
+    root: str = "zero"
+    branch: str = "both"
+    per_bin: bool = False
+
+    def __post_init__(self) -> None:
+        if self.select not in METHODS:
+            raise InputError(f"select {self.select!r}: expected {' or '.join(METHODS)}")
+        if self.branch not in BRANCHES:
+            raise InputError(f"branch {self.branch!r}: expected {' or '.join(BRANCHES)}")
+        check_not_negative(mu=self.mu, overshoot=self.overshoot)
+        if not math.isfinite(self.z):
+            raise InputError(f"z {self.z}: expected a number of standard errors, such as 2")
+
+    @property
+    def k(self) -> int | float:
+        """`top` as `top_k` takes it: a whole number of neurons, or a share of them."""
+        return int(self.top) if self.top >= 1 and float(self.top).is_integer() else self.top
 
 
 def top_k(
@@ -62,17 +114,8 @@ def top_k(
     chosen = torch.stack([_largest(score, number) for score in scores]) & eligible
     if not chosen.any():
         raise InputError("no neuron has positive relevance here; try other kinds, timesteps or more seeds")
-    settings: dict[str, Any] = {
-        "method": "top_k",
-        "k": k,
-        "z": z,
-        "root": root,
-        "kinds": list(kinds or SITE_KINDS),
-        "window": list(window) if window else None,
-        "per_bin": per_bin,
-        "neurons": int(chosen.any(0).sum()),
-    }
-    return mask_from(relevance, (~chosen).float(), root, per_bin, window, settings)
+    how = {"method": "top_k", "k": k, "z": z, "neurons": int(chosen.any(0).sum())}
+    return mask_from(relevance, (~chosen).float(), how, root, kinds, window, per_bin)
 
 
 def most_relevant(relevance: "Relevance", share: float, window: Window | None = None) -> Tensor:
@@ -117,18 +160,26 @@ def _stereotype(relevance: "Relevance") -> tuple[Tensor, Tensor]:
 def mask_from(
     relevance: "Relevance",
     factors: Tensor,
+    how: dict[str, Any],
     root: str,
-    per_bin: bool,
+    kinds: Sequence[str] | None,
     window: Window | None,
-    settings: dict[str, Any],
+    per_bin: bool,
 ) -> NeuronMask:
-    """A mask over all of the relevance's sites, carrying its metadata; `factors` is (T, N)."""
+    """A mask over all of the relevance's sites, with its metadata and how neurons were chosen; `factors` is (T, N)."""
+    selection = {
+        **how,
+        "root": root,
+        "kinds": list(kinds or SITE_KINDS),
+        "window": list(window) if window else None,
+        "per_bin": per_bin,
+    }
     mask = NeuronMask(
         relevance.sites,
         relevance.bin_edges,
         factors.float(),
         roots_for(relevance, root, per_bin),
-        metadata={**relevance.metadata, **labels_said(relevance.labels), "selection": settings},
+        metadata={**relevance.metadata, **labels_said(relevance.labels), "selection": selection},
     )
     return mask if window is None else mask.windowed(window)
 

@@ -13,9 +13,8 @@ by Gauss-Newton: at the current lambda the rows dS/dlambda_j = -sum over positio
 backward pass a cotangent, at the treated point; then one bounded least-squares problem. tau is 0 for a balanced
 prediction; for an image that is allotted to group g it is the lean of f_g, the prediction for g's prompt.
 
-There are more neurons than samples, so a plan can fit its own samples and miss others; what helps is to see many leans.
-So every sample gives the rows of its leans, and a row for only one of v and e, in turn; the other samples cover the
-rest.
+With more neurons than samples a plan can fit its own samples and miss others, so it should see many leans: every sample
+gives the rows of its leans, and a row for only one of v and e, in turn.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,41 +40,76 @@ from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.hooks import with_gradients
 from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.sites import Site
+from stereoclinic.pipelines.sites import SITE_KINDS, Site
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, Samples
 from stereoclinic.runtime.ranks import Ranks
 from stereoclinic.sns.linear import SHRINK, bounded_least_squares
-from stereoclinic.sns.settings import Stepwise
+from stereoclinic.sns.mask import check_not_negative, in_unit
 from stereoclinic.sns.trial import TrialDamping
+
+ROOTS = ("zero", "group")
+
+
+@dataclass(frozen=True)
+class Stepwise:
+    """Settings of a stepwise plan.
+
+    Args:
+        mu: Price of the mean squared movement off the axis, in units of ||d||, against the squared lean.
+        keep: Price of the squared movement along each direction to keep.
+        overshoot: Aim beyond the target by this fraction of the way from the untreated lean.
+        root: What neurons are damped toward: "zero", or "group", their mean over samples and positions for the prompts
+            of the allotted group (without allocation: of all groups, averaged).
+        until: Cleanest timestep to damp at.
+        replans: Gauss-Newton steps at each timestep, at most; each is shortened until the objective decreases.
+        kinds: Kinds of site to damp.
+        steps: Of the scheduler.
+        guidance: Scale along the trajectory.
+        batch_size: Samples through the model together; changes only rounding.
+        sites: Patterns of module paths, such as `blocks.*.proj`, instead of the usual sites.
+    """
+
+    mu: float = 0.1
+    keep: float = 1.0
+    overshoot: float = 0.0
+    root: str = "zero"
+    until: float = 400.0
+    replans: int = 3
+    kinds: tuple[str, ...] = tuple(SITE_KINDS)
+    steps: int = 20
+    guidance: float = 2.0
+    batch_size: int = 36
+    sites: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.root not in ROOTS:
+            raise InputError(f"root {self.root!r}: expected {' or '.join(ROOTS)}")
+        check_not_negative(mu=self.mu, keep=self.keep, overshoot=self.overshoot, guidance=self.guidance)
+        for name in ("replans", "steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)}: expected 1 or more")
+
+    def treated(self, timesteps: Sequence[float]) -> list[float]:
+        """The timesteps that are planned, down to `until`."""
+        return [t for t in timesteps if t >= in_unit(self.until, timesteps[0])]
 
 
 @dataclass(frozen=True)
 class PlanTask:
-    """What is planned, and on what samples.
-
-    Args:
-        model: The pipeline.
-        axis: The bias axis.
-        samples: All of them, on every rank.
-        settings: See `Stepwise`.
-        sites: Where neurons may be damped.
-        stay: Other axes along which predictions should not move.
-        candidates: (N,) bool, the neurons that may be damped; None for all.
-    """
+    """What is planned, and on what samples."""
 
     model: Model
     axis: Axis
-    samples: Samples
+    samples: Samples  # all of them, on every rank
     settings: Stepwise
-    sites: list[Site]
-    stay: Sequence[Axis] = ()
-    candidates: Tensor | None = None
+    sites: list[Site]  # where neurons may be damped
+    stay: Sequence[Axis] = ()  # other axes along which predictions should not move
+    candidates: Tensor | None = None  # (N,) bool, the neurons that may be damped; None for all
 
     @property
     def neurons(self) -> int:
-        """N, those of all sites."""
         return sum(site.width for site in self.sites)
 
 
@@ -105,8 +139,6 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a damping does."""
-
     prediction: Tensor  # (B, D)
     cost: float  # the objective
     distance: float  # mean |lean - target|
@@ -114,14 +146,9 @@ class _Outcome:
 
 
 class StepPlanner:
-    """Plans along one trajectory of all samples.
+    """Plans along one trajectory: for a group that images are allotted to, or None for a balanced prediction.
 
-    Args:
-        task: What is planned.
-        rows: Samples of this rank.
-        group: The one that images are allotted to; None for a balanced prediction.
-        ranks: The ranks that plan together.
-        portions: How many samples go through the model together.
+    `rows` are the samples of this rank; `portions` are how many of them go through the model together.
     """
 
     def __init__(
@@ -135,13 +162,7 @@ class StepPlanner:
         self.directions, self.text = 1, False
 
     def plan(self, known: Sequence[PlannedStep], planned: Callable[[PlannedStep], None], steps: int) -> None:
-        """Plan the treated steps, and give each to `planned`; known ones are applied and not planned again.
-
-        Args:
-            known: The first ones.
-            planned: Takes each of the others.
-            steps: How many are treated.
-        """
+        """Plan the first `steps` steps, and give each to `planned`; the known first ones are only applied."""
         done: dict[float, PlannedStep] = {}  # a mask has one damping for a timestep, and some samplers repeat one
 
         def visit(call: Call) -> None:
@@ -157,10 +178,8 @@ class StepPlanner:
             if call.step >= len(known):
                 planned(step)
 
-        task, settings = self.task, self.settings
-        walk = Walk(
-            task.model, self.rows, settings.steps, settings.guidance, visit=visit, portions=self.portions, last=steps
-        )
+        task, how = self.task, self.settings
+        walk = Walk(task.model, self.rows, how.steps, how.guidance, visit=visit, portions=self.portions, last=steps)
         self.groups, *self.stay = encode_groups(walk, self.rows, [task.axis, *task.stay])
         # A random direction, the text itself where there is guidance, and those of the other axes.
         self.text = walk.learnt.guides
@@ -184,9 +203,8 @@ class StepPlanner:
     @torch.no_grad()
     def _without_prompt(self, call: Call) -> Tensor:
         """(B, D)."""
-        return torch.cat(
-            self.portions.each(lambda part: call.run(call.without_prompt(part), part, False, False), call.count)
-        )
+        parts = self.portions.each(lambda part: call.run(call.without_prompt(part), part, False, False), call.count)
+        return torch.cat(parts)
 
     @torch.no_grad()
     def _means(self, call: Call, conditions: Conditions) -> Tensor:
@@ -221,8 +239,9 @@ class StepPlanner:
 
     def _asked(self, step: int) -> Tensor:
         """Which directions each sample has rows for at a step, (E, B): each equally often, shuffled at every step."""
-        each = max(1, -(-self.directions // len(self.task.samples)))
-        order = torch.randperm(len(self.task.samples), generator=torch.Generator().manual_seed(step))
+        samples = len(self.task.samples)
+        each = max(1, -(-self.directions // samples))
+        order = torch.randperm(samples, generator=torch.Generator().manual_seed(step))
         order = order[[row["number"] for row in self.rows]]
         return (each * order + torch.arange(each)[:, None]) % self.directions
 
@@ -258,24 +277,19 @@ class StepPlanner:
                     break
             else:
                 break
-        figures = {
-            "timestep": problem.call.timestep,
-            "before": before.distance,
-            "after": best.distance,
-            "off_axis": best.moved,
-            "damping": damping.mean().item(),
-        }
+        figures = {"timestep": problem.call.timestep, "before": before.distance, "after": best.distance}
+        figures |= {"off_axis": best.moved, "damping": damping.mean().item()}
         return PlannedStep((1 - damping).float(), problem.root, figures), best.prediction
 
     def _gauss_newton(self, problem: _Problem, damping: Tensor) -> Tensor:
         """The solution (N,) of the least-squares problem that is linearised at the current damping."""
-        settings = self.settings
+        settings, samples = self.settings, len(self.task.samples)
         rows, wanted, kinds = self._linearise(problem, (1 - damping).float())
         if not self.ranks.first:
             return self.ranks.agree(damping)
         price = torch.tensor([1.0, settings.mu * (1 - SHRINK), *[settings.keep] * (self.directions - 1)])
         number = kinds.bincount(minlength=len(price))
-        number[0] = len(self.task.samples)  # leans of K - 1 groups add up
+        number[0] = samples  # leans of K - 1 groups add up
         weight = (price.double() / number).sqrt()[kinds]
         ridge = settings.mu * SHRINK * rows[kinds == 1].square().mean(0)
         wanted = wanted + rows @ damping
@@ -331,6 +345,5 @@ class StepPlanner:
         moves = ((now - problem.untreated) * problem.cotangents[leans:]).sum(2)  # (E, B)
         wanted = torch.cat([short[:leans], -moves])
         kinds = torch.cat([torch.zeros(leans, len(now), dtype=torch.long), 1 + problem.asked])
-        gathered = (self.ranks.gather(x).flatten(0, 1) for x in (rows, wanted.T, kinds.T))
-        rows, wanted, kinds = gathered
+        rows, wanted, kinds = (self.ranks.gather(x).flatten(0, 1) for x in (rows, wanted.T, kinds.T))
         return rows.double(), wanted.double(), kinds

@@ -12,14 +12,7 @@ from stereoclinic.sns.damp import by_channel, damp
 
 
 class TrialDamping(Watch):
-    """Damps every site, and keeps each layer's input before and after that.
-
-    Args:
-        network: The denoiser.
-        sites: Its sites.
-        factor: (N,), s.
-        root: (N,), r; None for zero.
-    """
+    """Damps every site by factors (N,) toward roots (N,), or zero; keeps each layer's input before and after that."""
 
     def __init__(self, network: nn.Module, sites: Sequence[Site], factor: Tensor, root: Tensor | None = None) -> None:
         super().__init__(network, sites)
