@@ -161,23 +161,20 @@ def plan_stepwise(
         allocate: Plan one damping a group, for images that are allotted to it; otherwise one that balances.
         stay: Other axes along whose directions predictions should not move.
         candidates: (N,) bool, the neurons that may be damped, such as those that relevance located; None for all.
-        progress: Called with the number of samples, once a group and treated step; at first for all that `unfinished`
-            holds.
+        progress: Called with the number of samples, once a group and treated step; at first for all kept steps.
         warn: Called once if the samples did not fit in memory together.
-        unfinished: File (.safetensors) that keeps every planned step. Its steps are not planned again, on any number of
-            devices; remove it once the mask is saved.
+        unfinished: File (.safetensors) that keeps planned steps, which are not planned again, on any number of devices.
         **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
 
     Returns:
-        On rank zero a mask of the conditional branch with a bin for each treated step, with `allocate` an allocating
-        one; None on any other rank. Its `metadata["selection"]["steps"]` gives for each step mean |lean - target|
-        before and after, and the movement off the axis in units of ||d||, all on the samples planned on.
+        On rank zero a mask of the conditional branch with a bin for each treated step; None on any other rank. Its
+        `metadata["selection"]["steps"]` gives for each step mean |lean - target| before and after, and the movement off
+        the axis in units of ||d||, on the samples planned on.
 
     Raises:
         InputError: No step is treated, the candidates are not of this model, fewer samples than ranks, a single sample
             does not fit in memory, or `unfinished` was planned in another configuration.
         Incomplete: Ranks planned too few or too many steps.
-        KeyboardInterrupt: As pressed.
     """
     timesteps = schedule_of(model, settings.steps, settings.guidance).timesteps
     treated = settings.treated(timesteps)
@@ -185,31 +182,17 @@ def plan_stepwise(
         raise InputError(f"until {settings.until:g}: no step lies above it; timesteps run from {timesteps[0]:g}")
     sites = find_sites(inner(model.network), settings.kinds, settings.sites)
     task = PlanTask(model, axis, samples, settings, sites, stay, candidates)
-    if candidates is not None and candidates.shape != (task.neurons,):
-        raise InputError(
-            f"candidates of shape {tuple(candidates.shape)}; expected ({task.neurons},), the model's neurons"
-        )
-    groups: list[int | None] = [*range(len(axis))] if allocate else [None]
     about, how = _record(task)
-    configuration = {
-        **about,
-        **how,
-        "allocate": allocate,
-        "stay_words": [list(other.words) for other in stay],
-        "candidates": None if candidates is None else plain_digest("candidates", candidates),
-    }
-    kept = Unfinished(unfinished, configuration, task.neurons, len(groups) * len(treated))
+    groups: list[int | None] = [*range(len(axis))] if allocate else [None]
+    kept = Unfinished(unfinished, _configuration(task, allocate, about, how), task.neurons, len(groups) * len(treated))
     module = Planning(task, groups, kept, progress, warn)
     runner = predict(module, model, range(len(samples)), len(samples), **trainer)
     if len(module.planned) != kept.steps:
         raise Incomplete(f"{len(module.planned)} of {kept.steps} steps were planned; run again")
     if not runner.is_global_zero:
         return None
-    once = list(dict.fromkeys(treated))  # some samplers come back to a timestep
-    places = [treated.index(t) for t in once]
-    by_group = [[module.planned[start + place] for place in places] for start in range(0, kept.steps, len(treated))]
-    edges = _edges(once, model.training_steps, timesteps)
-    how["candidates"] = None if candidates is None else int(candidates.sum())
+    by_group = [module.planned[i : i + len(treated)] for i in range(0, kept.steps, len(treated))]
+    edges = _edges(list(dict.fromkeys(treated)), model.training_steps, timesteps)
     return _mask(sites, edges, by_group, axis.groups if allocate else (), {**about, **gate_words(axis)}, how)
 
 
@@ -230,7 +213,14 @@ def _record(task: PlanTask) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     how = {name: value for name, value in asdict(settings).items() if name not in ("steps", "guidance", "batch_size")}
     how |= {"kinds": list(settings.kinds), "sites": list(settings.sites), "stay": [axis.name for axis in task.stay]}
-    return about, how
+    return about, {**how, "candidates": None if task.candidates is None else int(task.candidates.sum())}
+
+
+def _configuration(task: PlanTask, allocate: bool, about: dict[str, Any], how: dict[str, Any]) -> dict[str, Any]:
+    """All that a plan depends on."""
+    words = [list(axis.words) for axis in task.stay]
+    among = None if task.candidates is None else plain_digest("candidates", task.candidates)
+    return {**about, **how, "allocate": allocate, "stay_words": words, "candidates": among}
 
 
 def _mask(
@@ -242,6 +232,8 @@ def _mask(
     how: dict[str, Any],
 ) -> NeuronMask:
     """The mask of the planned steps; of the only trajectory where there are no groups."""
+    # Some samplers come back to a timestep, with the same damping.
+    by_group = [list({step.figures["timestep"]: step for step in steps}.values()) for steps in by_group]
     stacked = [_stacked(steps) for steps in by_group]
     factors, roots = torch.stack([factors for factors, _ in stacked]), None
     if stacked[0][1] is not None:

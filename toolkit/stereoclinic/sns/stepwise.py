@@ -108,6 +108,11 @@ class PlanTask:
     stay: Sequence[Axis] = ()  # other axes along which predictions should not move
     candidates: Tensor | None = None  # (N,) bool, the neurons that may be damped; None for all
 
+    def __post_init__(self) -> None:
+        if self.candidates is not None and self.candidates.shape != (self.neurons,):
+            shape = tuple(self.candidates.shape)
+            raise InputError(f"candidates of shape {shape}; expected ({self.neurons},), the model's neurons")
+
     @property
     def neurons(self) -> int:
         return sum(site.width for site in self.sites)
