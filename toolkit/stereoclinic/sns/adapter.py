@@ -205,20 +205,8 @@ def allot_masks(pipe: Any, samples: Iterable[Sample] | Sample) -> None:
     choices = [_choices(state, entry) for entry in entries]
     variants = list(dict.fromkeys(choice for choice in choices if any(group is not None for group in choice)))
     _bind(state.suppression, pipe)
-    if not variants:
-        state.suppression.allot([None] * len(choices))
-        return
     composed = [_composition(state, variant) for variant in variants]
-    mask = composed[0]
-    if len(composed) == 1:
-        state.suppression.change(mask)
-        state.suppression.allot([choice in variants for choice in choices])
-        return
-    names = [str(i) for i in range(len(variants))]
-    factors = torch.stack([part.factors for part in composed])
-    roots = None if mask.roots is None else torch.stack([part.roots for part in composed if part.roots is not None])
-    state.suppression.change(replace(mask, factors=factors, roots=roots, groups=tuple(names)))
-    state.suppression.allot([names[variants.index(choice)] if choice in variants else None for choice in choices])
+    state.suppression.change(composed, [variants.index(choice) if choice in variants else None for choice in choices])
 
 
 def _choices(state: _Adapters, entry: Sample) -> tuple[str | bool | None, ...]:

@@ -149,17 +149,17 @@ class Suppression(Hooks):
         self.recogniser = Recogniser(target, guided)
         self.strength, self.force, self.movable, self.paused = strength, force, movable, False
         self._now: _PassDamping | None = None
-        self._lay_out(mask)
+        self._lay_out(mask, [mask.group(name) for name in mask.groups] or [mask])
         self.layers = [name for name, variants in self._damped.items() if variants.any()]
         self._choice: tuple[int, ...] | None = None if mask.allocates else (0,)
         self._groups = ", ".join(mask.groups)
 
-    def _lay_out(self, mask: NeuronMask) -> None:
-        """Tables with a row for each variant; the last one damps nothing."""
-        tables = [table if mask.allocates else table[None] for table in effective(mask, self.strength)]
-        self.mask, self._nothing = mask, len(tables[0])
+    def _lay_out(self, mask: NeuronMask, variants: Sequence[NeuronMask]) -> None:
+        """Tables with a row for each variant, a plain mask; the last row damps nothing."""
+        self.mask, self._nothing = mask, len(variants)
+        tables = zip(*(effective(variant, self.strength) for variant in variants), strict=True)
         # (V + 1, T, N) each
-        self._tables = [torch.cat([table, torch.full_like(table[:1], UNCHANGED[i])]) for i, table in enumerate(tables)]
+        self._tables = [torch.stack([*rows, torch.full_like(rows[0], UNCHANGED[i])]) for i, rows in enumerate(tables)]
         self._sites = by_layer(mask.sites)
         #: Layer -> (V + 1, T), whether anything is damped there.
         self._damped = {
@@ -196,10 +196,11 @@ class Suppression(Hooks):
         """Refuse to run until samples are allotted to these groups."""
         self._choice, self._groups = None, groups
 
-    def change(self, mask: NeuronMask) -> None:
-        """Damp by another mask from now on, one that damps no other sites; samples must be allotted anew."""
-        self._lay_out(mask)
-        self.forget(", ".join(mask.groups))
+    def change(self, variants: Sequence[NeuronMask], samples: Sequence[int | None]) -> None:
+        """Damp each sample by one of other plain masks from now on, or by none; they damp no other sites."""
+        if variants:
+            self._lay_out(variants[0], variants)
+        self._choice = tuple(self._nothing if variant is None else variant for variant in samples)
 
     def _variant(self, entry: Allotment) -> int:
         if entry is None or entry is False:
