@@ -47,18 +47,16 @@ def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool =
     if force:
         return
     bare = _Bare(network)
-    recorded = made.metadata.get("unet_shapes")
-    if recorded is not None and recorded != (actual := shapes_digest(bare)):
-        raise InputError(
-            f"{what} does not fit: made for a model of other shapes (digest {str(recorded)[:12]}, here {actual[:12]});"
-            " use the model it was made for, or force where its sites are the same"
-        )
-    recorded = made.metadata.get("unet_weights")
-    if recorded is not None and recorded != (actual := weights_digest(bare)):
-        raise InputError(
-            f"{what} was made for other weights, or another precision (digest {str(recorded)[:12]}, here"
-            f" {actual[:12]}); use the model it was made for, or force"
-        )
+    for key, digest, difference, also in (
+        ("unet_shapes", shapes_digest, "a model of other shapes", " where its sites are the same"),
+        ("unet_weights", weights_digest, "other weights, or another precision", ""),
+    ):
+        recorded = made.metadata.get(key)
+        if recorded is not None and recorded != (actual := digest(bare)):
+            raise InputError(
+                f"{what} was made for {difference} (digest {str(recorded)[:12]}, here {actual[:12]}); use the model it"
+                f" was made for, or force{also}"
+            )
 
 
 def _site_difference(site: Site, network: nn.Module, what: str) -> str | None:

@@ -167,13 +167,7 @@ def is_fused(pipe: Any) -> bool:
     return _fused(network_of(pipe)) is not None
 
 
-def save_fused(
-    pipe: Any,
-    folder: str | Path,
-    safe_serialization: bool = True,
-    variant: str | None = None,
-    beside: Sequence[Path] = (),
-) -> None:
+def save_fused(pipe: Any, folder: str | Path, beside: Sequence[Path] = (), **options: Any) -> None:
     """Write a pipeline with a fused mask as a diffusers folder, which diffusers opens without this package.
 
     It is written under a temporary name, and renamed when it is complete: an interrupted run leaves what was there.
@@ -181,9 +175,8 @@ def save_fused(
     Args:
         pipe: A diffusers pipeline with a denoiser that a mask was fused into.
         folder: Must not exist, or be empty.
-        safe_serialization: As diffusers' `save_pretrained`.
-        variant: As diffusers' `save_pretrained`.
         beside: Files and folders to copy into it.
+        **options: Given to diffusers' `save_pretrained`: safe_serialization, variant.
 
     Raises:
         InputError: No mask is fused, the folder holds something or cannot be written, or the pipeline carries a LoRA.
@@ -204,7 +197,7 @@ def save_fused(
     folder = folder.absolute()
     with whole_folder(folder) as temporary:
         try:
-            pipe.save_pretrained(temporary, safe_serialization=safe_serialization, variant=variant)
+            pipe.save_pretrained(temporary, **options)
             for path in beside:
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, temporary / path.name)
         except (OSError, SafetensorError) as error:

@@ -49,8 +49,6 @@ from stereoclinic.sns.linear import SHRINK, bounded_least_squares
 from stereoclinic.sns.mask import check_not_negative, in_unit
 from stereoclinic.sns.trial import TrialDamping
 
-ROOTS = ("zero", "group")
-
 
 @dataclass(frozen=True)
 class Stepwise:
@@ -84,15 +82,15 @@ class Stepwise:
     sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.root not in ROOTS:
-            raise InputError(f"root {self.root!r}: expected {' or '.join(ROOTS)}")
+        if self.root not in ("zero", "group"):
+            raise InputError(f"root {self.root!r}: expected zero or group")
         check_not_negative(mu=self.mu, keep=self.keep, overshoot=self.overshoot, guidance=self.guidance)
         for name in ("replans", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}: expected 1 or more")
 
     def treated(self, timesteps: Sequence[float]) -> list[float]:
-        """The timesteps that are planned, down to `until`."""
+        """The timesteps down to `until`."""
         return [t for t in timesteps if t >= in_unit(self.until, timesteps[0])]
 
 
@@ -297,11 +295,10 @@ class StepPlanner:
         number[0] = samples  # leans of K - 1 groups add up
         weight = (price.double() / number).sqrt()[kinds]
         ridge = settings.mu * SHRINK * rows[kinds == 1].square().mean(0)
-        wanted = wanted + rows @ damping
         if self.task.candidates is not None:
             rows = rows * self.task.candidates
-        solution = bounded_least_squares(weight[:, None] * rows, weight * wanted, ridge, iterations=400, tolerance=1e-4)
-        return self.ranks.agree(solution)
+        M, b = weight[:, None] * rows, weight * (wanted + rows @ damping)
+        return self.ranks.agree(bounded_least_squares(M, b, ridge, iterations=400, tolerance=1e-4))
 
     @torch.no_grad()
     def _try(self, problem: _Problem, damping: Tensor) -> _Outcome:
@@ -310,7 +307,6 @@ class StepPlanner:
         prediction = self._predict(problem.call, None, (1 - damping).float(), problem.root)
         change = prediction - problem.untreated
         now = lean(prediction, problem.balanced, problem.directions)
-        # (samples, K) each
         to_goal, to_target = (gather((level - now).T).double() for level in (problem.goal, problem.target))
         away = gather((off_axis(change, problem.directions) / axis_size(problem.directions)).norm(dim=1)).double()
         moves = gather((change * problem.cotangents[leans:]).sum(2).T).double().square().flatten()
