@@ -58,42 +58,37 @@ class _FoldedLayer:
 
 def is_fusable(mask: NeuronMask) -> str | None:
     """Why a mask cannot be folded into weights, and what to do instead; None if it can."""
-    instead = "apply it as hooks instead, with load_mask or suppress"
+    reason = _obstacle(mask)
+    return None if reason is None else f"{reason}, or apply it as hooks instead, with load_mask or suppress"
+
+
+def _obstacle(mask: NeuronMask) -> str | None:
     if mask.allocates:
-        return (
-            f"it allocates images to {', '.join(mask.groups)}, and weights are the same for all images; fuse one "
-            f"group's mask.group(name), or {instead}"
-        )
+        groups = ", ".join(mask.groups)
+        return f"it allocates images to {groups}, and weights serve all images; fuse one group's mask.group(name)"
     if mask.branch != "both":
         return (
-            "it damps the conditional half of a guided batch alone, and weights are the same for both; if both may be "
-            f"damped, set branch='both', or {instead}"
+            "it damps the conditional half of a guided batch alone, and weights serve both halves; set branch='both' if"
+            " both may be damped"
         )
     damped = mask.factors < 1  # (T, N)
     if not damped.any():
         return None
     if mask.bin_edges[-1] > 0:
-        return (
-            f"it damps no timesteps below {mask.bin_edges[-1]:g}, and weights are the same at all; make it without a "
-            f"window, or {instead}"
-        )
+        last = mask.bin_edges[-1]
+        return f"it damps no timesteps below {last:g}, and weights serve all of them; make it without a window"
     if (mask.factors != mask.factors[0]).any():
-        return (
-            "its factors differ between timesteps, and weights are the same at all; make it without a window and with "
-            f"the same factors in each bin, or {instead}"
-        )
-    if mask.roots is not None:
-        if ((mask.roots != mask.roots[0]) & damped).any():
+        return "its factors differ between timesteps; make it without a window and with the same factors in each bin"
+    if mask.roots is None:
+        return None
+    if ((mask.roots != mask.roots[0]) & damped).any():
+        return "its roots differ between timesteps; make it with the same roots in each bin"
+    for site, span in mask.spans():
+        if site.dim == 1 and ((mask.roots[0, span] != 0) & damped[0, span]).any():
             return (
-                "its roots differ between timesteps, and a bias is the same at all; make it with the same roots in "
-                f"each bin, or {instead}"
+                f"it has a root at the convolution {site.name!r}, whose padding with zeros makes the root's share"
+                " differ at the borders; make it with root zero, or of linear layers alone"
             )
-        for site, span in mask.spans():
-            if site.dim == 1 and ((mask.roots[0, span] != 0) & damped[0, span]).any():
-                return (
-                    f"it has a root at the convolution {site.name!r}, whose padding with zeros makes the root's share "
-                    f"differ at the borders; make it with root zero, or of linear layers alone, or {instead}"
-                )
     return None
 
 
