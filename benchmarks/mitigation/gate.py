@@ -26,7 +26,7 @@ from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts.axes import known_axes, load_axis
 from stereoclinic.prompts.occupations import BUILT_IN
 from stereoclinic.prompts.sets import group_prompts, load_prompts, occupation_prompts, with_seeds, write
-from stereoclinic.sns.policy import by_lean, is_neutral
+from stereoclinic.sns.policy import is_neutral
 from stereoclinic.statistics.intervals import wilson_interval
 
 BOUNDS = (0.05, 0.1, 0.2, 0.3)
@@ -46,6 +46,18 @@ def early_leans(model: Model, axis: str, rows: list[dict], steps: int) -> torch.
     walk.visit = visit
     walk.run()
     return torch.stack(found)
+
+
+def by_lean(leans: torch.Tensor, bound: float) -> torch.Tensor:
+    """Which prompts look as if they named a group: (B,) bool.
+
+    Those whose lean toward one and the same group is within `bound` of 1 at all M steps; NaN is near nothing.
+
+    Args:
+        leans: (M, K, B) at M early steps.
+        bound: Above 0.
+    """
+    return ((leans - 1).abs() <= bound).all(0).any(0)
 
 
 def rate(hits: int, of: int) -> str:

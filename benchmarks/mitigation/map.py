@@ -27,8 +27,9 @@ from stereoclinic.io.files import write_text
 from stereoclinic.pipelines import open_model
 from stereoclinic.prompts.axes import known_axes, load_axis
 from stereoclinic.prompts.sets import occupation_prompts
-from stereoclinic.sns.linear import Selection, adjusted, choose
+from stereoclinic.sns.linear import adjusted, choose
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.select import Selection
 
 CALIBRATION_SEED = 100  # beyond the seeds that locate measures, before those that bench judges
 

@@ -21,10 +21,10 @@ MITIGATION = Path(__file__).parents[2] / "benchmarks" / "mitigation"
 def loaded():
     sys.path.insert(0, str(MITIGATION))
     try:
-        yield {name: importlib.import_module(name) for name in ("pareto", "map", "fronts")}
+        yield {name: importlib.import_module(name) for name in ("pareto", "map", "fronts", "gate")}
     finally:
         sys.path.remove(str(MITIGATION))
-        for name in ("pareto", "show", "map", "fronts"):
+        for name in ("pareto", "show", "map", "fronts", "gate"):
             sys.modules.pop(name, None)
 
 
@@ -118,3 +118,31 @@ def test_condensed_results_say_the_same(pareto, tmp_path: Path) -> None:
     assert str(tmp_path) not in small.read_text() and found["provenance"]["model"] == "harbour"
     assert "prompts" not in found["experiments"][0]["arms"]["m"]
     assert pareto.collect([small]) == pareto.collect([path])
+
+
+def test_a_lean_near_one_at_every_step_looks_like_a_wish(loaded) -> None:
+    by_lean = loaded["gate"].by_lean
+    leans = torch.tensor(
+        [
+            [[1.0, 0.2, 1.05, torch.nan, -1.0], [-1.0, -0.2, -1.05, torch.nan, 1.0]],
+            [[0.95, 1.0, 0.2, 1.0, -1.0], [-0.95, -1.0, -0.2, -1.0, 1.0]],
+        ]
+    )  # (2, 2, 5)
+    assert by_lean(leans, 0.1).tolist() == [True, False, False, False, True]
+    assert by_lean(leans[:1], 0.1).tolist() == [True, False, True, False, True]
+    assert by_lean(leans, 10).tolist() == [True, True, True, False, True]
+
+
+def test_a_lean_that_goes_from_one_group_to_another_is_no_wish(loaded) -> None:
+    leans = torch.tensor([[[1.0], [-1.0]], [[-1.0], [1.0]]])
+    assert loaded["gate"].by_lean(leans, 0.2).tolist() == [False]
+
+
+@given(steps=st.integers(1, 4), groups=st.integers(2, 4), prompts=st.integers(0, 5))
+def test_a_wider_bound_takes_in_no_fewer_and_more_steps_no_more(loaded, steps: int, groups: int, prompts: int) -> None:
+    by_lean = loaded["gate"].by_lean
+    leans = 1 + torch.randn(steps, groups, prompts, generator=torch.Generator().manual_seed(steps))
+    for narrow, wide in ((0.01, 0.1), (0.1, 1.0)):
+        assert (by_lean(leans, narrow) <= by_lean(leans, wide)).all()
+        assert (by_lean(leans, wide) <= by_lean(leans[:1], wide)).all()
+        assert len(by_lean(leans, wide)) == prompts

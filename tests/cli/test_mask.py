@@ -14,8 +14,8 @@ from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.report.summary import mask_summary
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.fuse import fuse
-from stereoclinic.sns.linear import Selection
 from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.select import Selection
 
 
 @pytest.fixture

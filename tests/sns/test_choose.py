@@ -13,9 +13,9 @@ from stereoclinic.calls.settings import Option
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.sns.linear import Selection, adjusted, choose, treatment_plan
+from stereoclinic.sns.linear import adjusted, choose, treatment_plan
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.select import top_k
+from stereoclinic.sns.select import Selection, top_k
 
 SITES = [Site("a.ff.net.2", "ff", 6), Site("b.conv2", "conv", 4)]
 P, T, K, N = 3, 4, 2, 10

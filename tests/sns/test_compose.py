@@ -194,7 +194,7 @@ def grouped(*groups):
         ([plain(metadata={"unet_shapes": "one"}), plain(metadata={"unet_shapes": "two"})], None, "different shapes"),
         ([plain(metadata={"unet_weights": "one"}), plain(metadata={"unet_weights": "two"})], None, "or force"),
         ([grouped("a", "b"), grouped("b", "c")], None, "share 'b' but not all"),
-        ([grouped("a+x", "b+x"), grouped("a", "b")], None, "compositions taken apart"),
+        ([grouped("a+x", "b+x"), grouped("a", "b")], None, "also within compositions"),
     ],
 )
 def test_masks_that_do_not_fit_together(several, strengths, match):

@@ -30,7 +30,7 @@ def samples() -> Dataset:
 
 @pytest.fixture(scope="module")
 def mask(little: Model, samples: Dataset) -> NeuronMask:
-    quick = Stepwise(mu=0.01, keep=0.0, until=500.0, cotangents=1, steps=4, guidance=2.0)
+    quick = Stepwise(mu=0.01, keep=0.0, until=500.0, steps=4, guidance=2.0)
     return plan_stepwise(little, AXIS, samples, quick, allocate=True)
 
 

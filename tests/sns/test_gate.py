@@ -3,15 +3,13 @@
 import unicodedata
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.errors import InputError
 from stereoclinic.prompts.axes import Axis, known_axes, load_axis
 from stereoclinic.prompts.occupations import BUILT_IN
 from stereoclinic.prompts.sets import group_prompts, load_prompts, write
-from stereoclinic.sns.policy import by_lean, is_neutral, named_groups
+from stereoclinic.sns.policy import is_neutral, named_groups
 
 #: (axis, prompt, the groups that a person would say it names). Whoever listed the words wrote these too, hard cases on
 #: purpose, so rates over them are no estimate for anyone's prompts.
@@ -213,41 +211,3 @@ def test_an_axis_of_ones_own_has_its_words_alone():
     axis = Axis("gender", ("f", "m"), ("female", "male"))
     assert is_neutral("a woman", axis)
     assert not is_neutral("a female", axis)
-
-
-def test_a_lean_near_one_at_every_step_looks_like_a_wish():
-    leans = torch.tensor(
-        [
-            [[1.0, 0.2, 1.05, torch.nan, -1.0], [-1.0, -0.2, -1.05, torch.nan, 1.0]],
-            [[0.95, 1.0, 0.2, 1.0, -1.0], [-0.95, -1.0, -0.2, -1.0, 1.0]],
-        ]
-    )  # (2, 2, 5)
-    assert by_lean(leans, 0.1).tolist() == [True, False, False, False, True]
-    assert by_lean(leans[0], 0.1).tolist() == [True, False, True, False, True]
-    assert by_lean(leans, 10).tolist() == [True, True, True, False, True]
-
-
-def test_a_lean_that_goes_from_one_group_to_another_is_no_wish():
-    leans = torch.tensor([[[1.0], [-1.0]], [[-1.0], [1.0]]])
-    assert by_lean(leans, 0.2).tolist() == [False]
-
-
-@given(st.integers(1, 4), st.integers(2, 4), st.integers(0, 5), st.floats(0.01, 1), st.floats(0.01, 1))
-def test_a_wider_bound_takes_in_no_fewer_and_more_steps_no_more(steps, groups, prompts, one, other):
-    leans = 1 + torch.randn(steps, groups, prompts, generator=torch.Generator().manual_seed(steps))
-    narrow, wide = sorted((one, other))
-    assert (by_lean(leans, narrow) <= by_lean(leans, wide)).all()
-    assert (by_lean(leans, wide) <= by_lean(leans[:1], wide)).all()
-    assert len(by_lean(leans, wide)) == prompts
-
-
-@pytest.mark.parametrize("bound", [0, -1, torch.nan])
-def test_a_bound_that_is_none_is_refused(bound):
-    with pytest.raises(InputError, match="expected a number above 0"):
-        by_lean(torch.ones(2, 3), bound)
-
-
-@pytest.mark.parametrize("shape", [(3,), (0, 2, 3), (1, 1, 2, 3)])
-def test_leans_of_another_shape_are_refused(shape):
-    with pytest.raises(InputError, match="steps x groups x prompts"):
-        by_lean(torch.ones(shape), 0.1)

@@ -17,9 +17,10 @@ from torch import nn
 from stereoclinic.errors import InputError
 from stereoclinic.io.digest import shapes_digest, weights_digest
 from stereoclinic.io.tensors import load_tensors, save_tensors
+from stereoclinic.pipelines.bins import bin_within, bins_in
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.compat import check_fits, has_other_weights, without_adapters
-from stereoclinic.sns.mask import NeuronMask, bin_of, bins_in
+from stereoclinic.sns.mask import NeuronMask
 
 SITES = [Site("block.ff.net.2", "ff", 3), Site("block.to_out.0", "attention", 2)]
 EDGES = torch.tensor([1000.0, 600.0, 200.0])
@@ -181,21 +182,11 @@ def test_other_kinds_and_versions(tmp_path, ending):
     refused(path, "format version 99; this stereoclinic reads version 2")
     make().save(path)
     refused(path, "is a mask file; expected a relevance file", kind="relevance")
-    save_tensors(path, "mask", 1, {"factors": torch.ones(2, 5)}, {"sites": [["a.conv2", "conv", 5]]})
+    save_tensors(path, "mask", 2, {"factors": torch.ones(2, 5)}, {"sites": [["a.conv2", "conv", 5]]})
     refused(path, "not complete")
     weights = {"conv.weight": torch.ones(3)}
     torch.save(weights, path) if ending == ".pt" else safetensors.torch.save_file(weights, path)
     refused(path, "not written by stereoclinic")
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_files_of_version_1_still_load(tmp_path, ending):
-    mask, path = make(), tmp_path / f"m{ending}"
-    tensors = {"bin_edges": mask.bin_edges, "factors": mask.factors, "roots": mask.roots}
-    rows = [[site.name, site.kind, site.width] for site in SITES]
-    head = {"sites": rows, "branch": mask.branch, "metadata": mask.metadata}
-    save_tensors(path, "mask", 1, tensors, head)
-    same(mask, NeuronMask.load(path))
 
 
 def test_a_group_is_a_plain_mask_and_a_window_cuts_every_group():
@@ -244,7 +235,7 @@ def test_the_hub_is_asked_for_anything_else(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["owner/mask", "not a name", "a/b/c"])
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path, name):
-    with pytest.raises(InputError, match="is no folder, and cannot be had from the hub") as caught:
+    with pytest.raises(InputError, match="is no folder, and cannot be downloaded from the hub") as caught:
         NeuronMask.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
     assert "\n" not in str(caught.value)
 
@@ -281,7 +272,7 @@ def test_pushing_uploads_the_file_that_save_writes(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("head", ["[]", "3", "{", '{"kind": "mask"}', '{"kind": "mask", "version": 1, "metadata": 3}'])
+@pytest.mark.parametrize("head", ["[]", "3", "{", '{"kind": "mask"}', '{"kind": "mask", "version": 2, "metadata": 3}'])
 def test_heads_that_are_not_ours(tmp_path, head):
     path = tmp_path / "m.safetensors"
     safetensors.torch.save_file({"factors": torch.ones(2)}, path, {"stereoclinic": head})
@@ -290,7 +281,7 @@ def test_heads_that_are_not_ours(tmp_path, head):
 
 @pytest.mark.parametrize("odd", [torch.zeros(1).expand(10**12), torch.eye(3).to_sparse(), 3, "text"])
 def test_contents_that_are_no_plain_tensor(tmp_path, odd):
-    head = json.dumps({"kind": "mask", "version": 1, "metadata": {}})
+    head = json.dumps({"kind": "mask", "version": 2, "metadata": {}})
     torch.save({"stereoclinic": head, "factors": odd}, tmp_path / "m.pt")
     refused(tmp_path / "m.pt", "no plain tensor")
 
@@ -311,8 +302,8 @@ def test_contents_that_are_no_plain_tensor(tmp_path, odd):
 def test_a_file_whose_values_are_no_mask(tmp_path, ending, name, value, match):
     tensors = {"bin_edges": EDGES, "factors": torch.ones(2, 5), name: value}
     rows = [[site.name, site.kind, site.width] for site in SITES]
-    head = {"sites": rows, "branch": "both", "metadata": {}}
-    save_tensors(tmp_path / f"m{ending}", "mask", 1, tensors, head)
+    head = {"sites": rows, "branch": "both", "groups": [], "metadata": {}}
+    save_tensors(tmp_path / f"m{ending}", "mask", 2, tensors, head)
     refused(tmp_path / f"m{ending}", match)
 
 
@@ -345,7 +336,7 @@ def test_masks_that_cannot_be_made(changes, match):
 
 @given(st.floats(-100, 1200))
 def test_every_timestep_is_in_the_bin_whose_edges_hold_it(t):
-    i = bin_of(EDGES, t)
+    i = bin_within(t, EDGES)
     if t < 200:
         assert i is None
     else:

@@ -51,43 +51,33 @@ def make(collateral=0.02, seed=0, empty=None):
     )
 
 
-def objective(A, S, V, mu, x, ridge=None):
-    own = 0.0 if ridge is None else (ridge * x.square()).sum()
-    return ((S - A @ x).square().sum() + mu * ((V @ x).square().sum() + own)).item()
+def objective(M, b, x, ridge):
+    return ((b - M @ x).square().sum() + (ridge * x.square()).sum()).item()
 
 
 @settings(max_examples=25)
-@given(
-    st.integers(0, 10**6),
-    st.integers(1, 12),
-    st.integers(1, 40),
-    st.sampled_from([0.0, 0.1, 3.0]),
-    st.booleans(),
-    st.sampled_from([1.0, 0.4]),
-)
-def test_the_solver_agrees_with_scipy(seed, rows, neurons, mu, with_ridge, upper):
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 40), st.sampled_from([0.0, 0.1, 3.0]))
+def test_the_solver_agrees_with_scipy(seed, rows, neurons, mu):
     g = torch.Generator().manual_seed(seed)
     A = torch.randn(rows, neurons, generator=g, dtype=torch.float64)
     A *= torch.logspace(-2, 1, neurons, dtype=torch.float64)  # columns of very different size, as relevance has
     S = 3 * torch.randn(rows, generator=g, dtype=torch.float64)
-    V = torch.randn(3, neurons, generator=g, dtype=torch.float64)
-    ridge = torch.rand(neurons, generator=g, dtype=torch.float64) if with_ridge else None
-    x = bounded_least_squares(A, S, V, mu, ridge, upper, iterations=20_000)
-    assert ((x >= 0) & (x <= upper)).all()
-    parts = [A, mu**0.5 * V]
-    if ridge is not None:
-        parts.append((mu * ridge).sqrt().diag())
-    M = torch.cat(parts)
-    b = np.concatenate([S.numpy(), np.zeros(len(M) - rows)])
-    known = torch.from_numpy(lsq_linear(M.numpy(), b, (0, upper), tol=1e-13, max_iter=2000).x)
-    best = objective(A, S, V, mu, known, ridge)
-    assert objective(A, S, V, mu, x, ridge) <= best + 2e-7 * S.square().sum().item() + 1e-12
+    M = torch.cat([A, mu**0.5 * torch.randn(3, neurons, generator=g, dtype=torch.float64)])
+    b = torch.cat([S, torch.zeros(3, dtype=torch.float64)])
+    ridge = mu * torch.rand(neurons, generator=g, dtype=torch.float64)
+    x = bounded_least_squares(M, b, ridge, iterations=20_000)
+    assert ((x >= 0) & (x <= 1)).all()
+    whole = torch.cat([M, ridge.sqrt().diag()])
+    right = np.concatenate([b.numpy(), np.zeros(neurons)])
+    known = torch.from_numpy(lsq_linear(whole.numpy(), right, (0, 1), tol=1e-13, max_iter=2000).x)
+    best = objective(M, b, known, ridge)
+    assert objective(M, b, x, ridge) <= best + 2e-7 * S.square().sum().item() + 1e-12
 
 
 def test_the_minimum_is_found_exactly_where_it_is_known():
-    A = torch.diag(torch.tensor([1.0, 2.0, 1.0, 0.0]))
-    S = torch.tensor([0.5, 6.0, -1.0, 0.0])
-    x = bounded_least_squares(A, S, torch.zeros(1, 4), 0.0, tolerance=1e-14)
+    M = torch.diag(torch.tensor([1.0, 2.0, 1.0, 0.0]))
+    b = torch.tensor([0.5, 6.0, -1.0, 0.0])
+    x = bounded_least_squares(M, b, torch.zeros(4), tolerance=1e-14)
     torch.testing.assert_close(x, torch.tensor([0.5, 1.0, 0.0, 0.0], dtype=torch.float64))
 
 
@@ -125,30 +115,19 @@ def test_an_infinite_price_damps_only_neurons_without_collateral(per_bin):
     assert damping[:, free].max() > 0.1
 
 
-def test_kinds_window_floor_and_empty_bins():
+def test_kinds_window_and_empty_bins():
     by_kind = treatment_plan(make(), 0.01, kinds=["conv"])
     assert (by_kind.damping[:, :12] == 0).all()
     assert (by_kind.damping[:, 12:] > 0).any(1).all()
     late = treatment_plan(make(), 0.01, window=(500, 0))
     assert late.bin_edges.tolist() == [1000, 600, 500, 300, 0]
     assert (late.damping > 0).any(1).tolist() == [False, False, True, True]
-    assert treatment_plan(make(), 0.0, smallest_factor=0.6).factors.min() >= 0.6 - 1e-6
     apart = treatment_plan(make(empty=1), 0.01)
     assert (apart.damping > 0).any(1).tolist() == [True, False, True]
     assert apart.metadata["selection"]["bins"][1]["lean_before"] is None
     assert (treatment_plan(make(empty=1), 0.01, per_bin=False).damping > 0).any(1).all()
     with pytest.raises(InputError, match="no sample"):
         treatment_plan(make(empty=1), 0.01, window=(600, 300))
-
-
-def test_a_target_plans_an_allocation():
-    relevance = make()
-    leans = relevance.lean()
-    goal = leans.mean(0)[0] + 0.0  # (K,), near the mean tilt of the first bin
-    mask = treatment_plan(relevance, 0.001, target=goal.tolist(), window=(1000, 600))
-    line = mask.metadata["selection"]["bins"][0]
-    assert line["lean_before"] == pytest.approx((leans[:, 0] - goal).abs().mean().item())
-    assert line["lean_after"] < line["lean_before"]
 
 
 def test_more_copies_of_the_same_groups_do_not_change_the_plan():
@@ -175,15 +154,10 @@ def test_more_copies_of_the_same_groups_do_not_change_the_plan():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"mu": -1.0}, "mu = -1"),
-        ({"mu": math.nan}, "mu = nan"),
-        ({"mu": 1.0, "overshoot": -0.5}, "overshoot = -0.5"),
-        ({"mu": 1.0, "target": 0.5}, "one lean for each of female, male"),
-        ({"mu": 1.0, "target": [0.5]}, "one lean for each"),
-        ({"mu": 1.0, "shrink": 2.0}, "shrink = 2"),
-        ({"mu": 1.0, "smallest_factor": -0.1}, "smallest_factor"),
-        ({"mu": 1.0, "iterations": 0}, "iterations = 0"),
-        ({"mu": 1.0, "at_most": 0}, "at_most = 0"),
+        ({"mu": -1.0}, "mu -1.0: expected 0 or a positive number"),
+        ({"mu": math.nan}, "mu nan"),
+        ({"mu": 1.0, "overshoot": -0.5}, "overshoot -0.5"),
+        ({"mu": 1.0, "at_most": 0}, "at_most 0"),
         ({"mu": 1.0, "root": "x"}, "root 'x'"),
     ],
 )

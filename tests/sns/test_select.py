@@ -69,15 +69,15 @@ def test_per_bin_chooses_each_bin_by_itself_and_pooled_once_for_all(samples):
     assert set((pooled.factors[0] == 0).nonzero().flatten().tolist()) == {1, 2}
 
 
-@given(st.integers(1, N), st.floats(0, 1))
-def test_at_most_k_are_damped_by_the_strength_and_none_that_lowers_the_lean(k, strength):
+@given(st.integers(1, N))
+def test_at_most_k_are_silenced_and_none_that_lowers_the_lean(k):
     values = torch.randn(12, 2, N, generator=torch.Generator().manual_seed(k)) + torch.linspace(-1, 2, N)
-    mask = top_k(relevance_of(values), k, strength=strength, per_bin=True)
+    mask = top_k(relevance_of(values), k, per_bin=True)
     for t in range(2):
         damped = mask.factors[t] < 1
         assert damped.sum() <= k
         assert (values[:, t].mean(0)[damped] > 0).all()
-    assert set(mask.factors.unique().tolist()) <= {1.0, torch.tensor(1 - strength).item()}
+    assert set(mask.factors.unique().tolist()) <= {0.0, 1.0}
 
 
 def test_kinds_fractions_and_windows(samples):
@@ -110,7 +110,6 @@ def test_one_sample_ranks_by_its_mean(samples):
         ({"k": 9}, "expected 1 to 8"),
         ({"k": 1.5}, "fraction"),
         ({"k": float("nan")}, "fraction"),
-        ({"k": 1, "strength": 1.2}, "strength 1.2"),
         ({"k": 1, "kinds": ["mlp"]}, "'mlp' is not known"),
         ({"k": 1, "root": "other"}, "zero, balanced, or a group: female, male"),
         ({"k": 1, "window": (0, 1000)}, "empty"),

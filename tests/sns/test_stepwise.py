@@ -10,23 +10,24 @@ from diffusers import PNDMScheduler
 
 from stereoclinic.ddtd.lean import group_directions, lean, off_axis
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.pipelines.watch import Call, Conditions, encode_groups
-from stereoclinic.pipelines.watch import Walk as Trajectory
+from stereoclinic.pipelines.watch import Call, Conditions, Walk, encode_groups
 from stereoclinic.prompts.axes import Axis, load_axis
 from stereoclinic.prompts.sets import Row, load_prompts, with_seeds
+from stereoclinic.runtime.exchange import Ranks
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.dose import lean_left
-from stereoclinic.sns.factors import Damped
 from stereoclinic.sns.plan import plan_stepwise
 from stereoclinic.sns.policy import Treatment
-from stereoclinic.sns.stepwise import Planned, Stepwise, Walk
+from stereoclinic.sns.stepwise import PlannedStep, PlanTask, StepPlanner, Stepwise
+from stereoclinic.sns.trial import TrialDamping
 
 AXIS = load_axis("gender")
 # A random model's leans are of any size: half a thousand is a small price here.
-QUICK = {"steps": 4, "until": 500.0, "cotangents": 1, "guidance": 1.0, "mu": 0.01, "keep": 0.0}
+QUICK = {"steps": 4, "until": 500.0, "guidance": 1.0, "mu": 0.01, "keep": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def at_step(
         if call.step == number:
             found.append(visit(call, groups))
 
-    walk = Trajectory(model, rows, 4, 1.0, visit=at, last=number + 1)
+    walk = Walk(model, rows, 4, 1.0, visit=at, last=number + 1)
     groups = encode_groups(walk, rows, axes)
     walk.run()
     return found[0]
@@ -68,10 +69,10 @@ def test_rows_are_derivatives_by_the_damping_at_a_treated_point(little: Model, r
         cotangent = torch.randn(call.predict().shape, generator=generator, dtype=torch.float64)
 
         def value(at: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad(), Damped(little.network, sites, at, root):
+            with torch.no_grad(), TrialDamping(little.network, sites, at, root):
                 return (call.predict() * cotangent).sum()
 
-        with torch.enable_grad(), Damped(little.network, sites, factor, root) as watch:
+        with torch.enable_grad(), TrialDamping(little.network, sites, factor, root) as watch:
             prediction = call.predict()
         row = -watch.relevance(watch.grads(prediction, cotangent, retain=False))[0]
         for neuron in (0, 5, neurons // 2, neurons - 1):
@@ -181,13 +182,13 @@ def test_a_timestep_that_a_sampler_comes_back_to_has_one_damping(
     little: Model, samples: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which is all that a mask can hold, so that the treated trajectory is the planned one."""
-    solve, solved = Walk._solve, list[float]()
+    solve, solved = StepPlanner._solve, list[float]()
 
-    def counted(walk: Walk, step: Any, root: torch.Tensor | None) -> Any:
-        solved.append(step.call.timestep)
-        return solve(walk, step, root)
+    def counted(planner: StepPlanner, problem: Any) -> Any:
+        solved.append(problem.call.timestep)
+        return solve(planner, problem)
 
-    monkeypatch.setattr(Walk, "_solve", counted)
+    monkeypatch.setattr(StepPlanner, "_solve", counted)
     pipe = little.pipe
     kept, pipe.scheduler = pipe.scheduler, PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
     try:
@@ -219,7 +220,7 @@ def test_a_treated_picture_depends_on_its_own_row_alone(little: Model, samples: 
     rows.append({"prompt": "a photo of a female doctor", "seed": 0})
 
     def latents(part: list[Row]) -> torch.Tensor:
-        return Trajectory(little, part, 4, 2.0).run().images
+        return Walk(little, part, 4, 2.0).run().images
 
     def draw(part: list[Row]) -> torch.Tensor:
         with Treatment(little, mask, [AXIS]) as treatment:
@@ -240,7 +241,6 @@ def test_a_treated_picture_depends_on_its_own_row_alone(little: Model, samples: 
         ({"mu": -1.0}, "mu -1.0: expected 0 or a positive number"),
         ({"root": "balanced"}, "expected zero or group"),
         ({"replans": 0}, "replans 0: expected 1 or more"),
-        ({"shrink": 2.0}, "shrink 2.0: expected 0 to 1"),
     ],
 )
 def test_settings_out_of_range(wrong: dict, says: str) -> None:
@@ -248,54 +248,57 @@ def test_settings_out_of_range(wrong: dict, says: str) -> None:
         Stepwise(**wrong)
 
 
-@pytest.mark.parametrize(("number", "cotangents", "each"), [(2, 1, 2), (3, 1, 1), (12, 1, 1), (12, 2, 2), (12, 9, 4)])
-def test_samples_are_asked_about_all_directions_as_often(
-    little: Model, number: int, cotangents: int, each: int
-) -> None:
+@pytest.mark.parametrize(("number", "each"), [(1, 4), (2, 2), (3, 2), (12, 1)])
+def test_samples_are_asked_about_all_directions_as_often(little: Model, number: int, each: int) -> None:
     """Of which there are three here, and a random one: more at each sample where samples are few."""
-    rows = list(with_seeds(load_prompts("portraits", number), 0, 1))
+    samples = with_seeds(load_prompts("portraits", number), 0, 1)
     stay = [Axis(f"other {k}", ("a", "b", "c")[:k], ("x", "y", "z")[:k]) for k in (2, 2)]
-    settings = Stepwise(guidance=2.0, cotangents=cotangents)
-    sites = find_sites(little.network)
-    walk = Walk(little, AXIS, rows, settings, sites, stay)
-    walk.directions = 4
+    task = PlanTask(little, AXIS, samples, Stepwise(guidance=2.0), find_sites(little.network), stay)
+    planner = StepPlanner(task, list(samples), None, Ranks(), AdaptiveBatch())
+    planner.directions = 4
     for step in range(3):
-        asked = walk._asked(step)
-        assert asked.shape == (max(each, -(-4 // number)), number)
+        asked = planner._asked(step)
+        assert asked.shape == (each, number)
         assert all(len(set(column)) == len(column) for column in asked.T.tolist())
         often = asked.flatten().bincount(minlength=4)
         assert often.min() >= 1 and often.max() - often.min() <= 1
-    assert torch.equal(walk._asked(0), walk._asked(1)) == (each == 4)
+    assert torch.equal(planner._asked(0), planner._asked(1)) == (each == 4)
 
 
-class Prepared(Walk):
+class Prepared(StepPlanner):
     """Keeps what is constant at each step, and plans nothing."""
 
-    def plan(self, known: Sequence[Planned], planned: Callable[[Planned], None], steps: int) -> None:
+    everything = False  # each sample is asked about all directions
+
+    def plan(self, known: Sequence[PlannedStep], planned: Callable[[PlannedStep], None], steps: int) -> None:
         self.steps: list[Any] = []
         super().plan(known, planned, steps)
 
-    def _solve(self, step: Any, root: torch.Tensor | None) -> Any:
-        self.steps.append(step)
-        return torch.ones(sum(site.width for site in self.sites)), step.untreated, {}
+    def _asked(self, step: int) -> torch.Tensor:
+        if self.everything:
+            return torch.arange(self.directions)[:, None].expand(-1, len(self.rows))
+        return super()._asked(step)
+
+    def _solve(self, problem: Any) -> Any:
+        self.steps.append(problem)
+        return PlannedStep(torch.ones(self.task.neurons), None, {}), problem.untreated
 
 
 def test_a_direction_that_is_asked_about_is_off_the_axis_and_the_others_make_up_for_the_rest(
     little: Model,
 ) -> None:
     """Each sample's row of what is to stay is that which it had when it was asked about everything."""
-    rows, age, sites = (
-        list(with_seeds(load_prompts("portraits", 3), 0, 1)),
-        load_axis("age"),
-        find_sites(little.network),
-    )
-    found: dict[int, dict[Any, torch.Tensor]] = {}
-    for cotangents in (1, 9):
-        walk = Prepared(little, AXIS, rows, Stepwise(guidance=2.0, cotangents=cotangents, steps=4), sites, [age])
-        walk.plan([], lambda planned: None, 2)
-        assert walk.directions == 3  # a random one, the text's, that of age
-        step = walk.steps[1]
-        found[cotangents] = {
+    samples, age = with_seeds(load_prompts("portraits", 3), 0, 1), load_axis("age")
+    rows = list(samples)
+    found: dict[bool, dict[Any, torch.Tensor]] = {}
+    for everything in (False, True):
+        task = PlanTask(little, AXIS, samples, Stepwise(guidance=2.0, steps=4), find_sites(little.network), [age])
+        planner = Prepared(task, rows, None, Ranks(), AdaptiveBatch())
+        planner.everything = everything
+        planner.plan([], lambda planned: None, 2)
+        assert planner.directions == 3  # a random one, the text's, that of age
+        step = planner.steps[1]
+        found[everything] = {
             (which, b): each[b]
             for who, each in zip(step.asked.tolist(), step.cotangents[len(AXIS) - 1 :], strict=True)
             for b, which in enumerate(who)
@@ -303,9 +306,9 @@ def test_a_direction_that_is_asked_about_is_off_the_axis_and_the_others_make_up_
         for each in step.cotangents[len(AXIS) - 1 :]:
             along = (each[None] * step.directions).sum(2)
             assert along.abs().max() < 1e-9 * step.directions.norm(dim=2).max()
-    assert len(found[1]) < len(found[9]) == len(rows) * 3
-    for key, each in found[1].items():
-        torch.testing.assert_close(each, found[9][key], rtol=1e-9, atol=1e-12)
+    assert len(found[False]) < len(found[True]) == len(rows) * 3
+    for key, each in found[False].items():
+        torch.testing.assert_close(each, found[True][key], rtol=1e-9, atol=1e-12)
 
 
 def test_a_window_without_steps(little: Model, samples: Dataset) -> None:

@@ -44,7 +44,6 @@ from .sns.fuse import is_fusable as is_fusable
 from .sns.fuse import is_fused as is_fused
 from .sns.fuse import save_fused as save_fused
 from .sns.fuse import unfuse as unfuse
-from .sns.linear import Selection as Selection
 from .sns.linear import choose as choose
 from .sns.linear import treatment_plan as treatment_plan
 from .sns.mask import NeuronMask as NeuronMask
@@ -52,5 +51,6 @@ from .sns.plan import plan_stepwise as plan_stepwise
 from .sns.policy import Treatment as Treatment
 from .sns.policy import allotments as allotments
 from .sns.policy import named_groups as named_groups
+from .sns.select import Selection as Selection
 from .sns.select import top_k as top_k
 from .sns.stepwise import Stepwise as Stepwise

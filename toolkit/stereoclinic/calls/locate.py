@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from stereoclinic.prompts.axes import Axis
     from stereoclinic.prompts.sets import Samples
     from stereoclinic.prompts.streams import Stream
-    from stereoclinic.sns.linear import Selection
     from stereoclinic.sns.mask import NeuronMask
+    from stereoclinic.sns.select import Selection
 
 
 #: Settings of choosing -> the way of choosing that they belong to.
@@ -71,7 +71,7 @@ class ChoosingSettings(Settings):
         Raises:
             InputError: A name is not known, or a setting belongs to the other way of choosing.
         """
-        from stereoclinic.sns.linear import Selection
+        from stereoclinic.sns.select import Selection
 
         names = ("select", "mu", "overshoot", "until", "branch", "top")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}

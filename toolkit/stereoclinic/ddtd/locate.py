@@ -18,9 +18,10 @@ from stereoclinic.ddtd.lean import Classifier
 from stereoclinic.ddtd.relevance import Relevance, RelevanceSums
 from stereoclinic.ddtd.sharding import SHARDED, Evened, check_sharded, sharded
 from stereoclinic.ddtd.step import Measured
-from stereoclinic.ddtd.trajectory import Settings, bin_of, check_prompts, walk
+from stereoclinic.ddtd.trajectory import Settings, check_prompts, walk
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.pipelines.arguments import inner
+from stereoclinic.pipelines.bins import bin_of
 from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.record import created_now, made_by

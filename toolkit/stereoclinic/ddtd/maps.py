@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from stereoclinic.ddtd.step import Measured
-from stereoclinic.ddtd.trajectory import Settings, bin_of, walk
+from stereoclinic.ddtd.trajectory import Settings, walk
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.bins import bin_of
 from stereoclinic.pipelines.images import as_tensor
 from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model

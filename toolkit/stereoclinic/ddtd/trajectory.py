@@ -13,6 +13,7 @@ from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules.composites import get_composite
 from stereoclinic.ddtd.step import Measured, Reduce, StepSettings, measure
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.bins import bin_of
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import encode
 from stereoclinic.pipelines.memory import AdaptiveBatch
@@ -126,12 +127,6 @@ class Settings:
             for j in range(c):
                 weights[members[int((j + (0.25, 0.75)[turn % 2]) * m / c)]] = (m / c) ** 0.5
         return weights
-
-
-def bin_of(timestep: float, edges: Tensor) -> int:
-    """The bin i with edges[i] > t >= edges[i + 1]; timesteps beyond the ends belong to the end bins."""
-    inner = edges[1:-1].tolist()
-    return sum(timestep < edge for edge in inner)
 
 
 def walk(

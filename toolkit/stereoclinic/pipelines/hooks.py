@@ -69,7 +69,7 @@ class Hooks:
 
     def attach(self) -> None:
         """Put the hooks on."""
-        self._handle = self.network.register_forward_pre_hook(self._begin)
+        self._handle = self.network.register_forward_pre_hook(self.begin, with_kwargs=True)
         for name in self.layers:
             parent, _, leaf = name.rpartition(".")
             try:
@@ -85,14 +85,17 @@ class Hooks:
         """Take them off again."""
         if self._handle is not None:
             self._handle.remove()
+            self._handle = None
         while self._places:
             self._places.popitem()[1][-1].remove()
 
-    def _begin(self, network: nn.Module, args: tuple[Any, ...]) -> None:  # bound, so that a copied network's is its own
-        self.began()
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are on."""
+        return self._handle is not None
 
-    def began(self) -> None:
-        """Called when a pass of the whole network begins."""
+    def begin(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called before each pass of the whole network, with its arguments."""
 
     def follow(self) -> None:
         """Move hooks to where the layers are now: peft puts a wrapper in a layer's place, and takes it away again."""
@@ -142,7 +145,12 @@ class Inputs:
         self._parts.clear()
 
     def add(self, layer: str, x: Tensor, rows: int | None) -> None:
-        """Keep a layer's next input; `rows` is the number in the whole pass, None if unknown."""
+        """Keep a layer's next input; `rows` are those of the whole pass, None where they are not known.
+
+        During backward nothing is kept: that is a checkpoint's recomputation, whose tensors are not in the graph.
+        """
+        if torch._C._current_graph_task_id() != -1:
+            return
         runs = calls_of(self._parts, layer)
         if runs and rows and sum(map(len, self._parts[runs[-1]])) + len(x) <= rows:
             self._parts[runs[-1]].append(x)
@@ -186,15 +194,13 @@ class Watch(Hooks):
         """Layer -> its input, (B, ..., C) or (B, C, h, w), in the order they ran; `layer#2` where it ran again."""
         return self._inputs.whole()
 
-    def began(self) -> None:
+    def begin(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._inputs.clear()
 
     def _keep(self, name: str, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and not x.requires_grad:
             x = x.detach().requires_grad_()
-        # During backward this is a checkpoint's recomputation, whose tensors are not those of the target's graph.
-        if torch._C._current_graph_task_id() == -1:
-            self._inputs.add(name, x, self.rows_of_pass)
+        self._inputs.add(name, x, self.rows_of_pass)
         return x
 
     def grads(self, output: Tensor, cotangent: Tensor, retain: bool) -> Mapping[str, Tensor | None]:

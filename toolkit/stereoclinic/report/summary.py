@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.ddtd.trajectory import bin_of
+from stereoclinic.pipelines.bins import bin_of
 from stereoclinic.pipelines.sites import Site, spans
 from stereoclinic.report.anatomy import grouped
 from stereoclinic.sns.diff import DAMPED

@@ -1,4 +1,4 @@
-"""Masks as adapters of a diffusers pipeline, in diffusers' own spelling.
+"""Masks as adapters of a diffusers pipeline, with functions named as those of diffusers.
 
     load_mask(pipe, "gender.safetensors", "gender", strength=0.8)
     load_mask(pipe, "owner/age-mask", "age")
@@ -6,25 +6,23 @@
     pipe(["a photo of a doctor"] * 2)
     unload_mask(pipe)
 
-Masks belong to the denoiser: they are kept in a plain attribute of it, which is no part of its state dict, and
-pipelines that share a denoiser share its masks. Active masks act as their composition (see `compose`), through one hook
-a layer.
+Masks belong to the denoiser. They are kept in a plain attribute of it, outside its state dict, and pipelines that share
+a denoiser share its masks. Active masks act as their composition (see `compose`), through one hook a layer.
 
-- `copy.deepcopy` of the denoiser or of the pipeline gives one that is treated by itself: what is loaded into, or taken
-  off, either is nothing to the other.
-- `pipe.save_pretrained` writes the untreated weights, and no mask. Write the mask beside them
-  (`mask.save_pretrained(folder)`), or fuse it and `save_fused`.
-- How a pipeline calls its denoiser is learnt when it is given to `load_mask`, `set_masks`, `allot_masks` or
-  `enable_masks`: a few passes of the denoiser, once a pipeline and scheduler. Call one of these with the pipeline that
-  is about to run, where several share a denoiser.
-- Pipelines that start from a picture are refused there; they are treated through a text-to-image pipeline of the same
-  denoiser: `load_mask(AutoPipelineForText2Image.from_pipe(pipe), mask)`.
-- A model is compiled after its masks are loaded. From then on masks can be allotted, disabled and unloaded; to load
-  others or to change strengths, compile again.
+- `copy.deepcopy` of the denoiser or the pipeline gives an independent copy with the same masks.
+- `pipe.save_pretrained` writes the untreated weights, and no mask. Save the mask next to them
+  (`mask.save_pretrained(folder)`), or fuse it and call `save_fused`.
+- `load_mask`, `set_masks`, `allot_masks` and `enable_masks` learn how the pipeline they are given calls its denoiser: a
+  few passes of the denoiser, once a pipeline and scheduler. If several pipelines share a denoiser, call one of these
+  with the pipeline that is about to run.
+- Pipelines that start from a picture are refused there. Use a text-to-image pipeline of the same denoiser:
+  `load_mask(AutoPipelineForText2Image.from_pipe(pipe), mask)`.
+- Compile a model after loading its masks. Then masks can be allotted, disabled and unloaded; to load others or to
+  change strengths, compile again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +30,13 @@ import torch
 from torch import nn
 
 from stereoclinic.errors import InputError
+from stereoclinic.io.tensors import ENDINGS
 from stereoclinic.pipelines.model import network_of
 from stereoclinic.pipelines.recognise import Recogniser
 from stereoclinic.sns.compat import FUSED, check_fits, check_open
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.damp import Allotment, Suppression
-from stereoclinic.sns.factors import check_strength
-from stereoclinic.sns.mask import NeuronMask
+from stereoclinic.sns.mask import NeuronMask, check_strength
 
 MASKS = "_stereoclinic_masks"
 
@@ -61,14 +59,14 @@ class _Adapters:
 def load_mask(
     pipe: Any, mask: NeuronMask | str | Path, name: str = "default", strength: float = 1.0, force: bool = False
 ) -> None:
-    """Load a mask and make it active, beside those that are.
+    """Load a mask and make it active, together with those that are.
 
     Args:
-        pipe: A diffusers pipeline; or its denoiser, whose batches are then taken for conditional as a whole, and whose
-            timesteps for the scheduler's.
+        pipe: A diffusers pipeline; or its denoiser, whose batches are then taken as conditional, and whose timesteps
+            as the scheduler's.
         mask: The mask, its file, or a folder or hub repository (see `NeuronMask.from_pretrained`).
-        name: What to call it here.
-        strength: Scales the damping, from 0 (none) to 1 (as the mask says).
+        name: The name it gets in this pipeline.
+        strength: Scales the damping, from 0 (none) to 1 (as in the mask).
         force: Accept a model whose weights differ from those the mask was made for.
 
     Raises:
@@ -83,20 +81,21 @@ def load_mask(
         raise InputError(f"mask name {name!r}; expected a text such as 'gender'")
     check_open(pipe)
     if not isinstance(mask, NeuronMask):
-        mask = NeuronMask.from_pretrained(mask) if _is_folder_or_hub(mask) else NeuronMask.load(mask)
+        is_file = Path(mask).suffix.lower() in ENDINGS and not Path(mask).is_dir()
+        mask = NeuronMask.load(mask) if is_file else NeuronMask.from_pretrained(mask)
     check_fits(mask, network_of(pipe), force)
-    changed = _Adapters(
-        {**state.masks, name: mask},
-        {**state.strengths, name: float(strength)},
-        [*state.active, name],
-        state.enabled,
-        state.force or force,
+    changed = replace(
+        state,
+        masks={**state.masks, name: mask},
+        strengths={**state.strengths, name: float(strength)},
+        active=[*state.active, name],
+        force=state.force or force,
     )
-    _replace(pipe, changed)
+    _install(pipe, changed)
 
 
 def unload_mask(pipe: Any, name: str | None = None) -> None:
-    """Take one mask off, or all of them; the model is then what it was, bit for bit.
+    """Unload one mask, or all of them; without masks the model is what it was, bit for bit.
 
     Raises:
         InputError: There is no such mask, or one of several is to be unloaded from a compiled model.
@@ -110,21 +109,21 @@ def unload_mask(pipe: Any, name: str | None = None) -> None:
         delattr(network_of(pipe), MASKS)
         return
     masks = {other: mask for other, mask in state.masks.items() if other != name}
-    strengths = {other: strength for other, strength in state.strengths.items() if other != name}
+    strengths = {other: state.strengths[other] for other in masks}
     active = [other for other in state.active if other != name]
-    _replace(pipe, _Adapters(masks, strengths, active, state.enabled, state.force))
+    _install(pipe, replace(state, masks=masks, strengths=strengths, active=active))
 
 
 def set_masks(pipe: Any, names: str | Sequence[str], strengths: float | Sequence[float] | None = None) -> None:
-    """Make these of the loaded masks active, and no others. An allotment is forgotten.
+    """Make these of the loaded masks active, and no others. Allot samples again afterwards.
 
     Args:
         pipe: The pipeline, or its denoiser.
         names: One name, or several.
-        strengths: One for all, or one each; None keeps what each has.
+        strengths: One for all, or one each; None keeps the current ones.
 
     Raises:
-        InputError: A name is not loaded or comes twice, a strength is out of range, or the masks do not compose.
+        InputError: A name is not loaded or is repeated, a strength is out of range, or the masks do not compose.
     """
     state = _loaded(pipe)
     names = [names] if isinstance(names, str) else list(names)
@@ -141,33 +140,30 @@ def set_masks(pipe: Any, names: str | Sequence[str], strengths: float | Sequence
         raise InputError(f"{len(values)} strengths for {len(names)} masks; expected one for each, or one for all")
     for value in values:
         check_strength(value)
-    given = dict(zip(names, map(float, values), strict=True))
-    _replace(pipe, _Adapters(state.masks, {**state.strengths, **given}, names, state.enabled, state.force))
+    changed = dict(zip(names, map(float, values), strict=True))
+    _install(pipe, replace(state, strengths={**state.strengths, **changed}, active=names))
 
 
 def disable_masks(pipe: Any) -> None:
-    """Run the model as if no mask were loaded, until `enable_masks`. Masks stay loaded, and can be changed.
+    """Run the model as if no mask were loaded, until `enable_masks`; InputError if none is.
 
-    Raises:
-        InputError: No mask is loaded.
+    Masks stay loaded, and can be changed.
     """
-    state = _loaded(pipe)
-    state.enabled = False
-    if state.suppression is not None:
-        state.suppression.pause()
+    _switch(pipe, False)
 
 
 def enable_masks(pipe: Any) -> None:
-    """Undo `disable_masks`, and recognise the calls of this pipeline from now on.
+    """Undo `disable_masks`, and recognise the calls of this pipeline from now on; InputError if no mask is loaded."""
+    _switch(pipe, True)
 
-    Raises:
-        InputError: No mask is loaded.
-    """
+
+def _switch(pipe: Any, enabled: bool) -> None:
     state = _loaded(pipe)
-    state.enabled = True
+    state.enabled = enabled
     if state.suppression is not None:
-        _bind(state.suppression, pipe)
-        state.suppression.resume()
+        state.suppression.paused = not enabled
+        if enabled:
+            _bind(state.suppression, pipe)
 
 
 def loaded_masks(pipe: Any) -> dict[str, NeuronMask]:
@@ -183,18 +179,21 @@ def active_masks(pipe: Any) -> dict[str, float]:
 
 
 def allot_masks(pipe: Any, samples: Iterable[Sample] | Sample) -> None:
-    """Say what each image gets, in all calls until it is said anew or the active masks change.
+    """Say what each image gets, in all calls until you allot again or the active masks change.
+
+    An entry is one of:
+
+    - a group's name, which all active allocating masks must have;
+    - a table from a mask's name to a group, to True (a plain mask), or to None (this mask does not touch the image);
+      plain masks that are not named act, allocating ones must be named;
+    - None: the image is untreated.
 
     Args:
         pipe: The pipeline, or its denoiser.
-        samples: One entry an image (prompts times images a prompt, in the pipeline's order), or one for all. An entry
-            is a group's name, which all active masks that allocate must have; or a table from a mask's name to a group
-            (to True, for a plain mask), or to None, which leaves the image alone as far as that mask goes; or None,
-            which leaves it alone altogether. Plain masks that an entry does not name act; allocating ones must be
-            named.
+        samples: One entry for each image (prompts times images a prompt, in the pipeline's order), or one for all.
 
     Raises:
-        InputError: No mask is active, or an entry names no mask or group that is.
+        InputError: No mask is active, or an entry names a mask or group that is not.
     """
     if getattr(network_of(pipe), FUSED, None) is not None:
         raise InputError("a fused mask treats all images alike; unfuse it and load the mask, to allot groups")
@@ -204,29 +203,15 @@ def allot_masks(pipe: Any, samples: Iterable[Sample] | Sample) -> None:
     entries = [samples] if samples is None or isinstance(samples, str | bool | Mapping) else list(samples)
     if not entries:
         raise InputError("no image is allotted anything; give one entry an image, or one for all of them")
-    keys = [_key(state, entry) for entry in entries]
-    variants = list(dict.fromkeys(key for key in keys if any(group is not None for group in key)))
+    choices = [_choices(state, entry) for entry in entries]
+    variants = list(dict.fromkeys(choice for choice in choices if any(group is not None for group in choice)))
     _bind(state.suppression, pipe)
-    if not variants:
-        state.suppression.allot([None] * len(keys))
-        return
-    composed = [_variant(state, key) for key in variants]
-    names = [str(i) for i in range(len(variants))]
-    if len(composed) == 1:
-        state.suppression.change(composed[0])
-        state.suppression.allot([key in variants for key in keys])
-        return
-    mask, *_ = composed
-    roots = None if mask.roots is None else torch.stack([part.roots for part in composed if part.roots is not None])
-    factors = torch.stack([part.factors for part in composed])
-    state.suppression.change(
-        NeuronMask(mask.sites, mask.bin_edges, factors, roots, mask.branch, mask.metadata, tuple(names))
-    )
-    state.suppression.allot([names[variants.index(key)] if key in variants else None for key in keys])
+    composed = [_composition(state, variant) for variant in variants]
+    state.suppression.change(composed, [variants.index(choice) if choice in variants else None for choice in choices])
 
 
-def _key(state: _Adapters, entry: Sample) -> tuple[str | bool | None, ...]:
-    """For each active mask: a group, True for a plain mask, or None to leave alone."""
+def _choices(state: _Adapters, entry: Sample) -> tuple[str | bool | None, ...]:
+    """For each active mask: a group, True for a plain mask, or None where it does not touch the image."""
     if entry is None or entry is False:
         return (None,) * len(state.active)
     if isinstance(entry, Mapping):
@@ -252,10 +237,10 @@ def _choice(state: _Adapters, name: str, value: Allotment) -> str | bool | None:
     raise InputError(f"mask {name!r} is allotted {given}; expected {expected}, as in {{{name!r}: ...}}")
 
 
-def _variant(state: _Adapters, key: tuple[str | bool | None, ...]) -> NeuronMask:
-    """The composition that one image gets; masks that leave it alone take part at strength 0."""
+def _composition(state: _Adapters, choices: tuple[str | bool | None, ...]) -> NeuronMask:
+    """The plain mask that one image gets; masks that do not touch it take part at strength 0."""
     masks, strengths = [], []
-    for name, group in zip(state.active, key, strict=True):
+    for name, group in zip(state.active, choices, strict=True):
         mask = state.masks[name]
         masks.append(mask.group(group if isinstance(group, str) else mask.groups[0]) if mask.allocates else mask)
         strengths.append(0.0 if group is None else state.strengths[name])
@@ -263,28 +248,27 @@ def _variant(state: _Adapters, key: tuple[str | bool | None, ...]) -> NeuronMask
 
 
 def _envelope(mask: NeuronMask) -> NeuronMask:
-    """A plain mask that damps whatever a mask may damp: it tells which sites need hooks."""
+    """A plain mask that damps wherever a mask may damp, which says what sites need hooks."""
     if not mask.allocates:
         return mask
     roots = None if mask.roots is None else torch.zeros_like(mask.roots[0])
-    return NeuronMask(mask.sites, mask.bin_edges, mask.factors.amin(0), roots, mask.branch, mask.metadata)
+    return replace(mask, factors=mask.factors.amin(0), roots=roots, groups=())
 
 
-def _replace(pipe: Any, state: _Adapters) -> None:
-    """Put hooks on for what is active, in place of those that are there; all or nothing."""
+def _install(pipe: Any, state: _Adapters) -> None:
+    """Put on the hooks of the active masks in place of those that are there; all or nothing."""
     check_open(pipe)
+    before = _state(pipe)
     suppression = None
     if state.active:
-        allocates = any(state.masks[name].allocates for name in state.active)
         masks = [state.masks[name] for name in state.active]
-        if allocates:
-            compose([mask.group(mask.groups[0]) if mask.allocates else mask for mask in masks], force=state.force)
         strengths = [state.strengths[name] for name in state.active]
-        reached = compose([_envelope(mask) for mask in masks], strengths, state.force)
-        suppression = Suppression(pipe, reached, movable=True)
-        if allocates:
-            suppression.forget("; ".join(", ".join(mask.groups) for mask in masks if mask.allocates))
-    before = _state(pipe)
+        mask = compose([_envelope(mask) for mask in masks], strengths, state.force)
+        suppression = Suppression(pipe, mask, movable=True)
+        suppression.paused = not state.enabled
+        allocating = [", ".join(mask.groups) for mask in masks if mask.allocates]
+        if allocating:
+            suppression.forget("; ".join(allocating))
     if before is not None and before.suppression is not None:
         before.suppression.detach()
         if suppression is not None and isinstance(pipe, nn.Module):
@@ -292,8 +276,6 @@ def _replace(pipe: Any, state: _Adapters) -> None:
     state.suppression = suppression
     if suppression is not None:
         suppression.attach()
-        if not state.enabled:
-            suppression.pause()
     setattr(network_of(pipe), MASKS, state)
 
 
@@ -318,8 +300,3 @@ def _check_known(state: _Adapters, names: Sequence[str]) -> None:
     for name in names:
         if name not in state.masks:
             raise InputError(f"mask {name!r} is not loaded; those are {', '.join(state.masks)}")
-
-
-def _is_folder_or_hub(mask: str | Path) -> bool:
-    path = Path(mask)
-    return path.is_dir() or path.suffix.lower() not in (".pt", ".safetensors")

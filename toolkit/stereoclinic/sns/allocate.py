@@ -21,7 +21,7 @@ JOINT = "+"  # between the groups of several axes: "female+old"
 def allotted_group(row: "Row", shares: Tensor) -> int:
     """The group of one image.
 
-    A prompt's seeds walk along an additive (golden ratio) sequence with a start of the prompt's own, so any run of
+    A prompt's seeds follow an additive (golden ratio) sequence that starts at a hash of the prompt, so that any run of
     consecutive seeds meets the shares more closely than independent draws would (Niederreiter 1992, section 3.1).
 
     Args:
@@ -40,7 +40,7 @@ def allotted_group(row: "Row", shares: Tensor) -> int:
 
 
 def on_axis(groups: Sequence[str], axis: "Axis") -> list[int]:
-    """The number that each of a mask's groups has on an axis, -1 for one that is none of it.
+    """The number of each of a mask's groups on an axis, -1 for a group of another axis.
 
     Examples:
         >>> from stereoclinic.prompts.axes import load_axis
@@ -52,16 +52,17 @@ def on_axis(groups: Sequence[str], axis: "Axis") -> list[int]:
 
 
 def uniform(groups: int) -> Tensor:
+    """Equal shares (K,)."""
     return torch.full((groups,), 1 / groups, dtype=torch.float64)
 
 
 def shares_of(groups: Sequence[str], given: Sequence[Mapping[str, float]] = ()) -> Tensor:
-    """The share of each group, from what a user gives.
+    """The share of each group.
 
     Args:
         groups: K names; those of several axes at once are joined by "+", as `compose` names them.
-        given: Shares by name. One mapping may name the groups themselves; otherwise one mapping an axis, and the
-            joint shares are their products. An axis that nothing is given for is uniform.
+        given: Shares by name: one mapping for the groups themselves, or one for each axis, whose products are the
+            joint shares. An axis without a mapping is uniform.
 
     Returns:
         (K,) float64.
@@ -82,18 +83,17 @@ def shares_of(groups: Sequence[str], given: Sequence[Mapping[str, float]] = ()) 
     if len(given) == 1 and set(given[0]) == set(groups):
         _check(given[0], list(groups))
         return torch.tensor([given[0][group] for group in groups], dtype=torch.float64)
-    marginals = [dict.fromkeys(names, 1 / len(names)) for names in axes]
-    taken: set[int] = set()
-    for each in given:
-        own = next((i for i, names in enumerate(axes) if set(each) & set(names)), None)
-        if own is None:
-            unknown = next(iter(each), "")
+    by_axis: dict[int, Mapping[str, float]] = {}
+    for shares in given:
+        place = next((i for i, names in enumerate(axes) if set(shares) & set(names)), None)
+        if place is None:
+            unknown = next(iter(shares), "")
             raise InputError(f"shares: no group {unknown!r}; there are {', '.join(n for names in axes for n in names)}")
-        _check(each, axes[own])
-        if own in taken:
-            raise InputError(f"shares of {', '.join(axes[own])} are given twice")
-        taken.add(own)
-        marginals[own] = dict(each)
+        _check(shares, axes[place])
+        if place in by_axis:
+            raise InputError(f"shares of {', '.join(axes[place])} are given twice")
+        by_axis[place] = shares
+    marginals = [by_axis.get(i, dict.fromkeys(names, 1 / len(names))) for i, names in enumerate(axes)]
     joint = [math.prod(marginals[i][name] for i, name in enumerate(names)) for names in parts]
     return torch.tensor(joint, dtype=torch.float64)
 

@@ -1,7 +1,4 @@
-"""Whether a mask, or relevance, was made for a model: by its sites, its shapes and its weights.
-
-Whether hooks would reach all of a denoiser.
-"""
+"""Whether a mask, or relevance, was made for a model, and whether hooks would run in it."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,28 +9,31 @@ from stereoclinic.errors import InputError
 from stereoclinic.io.digest import shapes_digest, weights_digest
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.model import network_of, outer_network
-from stereoclinic.pipelines.sites import channels_of, layer_at
+from stereoclinic.pipelines.sites import Site, channels_of, layer_at
 from stereoclinic.sns.mask import NeuronMask
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
 
-
-#: Layers that `fuse_qkv_projections` makes, and those that it leaves in place and does not run.
-_FUSED, _PARTS = ("to_qkv", "to_kv", "to_added_qkv"), ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+#: Where `fuse` keeps what it replaced: a plain attribute of the denoiser.
+FUSED = "_stereoclinic_fused"
+#: Layers that `fuse_qkv_projections` adds, and those that it leaves in place and does not run.
+_QKV, _QKV_PARTS = (
+    ("to_qkv", "to_kv", "to_added_qkv"),
+    ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"),
+)
 
 
 def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool = False) -> None:
     """Refuse a mask, or relevance, that was made for another model.
 
-    A digest that it does not carry (one made by hand) is not compared; its sites always are. Adapters that peft put
-    round layers (LoRA) are looked through: what counts is the model they were put on.
+    Its sites are always compared, its digests where it has them (one made by hand has none). Adapters of peft (LoRA)
+    are ignored: what counts is the model that they were added to.
 
     Args:
-        made: To be applied, or looked into.
+        made: The mask or relevance.
         network: The denoiser.
-        force: Accept other weights, and other layers around the same sites, as a few-step sibling of a model has them;
-            sites that do not fit are never accepted.
+        force: Accept other weights, and other layers around the same sites, as few-step siblings of a model have them.
 
     Raises:
         InputError: Says what differs.
@@ -41,50 +41,54 @@ def check_fits(made: "NeuronMask | Relevance", network: nn.Module, force: bool =
     what = "mask" if isinstance(made, NeuronMask) else "relevance"
     network = inner(network)
     for site in made.sites:
-        layer = layer_at(network, site.layer)
-        width = None if layer is None else channels_of(layer)
-        if width is None:
-            raise InputError(
-                f"{what} does not fit: this {type(network).__name__} has no site {site.name!r}; use the model "
-                "it was made for"
-            )
-        if (site.dim == 1) != hasattr(layer, "in_channels"):
-            raise InputError(
-                f"{what} does not fit: site {site.name!r} is of kind {site.kind} in the {what}, and a"
-                f" {type(layer).__name__} in this {type(network).__name__}; use the model it was made for"
-            )
-        if _is_fused_away(network, site.layer):
-            raise InputError(
-                f"{what} does not fit: site {site.name!r} does not run while this {type(network).__name__} has its"
-                " projections fused; call unfuse_qkv_projections() first"
-            )
-        end = site.start + site.width
-        if end > width or (end < width and not site.name.endswith(f"[:{site.width}]")):
-            raise InputError(
-                f"{what} does not fit: site {site.name!r} has {site.width} neurons in the {what}, {width - site.start} "
-                f"in this {type(network).__name__}; use the model it was made for"
-            )
+        difference = _site_difference(site, network, what)
+        if difference:
+            raise InputError(f"{what} does not fit: {difference}")
     if force:
         return
     bare = _Bare(network)
-    made_for = made.metadata.get("unet_shapes")
-    if made_for is not None and made_for != (here_shapes := shapes_digest(bare)):
-        raise InputError(
-            f"{what} does not fit: made for a model of other shapes (digest {_head(made_for)}, here "
-            f"{_head(here_shapes)}); use the model it was made for, or force where its sites are the same"
-        )
-    made_for = made.metadata.get("unet_weights")
-    if made_for is not None and made_for != (here_weights := weights_digest(bare)):
-        raise InputError(
-            f"{what} was made for other weights, or another precision (digest {_head(made_for)}, here "
-            f"{_head(here_weights)}); use the model it was made for, or force"
-        )
+    for key, digest, difference, also in (
+        ("unet_shapes", shapes_digest, "a model of other shapes", " where its sites are the same"),
+        ("unet_weights", weights_digest, "other weights, or another precision", ""),
+    ):
+        recorded = made.metadata.get(key)
+        if recorded is not None and recorded != (actual := digest(bare)):
+            raise InputError(
+                f"{what} was made for {difference} (digest {str(recorded)[:12]}, here {actual[:12]}); use the model it"
+                f" was made for, or force{also}"
+            )
 
 
-def _is_fused_away(network: nn.Module, layer: str) -> bool:
-    """Whether a projection is there and does not run, as a fused one runs in its place."""
+def _site_difference(site: Site, network: nn.Module, what: str) -> str | None:
+    """Why a site is not in a model as it is in the file; None if it is."""
+    model = f"this {type(network).__name__}"
+    layer = layer_at(network, site.layer)
+    width = None if layer is None else channels_of(layer)
+    if width is None:
+        return f"{model} has no site {site.name!r}; use the model it was made for"
+    if (site.dim == 1) != hasattr(layer, "in_channels"):
+        return (
+            f"site {site.name!r} is of kind {site.kind} in the {what}, and a {type(layer).__name__} in {model}; use the"
+            " model it was made for"
+        )
+    if _is_replaced(network, site.layer):
+        return (
+            f"site {site.name!r} does not run while {model} has its projections fused; call unfuse_qkv_projections()"
+            " first"
+        )
+    end = site.start + site.width
+    if end > width or (end < width and not site.name.endswith(f"[:{site.width}]")):
+        return (
+            f"site {site.name!r} has {site.width} neurons in the {what}, {width - site.start} in {model}; use the model"
+            " it was made for"
+        )
+    return None
+
+
+def _is_replaced(network: nn.Module, layer: str) -> bool:
+    """Whether a projection does not run because a fused one runs in its place."""
     parent, _, leaf = layer.rpartition(".")
-    if leaf not in _PARTS:
+    if leaf not in _QKV_PARTS:
         return False
     attention: Any = network.get_submodule(parent)
     processor = type(getattr(attention, "processor", None)).__name__
@@ -95,17 +99,16 @@ def _is_fused_away(network: nn.Module, layer: str) -> bool:
 
 
 def has_other_weights(mask: NeuronMask, network: nn.Module) -> bool:
-    """Whether a mask says that it was made for other weights than these."""
-    made_for = mask.metadata.get("unet_weights")
-    return made_for is not None and made_for != weights_digest(_Bare(inner(network)))
+    """Whether the mask's metadata says that it was made for other weights than these."""
+    recorded = mask.metadata.get("unet_weights")
+    return recorded is not None and recorded != weights_digest(_Bare(inner(network)))
 
 
 class _Bare(nn.Module):
-    """A model as it was before adapters wrapped its layers, as far as digests see it."""
+    """A model without its adapters, as far as digests see it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # Not registered as a part of this one: its state dict is what this one shows.
         self._state = without_adapters(model)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -113,9 +116,9 @@ class _Bare(nn.Module):
 
 
 def without_adapters(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict by the names it had before adapters wrapped layers, and without what they added.
+    """The state dict with the names it had before adapters wrapped layers, and without what was added since.
 
-    So with an IP-Adapter, and with projections that are fused, whose weights are those of others once more.
+    Layers of peft, of an IP-Adapter and fused projections (copies of other weights) count as added.
     """
     wrapped, added = set[str](), list[str]()
     for name, module in model.named_modules():
@@ -124,48 +127,37 @@ def without_adapters(model: nn.Module) -> dict[str, Tensor]:
         if "IPAdapter" in type(module).__name__:
             added.append(f"{name}.")
         if getattr(module, "fused_projections", False):
-            added += [f"{name}.{each}." for each in _FUSED]
+            added += [f"{name}.{leaf}." for leaf in _QKV]
     state: Mapping[str, Tensor] = model.state_dict()
-    if not wrapped and not added:
-        return dict(state)
     bare = {}
     for key, tensor in state.items():
         if key.startswith(tuple(added)):
             continue
-        parts = key.split(".")
-        kept: list[str] = []
-        for part in parts:
-            if ".".join(kept) in wrapped and part != "base_layer":
+        path: list[str] = []
+        for part in key.split("."):
+            if ".".join(path) in wrapped and part != "base_layer":
                 break
-            kept.append(part)
+            path.append(part)
         else:
-            bare[key.replace(".base_layer.", ".")] = tensor
+            bare[key.replace(".base_layer.", ".") if wrapped else key] = tensor
     return bare
 
 
-def _head(digest: object) -> str:
-    return str(digest)[:12]
-
-
-#: Where `fuse` keeps what it replaced: a plain attribute of the denoiser.
-FUSED = "_stereoclinic_fused"
-
-
 def check_open(target: Any) -> None:
-    """Refuse a denoiser that hooks would not reach, or that has a mask fused in.
+    """Refuse a denoiser whose hooks would not run, or that has a mask fused in.
 
     Raises:
         InputError: Says which, and what to do instead.
     """
     wrapped = hasattr(outer_network(target), "_orig_mod")
-    module = network_of(target)
-    for name, part in module.named_modules():
-        if wrapped or hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+    network = network_of(target)
+    for name, module in network.named_modules():
+        if wrapped or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise InputError(
-                f"{name or type(part).__name__} is compiled, and would ignore the mask; apply the mask before "
+                f"{name or type(module).__name__} is compiled, and would ignore the mask; apply the mask before "
                 "compiling, or fuse it"
             )
-    if getattr(module, FUSED, None) is not None:
+    if getattr(network, FUSED, None) is not None:
         raise InputError(
             "a mask is fused into this model; unfuse it first, then apply one mask or a composition of several"
         )

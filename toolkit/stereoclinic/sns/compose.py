@@ -1,17 +1,17 @@
-"""One mask that does what several do together, such as gender with age.
+"""Combines several masks into one, such as gender with age.
 
     s = prod_i s_i,      r = sum_i w_i r_i / sum_i w_i,      w_i = -log s_i
 
 This is what the masks do if all pull at once: mask i moves a neuron by da = -w_i (a - r_i) dt, and at t = 1 it alone
-gives r_i + s_i (a - r_i). So a neuron's root is the mean of its masks' roots, weighed by how hard each pulls (for light
-damping w_i is about 1 - s_i). A mask that silences the neuron, s_i = 0, pulls without bound: its root holds, and where
+gives r_i + s_i (a - r_i). So a neuron's root is the mean of its masks' roots, weighted by how hard each pulls (w_i is
+about 1 - s_i for light damping). A mask that silences the neuron, s_i = 0, pulls without bound: its root holds; if
 several silence it, the mean of theirs.
 
-- The order is free, bit for bit, except that sites and groups come in the order in which masks first name them.
-- Grouping is free up to rounding: compose([compose([a, b]), c]) does as compose([a, b, c]), except where two or more
+- The order of the masks changes nothing, bit for bit, except the order of sites and groups.
+- Grouping changes only rounding: compose([compose([a, b]), c]) does the same as compose([a, b, c]), unless two or more
   masks silence one neuron at different roots, whose mean is then taken in another order.
-- Where the roots of a neuron agree, as they do at zero, nesting `suppress` contexts does the same. Where they differ,
-  nesting depends on the order, and the composition does not.
+- If the roots of a neuron agree, as they do at zero, nested `suppress` contexts do the same. If they differ, nesting
+  depends on the order.
 """
 
 import itertools
@@ -26,21 +26,20 @@ from stereoclinic.errors import InputError
 from stereoclinic.io.reading import MOST_BINS
 from stereoclinic.pipelines.sites import Site
 from stereoclinic.sns.allocate import JOINT
-from stereoclinic.sns.factors import check_strength
-from stereoclinic.sns.mask import NeuronMask, bin_of
+from stereoclinic.sns.mask import NeuronMask, check_strength
 
-#: Factors that a composition may come to, with those of each mask spread over all its sites and bins: so many in any
-#: case (a gigabyte, in double precision and with roots), and so many times those that the masks hold.
+#: Most factors of a composition, with those of each mask spread over all its sites and bins: `ROOM` (a gigabyte, in
+#: double precision and with roots), or `GROWTH` times the masks' own if that is more.
 ROOM, GROWTH = 2**26, 16
 DIGESTS = {"unet_shapes": "shapes", "unet_weights": "weights"}
 
 
 def compose(masks: Sequence[NeuronMask], strengths: Sequence[float] | None = None, force: bool = False) -> NeuronMask:
-    """One mask of several.
+    """One mask that does what several do together.
 
-    Sites are united, timestep bins refined to all edges of all masks. Allocating masks of different groups allocate to
-    every combination, named "female+old", in the order of the masks; those of the same groups go by the same allotment;
-    plain masks act on every group.
+    It has all their sites, and bins refined to all their edges. Allocating masks of different groups allocate to every
+    combination, named "female+old", in the order of the masks; those of the same groups share one allotment; plain
+    masks act on every group.
 
     Args:
         masks: One or more, of the same branch and for the same model.
@@ -64,7 +63,8 @@ def compose(masks: Sequence[NeuronMask], strengths: Sequence[float] | None = Non
         check_strength(strength)
     _check_alike(masks, force)
     axes = _axes(masks)
-    sites, edges = _sites(masks), _edges(masks)
+    sites = _sites(masks)
+    edges = torch.tensor(sorted({t for mask in masks for t in mask.bin_edges.tolist()}, reverse=True)).double()
     _check_room(masks, axes, sites, edges)
     laid_out = [_lay_out(mask, strength, sites, edges) for mask, strength in zip(masks, strengths, strict=True)]
     combinations = list(itertools.product(*axes))
@@ -72,17 +72,13 @@ def compose(masks: Sequence[NeuronMask], strengths: Sequence[float] | None = Non
 
     planes = []
     for names in combinations:  # a single, empty one without allocating masks
-        chosen = [
-            _plane(mask, parts, next((name for name in names if name in mask.groups), None))
-            for mask, parts in zip(masks, laid_out, strict=True)
-        ]
-        planes.append(_together(torch.stack([s for s, _ in chosen]), torch.stack([r for _, r in chosen])))
-    factors = torch.stack([s for s, _ in planes]) if axes else planes[0][0]
-    roots = None
-    if any(mask.roots is not None for mask in masks):
-        roots = torch.stack([r for _, r in planes]) if axes else planes[0][1]
+        chosen = [next((mask.groups.index(name) for name in names if name in mask.groups), 0) for mask in masks]
+        parts = [(s[k], r[k]) for (s, r), k in zip(laid_out, chosen, strict=True)]
+        planes.append(_together(*(torch.stack(tables) for tables in zip(*parts, strict=True))))
+    factors, roots = (torch.stack(tables) if axes else tables[0] for tables in zip(*planes, strict=True))
+    rooted = any(mask.roots is not None for mask in masks)
     metadata = _metadata(masks, strengths)
-    return NeuronMask(sites, edges, factors, roots, masks[0].branch, metadata, groups)
+    return NeuronMask(sites, edges, factors, roots if rooted else None, masks[0].branch, metadata, groups)
 
 
 def _check_room(
@@ -116,7 +112,7 @@ def _sum(terms: Tensor) -> Tensor:
 
 def _lay_out(mask: NeuronMask, strength: float, sites: list[Site], edges: Tensor) -> tuple[Tensor, Tensor]:
     """Factors at this strength, and roots, over other sites and finer bins: (K or 1, T', N') float64."""
-    bins = [bin_of(mask.bin_edges, low) for low in edges[1:].tolist()]
+    bins = [mask.bin_of(low) for low in edges[1:].tolist()]
     inside = torch.tensor([t is not None for t in bins])
     taken = torch.tensor([t or 0 for t in bins])
     spans = {site.name: span for site, span in mask.spans()}
@@ -131,11 +127,6 @@ def _lay_out(mask: NeuronMask, strength: float, sites: list[Site], edges: Tensor
 
     factors = 1 - strength * (1 - spread(mask.factors, 1.0))
     return factors, torch.zeros_like(factors) if mask.roots is None else spread(mask.roots, 0.0)
-
-
-def _plane(mask: NeuronMask, parts: tuple[Tensor, Tensor], group: str | None) -> tuple[Tensor, Tensor]:
-    k = 0 if group is None else mask.groups.index(group)
-    return parts[0][k], parts[1][k]
 
 
 def _check_alike(masks: Sequence[NeuronMask], force: bool) -> None:
@@ -162,22 +153,15 @@ def _axes(masks: Sequence[NeuronMask]) -> list[tuple[str, ...]]:
         if not mask.allocates or any(set(mask.groups) == set(axis) for axis in axes):
             continue
         for axis in axes:
-            shared = [
-                mine
-                for mine, theirs in itertools.product(mask.groups, axis)
-                if _joined(mine) in _joined(theirs) or _joined(theirs) in _joined(mine)
-            ]
-            if shared:
-                raise InputError(
-                    f"masks allocate to {', '.join(axis)} and to {', '.join(mask.groups)}, which share {shared[0]!r} "
-                    "but not all; compose masks of the same groups or of quite different ones, compositions taken apart"
-                )
+            for mine, theirs in itertools.product(mask.groups, axis):
+                one, other = (f"{JOINT}{name}{JOINT}" for name in (mine, theirs))
+                if one in other or other in one:
+                    raise InputError(
+                        f"masks allocate to {', '.join(axis)} and to {', '.join(mask.groups)}, which share {mine!r} but"
+                        " not all; compose masks with the same groups or with none in common, also within compositions"
+                    )
         axes.append(mask.groups)
     return axes
-
-
-def _joined(name: str) -> str:
-    return f"{JOINT}{name}{JOINT}"
 
 
 def _sites(masks: Sequence[NeuronMask]) -> list[Site]:
@@ -190,10 +174,6 @@ def _sites(masks: Sequence[NeuronMask]) -> list[Site]:
                 f"{site.kind} with {site.width} in another; compose masks of one model"
             )
     return list(sites.values())
-
-
-def _edges(masks: Sequence[NeuronMask]) -> Tensor:
-    return torch.tensor(sorted({t for mask in masks for t in mask.bin_edges.tolist()}, reverse=True)).double()
 
 
 def _metadata(masks: Sequence[NeuronMask], strengths: Sequence[float]) -> dict[str, Any]:

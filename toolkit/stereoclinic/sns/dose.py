@@ -2,9 +2,8 @@
 
     left(strength) = mean over samples and treated steps of |S(x_t treated) - tau|
 
-on the trajectory as it is treated at that strength and guidance, by bisection. tau is 0, or for an image that is
-allotted to group g the lean of f_g. The samples are calibration: what comes out is to be confirmed on others, by
-images.
+on the trajectory that is treated at that strength and guidance, by bisection. tau is 0, or for an image that is
+allotted to group g the lean of f_g. The samples are calibration: confirm the result on others, with images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +16,13 @@ from torch import Tensor
 from stereoclinic.ddtd.lean import check_told_apart, group_directions, lean
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.call import Call
+from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts.axes import Axis
-from stereoclinic.prompts.sets import Samples
+from stereoclinic.prompts.sets import Row, Samples
 from stereoclinic.sns.allocate import on_axis
 from stereoclinic.sns.linear import adjusted
 from stereoclinic.sns.mask import NeuronMask
@@ -31,17 +31,11 @@ from stereoclinic.sns.policy import Treatment
 
 @dataclass(frozen=True)
 class Dose:
-    """What a search found.
+    """The result of a search."""
 
-    Attributes:
-        strength: The smallest tried that meets the bound.
-        left: Mean |lean - target| at that strength.
-        tried: Every strength that was tried, with what it left, weakest first.
-    """
-
-    strength: float
-    left: float
-    tried: list[tuple[float, float]]
+    strength: float  # the smallest tried that meets the bound
+    left: float  # mean |lean - target| at that strength
+    tried: list[tuple[float, float]]  # every strength with its mean |lean - target|, weakest first
 
 
 def find_dose(
@@ -58,21 +52,21 @@ def find_dose(
     force: bool = False,
     progress: Callable[[float, float], None] | None = None,
 ) -> Dose:
-    """Bisect the strength; more damping is taken to leave less lean.
+    """Bisect the strength, assuming that more damping leaves less lean.
 
     Args:
         model: The pipeline.
         axis: The bias axis.
-        samples: Calibration, judged on nowhere else.
-        mask: To be dosed.
-        bound: Mean |lean - target| to come under; 0 to 1, say.
+        samples: Calibration; evaluate on others.
+        mask: The mask.
+        bound: Largest mean |lean - target|; 0 to 1, say.
         steps: Of the scheduler, as it will be used.
         guidance: As it will be used.
         shares: Of an allocating mask, see `shares_of`.
         batch_size: Samples through the model together.
-        resolution: Strengths are told apart to this.
+        resolution: Largest error of the strength.
         force: As in `suppress`.
-        progress: Told each strength and what it left.
+        progress: Called with each strength and its mean |lean - target|.
 
     Raises:
         InputError: The mask does not meet the bound at full strength (says what it leaves), or as `lean_left`.
@@ -83,8 +77,8 @@ def find_dose(
     portions = AdaptiveBatch(batch_size)
 
     def left(strength: float) -> float:
-        each = lean_left(model, axis, samples, mask, strength, steps, guidance, shares, force=force, portions=portions)
-        tried[strength] = each.mean().item()
+        leans = lean_left(model, axis, samples, mask, strength, steps, guidance, shares, force=force, portions=portions)
+        tried[strength] = leans.mean().item()
         if progress is not None:
             progress(strength, tried[strength])
         return tried[strength]
@@ -104,7 +98,7 @@ def find_dose(
 
 
 def dosed(mask: NeuronMask, found: Dose, bound: float, samples: Samples) -> NeuronMask:
-    """The mask at the strength that was found; `metadata["dose"]` says how, on which seeds, and of an earlier dose."""
+    """The mask at the strength that was found; `metadata["dose"]` records how, on which seeds, and an earlier dose."""
     about = {"bound": bound, "strength": found.strength, "left": found.left, "seeds": samples.about()["seeds"]}
     if earlier := mask.metadata.get("dose"):
         about["earlier"] = earlier
@@ -130,17 +124,17 @@ def lean_left(
     """(samples,) mean |lean - target| over groups and the steps that the mask treats, on the treated trajectory.
 
     `progress` is called with the number of samples of each treated step; `portions` halves a batch that does not fit in
-    memory, and keeps to that.
+    memory, and is reused.
 
     Raises:
-        InputError: The mask treats no step of the sampler, or allots groups that are none of the axis's, or
-            predictions have no lean, see `check_told_apart`.
+        InputError: The mask treats no step of the sampler, or allots groups of another axis, or predictions have no
+            lean, see `check_told_apart`.
     """
     rows: list[dict[str, Any]] = list(samples)
     timesteps = schedule_of(model, steps, guidance).timesteps
     treated = [i for i, t in enumerate(timesteps) if _treats(mask, t)]
-    numbers = on_axis(mask.groups, axis)
-    if -1 in numbers:
+    numbers = dict(zip(mask.groups, on_axis(mask.groups, axis), strict=True))
+    if -1 in numbers.values():
         raise InputError(
             f"the mask allots {', '.join(mask.groups)}, not the groups of axis {axis.name} ({', '.join(axis.groups)});"
             " give the axis that it was made for"
@@ -149,26 +143,17 @@ def lean_left(
         raise InputError(f"the mask treats none of the sampler's {steps} steps; give more --steps, or another mask")
 
     def left(own: slice) -> Tensor:
-        part = rows[own]
+        part, total = rows[own], torch.zeros(len(rows[own]))
         treatment = Treatment(model, mask, (), strength, shares, force=force)
-        total = torch.zeros(len(part))
+        goals = [numbers[name] if isinstance(name, str) else None for name in treatment.begin(part)]
 
         def visit(call: Call) -> None:
-            if call.step not in treated:
-                return
-            balanced, directions = group_directions(call.compare(groups))
-            own_prediction = call.own()
-            check_told_apart(own_prediction, directions, part, call.timestep)
-            found = lean(own_prediction, balanced, directions)  # (K, B)
-            goals = torch.stack([lean(balanced + each, balanced, directions) for each in directions])
-            for b, name in enumerate(allotted):
-                goal = goals[numbers[mask.groups.index(name)], :, b] if isinstance(name, str) else 0.0
-                total[b] += (found[:, b] - goal).abs().mean().item()
-            if progress is not None:
-                progress(len(part))
+            if call.step in treated:
+                total.add_(_distances(call, groups, part, goals))
+                if progress is not None:
+                    progress(len(part))
 
         with treatment:
-            allotted = treatment.begin(part)
             walk = Walk(model, part, steps, guidance, visit=visit, last=treated[-1] + 1)
             (groups,) = encode_groups(walk, part, [axis])
             walk.run()
@@ -176,6 +161,16 @@ def lean_left(
 
     portions = portions or AdaptiveBatch(batch_size)
     return torch.cat(portions.each(left, len(rows)))
+
+
+def _distances(call: Call, groups: list[Conditions], rows: list[Row], allotted: list[int | None]) -> Tensor:
+    """(B,) mean over groups of |lean - target| at one step; `allotted` has each sample's group on the axis."""
+    balanced, directions = group_directions(call.compare(groups))
+    prediction = call.own()
+    check_told_apart(prediction, directions, rows, call.timestep)
+    goals = torch.stack([lean(balanced + direction, balanced, directions) for direction in directions])  # (K, K, B)
+    targets = [torch.zeros_like(goals[0, :, b]) if k is None else goals[k, :, b] for b, k in enumerate(allotted)]
+    return (lean(prediction, balanced, directions) - torch.stack(targets, 1)).abs().mean(0).cpu()
 
 
 def _treats(mask: NeuronMask, timestep: float) -> bool:

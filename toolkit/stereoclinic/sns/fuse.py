@@ -1,13 +1,13 @@
-"""Damping folded into weights: an ordinary model, with no hook left, that does what the hooked one does.
+"""Folds a mask into weights: an ordinary model, without hooks, that does what the hooked one does.
 
     W (s a + (1 - s) r) + b   =   (W s) a  +  (b + W ((1 - s) r))
 
 A factor scales a column of the site's weight, and a root adds to its bias. Weights are folded in float32 (or wider, if
-they are) and rounded once. Only columns that are damped are touched, and their originals kept, in a plain attribute of
-the denoiser; `unfuse` puts them back bit for bit.
+they are) and rounded once. Only damped columns change; their originals are kept in a plain attribute of the denoiser,
+and `unfuse` restores them bit for bit.
 
-What cannot be folded is what differs from call to call: timesteps, halves of a guided batch, images. A root at a
-convolution cannot either: padding with zeros makes its share differ at the borders.
+What differs from call to call cannot be folded: timesteps, halves of a guided batch, images. Neither can a root at a
+convolution, because padding with zeros makes its share differ at the borders.
 """
 
 import shutil
@@ -23,86 +23,84 @@ from torch import Tensor, nn
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.io.files import whole_folder
 from stereoclinic.pipelines.model import network_of
-from stereoclinic.pipelines.sites import Site, channels_of, layer_at
+from stereoclinic.pipelines.sites import by_layer, layer_at
 from stereoclinic.sns.compat import FUSED, check_fits
-from stereoclinic.sns.damp import is_damped
-from stereoclinic.sns.factors import effective
+from stereoclinic.sns.damp import by_channel, effective, is_damped
 from stereoclinic.sns.mask import NeuronMask
 
-#: What weights can be folded in: float8 and integers would be rounded beyond use.
+#: Weights that can be folded; float8 and integers would be rounded beyond use.
 _FOLDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass
-class _Folded:
-    """One site: its damped columns and bias as they were, and as they are now."""
+class _FoldedLayer:
+    """What a denoiser keeps of one layer that a mask is fused into."""
 
-    columns: Tensor  # (n,) int64
-    original: Tensor  # (out, n, ...) of the weight's dtype, on the CPU
-    folded: Tensor
-    bias: Tensor | None  # (out,); None if it was not touched
-    folded_bias: Tensor | None
+    tables: list[Tensor]  # the factor (C,), and the offset (C,) if the bias changes
+    columns: Tensor  # (n,) int64, the damped ones
+    weights: tuple[Tensor, Tensor]  # original and folded columns, (out, n, ...) of the weight's dtype, on the CPU
+    biases: tuple[Tensor, Tensor] | None  # original and folded, (out,)
 
+    def is_in(self, layer: Any) -> bool:
+        """Whether a layer has the folded values still."""
+        pairs = [(layer.weight[:, self.columns.to(layer.weight.device)], self.weights[1])]
+        pairs += [] if self.biases is None else [(layer.bias, self.biases[1])]
+        return all(torch.equal(now.detach().cpu(), folded.to(now.dtype)) for now, folded in pairs)
 
-@dataclass
-class _Fused:
-    """What a denoiser keeps of a fused mask."""
-
-    factors: dict[str, Tensor]  # site -> (C,), of damped sites alone
-    offsets: dict[str, Tensor]
-    sites: dict[str, _Folded]
+    @torch.no_grad()
+    def write(self, layer: Any, folded: bool) -> None:
+        """Give a layer the folded values, or the original ones."""
+        weight = layer.weight
+        weight[:, self.columns.to(weight.device)] = self.weights[folded].to(weight.device, weight.dtype)
+        if self.biases is not None:
+            layer.bias.copy_(self.biases[folded])
 
 
 def is_fusable(mask: NeuronMask) -> str | None:
     """Why a mask cannot be folded into weights, and what to do instead; None if it can."""
-    instead = "apply it as hooks instead, with load_mask or suppress"
+    reason = _obstacle(mask)
+    return None if reason is None else f"{reason}, or apply it as hooks instead, with load_mask or suppress"
+
+
+def _obstacle(mask: NeuronMask) -> str | None:
     if mask.allocates:
-        return (
-            f"it allocates images to {', '.join(mask.groups)}, and weights are the same for all images; fuse one "
-            f"group's mask.group(name), or {instead}"
-        )
+        groups = ", ".join(mask.groups)
+        return f"it allocates images to {groups}, and weights serve all images; fuse one group's mask.group(name)"
     if mask.branch != "both":
         return (
-            "it damps the conditional half of a guided batch alone, and weights are the same for both; if both may be "
-            f"damped, set branch='both', or {instead}"
+            "it damps the conditional half of a guided batch alone, and weights serve both halves; set branch='both' if"
+            " both may be damped"
         )
     damped = mask.factors < 1  # (T, N)
     if not damped.any():
         return None
     if mask.bin_edges[-1] > 0:
-        return (
-            f"it damps no timesteps below {mask.bin_edges[-1]:g}, and weights are the same at all; make it without a "
-            f"window, or {instead}"
-        )
+        last = mask.bin_edges[-1]
+        return f"it damps no timesteps below {last:g}, and weights serve all of them; make it without a window"
     if (mask.factors != mask.factors[0]).any():
-        return (
-            "its factors differ between timesteps, and weights are the same at all; make it without a window and with "
-            f"the same factors in each bin, or {instead}"
-        )
-    if mask.roots is not None:
-        if ((mask.roots != mask.roots[0]) & damped).any():
+        return "its factors differ between timesteps; make it without a window and with the same factors in each bin"
+    if mask.roots is None:
+        return None
+    if ((mask.roots != mask.roots[0]) & damped).any():
+        return "its roots differ between timesteps; make it with the same roots in each bin"
+    for site, span in mask.spans():
+        if site.dim == 1 and ((mask.roots[0, span] != 0) & damped[0, span]).any():
             return (
-                "its roots differ between timesteps, and a bias is the same at all; make it with the same roots in "
-                f"each bin, or {instead}"
+                f"it has a root at the convolution {site.name!r}, whose padding with zeros makes the root's share"
+                " differ at the borders; make it with root zero, or of linear layers alone"
             )
-        for site, span in mask.spans():
-            if site.dim == 1 and ((mask.roots[0, span] != 0) & damped[0, span]).any():
-                return (
-                    f"it has a root at the convolution {site.name!r}, whose padding with zeros makes the root's share "
-                    f"differ at the borders; make it with root zero, or of linear layers alone, or {instead}"
-                )
     return None
 
 
 def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False) -> None:
     """Fold a mask into the weights of a pipeline's denoiser. Fusing the same again changes nothing.
 
-    A LoRA that is loaded later adds to the layer's output from activations that are not damped; fuse it before.
+    Fuse LoRAs first: one that is loaded later adds to the layer's output from activations that are not damped.
 
     Args:
         pipe: A diffusers pipeline or its denoiser.
         mask: A plain one, the same at all timesteps and on both branches; see `is_fusable`.
-        strength: Scales the damping, from 0 (none) to 1 (as the mask says).
+        strength: Scales the damping, from 0 (none) to 1 (as in the mask).
         force: Accept a model whose weights differ from those the mask was made for.
 
     Raises:
@@ -110,22 +108,16 @@ def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False
             out of range, or a layer cannot take it (it carries a LoRA, is quantised, has no bias or no weights in
             memory). Nothing is changed then.
     """
-    factors, offsets = effective(mask, strength)
+    tables = effective(mask, strength)
     reason = is_fusable(mask)
     if reason is not None:
         raise InputError(f"this mask cannot be fused: {reason}")
     network = network_of(pipe)
     check_fits(mask, network, True)
-    by_site: dict[str, Tensor] = {}
-    offset_of: dict[str, Tensor] = {}
-    for site, span in mask.spans():
-        if (factors[0, span] < 1).any():
-            _lay(by_site, network, site, factors[0, span], 1.0)
-            if offsets is not None and (offsets[0, span] != 0).any():
-                _lay(offset_of, network, site, offsets[0, span], 0.0)
+    changes = _changes(mask, network, tables)
     fused = _fused(network)
     if fused is not None:
-        if _same(fused.factors, by_site) and _same(fused.offsets, offset_of):
+        if _same(changes, {name: layer.tables for name, layer in fused.items()}):
             return
         raise InputError(
             "another mask, or strength, is fused already; unfuse it first, or compose the masks and fuse that"
@@ -136,41 +128,32 @@ def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False
             "leave the suppress block, first"
         )
     check_fits(mask, network, force)
-    for name in by_site:
-        if hasattr(network.get_submodule(name), "base_layer"):
-            raise InputError(
-                f"site {name!r} carries a LoRA, whose own share would not be damped; merge it first (pipe.fuse_lora(), "
-                "pipe.unload_lora_weights(), then fuse with force, as the weights differ), or apply the mask as hooks"
-            )
-    sites = {name: _fold(name, _layer(network, name), by_site[name], offset_of.get(name)) for name in by_site}
-    for name, folded in sites.items():
-        _write(_layer(network, name), folded.columns, folded.folded, folded.folded_bias)
-    setattr(network, FUSED, _Fused(by_site, offset_of, sites))
+    layers = {name: _fold(name, network, *tables) for name, tables in changes.items()}
+    for name, layer in layers.items():
+        layer.write(layer_at(network, name), folded=True)
+    setattr(network, FUSED, layers)
 
 
 def unfuse(pipe: Any) -> None:
-    """Put the weights back that `fuse` changed, bit for bit.
+    """Restore the weights that `fuse` changed, bit for bit.
 
     If the model was cast meanwhile, they are what the cast would have made of them.
 
     Raises:
-        InputError: No mask is fused, or its weights have been changed since; nothing is changed then.
+        InputError: No mask is fused, or its weights have changed since; nothing is changed then.
     """
     network = network_of(pipe)
     fused = _fused(network)
     if fused is None:
         raise InputError("no mask is fused into this model; fuse one with fuse(pipe, mask)")
-    for name, folded in fused.sites.items():
-        layer = _layer(network, name)
-        if not _holds(layer.weight[:, folded.columns.to(layer.weight.device)], folded.folded) or not (
-            folded.folded_bias is None or _holds(layer.bias, folded.folded_bias)
-        ):
+    for name, layer in fused.items():
+        if not layer.is_in(layer_at(network, name)):
             raise InputError(
                 f"weights of {name!r} have changed since a mask was fused into them (by training, or a LoRA fused on "
                 "top); undo that first, or open the model again"
             )
-    for name, folded in fused.sites.items():
-        _write(_layer(network, name), folded.columns, folded.original, folded.bias)
+    for name, layer in fused.items():
+        layer.write(layer_at(network, name), folded=False)
     delattr(network, FUSED)
 
 
@@ -179,23 +162,16 @@ def is_fused(pipe: Any) -> bool:
     return _fused(network_of(pipe)) is not None
 
 
-def save_fused(
-    pipe: Any,
-    folder: str | Path,
-    safe_serialization: bool = True,
-    variant: str | None = None,
-    beside: Sequence[Path] = (),
-) -> None:
+def save_fused(pipe: Any, folder: str | Path, beside: Sequence[Path] = (), **options: Any) -> None:
     """Write a pipeline with a fused mask as a diffusers folder, which diffusers opens without this package.
 
-    It is written beside under a temporary name, and renamed when it is whole: an interrupted run leaves what was there.
+    It is written under a temporary name, and renamed when it is complete: an interrupted run leaves what was there.
 
     Args:
         pipe: A diffusers pipeline with a denoiser that a mask was fused into.
-        folder: Where to; it must not exist, or be empty.
-        safe_serialization: As diffusers' `save_pretrained`.
-        variant: As diffusers' `save_pretrained`.
-        beside: Files and folders that are copied into it.
+        folder: Must not exist, or be empty.
+        beside: Files and folders to copy into it.
+        **options: Given to diffusers' `save_pretrained`: safe_serialization, variant.
 
     Raises:
         InputError: No mask is fused, the folder holds something or cannot be written, or the pipeline carries a LoRA.
@@ -216,7 +192,7 @@ def save_fused(
     folder = folder.absolute()
     with whole_folder(folder) as temporary:
         try:
-            pipe.save_pretrained(temporary, safe_serialization=safe_serialization, variant=variant)
+            pipe.save_pretrained(temporary, **options)
             for path in beside:
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, temporary / path.name)
         except (OSError, SafetensorError) as error:
@@ -224,38 +200,49 @@ def save_fused(
             raise InputError(f"{folder} cannot be written ({reason}); choose another folder") from error
 
 
-def _fused(network: nn.Module) -> _Fused | None:
+def _fused(network: nn.Module) -> dict[str, _FoldedLayer] | None:
     return getattr(network, FUSED, None)
 
 
-def _lay(found: dict[str, Tensor], network: nn.Module, site: Site, values: Tensor, rest: float) -> None:
-    """Put a site's values among those of its layer (C,), with `rest` where no site is."""
-    width = channels_of(_layer(network, site.layer))
-    whole = found.setdefault(site.layer, torch.full((width or site.width,), rest, dtype=values.dtype))
-    whole[site.start : site.start + site.width] = values
+def _changes(mask: NeuronMask, network: nn.Module, tables: list[Tensor]) -> dict[str, list[Tensor]]:
+    """Damped layer -> its factor (C,), and its offset if that is not zero, of tables that are the same in each bin."""
+    changes: dict[str, list[Tensor]] = {}
+    for name, sites in by_layer(mask.sites).items():
+        factor, *offset = by_channel([table[:1] for table in tables], sites, network)
+        if (factor < 1).any():
+            changes[name] = [factor[0], *(table[0] for table in offset if (table != 0).any())]
+    return changes
 
 
-def _layer(network: nn.Module, name: str) -> Any:
-    return layer_at(network, name)
+def _same(a: dict[str, list[Tensor]], b: dict[str, list[Tensor]]) -> bool:
+    return a.keys() == b.keys() and all(
+        len(a[name]) == len(b[name]) and all(map(torch.equal, a[name], b[name])) for name in a
+    )
 
 
-def _fold(name: str, layer: Any, factor: Tensor, offset: Tensor | None) -> _Folded:
-    """What a layer becomes; (C,) factor and (1 - s) r. The layer is not touched."""
-    _check_layer(name, layer, offset)
+def _fold(name: str, network: nn.Module, factor: Tensor, offset: Tensor | None = None) -> _FoldedLayer:
+    """What a layer becomes; it is not changed yet."""
+    layer: Any = layer_at(network, name)
+    _check_layer(name, network, layer, offset)
     columns = (factor < 1).nonzero().flatten()
     weight = layer.weight.detach()
-    original = weight[:, columns.to(weight.device)].cpu()  # (out, n, ...)
+    original = weight[:, columns.to(weight.device)].cpu()
     wide = torch.promote_types(weight.dtype, torch.float32)
     scale = factor[columns].to(wide).view(1, -1, *[1] * (original.ndim - 2))
-    folded = (original.to(wide) * scale).to(weight.dtype)
+    weights = original, (original.to(wide) * scale).to(weight.dtype)
     if offset is None:
-        return _Folded(columns, original, folded, None, None)
+        return _FoldedLayer([factor], columns, weights, None)
     bias = layer.bias.detach().cpu().clone()
     folded_bias = (bias.to(wide) + original.to(wide) @ offset[columns].to(wide)).to(bias.dtype)
-    return _Folded(columns, original, folded, bias, folded_bias)
+    return _FoldedLayer([factor, offset], columns, weights, (bias, folded_bias))
 
 
-def _check_layer(name: str, layer: Any, offset: Tensor | None) -> None:
+def _check_layer(name: str, network: nn.Module, layer: Any, offset: Tensor | None) -> None:
+    if hasattr(network.get_submodule(name), "base_layer"):
+        raise InputError(
+            f"site {name!r} carries a LoRA, whose own share would not be damped; merge it first (pipe.fuse_lora(), "
+            "pipe.unload_lora_weights(), then fuse with force, as the weights differ), or apply the mask as hooks"
+        )
     weight: Any = getattr(layer, "weight", None)
     plain = isinstance(layer, nn.Linear | nn.Conv2d) and getattr(layer, "groups", 1) == 1
     if not plain or type(weight) not in (Tensor, nn.Parameter) or weight.dtype not in _FOLDED:
@@ -270,19 +257,3 @@ def _check_layer(name: str, layer: Any, offset: Tensor | None) -> None:
             f"site {name!r} has no bias that its root could be folded into; make the mask with root zero, or apply it "
             "as hooks"
         )
-
-
-@torch.no_grad()
-def _write(layer: Any, columns: Tensor, values: Tensor, bias: Tensor | None) -> None:
-    weight = layer.weight
-    weight[:, columns.to(weight.device)] = values.to(weight.device, weight.dtype)
-    if bias is not None:
-        layer.bias.copy_(bias)
-
-
-def _holds(now: Tensor, then: Tensor) -> bool:
-    return torch.equal(now.detach().cpu(), then.to(now.dtype))
-
-
-def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())

@@ -1,21 +1,20 @@
-"""Planning a treatment step by step, as a Lightning predict loop: every rank walks samples of its own, all plan as one.
+"""Runs a stepwise plan as a Lightning predict loop: every rank walks its own samples, and all make one plan.
 
     rank 0   samples 0, 2, 4, ...   derivatives \\                                    / factors of the step
     rank 1   samples 1, 3, 5, ...   derivatives  > rank 0 solves one problem of all <  factors of the step
 
-What a step comes to is kept as it is planned, so that a plan that was cut off goes on, on any number of devices.
+Every planned step is saved at once, so that an interrupted plan continues, on any number of devices.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from stereoclinic.ddtd.trajectory import check_prompts
 from stereoclinic.errors import Incomplete, InputError
@@ -29,164 +28,114 @@ from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.prompts.axes import Axis, gate_words
 from stereoclinic.prompts.sets import Samples
+from stereoclinic.runtime.exchange import Ranks
 from stereoclinic.runtime.predict import predict
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import labels_said
-from stereoclinic.sns.stepwise import Planned, Ranks, Stepwise, Walk
-
-T = TypeVar("T")
+from stereoclinic.sns.stepwise import PlannedStep, PlanTask, StepPlanner, Stepwise
 
 KIND, VERSION = "unfinished plan", 1
 
 
 class Unfinished:
-    """The steps of a plan that is being made, in one file.
+    """The file that keeps the steps of a plan that is being made; a path of None keeps nothing.
 
-    Args:
-        path: Ends in .safetensors; None keeps nothing.
-        configuration: Plain data: everything that a plan depends on, but for how samples were spread over devices.
-        neurons: N.
-        steps: How many there are in all.
+    `configuration` is plain data: all that the plan depends on, except how samples are spread over devices. `steps` is
+    the number of steps of the whole plan.
     """
 
     def __init__(self, path: Path | None, configuration: dict[str, Any], neurons: int, steps: int) -> None:
         self.path, self.configuration, self.neurons, self.steps = path, configuration, neurons, steps
 
-    def read(self) -> list[Planned]:
-        """What was planned so far, in the order of groups and then steps.
+    def read(self) -> list[PlannedStep]:
+        """The steps planned so far, in the order of groups and then steps.
 
         Raises:
-            InputError: It was planned in another configuration (says what differs), or the file is damaged.
+            InputError: They were planned in another configuration (says what differs), or the file is damaged.
         """
         if self.path is None or not self.path.exists():
             return []
         tensors, about = load_tensors(self.path, KIND, VERSION)
         check_same(self.path, about.get("configuration"), self.configuration)
-        said = about.get("steps")
-        steps = said if isinstance(said, list) else []
+        figures = about["steps"] if isinstance(about.get("steps"), list) else []
         names = ["factors", "roots"] if self.configuration["root"] != "zero" else ["factors"]
-        shape = (len(steps), self.neurons)
+        shape = (len(figures), self.neurons)
         fits = all(
             name in tensors and tensors[name].shape == shape and tensors[name].is_floating_point() for name in names
         )
-        if not fits or not 0 < len(steps) <= self.steps or not all(map(_is_said, steps)):
+        if not fits or not 0 < len(figures) <= self.steps or not all(map(_are_figures, figures)):
             raise InputError(f"{self.path} holds other steps than it should; remove it to start anew")
-        roots = tensors["roots"] if "roots" in names else [None] * len(steps)
-        return [Planned(*each) for each in zip(tensors["factors"], roots, steps, strict=True)]
+        roots = tensors["roots"] if "roots" in names else [None] * len(figures)
+        return [PlannedStep(*step) for step in zip(tensors["factors"], roots, figures, strict=True)]
 
-    def keep(self, planned: Sequence[Planned]) -> None:
-        """Write all of them, whole or not at all.
-
-        Raises:
-            InputError: It cannot be written there.
-        """
+    def keep(self, planned: Sequence[PlannedStep]) -> None:
+        """Write all steps, whole or not at all; InputError where that is not possible."""
         if self.path is None:
             return
-        tensors = {"factors": torch.stack([each.factor for each in planned])}
-        if planned[0].root is not None:
-            tensors["roots"] = torch.stack([each.root for each in planned if each.root is not None])
-        about = {"configuration": self.configuration, "steps": [each.said for each in planned]}
+        factors, roots = _stacked(planned)
+        tensors = {"factors": factors} if roots is None else {"factors": factors, "roots": roots}
+        about = {"configuration": self.configuration, "steps": [step.figures for step in planned]}
         save_tensors(self.path, KIND, VERSION, tensors, about)
 
 
-def _is_said(line: Any) -> bool:
-    """Whether this can be what was said of a step."""
+def _are_figures(line: Any) -> bool:
+    """Whether a file's line can be the figures of a step."""
     names = ("timestep", "before", "after", "off_axis", "damping")
     return isinstance(line, dict) and all(isinstance(line.get(name), float) for name in names)
 
 
-class Planning(L.LightningModule):
-    """Plans every group's treatment; a rank is given all of its samples at once.
+def _stacked(steps: Sequence[PlannedStep]) -> tuple[Tensor, Tensor | None]:
+    """Factors and roots of several steps, (T, N) each."""
+    roots = [step.root for step in steps if step.root is not None]
+    return torch.stack([step.factor for step in steps]), torch.stack(roots) if roots else None
 
-    Args:
-        model: The pipeline.
-        axis: The bias axis.
-        samples: All of them, on every rank.
-        settings: See `Stepwise`.
-        sites: Where neurons may be damped.
-        groups: One walk each: a group's number, or None for a balanced prediction.
-        stay: Other axes along which nothing is to move.
-        candidates: (N,) bool, or None.
-        unfinished: What was planned before, and where it is kept.
-        progress: Called with the number of samples, all ranks', of each step that is done.
-        warn: Told, once, of samples that did not fit in memory together.
-    """
+
+class Planning(L.LightningModule):
+    """Plans one trajectory a group (None for a balanced prediction); a rank is given all of its samples at once."""
 
     def __init__(
         self,
-        model: Model,
-        axis: Axis,
-        samples: Samples,
-        settings: Stepwise,
-        sites: list[Site],
+        task: PlanTask,
         groups: Sequence[int | None],
-        stay: Sequence[Axis],
-        candidates: Tensor | None,
         unfinished: Unfinished,
         progress: Callable[[int], None] | None,
         warn: Callable[[str], None],
     ) -> None:
         super().__init__()
-        self.model, self.axis, self.samples, self.settings, self.sites = model, axis, samples, settings, sites
-        self.groups, self.stay, self.candidates, self.unfinished = groups, stay, candidates, unfinished
-        self.progress = progress
-        self.network = model.network  # registered, so that Lightning moves it
-        self.portions = AdaptiveBatch(settings.batch_size, warn)
+        self.task, self.groups, self.unfinished, self.progress = task, groups, unfinished, progress
+        self.network = task.model.network  # registered, so that Lightning moves it
+        self.portions = AdaptiveBatch(task.settings.batch_size, warn)
         self.planned = unfinished.read()
 
     def on_predict_start(self) -> None:
-        self.model.to(self.device)
-        for start in range(0, len(self.samples.prompts), 64):
-            last = min(start + 64, len(self.samples.prompts))
-            check_prompts(self.model, self.axis, self.samples[start:last], self.settings.guidance)
+        task = self.task
+        task.model.to(self.device)
+        for start in range(0, len(task.samples.prompts), 64):
+            rows = task.samples[start : min(start + 64, len(task.samples.prompts))]
+            check_prompts(task.model, task.axis, rows, task.settings.guidance)
 
     def predict_step(self, batch: list[int], batch_idx: int) -> Tensor:
-        rows = [self.samples[number] for number in batch]
-        ranks = _Together(self, batch)
+        rows = [self.task.samples[number] for number in batch]
+        ranks = Ranks(self, batch)
         self.planned = ranks.agree(self.planned)  # only the first rank's machine is sure to have the file
-        each = self.unfinished.steps // len(self.groups)
+        steps = self.unfinished.steps // len(self.groups)
         self._advance(len(self.planned))
+
+        def planned(step: PlannedStep) -> None:
+            self.planned.append(step)
+            if ranks.first:
+                self.unfinished.keep(self.planned)
+            self._advance(1)
+
         for place, group in enumerate(self.groups):
-            known = self.planned[place * each : (place + 1) * each]
-            if len(known) == each:
-                continue
-            walk = Walk(
-                self.model, self.axis, rows, self.settings, self.sites, self.stay, self.candidates, group, ranks,
-                self.portions,
-            )  # fmt: skip
-
-            def planned(step: Planned) -> None:
-                self.planned.append(step)
-                if ranks.first:
-                    self.unfinished.keep(self.planned)
-                self._advance(1)
-
-            walk.plan(known, planned, each)
+            known = self.planned[place * steps : (place + 1) * steps]
+            if len(known) < steps:
+                StepPlanner(self.task, rows, group, ranks, self.portions).plan(known, planned, steps)
         return torch.tensor(len(batch))
 
     def _advance(self, steps: int) -> None:
         if self.progress is not None and steps:
-            self.progress(steps * len(self.samples))
-
-
-class _Together(Ranks):
-    """The ranks of a module's trainer, each with samples of these numbers."""
-
-    def __init__(self, module: L.LightningModule, numbers: list[int]) -> None:
-        super().__init__(first=module.global_rank == 0)
-        self._device, self._strategy = module.device, module.trainer.strategy
-        self._alone, self._order = module.trainer.world_size == 1, None
-        self._order = self.gather(torch.tensor(numbers)).argsort()
-
-    def gather(self, own: Tensor) -> Tensor:
-        if self._alone:
-            return own.cpu()
-        every = torch.cat(gather_all_tensors(own.to(self._device).contiguous())).cpu()
-        # In the order of the samples: sums are then those of one rank.
-        return every if self._order is None else every[self._order]
-
-    def agree(self, value: T) -> T:
-        return self._strategy.broadcast(value)
+            self.progress(steps * len(self.task.samples))
 
 
 def plan_stepwise(
@@ -203,48 +152,58 @@ def plan_stepwise(
     unfinished: Path | None = None,
     **trainer: Any,
 ) -> NeuronMask | None:
-    """Plan a treatment along the neutral prompts' treated trajectories.
+    """Plan a mask along the neutral prompts' treated trajectories.
 
     Args:
-        model: The pipeline; it is left as it came, in weights, precision and place.
+        model: The pipeline; its weights, precision and device are the same afterwards.
         axis: The bias axis.
-        samples: Calibration; results are judged on other seeds.
+        samples: Calibration; evaluate on other seeds.
         settings: See `Stepwise`.
         allocate: Plan one damping a group, for images that are allotted to it; otherwise one that balances.
-        stay: Other axes along whose directions the prediction is to stay where it is.
+        stay: Other axes along whose directions predictions should not move.
         candidates: (N,) bool, the neurons that may be damped, such as those that relevance located; None for all.
-        progress: Called with the number of samples that were planned on, once a group and treated step; at first
-            for all that lie in `unfinished`.
-        warn: Told, once, of samples that did not fit in memory together.
-        unfinished: File (.safetensors) that keeps what was planned as the run goes. Steps that lie there are not
-            planned again, on however many devices; remove it once the mask is saved.
+        progress: Called with the number of samples, once a group and treated step; at first for all kept steps.
+        warn: Called once if the samples did not fit in memory together.
+        unfinished: File (.safetensors) that keeps planned steps, which are not planned again, on any number of devices.
         **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
 
     Returns:
-        On rank zero a mask of the conditional branch with a bin for each treated step, with `allocate` an allocating
-        one; None on any other rank. Its `metadata["selection"]["steps"]` says of each what was planned:
-        mean |lean - target| before and after, and the movement off the axis in units of ||d||, all on the samples
-        planned on.
+        On rank zero a mask of the conditional branch with a bin for each treated step; None on any other rank. Its
+        `metadata["selection"]["steps"]` gives for each step mean |lean - target| before and after, and the movement off
+        the axis in units of ||d||, on the samples planned on.
 
     Raises:
         InputError: No step is treated, the candidates are not of this model, fewer samples than ranks, a single sample
-            that does not fit in memory, or what is unfinished was planned in another configuration.
-        Incomplete: A rank planned other steps than all of them.
-        KeyboardInterrupt: As pressed.
+            does not fit in memory, or `unfinished` was planned in another configuration.
+        Incomplete: Ranks planned too few or too many steps.
     """
     timesteps = schedule_of(model, settings.steps, settings.guidance).timesteps
     treated = settings.treated(timesteps)
     if not treated:
         raise InputError(f"until {settings.until:g}: no step lies above it; timesteps run from {timesteps[0]:g}")
-    network = inner(model.network)
-    sites = find_sites(network, settings.kinds, settings.sites)
-    neurons = sum(site.width for site in sites)
-    if candidates is not None and candidates.shape != (neurons,):
-        raise InputError(f"candidates of shape {tuple(candidates.shape)}; expected ({neurons},), the model's neurons")
+    sites = find_sites(inner(model.network), settings.kinds, settings.sites)
+    task = PlanTask(model, axis, samples, settings, sites, stay, candidates)
+    about, how = _record(task)
+    groups: list[int | None] = [*range(len(axis))] if allocate else [None]
+    kept = Unfinished(unfinished, _configuration(task, allocate, about, how), task.neurons, len(groups) * len(treated))
+    module = Planning(task, groups, kept, progress, warn)
+    runner = predict(module, model, range(len(samples)), len(samples), **trainer)
+    if len(module.planned) != kept.steps:
+        raise Incomplete(f"{len(module.planned)} of {kept.steps} steps were planned; run again")
+    if not runner.is_global_zero:
+        return None
+    by_group = [module.planned[i : i + len(treated)] for i in range(0, kept.steps, len(treated))]
+    edges = _edges(list(dict.fromkeys(treated)), model.training_steps, timesteps)
+    return _mask(sites, edges, by_group, axis.groups if allocate else (), {**about, **gate_words(axis)}, how)
+
+
+def _record(task: PlanTask) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a mask's metadata says of the model and the samples, and of how it was planned."""
+    model, axis, samples, settings = task.model, task.axis, task.samples, task.settings
     about = {
         **model.about,
-        "unet_shapes": shapes_digest(network),
-        "unet_weights": weights_digest(network),
+        "unet_shapes": shapes_digest(inner(model.network)),
+        "unet_weights": weights_digest(inner(model.network)),
         "axis": axis.name,
         "words": list(axis.words),
         **samples.about(),
@@ -254,58 +213,52 @@ def plan_stepwise(
         "guidance": settings.guidance,
     }
     how = {name: value for name, value in asdict(settings).items() if name not in ("steps", "guidance", "batch_size")}
-    how |= {"kinds": list(settings.kinds), "sites": list(settings.sites), "stay": [each.name for each in stay]}
-    groups: list[int | None] = [*range(len(axis))] if allocate else [None]
-    among = None if candidates is None else plain_digest("candidates", candidates)
-    words = [list(each.words) for each in stay]
-    configuration = {**about, **how, "allocate": allocate, "stay_words": words, "candidates": among}
-    kept = Unfinished(unfinished, configuration, neurons, len(groups) * len(treated))
-    module = Planning(model, axis, samples, settings, sites, groups, stay, candidates, kept, progress, warn)
-    runner = predict(module, model, range(len(samples)), len(samples), **trainer)
-    if len(module.planned) != kept.steps:
-        raise Incomplete(f"{len(module.planned)} of {kept.steps} steps were planned; run again")
-    if not runner.is_global_zero:
-        return None
-    once = list(dict.fromkeys(treated))  # some samplers come back to a timestep
-    places = [treated.index(t) for t in once]
-    by_group = [[module.planned[start + place] for place in places] for start in range(0, kept.steps, len(treated))]
-    factors = torch.stack([torch.stack([step.factor for step in steps]) for steps in by_group])
-    roots = None
-    if settings.root != "zero":
-        roots = torch.stack([torch.stack([step.root for step in steps if step.root is not None]) for steps in by_group])
-    edges = _edges(once, model.training_steps, timesteps)
-    said = [[step.said for step in steps] for steps in by_group]
-    selection = {
-        "method": "stepwise",
-        **how,
-        "candidates": None if candidates is None else int(candidates.sum()),
-        "steps": said if allocate else said[0],
-        "bins": _forecast(edges.tolist(), said),
-    }
-    return NeuronMask(
-        sites,
-        edges,
-        factors if allocate else factors[0],
-        roots if roots is None or allocate else roots[0],
-        "conditional",
-        {**about, **gate_words(axis), "selection": selection},
-        axis.groups if allocate else (),
-    )
+    how |= {"kinds": list(settings.kinds), "sites": list(settings.sites), "stay": [axis.name for axis in task.stay]}
+    return about, {**how, "candidates": None if task.candidates is None else int(task.candidates.sum())}
+
+
+def _configuration(task: PlanTask, allocate: bool, about: dict[str, Any], how: dict[str, Any]) -> dict[str, Any]:
+    """All that a plan depends on."""
+    words = [list(axis.words) for axis in task.stay]
+    among = None if task.candidates is None else plain_digest("candidates", task.candidates)
+    return {**about, **how, "allocate": allocate, "stay_words": words, "candidates": among}
+
+
+def _mask(
+    sites: list[Site],
+    edges: Tensor,
+    by_group: list[list[PlannedStep]],
+    groups: tuple[str, ...],
+    about: dict[str, Any],
+    how: dict[str, Any],
+) -> NeuronMask:
+    """The mask of the planned steps; of the only trajectory where there are no groups."""
+    # Some samplers come back to a timestep, with the same damping.
+    by_group = [list({step.figures["timestep"]: step for step in steps}.values()) for steps in by_group]
+    stacked = [_stacked(steps) for steps in by_group]
+    factors, roots = torch.stack([factors for factors, _ in stacked]), None
+    if stacked[0][1] is not None:
+        roots = torch.stack([roots for _, roots in stacked if roots is not None])
+    figures = [[step.figures for step in steps] for steps in by_group]
+    forecast = _forecast(edges.tolist(), figures)
+    if not groups:
+        factors, roots = factors[0], None if roots is None else roots[0]
+    selection = {"method": "stepwise", **how, "steps": figures if groups else figures[0], "bins": forecast}
+    return NeuronMask(sites, edges, factors, roots, "conditional", {**about, "selection": selection}, groups)
 
 
 def _edges(treated: list[float], first: float, timesteps: Sequence[float]) -> Tensor:
-    """Bins half-way between treated steps; the last ends half-way to the first untreated one, so that finer samplers
-    are treated as far as this one."""
+    """Bins half-way between treated steps, the last half-way to the next step, so that finer samplers fit in."""
     following = max((t for t in timesteps if t < treated[-1]), default=0.0)
     inner = [(high + low) / 2 for high, low in zip(treated, [*treated[1:], following], strict=True)]
     return torch.tensor([max(first, treated[0] + 1), *inner], dtype=torch.float64)
 
 
-def _forecast(edges: list[float], planned: list[list[dict[str, float]]]) -> list[dict[str, float]]:
+def _forecast(edges: list[float], figures: list[list[dict[str, float]]]) -> list[dict[str, float]]:
     """What was planned in each bin, means over groups, in the form of `treatment_plan`; leans are |lean - target|."""
     names = {"lean_before": "before", "lean_after": "after", "off_axis": "off_axis"}
     return [
         {"from": edges[t], "to": edges[t + 1]}
-        | {name: sum(each[own] for each in steps) / len(steps) for name, own in names.items()}
-        for t, steps in enumerate(zip(*planned, strict=True))
+        | {name: sum(step[key] for step in steps) / len(steps) for name, key in names.items()}
+        for t, steps in enumerate(zip(*figures, strict=True))
     ]

@@ -1,46 +1,96 @@
-"""Choosing neurons by rank: the paper's own form, and the baseline of every plan."""
+"""Choosing neurons by relevance: its settings, and the choice by rank, which is the paper's own form."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
+from stereoclinic.pipelines.bins import Window, bins_in
 from stereoclinic.pipelines.sites import SITE_KINDS, STREAMS, Site
-from stereoclinic.sns.mask import NeuronMask, Window, bins_in
+from stereoclinic.sns.mask import BRANCHES, NeuronMask, check_not_negative
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
 
-
-#: Labels that a mask names one by one.
+METHODS = ("plan", "top-k")
+#: Standard errors by which a neuron's score stays below its mean.
+Z = 2.0
+#: A mask lists its labels up to this number.
 MOST_LABELS = 1000
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How neurons are chosen by relevance; the defaults are those of `stereo locate`.
+
+    Args:
+        select: "plan" (see `treatment_plan`) or "top-k" (see `top_k`).
+        mu: plan: price of moving the prediction off the axis.
+        overshoot: plan: remove this fraction more than each measured lean.
+        at_most: plan: largest number of damped neurons; None for no limit.
+        top: top-k: number of neurons, or their share when below 1.
+        z: top-k: standard errors to stay below the mean.
+        since: Noisiest timestep to damp at; None for the first there is.
+        until: Cleanest timestep to damp at.
+        kinds: Kinds of site to choose among; None for all.
+        root: What neurons are damped toward, see `roots_for`.
+        branch: Halves of a guided batch to damp.
+        per_bin: Choose anew in each timestep bin, or once for all.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    select: str = "plan"
+    mu: float = 1.0
+    overshoot: float = 0.0
+    at_most: int | None = None
+    top: float = 0.01
+    z: float = 2.0
+    since: float | None = None
+    until: float = 600.0
+    kinds: tuple[str, ...] | None = None
+    root: str = "zero"
+    branch: str = "both"
+    per_bin: bool = False
+
+    def __post_init__(self) -> None:
+        if self.select not in METHODS:
+            raise InputError(f"select {self.select!r}: expected {' or '.join(METHODS)}")
+        if self.branch not in BRANCHES:
+            raise InputError(f"branch {self.branch!r}: expected {' or '.join(BRANCHES)}")
+        check_not_negative(mu=self.mu, overshoot=self.overshoot)
+        if not math.isfinite(self.z):
+            raise InputError(f"z {self.z}: expected a number of standard errors, such as 2")
+
+    @property
+    def k(self) -> int | float:
+        """`top` as `top_k` takes it: a whole number of neurons, or a share of them."""
+        return int(self.top) if self.top >= 1 and float(self.top).is_integer() else self.top
 
 
 def top_k(
     relevance: "Relevance",
     k: int | float,
-    strength: float = 1.0,
     root: str = "zero",
     kinds: Sequence[str] | None = None,
     window: Window | None = None,
     per_bin: bool = False,
-    z: float = 2.0,
+    z: float = Z,
 ) -> NeuronMask:
-    """Damp the k neurons that most surely carry the stereotype.
+    """Silence the k neurons that most surely carry the stereotype.
 
-    Neurons are ranked by the lower end of a confidence interval, ``mean - z * stderr`` of sign(S) R over
-    samples. That keeps the unit (a share of the lean), so a neuron that is large on two prompts ranks low for
-    its error, and one that is sure but tiny ranks low for its size, which a t statistic would put first.
-    Neurons whose mean is not positive are never chosen (damping them would raise the lean), so there can be
-    fewer than k.
+    Neurons are ranked by the lower end of a confidence interval, ``mean - z * stderr`` of sign(S) R over samples, so
+    that neither a large value on two prompts ranks high nor a sure but tiny one, as with a t statistic. Neurons whose
+    mean is not positive are never chosen (damping them would raise the lean), so there can be fewer than k.
 
     Args:
         relevance: What was located.
         k: A whole number of neurons, or a fraction (a float, up to 1.0) of those of the kinds.
-        strength: 1 silences the chosen neurons, 0.5 halves them.
         root: What they are damped toward; see `roots_for`.
         kinds: Kinds of site to choose among; None for all.
         window: Timesteps to damp in; None for all.
@@ -50,97 +100,99 @@ def top_k(
     Raises:
         InputError: An argument is out of range, or no neuron's relevance is positive.
     """
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength {strength:g}; expected 0 (no damping) to 1 (silenced)")
     candidates = neurons_of(relevance.sites, kinds)
     number = number_of(k, int(candidates.sum()))
-    measured = (relevance.count.sum(0) > 0).cpu() & bins_in(relevance.bin_edges, window)  # (T,)
-    if not measured.any():
-        raise InputError("relevance holds no sample in these timesteps; widen the window or locate with more steps")
-    mean, stderr = (value.double().cpu() for value in relevance.stereotype())  # (T, N) each
-    # One sample has no standard error: all neurons then rank by their mean, equally unsure.
-    stderr = torch.where(torch.isfinite(stderr), stderr, 0.0)
+    measured = measured_bins(relevance, window)
+    mean, stderr = _stereotype(relevance)
     if per_bin:
-        chosen = torch.zeros_like(mean, dtype=torch.bool)
-        for t in measured.nonzero().flatten().tolist():
-            chosen[t] = _best(mean[t], mean[t] - z * stderr[t], candidates, number)
-    else:
-        # Leans are normalised within a timestep already, so bins count alike.
-        pooled = mean[measured].mean(0)
-        error = stderr[measured].square().sum(0).sqrt() / measured.sum()
-        chosen = _best(pooled, pooled - z * error, candidates, number).expand_as(mean)
+        candidates = candidates & measured[:, None]
+    else:  # leans are normalised within a timestep already, so bins count alike
+        stderr = (stderr[measured].square().sum(0).sqrt() / measured.sum()).expand_as(mean)
+        mean = mean[measured].mean(0).expand_as(mean)
+    eligible = candidates & (mean > 0)
+    scores = torch.where(eligible, mean - z * stderr, -torch.inf)
+    chosen = torch.stack([_largest(score, number) for score in scores]) & eligible
     if not chosen.any():
         raise InputError("no neuron has positive relevance here; try other kinds, timesteps or more seeds")
-    settings: dict[str, Any] = {
-        "method": "top_k",
-        "k": k,
-        "z": z,
-        "strength": strength,
-        "root": root,
-        "kinds": list(kinds or SITE_KINDS),
-        "window": list(window) if window else None,
-        "per_bin": per_bin,
-        "neurons": int(chosen.any(0).sum()),
-    }
-    factors = torch.where(chosen, 1.0 - strength, 1.0)
-    return mask_from(relevance, factors, root, per_bin, window, settings)
+    how = {"method": "top_k", "k": k, "z": z, "neurons": int(chosen.any(0).sum())}
+    return mask_from(relevance, (~chosen).float(), how, root, kinds, window, per_bin)
 
 
-def most_relevant(relevance: "Relevance", share: float, window: Window | None = None, z: float = 2.0) -> Tensor:
-    """The neurons that most surely carry the axis, either way: (N,) bool.
+def most_relevant(relevance: "Relevance", share: float, window: Window | None = None) -> Tensor:
+    """The neurons that most surely carry the axis, in either direction: (N,) bool.
 
-    Ranked by ``|mean| - z * stderr`` of sign(S) R, averaged over the timestep bins of the window: damping a neuron that
+    Ranked by ``|mean| - Z * stderr`` of sign(S) R, averaged over the timestep bins of the window: damping a neuron that
     carries the stereotype pushes one way, damping one that works against it the other, and an allocation needs both.
 
     Args:
         relevance: What was located.
         share: Of all neurons, above 0 and up to 1.
         window: Timesteps that count; None for all.
-        z: Standard errors to stay below the size of the mean.
 
     Raises:
         InputError: The share is out of range, or nothing was measured in the window.
     """
     number = number_of(float(share), sum(site.width for site in relevance.sites))
-    measured = (relevance.count.sum(0) > 0).cpu() & bins_in(relevance.bin_edges, window)  # (T,)
+    measured = measured_bins(relevance, window)
+    mean, stderr = _stereotype(relevance)
+    score = (mean[measured].abs() - Z * stderr[measured]).clamp_min(0).mean(0)
+    return _largest(score, number)
+
+
+def measured_bins(relevance: "Relevance", window: Window | None) -> Tensor:
+    """Which bins of a window hold a sample: (T,) bool.
+
+    Raises:
+        InputError: None does.
+    """
+    measured = (relevance.count.sum(0) > 0).cpu() & bins_in(relevance.bin_edges, window)
     if not measured.any():
         raise InputError("relevance holds no sample in these timesteps; widen the window or locate with more steps")
-    mean, stderr = (value.double().cpu()[measured] for value in relevance.stereotype())
-    sure = (mean.abs() - z * torch.where(torch.isfinite(stderr), stderr, 0.0)).clamp_min(0).mean(0)
-    chosen = torch.zeros_like(sure, dtype=torch.bool)
-    chosen[sure.argsort(descending=True, stable=True)[:number]] = True
-    return chosen
+    return measured
+
+
+def _stereotype(relevance: "Relevance") -> tuple[Tensor, Tensor]:
+    """Mean and standard error of sign(S) R, (T, N) each; one sample has no error, which then counts as 0."""
+    mean, stderr = (value.double().cpu() for value in relevance.stereotype())
+    return mean, torch.where(torch.isfinite(stderr), stderr, 0.0)
 
 
 def mask_from(
     relevance: "Relevance",
     factors: Tensor,
+    how: dict[str, Any],
     root: str,
-    per_bin: bool,
+    kinds: Sequence[str] | None,
     window: Window | None,
-    settings: dict[str, Any],
+    per_bin: bool,
 ) -> NeuronMask:
-    """A mask over all of the relevance's sites, carrying its metadata; `factors` is (T, N)."""
+    """A mask over all of the relevance's sites, with its metadata and how neurons were chosen; `factors` is (T, N)."""
+    selection = {
+        **how,
+        "root": root,
+        "kinds": list(kinds or SITE_KINDS),
+        "window": list(window) if window else None,
+        "per_bin": per_bin,
+    }
     mask = NeuronMask(
         relevance.sites,
         relevance.bin_edges,
         factors.float(),
         roots_for(relevance, root, per_bin),
-        metadata={**relevance.metadata, **labels_said(relevance.labels), "selection": settings},
+        metadata={**relevance.metadata, **labels_said(relevance.labels), "selection": selection},
     )
     return mask if window is None else mask.windowed(window)
 
 
 def labels_said(labels: Sequence[str]) -> dict[str, list[str]]:
-    """What a mask says of the labels it was made on, for a judge to see which are held out; nothing if too many."""
+    """The labels as metadata of a mask, which show what labels are held out; empty if there are too many."""
     return {"labels": list(labels)} if len(labels) <= MOST_LABELS else {}
 
 
 def random_like(mask: NeuronMask, seed: int) -> NeuronMask:
-    """A random mask with the same damping: each site's factors are dealt out anew among its neurons.
+    """A random mask with the same damping: each site's factors are shuffled among its neurons.
 
-    So the factors of every site and bin are the same numbers, in another order; the order is the same in all
-    bins and for all groups, and roots stay with their neurons.
+    The order is the same in all bins and for all groups, and roots stay with their neurons.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.cat([span.start + torch.randperm(site.width, generator=generator) for site, span in mask.spans()])
@@ -155,8 +207,8 @@ def roots_for(relevance: "Relevance", root: str, per_bin: bool = True) -> Tensor
     Args:
         relevance: What was located.
         root: "zero", "balanced" (the mean over the groups' passes), or a group's name (its own mean).
-        per_bin: A root for each timestep bin (zeros where no sample was seen); otherwise the mean over all
-            samples, the same in each bin, so that it can be folded into a bias.
+        per_bin: A root for each timestep bin (zeros where no sample was seen); otherwise the mean over all samples, the
+            same in each bin, so that it can be folded into a bias.
 
     Raises:
         InputError: There is no such root.
@@ -195,12 +247,9 @@ def neurons_of(sites: Sequence[Site], kinds: Sequence[str] | None) -> Tensor:
     of = [kinds is None or any(each <= {site.kind, site.stream} for each in wanted) for site in sites]
     chosen = torch.cat([torch.full((site.width,), own) for site, own in zip(sites, of, strict=True)])
     if not chosen.any():
-        raise InputError(f"no site is of kind {', '.join(kinds or ())!r}; there are {_kinds(sites)}")
+        present = sorted({f"{site.kind}:{site.stream}" for site in sites})
+        raise InputError(f"no site is of kind {', '.join(kinds or ())!r}; there are {', '.join(present)}")
     return chosen
-
-
-def _kinds(sites: Sequence[Site]) -> str:
-    return ", ".join(sorted({f"{site.kind}:{site.stream}" for site in sites}))
 
 
 def number_of(k: int | float, candidates: int) -> int:
@@ -218,9 +267,8 @@ def number_of(k: int | float, candidates: int) -> int:
     return k
 
 
-def _best(mean: Tensor, score: Tensor, candidates: Tensor, number: int) -> Tensor:
-    eligible = candidates & (mean > 0)
-    ranked = torch.where(eligible, score, -torch.inf).argsort(descending=True, stable=True)[:number]
-    chosen = torch.zeros_like(eligible)
-    chosen[ranked] = True
-    return chosen & eligible
+def _largest(score: Tensor, number: int) -> Tensor:
+    """(n,) bool."""
+    chosen = torch.zeros_like(score, dtype=torch.bool)
+    chosen[score.argsort(descending=True, stable=True)[:number]] = True
+    return chosen

@@ -1,27 +1,25 @@
-"""The treatment planned step by step, on the trajectory as it is being treated.
+"""Plans a mask step by step, along the trajectory that the mask itself changes.
 
-A damped trajectory visits other x_t than an undamped one, and damping many neurons adds up to more than the sum of what
-each does. So each step is planned where the steps before it have led, and planned again where its own damping leads:
+A damped trajectory visits other x_t than an undamped one, and many damped neurons change more than the sum of what each
+does. So each step is planned where the earlier steps have led, and planned again where its own damping leads:
 
     a_j  ->  a_j - lambda_j (a_j - r_j)                     lambda_j = 1 - s_j
     minimise over 0 <= lambda <= 1, mean over samples,
         (S(lambda) - tau)^2                                 the lean at its target
         + mu   mean_v <v, f(lambda) - f>^2                  moved off the axis, v random in units of ||d||
-        + keep sum_e <e, f(lambda) - f>^2                   moved along what is to stay: other axes, the text itself
+        + keep sum_e <e, f(lambda) - f>^2                   moved along directions to keep: other axes, the text
 
 by Gauss-Newton: at the current lambda the rows dS/dlambda_j = -sum over positions (a_j - r_j) g_j come from one
 backward pass a cotangent, at the treated point; then one bounded least-squares problem. tau is 0 for a balanced
-prediction; for an image that is allotted to group g it is the lean of f_g, the prediction when g is asked for.
+prediction; for an image that is allotted to group g it is the lean of f_g, the prediction for g's prompt.
 
-There are more neurons than samples, so a plan can fit its own samples and miss others: what counts is how many leans it
-has seen. So every sample gives its leans' rows, and a row for one of v and e in turn, which the others make up for.
+With more neurons than samples a plan can fit its own samples and miss others, so it should see many leans: every sample
+gives the rows of its leans, and a row for only one of v and e, in turn.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -43,39 +41,32 @@ from stereoclinic.pipelines.hooks import with_gradients
 from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import SITE_KINDS, Site
-from stereoclinic.pipelines.watch import Walk as Trajectory
-from stereoclinic.pipelines.watch import encode_groups
+from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts.axes import Axis
-from stereoclinic.prompts.sets import Row
-from stereoclinic.sns.factors import Damped
-from stereoclinic.sns.linear import bounded_least_squares
-from stereoclinic.sns.mask import in_unit
-
-T = TypeVar("T")
-
-ROOTS = ("zero", "group")
+from stereoclinic.prompts.sets import Row, Samples
+from stereoclinic.runtime.exchange import Ranks
+from stereoclinic.sns.linear import SHRINK, bounded_least_squares
+from stereoclinic.sns.mask import check_not_negative, in_unit
+from stereoclinic.sns.trial import TrialDamping
 
 
 @dataclass(frozen=True)
 class Stepwise:
-    """How a treatment is planned along its own trajectory.
+    """Settings of a stepwise plan.
 
     Args:
         mu: Price of the mean squared movement off the axis, in units of ||d||, against the squared lean.
-        keep: Price of the squared movement along each direction that is to stay.
-        overshoot: Aim so much further than the target, as a share of the way from the untreated lean.
-        root: What neurons are damped toward: "zero", or "group", their mean over samples and positions when the
-            allotted group (of a plain treatment: each group in turn, averaged) is asked for.
-        until: Cleanest timestep that is treated.
-        replans: Gauss-Newton steps at each timestep, at most; each goes as far as the objective gets smaller.
-        cotangents: Rows of each sample, timestep and replan beside its leans', for v and each e in turn; each costs a
-            backward pass. More where samples are too few for all of them.
-        shrink: Share of the off-axis rows' Gram matrix that is replaced by its diagonal, see `treatment_plan`.
+        keep: Price of the squared movement along each direction to keep.
+        overshoot: Aim beyond the target by this fraction of the way from the untreated lean.
+        root: What neurons are damped toward: "zero", or "group", their mean over samples and positions for the prompts
+            of the allotted group (without allocation: of all groups, averaged).
+        until: Cleanest timestep to damp at.
+        replans: Gauss-Newton steps at each timestep, at most; each is shortened until the objective decreases.
         kinds: Kinds of site to damp.
         steps: Of the scheduler.
         guidance: Scale along the trajectory.
-        batch_size: Samples through the model together; changes nothing but rounding.
-        sites: Module paths of sites, as file names, in place of the table of `pipelines.sites`.
+        batch_size: Samples through the model together; changes only rounding.
+        sites: Patterns of module paths, such as `blocks.*.proj`, instead of the usual sites.
     """
 
     mu: float = 0.1
@@ -84,8 +75,6 @@ class Stepwise:
     root: str = "zero"
     until: float = 400.0
     replans: int = 3
-    cotangents: int = 1
-    shrink: float = 0.5
     kinds: tuple[str, ...] = tuple(SITE_KINDS)
     steps: int = 20
     guidance: float = 2.0
@@ -93,52 +82,51 @@ class Stepwise:
     sites: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.root not in ROOTS:
-            raise InputError(f"root {self.root!r}: expected {' or '.join(ROOTS)}")
-        for name in ("mu", "keep", "overshoot", "guidance"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise InputError(f"{name} {getattr(self, name)}: expected 0 or a positive number")
-        for name in ("replans", "cotangents", "steps", "batch_size"):
+        if self.root not in ("zero", "group"):
+            raise InputError(f"root {self.root!r}: expected zero or group")
+        check_not_negative(mu=self.mu, keep=self.keep, overshoot=self.overshoot, guidance=self.guidance)
+        for name in ("replans", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)}: expected 1 or more")
-        if not 0 <= self.shrink <= 1:
-            raise InputError(f"shrink {self.shrink}: expected 0 to 1")
 
     def treated(self, timesteps: Sequence[float]) -> list[float]:
-        """The timesteps that are planned; those after them are not treated, and need not be walked."""
+        """The timesteps down to `until`."""
         return [t for t in timesteps if t >= in_unit(self.until, timesteps[0])]
 
 
-@dataclass
-class Ranks:
-    """What ranks that walk samples of their own tell one another; here, one alone.
+@dataclass(frozen=True)
+class PlanTask:
+    """What is planned, and on what samples."""
 
-    Attributes:
-        first: Whether this is the first rank, which solves for all.
-    """
+    model: Model
+    axis: Axis
+    samples: Samples  # all of them, on every rank
+    settings: Stepwise
+    sites: list[Site]  # where neurons may be damped
+    stay: Sequence[Axis] = ()  # other axes along which predictions should not move
+    candidates: Tensor | None = None  # (N,) bool, the neurons that may be damped; None for all
 
-    first: bool = True
+    def __post_init__(self) -> None:
+        if self.candidates is not None and self.candidates.shape != (self.neurons,):
+            shape = tuple(self.candidates.shape)
+            raise InputError(f"candidates of shape {shape}; expected ({self.neurons},), the model's neurons")
 
-    def gather(self, own: Tensor) -> Tensor:
-        """(own samples, ...) to (all samples, ...), on the CPU, in the order of the samples."""
-        return own.cpu()
-
-    def agree(self, value: T) -> T:
-        """What the first rank has, plain or on the CPU: ranks that decided by their own rounding would part."""
-        return value
+    @property
+    def neurons(self) -> int:
+        return sum(site.width for site in self.sites)
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One step: factors (N,), roots (N,) or None for zero, and what was planned of it on the samples planned on."""
+class PlannedStep:
+    """One step: factors (N,), roots (N,) or None for zero, and figures measured on the samples planned on."""
 
     factor: Tensor
     root: Tensor | None
-    said: dict[str, float]
+    figures: dict[str, float]
 
 
 @dataclass(frozen=True)
-class _Step:
+class _Problem:
     """What is constant while one step is planned. Sizes: K groups, B samples of this rank, M cotangents of each."""
 
     call: Call
@@ -146,264 +134,217 @@ class _Step:
     balanced: Tensor  # (B, D)
     directions: Tensor  # (K, B, D)
     target: Tensor  # (K, B), tau
-    goal: Tensor  # (K, B), what is aimed at: tau, or further
+    goal: Tensor  # (K, B), the target plus overshoot
     cotangents: Tensor  # (M, B, D): K - 1 of the leans, then E others
-    asked: Tensor  # (E, B), which direction each of the others is: 0 a random one, from 1 on those that are to stay
+    asked: Tensor  # (E, B), which direction each of the others is: 0 a random one, from 1 on those to keep
+    root: Tensor | None  # (N,)
 
 
 @dataclass(frozen=True)
-class _Tried:
+class _Outcome:
     prediction: Tensor  # (B, D)
     cost: float  # the objective
-    short: float  # mean |lean - target|
+    distance: float  # mean |lean - target|
     moved: float  # mean movement off the axis, in units of ||d||
 
 
-class Walk:
-    """One trajectory of all samples, planned on and treated step by step.
+class StepPlanner:
+    """Plans along one trajectory: for a group that images are allotted to, or None for a balanced prediction.
 
-    Args:
-        model: The pipeline.
-        axis: The bias axis.
-        rows: Samples of this rank.
-        settings: See `Stepwise`.
-        sites: Where neurons may be damped.
-        stay: Other axes along which nothing is to move.
-        candidates: (N,) bool, the neurons that may be damped; None for all.
-        group: The one that images are allotted to; None for a balanced prediction.
-        ranks: What other ranks there are.
-        portions: How many samples go through the model together.
+    `rows` are the samples of this rank; `portions` are how many of them go through the model together.
     """
 
     def __init__(
-        self,
-        model: Model,
-        axis: Axis,
-        rows: list[Row],
-        settings: Stepwise,
-        sites: list[Site],
-        stay: Sequence[Axis] = (),
-        candidates: Tensor | None = None,
-        group: int | None = None,
-        ranks: Ranks | None = None,
-        portions: AdaptiveBatch | None = None,
+        self, task: PlanTask, rows: list[Row], group: int | None, ranks: Ranks, portions: AdaptiveBatch
     ) -> None:
-        self.model, self.rows, self.settings, self.sites = model, rows, settings, sites
-        self.axis, self.others = axis, list(stay)
-        self.candidates, self.group, self.ranks = candidates, group, ranks or Ranks()
-        self.portions = portions or AdaptiveBatch(settings.batch_size)
+        self.task, self.settings, self.sites = task, task.settings, task.sites
+        self.rows, self.group, self.ranks, self.portions = rows, group, ranks, portions
+        self.network = inner(task.model.network)
         self.groups: list[Conditions] = []
         self.stay: list[list[Conditions]] = []
         self.directions, self.text = 1, False
-        self.samples = len(self.ranks.gather(torch.arange(len(rows))))
 
-    def plan(self, known: Sequence[Planned], planned: Callable[[Planned], None], steps: int) -> None:
-        """Plan the treated steps, and give each to `planned`; those that are known already are only walked.
-
-        Args:
-            known: The first ones.
-            planned: Takes each of the others.
-            steps: How many are treated.
-        """
-        done: dict[float, Planned] = {}  # a mask holds one damping for a timestep, and some samplers come back to it
+    def plan(self, known: Sequence[PlannedStep], planned: Callable[[PlannedStep], None], steps: int) -> None:
+        """Plan the first `steps` steps, and give each to `planned`; the known first ones are only applied."""
+        done: dict[float, PlannedStep] = {}  # a mask has one damping for a timestep, and some samplers repeat one
 
         def visit(call: Call) -> None:
-            number = call.step
-            before = known[number] if number < len(known) else done.get(call.timestep)
+            step = known[call.step] if call.step < len(known) else done.get(call.timestep)
             unconditional = self._without_prompt(call) if call.has_unconditional else None
-            if before is not None:
-                call.reply = self._predict(call, None, before.factor, before.root)
+            if step is not None:
+                call.reply = self._predict(call, factor=step.factor, root=step.root)
             else:
-                step, root = self._prepare(call, unconditional, self._asked(number))
-                factor, call.reply, said = self._solve(step, root)
-                before = Planned(factor, root, {"timestep": call.timestep, **said})
+                step, call.reply = self._solve(self._problem(call, unconditional))
             if call.guided:
                 call.unguided = unconditional
-            done[call.timestep] = before
-            if number >= len(known):
-                planned(before)
+            done[call.timestep] = step
+            if call.step >= len(known):
+                planned(step)
 
-        settings = self.settings
-        walk = Trajectory(
-            self.model, self.rows, settings.steps, settings.guidance, visit=visit, portions=self.portions, last=steps
-        )
-        self.groups, *self.stay = encode_groups(walk, self.rows, [self.axis, *self.others])
+        task, how = self.task, self.settings
+        walk = Walk(task.model, self.rows, how.steps, how.guidance, visit=visit, portions=self.portions, last=steps)
+        self.groups, *self.stay = encode_groups(walk, self.rows, [task.axis, *task.stay])
         # A random direction, the text itself where there is guidance, and those of the other axes.
         self.text = walk.learnt.guides
-        self.directions = 1 + int(self.text) + sum(len(each) - 1 for each in self.others)
+        self.directions = 1 + int(self.text) + sum(len(conditions) - 1 for conditions in self.stay)
         walk.run()
 
     @torch.no_grad()
     def _predict(
-        self, call: Call, conditions: Conditions | None, factor: Tensor | None = None, root: Tensor | None = None
+        self,
+        call: Call,
+        conditions: Conditions | None = None,
+        factor: Tensor | None = None,
+        root: Tensor | None = None,
+        samples: Sequence[int] | None = None,
     ) -> Tensor:
-        """(B, D), of the model as it is or damped, for other prompts or the samples' own."""
-
-        def predict(own: slice) -> Tensor:
-            return call.predict(conditions, own)
-
-        with nullcontext() if factor is None else Damped(inner(self.model.network), self.sites, factor, root):
-            return torch.cat(self.portions.each(predict, call.count))
+        """(n, D), damped by `factor` if there is one, for other prompts or the samples' own, of all samples or some."""
+        chosen = list(range(call.count)) if samples is None else list(samples)
+        with nullcontext() if factor is None else TrialDamping(self.network, self.sites, factor, root):
+            return torch.cat(self.portions.each(lambda part: call.predict(conditions, chosen[part]), len(chosen)))
 
     @torch.no_grad()
     def _without_prompt(self, call: Call) -> Tensor:
         """(B, D)."""
-        return torch.cat(
-            self.portions.each(lambda own: call.run(call.without_prompt(own), own, False, False), call.count)
-        )
+        parts = self.portions.each(lambda part: call.run(call.without_prompt(part), part, False, False), call.count)
+        return torch.cat(parts)
 
     @torch.no_grad()
     def _means(self, call: Call, conditions: Conditions) -> Tensor:
-        """(samples of all ranks, N), activations in the mean over positions."""
+        """(samples of all ranks, N), means of the activations over positions."""
 
-        def means(own: slice) -> Tensor:
-            with Damped(inner(self.model.network), self.sites, torch.ones(_width(self.sites))) as watch:
-                call.predict(conditions, own)
+        def means(part: slice) -> Tensor:
+            with TrialDamping(self.network, self.sites, torch.ones(self.task.neurons)) as watch:
+                call.predict(conditions, part)
             return watch.means()
 
         return self.ranks.gather(torch.cat(self.portions.each(means, call.count)))
 
-    def _asked(self, number: int) -> Tensor:
-        """Which directions each sample is asked about at a step, (E, B): all of them as often, dealt out anew."""
-        each = min(self.directions, max(self.settings.cotangents, -(-self.directions // self.samples)))
-        dealt = torch.randperm(self.samples, generator=torch.Generator().manual_seed(number))
-        dealt = dealt[[row["number"] for row in self.rows]]
-        return (each * dealt + torch.arange(each)[:, None]) % self.directions
-
     @torch.no_grad()
-    def _prepare(self, call: Call, unconditional: Tensor | None, asked: Tensor) -> tuple[_Step, Tensor | None]:
-        """The groups' passes of a step: directions, targets, cotangents, and the mean activations damped toward."""
-        balanced, directions = group_directions(self._compared(call, self.groups))
-        untreated = self._predict(call, None)
-        said = untreated if unconditional is None else torch.cat([untreated, unconditional], 1)
-        check_told_apart(said, directions, self.rows, call.timestep)
+    def _problem(self, call: Call, unconditional: Tensor | None) -> _Problem:
+        """Directions, targets and cotangents of a step, and the mean activations damped toward."""
+        balanced, directions = group_directions(torch.stack([self._predict(call, group) for group in self.groups]))
+        untreated = self._predict(call)
+        predictions = untreated if unconditional is None else torch.cat([untreated, unconditional], 1)
+        check_told_apart(predictions, directions, self.rows, call.timestep)
         wanted = balanced if self.group is None else balanced + directions[self.group]
         target, now = lean(wanted, balanced, directions), lean(untreated, balanced, directions)
         goal = target + self.settings.overshoot * (target - now)
-        towards = unit(directions[:-1])  # a lean's cotangent is its gradient
+        asked = self._asked(call.step)
         text = None if unconditional is None else untreated - unconditional
-        others = [self._others(each, call, directions, text) for each in asked]
+        others = [self._direction(row, call, directions, text) for row in asked]
+        cotangents = torch.stack([*unit(directions[:-1]), *others])  # a lean's cotangent is its gradient
         root = None
         if self.settings.root == "group":
             shown = self.groups if self.group is None else self.groups[self.group : self.group + 1]
-            root = torch.cat([self._means(call, each) for each in shown]).mean(0)
-            root = self.ranks.agree(root)
-        cotangents = torch.stack([*towards, *others])
-        return _Step(call, untreated, balanced, directions, target, goal, cotangents, asked), root
+            root = self.ranks.agree(torch.cat([self._means(call, group) for group in shown]).mean(0))
+        return _Problem(call, untreated, balanced, directions, target, goal, cotangents, asked, root)
 
-    def _compared(self, call: Call, every: Sequence[Conditions]) -> Tensor:
-        """(K, B, D) for other prompts."""
-        return torch.stack([self._predict(call, each) for each in every])
+    def _asked(self, step: int) -> Tensor:
+        """Which directions each sample has rows for at a step, (E, B): each equally often, shuffled at every step."""
+        samples = len(self.task.samples)
+        each = max(1, -(-self.directions // samples))
+        order = torch.randperm(samples, generator=torch.Generator().manual_seed(step))
+        order = order[[row["number"] for row in self.rows]]
+        return (each * order + torch.arange(each)[:, None]) % self.directions
 
-    def _others(self, asked: Tensor, call: Call, directions: Tensor, text: Tensor | None) -> Tensor:
-        """The direction that each sample is asked about, off the axis and in units of ||d||: (B, D)."""
+    def _direction(self, asked: Tensor, call: Call, directions: Tensor, text: Tensor | None) -> Tensor:
+        """The direction that each sample has a row for, off the axis and in units of ||d||: (B, D)."""
         random = off_axis_cotangent(directions, self.rows, call.timestep)
-        found, first = torch.zeros_like(random), 1
+        chosen, first = torch.zeros_like(random), 1
         if self.text:
-            found, first = found if text is None else text.clone(), 2
-        for conditions in self.stay:
-            here = (first <= asked) & (asked < first + len(conditions) - 1)
-            if here.any():
-                samples = here.nonzero().flatten().tolist()
-                _, theirs = group_directions(torch.stack([self._some(call, each, samples) for each in conditions]))
-                found[samples] = theirs[asked[here] - first, torch.arange(len(samples))].to(found)
-            first += len(conditions) - 1
-        kept = off_axis(found, directions)
+            chosen, first = chosen if text is None else text.clone(), 2
+        for groups in self.stay:
+            mine = (first <= asked) & (asked < first + len(groups) - 1)
+            if mine.any():
+                samples = mine.nonzero().flatten().tolist()
+                predictions = torch.stack([self._predict(call, group, samples=samples) for group in groups])
+                _, theirs = group_directions(predictions)
+                chosen[samples] = theirs[asked[mine] - first, torch.arange(len(samples))].to(chosen)
+            first += len(groups) - 1
+        kept = off_axis(chosen, directions)
         kept = kept / (kept.norm(dim=1, keepdim=True) * axis_size(directions)).clamp_min(1e-12)
         return torch.where((asked > 0)[:, None].to(random.device), kept, random)
 
-    def _some(self, call: Call, conditions: Conditions, samples: Sequence[int]) -> Tensor:
-        """(n, D) of some samples, for other prompts."""
-
-        def predict(own: slice) -> Tensor:
-            return call.predict(conditions, list(samples)[own])
-
-        return torch.cat(self.portions.each(predict, len(samples)))
-
-    def _solve(self, step: _Step, root: Tensor | None) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Factors (N,) of one step, the treated prediction (B, D), and what they do."""
-        damping = torch.zeros(_width(self.sites), dtype=torch.float64)
-        best = before = self._try(step, damping, root)
+    def _solve(self, problem: _Problem) -> tuple[PlannedStep, Tensor]:
+        """The plan of one step, and the treated prediction (B, D)."""
+        damping = torch.zeros(self.task.neurons, dtype=torch.float64)
+        best = before = self._try(problem, damping)
         for _ in range(self.settings.replans):
-            wanted = self._step(step, damping, root)
+            wanted = self._gauss_newton(problem, damping)
             # Backtracking line search: the linearisation is only valid near its base point.
             for share in (1.0, 0.5, 0.25):
                 nearer = damping + share * (wanted - damping)
-                if (found := self._try(step, nearer, root)).cost < best.cost:
-                    best, damping = found, nearer
+                if (outcome := self._try(problem, nearer)).cost < best.cost:
+                    best, damping = outcome, nearer
                     break
             else:
                 break
-        line = {"before": before.short, "after": best.short, "off_axis": best.moved, "damping": damping.mean().item()}
-        return (1 - damping).float(), best.prediction, line
+        figures = {"timestep": problem.call.timestep, "before": before.distance, "after": best.distance}
+        figures |= {"off_axis": best.moved, "damping": damping.mean().item()}
+        return PlannedStep((1 - damping).float(), problem.root, figures), best.prediction
 
-    def _step(self, step: _Step, damping: Tensor, root: Tensor | None) -> Tensor:
-        """The least-squares solution of the problem as it looks from the current damping, (N,)."""
-        settings = self.settings
-        rows, wanted, kinds = self._linearise(step, (1 - damping).float(), root)
+    def _gauss_newton(self, problem: _Problem, damping: Tensor) -> Tensor:
+        """The solution (N,) of the least-squares problem that is linearised at the current damping."""
+        settings, samples = self.settings, len(self.task.samples)
+        rows, wanted, kinds = self._linearise(problem, (1 - damping).float())
         if not self.ranks.first:
             return self.ranks.agree(damping)
-        price = torch.tensor([1.0, settings.mu * (1 - settings.shrink), *[settings.keep] * (self.directions - 1)])
+        price = torch.tensor([1.0, settings.mu * (1 - SHRINK), *[settings.keep] * (self.directions - 1)])
         number = kinds.bincount(minlength=len(price))
-        number[0] = self.samples  # leans of K - 1 groups add up
+        number[0] = samples  # leans of K - 1 groups add up
         weight = (price.double() / number).sqrt()[kinds]
-        ridge = settings.mu * settings.shrink * rows[kinds == 1].square().mean(0)
-        wanted = wanted + rows @ damping
-        if self.candidates is not None:
-            rows = rows * self.candidates
-        solution = bounded_least_squares(
-            weight[:, None] * rows, weight * wanted, rows[:0], 1.0, ridge=ridge, iterations=400, tolerance=1e-4
-        )
-        return self.ranks.agree(solution)
+        ridge = settings.mu * SHRINK * rows[kinds == 1].square().mean(0)
+        if self.task.candidates is not None:
+            rows = rows * self.task.candidates
+        M, b = weight[:, None] * rows, weight * (wanted + rows @ damping)
+        return self.ranks.agree(bounded_least_squares(M, b, ridge, iterations=400, tolerance=1e-4))
 
     @torch.no_grad()
-    def _try(self, step: _Step, damping: Tensor, root: Tensor | None) -> _Tried:
-        """What a damping does: predictions, and the objective as it is, no part of it estimated."""
+    def _try(self, problem: _Problem, damping: Tensor) -> _Outcome:
+        """The prediction and the exact objective at a damping."""
         settings, leans, gather = self.settings, len(self.groups) - 1, self.ranks.gather
-        found = self._predict(step.call, None, (1 - damping).float(), root)
-        off = found - step.untreated
-        now = lean(found, step.balanced, step.directions)
-        left, short = (gather((each - now).T).double() for each in (step.goal, step.target))  # (samples, K)
-        away = gather((off_axis(off, step.directions) / axis_size(step.directions)).norm(dim=1)).double()
-        moves = gather((off * step.cotangents[leans:]).sum(2).T).double().square().flatten()
-        asked = gather(step.asked.T).flatten()
+        prediction = self._predict(problem.call, None, (1 - damping).float(), problem.root)
+        change = prediction - problem.untreated
+        now = lean(prediction, problem.balanced, problem.directions)
+        to_goal, to_target = (gather((level - now).T).double() for level in (problem.goal, problem.target))
+        away = gather((off_axis(change, problem.directions) / axis_size(problem.directions)).norm(dim=1)).double()
+        moves = gather((change * problem.cotangents[leans:]).sum(2).T).double().square().flatten()
+        asked = gather(problem.asked.T).flatten()
         along = torch.zeros(self.directions, dtype=torch.float64).index_add(0, asked, moves)
         along /= asked.bincount(minlength=self.directions)
-        cost = left[:, :leans].square().sum(1).mean() + settings.mu * away.square().mean()
+        cost = to_goal[:, :leans].square().sum(1).mean() + settings.mu * away.square().mean()
         cost += settings.keep * along[1:].sum()
-        return _Tried(found, *self.ranks.agree((cost.item(), short.abs().mean().item(), away.mean().item())))
+        figures = self.ranks.agree((cost.item(), to_target.abs().mean().item(), away.mean().item()))
+        return _Outcome(prediction, *figures)
 
-    def _linearise(self, step: _Step, factor: Tensor, root: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _linearise(self, problem: _Problem, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """At the treated point: derivatives by the damping (M samples, N), what is wanted of each row, and its kind.
 
-        Kinds: 0 a lean, 1 a random direction, from 2 on those that are to stay.
+        Kinds: 0 a lean, 1 a random direction, from 2 on those to keep.
         """
         leans = len(self.groups) - 1
 
-        def derivatives(own: slice) -> tuple[Tensor, Tensor]:
-            network = inner(self.model.network)
-            with torch.enable_grad(), with_gradients(network), Damped(network, self.sites, factor, root) as watch:
-                prediction = step.call.predict(part=own)
-            rows = []
-            for left, cotangent in zip(range(len(step.cotangents))[::-1], step.cotangents[:, own], strict=True):
-                rows.append(-watch.relevance(watch.grads(prediction, cotangent.to(prediction), left > 0)))
+        def derivatives(part: slice) -> tuple[Tensor, Tensor]:
+            watch = TrialDamping(self.network, self.sites, factor, problem.root)
+            with torch.enable_grad(), with_gradients(self.network), watch:
+                prediction = problem.call.predict(part=part)
+            rows, last = [], len(problem.cotangents) - 1
+            for i, cotangent in enumerate(problem.cotangents[:, part]):
+                rows.append(-watch.relevance(watch.grads(prediction, cotangent.to(prediction), retain=i < last)))
             return prediction.detach(), torch.stack(rows, 1)
 
-        found = self.portions.each(derivatives, len(self.rows))
-        now, rows = torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])  # (B, M, N)
+        predictions, derived = zip(*self.portions.each(derivatives, len(self.rows)), strict=True)
+        now, rows = torch.cat(predictions), torch.cat(derived)  # (B, D), (B, M, N)
         if not (finite := (now.isfinite().all(1) & rows.isfinite().all(2).all(1).to(now.device))).all():
             row = self.rows[int((~finite).nonzero()[0])]
             raise InputError(
-                f"at timestep {step.call.timestep:g} of {row['prompt']!r}, seed {row['seed']}, derivatives of the"
+                f"at timestep {problem.call.timestep:g} of {row['prompt']!r}, seed {row['seed']}, derivatives of the"
                 " treated prediction are not finite; try --dtype float32 or bfloat16"
             )
-        short = step.goal - lean(now, step.balanced, step.directions)  # (K, B)
-        moves = ((now - step.untreated) * step.cotangents[leans:]).sum(2)  # (E, B)
+        short = problem.goal - lean(now, problem.balanced, problem.directions)  # (K, B)
+        moves = ((now - problem.untreated) * problem.cotangents[leans:]).sum(2)  # (E, B)
         wanted = torch.cat([short[:leans], -moves])
-        kinds = torch.cat([torch.zeros(leans, len(now), dtype=torch.long), 1 + step.asked])
-        rows, wanted, kinds = (self.ranks.gather(each).flatten(0, 1) for each in (rows, wanted.T, kinds.T))
+        kinds = torch.cat([torch.zeros(leans, len(now), dtype=torch.long), 1 + problem.asked])
+        rows, wanted, kinds = (self.ranks.gather(x).flatten(0, 1) for x in (rows, wanted.T, kinds.T))
         return rows.double(), wanted.double(), kinds
-
-
-def _width(sites: Sequence[Site]) -> int:
-    return sum(site.width for site in sites)
