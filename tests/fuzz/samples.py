@@ -42,7 +42,7 @@ from stereoclinic.evaluation.methods.base import Mitigation
 from stereoclinic.evaluation.protocols import load_protocol
 from stereoclinic.evaluation.readers import PortraitsReader, open_reader
 from stereoclinic.evaluation.readers.pretrained import parse_classes
-from stereoclinic.evaluation.references import load_confusion
+from stereoclinic.evaluation.references import load_confusion, load_reference
 from stereoclinic.io.digest import content_digest
 from stereoclinic.io.files import load_tensors, save_tensors
 from stereoclinic.pipelines import open_model
@@ -61,7 +61,6 @@ from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import KIND as PLAN
 from stereoclinic.sns.plan import VERSION as PLAN_VERSION
 from stereoclinic.sns.plan import Unfinished
-from stereoclinic.statistics.amplification import load_reference
 
 CONFIGURATION = {"samples": 4, "axis": "gender"}
 PLANNING = {"root": "group", "seeds": [0, 1]}

@@ -1,4 +1,4 @@
-"""What every resampling interval is made of: drawn indices, drawn counts, and the ends of what was drawn."""
+"""Random draws behind the intervals: indices of images, counts, and percentiles of what was drawn."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ CHUNK_NUMBERS = 2**22
 
 
 def multinomial(n: int, shares: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Multinomial counts (*shape, K), group by group: each is binomial in what earlier ones left."""
+    """Multinomial counts (*shape, K), group by group: each is binomial among the images that are left."""
     left = torch.full(shape, float(n), dtype=torch.float64)
     counts = []
     for k in range(len(shares) - 1):
@@ -26,10 +26,10 @@ def multinomial(n: int, shares: Tensor, shape: tuple[int, ...], generator: torch
 
 
 def dirichlet(counts: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """Shares that counts could have come from: (*, K) -> (draws, *, K), with one more image spread over the K groups.
+    """Shares that may be behind counts: (*, K) -> (draws, *, K), with one more image spread over the K groups.
 
-    That image is the prior of Jeffreys for two groups and of Perks for more. Unlike resampled counts, what is drawn
-    leaves room for a group that has not been seen.
+    That image is the prior of Jeffreys for two groups and of Perks for more. It leaves room for a group that has not
+    been seen.
     """
     seed = int(torch.randint(2**62, (), generator=generator))
     shape = counts.double().cpu().numpy() + 1 / counts.shape[-1]
@@ -50,7 +50,7 @@ def resampled(reads: Tensor, images: Tensor) -> Tensor:
 
 
 def chunks(total: int, numbers_each: int) -> Iterator[int]:
-    """Sizes of chunks that add up to ``total`` draws of so many numbers each."""
+    """Sizes of chunks that add up to `total` draws of `numbers_each` numbers."""
     size = max(1, CHUNK_NUMBERS // max(1, numbers_each))
     for start in range(0, total, size):
         yield min(size, total - start)
@@ -69,7 +69,11 @@ def or_seeded(generator: torch.Generator | None) -> torch.Generator:
 
 
 def three_dimensional(reads: Tensor, what: str) -> Tensor:
-    """Reads (P, n, K) in float64; anything else is refused."""
+    """Reads (P, n, K) in float64.
+
+    Raises:
+        InputError: Another shape.
+    """
     reads = torch.as_tensor(reads).to(torch.float64)
     if reads.dim() != 3 or 0 in reads.shape:
         raise InputError(
@@ -83,10 +87,5 @@ def check_settings(draws: int, confidence: float) -> None:
     """Refuses a number of draws or a confidence that is out of range."""
     if draws < 1:
         raise InputError(f"{draws} random draws; expected at least 1, and 1000 or more for a usable interval")
-    check_confidence(confidence)
-
-
-def check_confidence(confidence: float) -> None:
-    """Refuses a confidence that is no share between 0 and 1."""
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95")
