@@ -59,7 +59,7 @@ class Part:
 
     @cached_property
     def key(self) -> str:
-        samples = [(row["prompt"], row["seed"], *self.mitigation.beside(row)) for row in self.rows]
+        samples = [(row["prompt"], row["seed"], *self.mitigation.texts(row)) for row in self.rows]
         return plain_digest([self.model, self.mitigation.key(), samples, self.steps, self.guidance])[:32]
 
 

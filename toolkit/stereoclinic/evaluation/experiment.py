@@ -32,7 +32,7 @@ from stereoclinic.evaluation.figures.summarise import summarise
 from stereoclinic.evaluation.instruments import Instruments, measure
 from stereoclinic.evaluation.methods.base import Mitigation, Suppressed
 from stereoclinic.evaluation.methods.baseline import Baseline
-from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle, PromptAllocation
+from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle
 from stereoclinic.evaluation.readers import Reader, features_of, group_columns, groups_seen, read_rows
 from stereoclinic.evaluation.readers.opening import by_reader_key
 from stereoclinic.pipelines.images import check_blank, named
@@ -181,7 +181,7 @@ def run(
     costs = {
         each.name: {"needs": each.needs, "source": each.source, "strength": each.strength, **vars(each.cost)}
         for each in baselines
-        if isinstance(each, Baseline | PromptAllocation)  # what a user's own took is not known
+        if isinstance(each, Baseline)  # what a user's own took is not known
     }
     if costs:
         experiment.results["baselines"] = costs

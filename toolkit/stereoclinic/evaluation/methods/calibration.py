@@ -1,4 +1,4 @@
-"""Calibrating a comparator: how pictures are drawn and read, and what it costs."""
+"""Calibration of a baseline: pictures are drawn, watched, read and counted."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +28,7 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """How calibration pictures are drawn, and what is aimed at.
+    """How calibration pictures are drawn, and the target shares.
 
     Args:
         steps: Of the scheduler.
@@ -51,7 +51,7 @@ class Calibration:
 
 @dataclass
 class Cost:
-    """What making a comparator took: seconds, pictures drawn, and samples passed through the denoiser each way."""
+    """What a fit took: seconds, pictures drawn, and samples passed through the denoiser forward and backward."""
 
     seconds: float = 0.0
     images: int = 0
@@ -66,8 +66,8 @@ class Look:
     Args:
         modules: By name.
         reduce: (module's name, its output for the rows that see the prompt (B, ...)) -> what is kept of it (B, ...).
-        keep: Takes (samples, step, module's name, what `reduce` gave) of each pass that was completed.
-        inputs: Look at what goes into the modules instead.
+        keep: Called with (samples, step, module's name, reduced output) after each completed pass.
+        inputs: Watch the modules' inputs instead.
     """
 
     modules: Mapping[str, nn.Module]
@@ -77,14 +77,14 @@ class Look:
 
 
 class Run:
-    """A calibration under way: draws, reads, and counts.
+    """A calibration under way.
 
     Args:
-        name: Of the comparator, for `progress`.
+        name: Of the baseline, for `progress`.
         model: The pipeline.
         axis: The bias axis.
         rows: N calibration samples.
-        calibration: See there.
+        calibration: How pictures are drawn and read.
         progress: Called with the name and a number of pictures drawn.
     """
 
@@ -129,8 +129,8 @@ class Run:
         """Draw one picture a sample: (N, 3, H, W) uint8.
 
         Args:
-            prompts: N, what each is conditioned on.
-            look: What is watched meanwhile.
+            prompts: N, one a sample.
+            look: What is watched.
 
         Raises:
             Incomplete: A picture shows nothing.
@@ -164,13 +164,13 @@ class Run:
         return torch.cat(drawn)
 
     def walk(self, rows: Sequence[Row], prompts: Sequence[str], visit: Callable[[Call], None] | None = None) -> Walk:
-        """The pipeline's call for some samples, still to be run."""
+        """The pipeline's call for some samples, not yet run."""
         steps, guidance = self.calibration.steps, self.calibration.guidance
         return Walk(self.model, rows, steps, guidance, prompts, visit, self.portions)
 
     @torch.no_grad()
     def first(self, rows: Sequence[Row], prompts: Sequence[str], look: Look) -> None:
-        """One pass of each sample at its first timestep, of the rows that see the prompt alone; nothing is drawn."""
+        """One pass of each sample at its first timestep, of the rows that see the prompt; nothing is drawn."""
 
         def visit(call: Call) -> None:
             self.portions.each(lambda own: call.predict(part=own), call.count)
@@ -191,7 +191,7 @@ class Run:
 
     @contextmanager
     def _watching(self, look: Look | None, start: int) -> Iterator[None]:
-        """Count the denoiser's passes, and hand over what is watched of a batch whose first sample is `start`."""
+        """Count the denoiser's passes, and pass on what is watched; `start` is the batch's first sample."""
         network, kept = self.network, list[tuple[str, Tensor]]()
 
         def begin(*_: Any) -> None:
@@ -211,10 +211,9 @@ class Run:
             now = pass_of(network)
             if now is not None:
                 self.cost.forward += len(now.samples)
-                for name, x in kept:
-                    assert look is not None
-                    pairs = zip(now.samples, now.conditional, strict=True)
-                    samples = [start + sample for sample, conditional in pairs if conditional]
+                pairs = zip(now.samples, now.conditional, strict=True)
+                samples = [start + sample for sample, conditional in pairs if conditional]
+                for name, x in kept if look is not None else ():
                     look.keep(samples, now.step, name, x.cpu())
 
         with ExitStack() as handles:
@@ -250,10 +249,10 @@ class Run:
 
 
 def rows_of(x: Any, now: Pass, name: str) -> Tensor:
-    """What a module of this name took or gave, if it has a row for each row of the pass.
+    """A module's input or output, which must have a row for each row of the pass.
 
     Raises:
-        InputError: It has not.
+        InputError: It has another number of rows.
     """
     if not isinstance(x, Tensor) or len(x) != len(now.samples):
         raise InputError(f"{name} has no row for each of the {len(now.samples)} rows of its denoiser's batch")

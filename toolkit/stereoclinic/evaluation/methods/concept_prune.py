@@ -10,10 +10,9 @@ ICLR 2025 (arXiv 2405.19237), after Sun et al., A Simple and Effective Pruning A
     M     = weights in M at any of the first steps (union over time);     W_ij <- 0 where M_ij
 
 The target prompts name the group that is to be erased, the base prompts are neutral. The paper erases one concept from
-a checkpoint. Which group a prompt shows too often differs between prompts ("nurse", "firefighter"), so here there is
-one pruned set of weights for each group, and a prompt is drawn with that of the group which its own calibration
-pictures show too often: our choice, in the method's favour. A prompt that is balanced, or was not calibrated on, is
-left alone. So is the choice of the conditional half to take norms from.
+a checkpoint. Here each group has its own pruned weights, and a prompt is drawn with those of the group that its own
+calibration pictures show too often: our choice, in the method's favour. A prompt that is balanced, or was not
+calibrated on, is left alone. Taking norms from the conditional half is our choice as well.
 """
 
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ class PruneSettings:
 
 
 class ConceptPrune(Baseline):
-    """Arguments as of `Baseline`, and masks: site -> (K, O, C) bool; over: neutral prompt -> group shown too often."""
+    """Arguments as of `Baseline`, and the pruned weights."""
 
     title, source = "ConceptPrune", "Chavhan et al. 2025, arXiv 2405.19237"
     needs = "group prompts, labels of own images"
@@ -62,10 +61,11 @@ class ConceptPrune(Baseline):
     fitted = ("masks", "over")
     both = True
     by_prompt = True
+    masks: dict[str, Tensor]  # site -> (K, O, C) bool
+    over: dict[str, int]  # neutral prompt -> group that it shows too often
 
-    def __init__(self, *common: Any, masks: dict[str, Tensor], over: dict[str, int]) -> None:
-        super().__init__(*common)
-        self.masks, self.over = masks, over
+    def __init__(self, *common: Any, **fitted: Any) -> None:
+        super().__init__(*common, **fitted)
         self._pruned: dict[tuple[str, int], Tensor] = {}
 
     @classmethod
@@ -103,11 +103,11 @@ class ConceptPrune(Baseline):
 
         masks = {site.name: torch.stack([mask(site, k) for k in range(len(groups))]) for site in sites}
         over = {prompt: int((p - run.target).argmax()) for prompt, p in shares.items() if (p - run.target).max() > 1e-6}
-        return cls(run.model, run.axis, run.target, settings.strength, masks=masks, over=over)
+        return cls._made(run, settings, masks=masks, over=over)
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, str]:
         self._pruned.clear()
-        return {name: network_of(self.model).get_submodule(self._site(name).layer) for name in self.masks}
+        return {name: self._site(name).layer for name in self.masks}
 
     def _site(self, name: str) -> Site:
         return Site(name, "ff", self.masks[name].shape[-1])
@@ -138,8 +138,7 @@ def _linear_sites(network: nn.Module) -> list[Site]:
 
 def _weight(network: nn.Module, site: Site) -> Tensor:
     """(O, C), of the site's channels."""
-    layer = layer_at(network, site.layer)
-    assert layer is not None
+    layer: Any = layer_at(network, site.layer)
     return site.of(layer.get_parameter("weight").detach())
 
 
