@@ -134,7 +134,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Where figures come from, as plain data."""
     from stereoclinic.evaluation.draw import model_digest
-    from stereoclinic.evaluation.readers import fingerprint, known_errors, limits
+    from stereoclinic.evaluation.readers import fingerprint
     from stereoclinic.io.digest import plain_digest, shapes_digest, weights_digest
     from stereoclinic.pipelines.arguments import inner
     from stereoclinic.prompts.sets import digest
@@ -159,8 +159,8 @@ def provenance(
         "prompts": digest(rows),
         "reader": reader.name,
         "reader_weights": plain_digest(fingerprint(reader)),
-        "reader_limits": list(limits(reader)),
-        "reader_errors": [str(each) for each in known_errors(reader)],
+        "reader_limits": list(reader.limits),
+        "reader_errors": [str(each) for each in reader.known_errors],
         **({} if published is None else {"protocol": published.says()}),
         "strength": strength,
         "masks": {

@@ -41,7 +41,7 @@ from stereoclinic.evaluation.draw import Part, Store
 from stereoclinic.evaluation.methods.base import Mitigation
 from stereoclinic.evaluation.protocols import load_protocol
 from stereoclinic.evaluation.readers import PortraitsReader, open_reader
-from stereoclinic.evaluation.readers.pretrained import parse_classes
+from stereoclinic.evaluation.readers.hugging_face import parse_classes
 from stereoclinic.evaluation.references import load_confusion, load_reference
 from stereoclinic.io.digest import content_digest
 from stereoclinic.io.files import load_tensors, save_tensors

@@ -13,16 +13,13 @@ from stereoclinic.evaluation.readers import (
     PortraitsReader,
     Reader,
     can_read,
-    features_of,
     group_columns,
     groups_seen,
-    known_errors,
-    limits,
     open_reader,
     read_rows,
 )
 from stereoclinic.evaluation.readers.base import KnownError
-from stereoclinic.evaluation.readers.opening import EnsembleReader, by_reader_key
+from stereoclinic.evaluation.readers.ensemble import EnsembleReader, by_reader_key
 from stereoclinic.prompts.axes import Axis, load_axis
 
 GENDER, AGE, SKIN = (load_axis(name) for name in ("gender", "age", "skin"))
@@ -76,8 +73,8 @@ def test_portraits_and_its_folder_are_the_same(portraits_folder: Path, images: T
         assert torch.equal(by_name.read(images)[head], expected)
         assert torch.equal(read_rows(by_name, images, [{"label": "doctor"}] * len(images))[head], expected)
     assert can_read(by_name, SKIN)
-    assert limits(by_name)
-    assert known_errors(by_name) == ()
+    assert by_name.limits
+    assert by_name.known_errors == ()
 
 
 def test_each_kind_opens_by_its_name(
@@ -89,7 +86,7 @@ def test_each_kind_opens_by_its_name(
         head, columns = group_columns(reader, GENDER)
         found = reader.read(images)[head][:, columns]
         torch.testing.assert_close(found.sum(1), torch.ones(len(images)))
-        seen = features_of(reader, images)
+        seen = reader.features(images)
         assert seen is not None
         assert len(seen) == len(images)
     assert open_reader(hf, [GENDER], classes=["male=female,female=male"]).name == hf
@@ -112,8 +109,8 @@ def test_code_of_the_users_own_is_run_only_when_asked_for(own: Path, images: Ten
     assert own.with_suffix(".ran").exists()
     head, columns = group_columns(reader, GENDER)
     torch.testing.assert_close(reader.read(images)[head][:, columns][:, 1], images.mean(dim=(1, 2, 3)))
-    assert features_of(reader, images) is None
-    assert (limits(reader), known_errors(reader)) == ((), ())
+    assert reader.features(images) is None
+    assert (reader.limits, reader.known_errors) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -191,16 +188,16 @@ def test_an_ensemble_reads_what_all_know_and_takes_the_rest_from_one(portraits_f
     assert not can_read(both, AGE)
     assert torch.equal(found["occupation"], alone.read(images)["occupation"])
     assert torch.equal(both.features(images), alone.features(images))
-    assert limits(alone) and limits(both) == tuple(f"portraits: {each}" for each in limits(alone))
+    assert alone.limits and both.limits == tuple(f"portraits: {each}" for each in alone.limits)
     wrong = Fixed("b", [0.5] * 6)
     wrong.known_errors = (KnownError("gender", 0.9, "pictures", "somebody"),)
-    assert known_errors(EnsembleReader([wrong, alone], [GENDER])) == (*wrong.known_errors, *known_errors(alone))
+    assert EnsembleReader([wrong, alone], [GENDER]).known_errors == (*wrong.known_errors, *alone.known_errors)
     with pytest.raises(InputError, match="reader 'a' cannot tell the groups of axis 'age' apart"):
         EnsembleReader([Fixed("a", [0.5] * 6), alone], [AGE])
 
 
 def test_an_ensemble_of_readers_without_features_has_none_either(images: Tensor):
-    assert features_of(EnsembleReader([Fixed("a", [0.5] * 6), Fixed("b", [0.5] * 6)], [GENDER]), images) is None
+    assert EnsembleReader([Fixed("a", [0.5] * 6), Fixed("b", [0.5] * 6)], [GENDER]).features(images) is None
 
 
 def test_a_reader_that_sees_nobody_has_little_to_say_on_whom(images: Tensor):

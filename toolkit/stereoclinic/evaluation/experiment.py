@@ -33,8 +33,8 @@ from stereoclinic.evaluation.instruments import Instruments, measure
 from stereoclinic.evaluation.methods.base import Mitigation, Suppressed
 from stereoclinic.evaluation.methods.baseline import Baseline
 from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle
-from stereoclinic.evaluation.readers import Reader, features_of, group_columns, groups_seen, read_rows
-from stereoclinic.evaluation.readers.opening import by_reader_key
+from stereoclinic.evaluation.readers import Reader, as_reader, group_columns, groups_seen, read_rows
+from stereoclinic.evaluation.readers.ensemble import by_reader_key
 from stereoclinic.pipelines.images import check_blank, named
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.sets import Row, group_prompts, with_seeds
@@ -219,6 +219,7 @@ def drawn(
     **trainer: Any,
 ) -> list[Drawn] | None:
     """Draw arms and read their pictures; arguments and errors as of `run`, None on any rank but the first."""
+    reader = as_reader(reader)
     group_columns(reader, protocol.axis)  # refused before anything is drawn
     digest = model_digest(model)
     with tempfile.TemporaryDirectory() as temporary:
@@ -317,5 +318,5 @@ def _by_reader(ensemble: Any, reads: Tensor) -> dict[str, Tensor]:
 
 def _features(reader: Reader, pictures: Tensor) -> Tensor:
     """What distances are taken of: the reader's own features, or of one that has none, 8 x 8 pixels."""
-    found = features_of(reader, pictures)
+    found = reader.features(pictures)
     return adaptive_avg_pool2d(pictures, 8).flatten(1) if found is None else found

@@ -229,9 +229,9 @@ class Run:
         Raises:
             InputError: There is no reader, or it does not know the axis.
         """
-        reader = self.calibration.reader
-        if reader is None:
+        if self.calibration.reader is None:
             raise InputError(f"{self.name} needs labels of the model's own pictures; give its Calibration a reader")
+        reader = self.calibration.reader
         head, columns = group_columns(reader, self.axis)
         found = [
             read_rows(reader, drawn[part].float() / 255, self.rows[part])[head][:, columns].argmax(1)

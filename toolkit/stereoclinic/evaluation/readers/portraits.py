@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.readers.base import group_columns
+from stereoclinic.evaluation.readers.base import Reader, group_columns
 from stereoclinic.io.reading import is_name, read_json
 from stereoclinic.prompts.axes import Axis
 
@@ -71,7 +71,7 @@ class PortraitsNet(nn.Module):
         return net.eval().requires_grad_(False)
 
 
-class PortraitsReader:
+class PortraitsReader(Reader):
     """The reader that ships with the embedded model, and with any model trained by `stereoclinic.portraits.train`."""
 
     name = "portraits"
@@ -83,7 +83,7 @@ class PortraitsReader:
         self.classes = self.net.classes
 
     @torch.no_grad()
-    def read(self, images: Tensor) -> dict[str, Tensor]:
+    def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:
         logits = self.net(_as_trained(images))
         return {name: value.softmax(1) for name, value in logits.items()}
 
