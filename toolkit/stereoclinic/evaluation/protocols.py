@@ -180,7 +180,7 @@ def load_protocol(name: str | Path) -> PublishedProtocol:
         raise InputError(
             f"protocol file {path}: {', '.join(wrong)} missing, unknown, or of another form than in time.toml"
         ) from error
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in file}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in file}
     for key in ("occupations", "held_out"):
         if isinstance(listed := values[key], str):
             if listed not in OCCUPATIONS:

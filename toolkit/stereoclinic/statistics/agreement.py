@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.statistics.intervals import Interval, wilson_interval
-from stereoclinic.statistics.resampling import check_settings, dirichlet, or_seeded
+from stereoclinic.statistics.resampling import check_draws, dirichlet, or_seeded, percentiles
 from stereoclinic.statistics.shares import distribution, top_group
 
 
@@ -69,7 +69,6 @@ def agreement(
     other: Tensor,
     groups: Sequence[str],
     resamples: int = 2000,
-    confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> Agreement:
     """Agreement of two readers, with intervals from redrawn tables.
@@ -79,21 +78,19 @@ def agreement(
         other: (..., K) of the same pictures by the other.
         groups: K names.
         resamples: Number of draws (`resampling.dirichlet`).
-        confidence: Coverage aimed at.
         generator: Source of randomness; seeded with 0 if None.
 
     Raises:
         InputError: As `agreement_table`, or a setting is out of range.
     """
-    check_settings(resamples, confidence)
+    check_draws(resamples)
     table = agreement_table(one, other).cpu()
     if len(groups) != len(table):
         raise InputError(f"{len(groups)} names of groups for {len(table)} columns of reads; expected one for each")
     drawn = dirichlet(table.flatten(), resamples, or_seeded(generator)).unflatten(-1, table.shape)
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
 
     def interval(value: Tensor, draws: Tensor) -> Interval:
-        low, high = torch.nanquantile(draws, tails).tolist()
+        low, high = percentiles(draws)
         seen = float(value)
         return Interval(seen, min(seen, low), max(seen, high)) if seen == seen else Interval(seen, low, high)
 

@@ -115,5 +115,5 @@ def _slope(reads: Tensor, target: Tensor, tilt: Tensor, resamples: int, generato
     # One image more, spread over the groups, so that a prompt whose images all show one group still has noise.
     around = (n * noise.shares + 1 / K) / (n + 1)
     seen = float(slope(noise.shares - target))
-    low, high = percentiles(slope(noise.around(around) - around), 0.95)
+    low, high = percentiles(slope(noise.around(around) - around))
     return Interval(seen, seen + low, seen + high)

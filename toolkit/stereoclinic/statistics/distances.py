@@ -9,14 +9,13 @@ torchmetrics' FID and KID want a network and subsets; these take features, and w
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.statistics.intervals import Interval
-from stereoclinic.statistics.resampling import check_settings
+from stereoclinic.statistics.resampling import NORMAL
 
 _ROWS = 4096  # of a block of the kernel, so that memory stays flat
 _PARTS = 12  # of a sample in a jackknife
@@ -196,9 +195,7 @@ def diversity_within(
     return (judged / total, compared / total) if total else (float("nan"), float("nan"))
 
 
-def jackknife_ratio(
-    measure: Callable[..., tuple[float, float]], sizes: Sequence[int], confidence: float = 0.95
-) -> Interval | None:
+def jackknife_ratio(measure: Callable[..., tuple[float, float]], sizes: Sequence[int]) -> Interval | None:
     """The ratio of two figures of the same samples with a grouped jackknife interval.
 
     Bootstrap resampling would move such figures: distances grow when an image is drawn twice. So each sample is split
@@ -208,7 +205,6 @@ def jackknife_ratio(
     Args:
         measure: Called with the numbers (Tensor) that are kept of each sample; gives two figures above 0.
         sizes: Size of each sample; the samples are independent.
-        confidence: Coverage aimed at.
 
     Returns:
         The ratio; None where some part leaves nothing to measure.
@@ -216,7 +212,6 @@ def jackknife_ratio(
     References: Shao & Wu, A General Theory for Jackknife Variance Estimation, Annals of Statistics 1989 (of groups);
     Efron & Stein, The Jackknife Estimate of Variance, Annals of Statistics 1981 (it errs upward).
     """
-    check_settings(1, confidence)
     whole = [torch.arange(size) for size in sizes]
 
     def log_ratio(kept: Sequence[Tensor]) -> float:
@@ -233,7 +228,7 @@ def jackknife_ratio(
         variance += (parts - 1) / parts * sum((each - mean) ** 2 for each in without)
     if not math.isfinite(estimate + variance):
         return None
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance)
+    half = NORMAL * math.sqrt(variance)
     return Interval(*(math.exp(end) for end in (estimate, estimate - half, estimate + half)))
 
 

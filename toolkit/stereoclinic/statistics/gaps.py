@@ -6,7 +6,7 @@ These intervals try candidates for the true shares instead, and keep those that 
 
     c(s) = t + s (shape - t)                candidates, from the target t (s = 0) outwards
     f(s) = P(gap of as many images of c(s) > seen) + P(the same = seen) / 2
-    low  = gap(c(s)) where f(s) = (1 - confidence) / 2,      high = gap(c(s)) where f(s) = (1 + confidence) / 2
+    low  = gap(c(s)) where f(s) = 2.5 %,      high = gap(c(s)) where f(s) = 97.5 %
 
 What a candidate shows depends on how its gap is spread over prompts: a few prompts with large gaps show less noise than
 many with small ones. So the low end uses only the prompts whose gap is beyond doubt, and the high end uses the seen
@@ -18,7 +18,7 @@ The interval of a change tries candidates for both sides in the same way:
     low:   after at the low end of its own interval, before as far out as still fits the seen difference
     high:  before at its low end, after as far out
 
-"Fits" means that the candidates show a difference as large (as small) in (1 - confidence) / 2 of the draws. The two
+"Fits" means that the candidates show a difference as large (as small) in 2.5 % of the draws. The two
 sides are drawn independently, and their differences scaled to the variance that resampling the same seeds on both sides
 has. Each end is a difference of two gaps of shares, so none lies beyond what two gaps can differ by.
 
@@ -39,7 +39,7 @@ from torch import Tensor
 
 from stereoclinic.statistics.intervals import Interval, PairedDifference, paired_difference_interval, share_statistic
 from stereoclinic.statistics.noise import Noise, noise_of, on_simplex, resampled_shares
-from stereoclinic.statistics.resampling import check_settings, or_seeded
+from stereoclinic.statistics.resampling import HIGH, LOW, check_draws, or_seeded
 from stereoclinic.statistics.shares import Gap
 
 _BEYOND_DOUBT = 2.5  # standard errors from the target
@@ -56,7 +56,6 @@ def gap_intervals(
     hard: bool = True,
     pooled: bool = False,
     resamples: int = 1000,
-    confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> dict[str, Interval]:
     """Intervals of gaps of the same reads: each gap's mean over prompts, or its value for the pooled shares.
@@ -68,7 +67,6 @@ def gap_intervals(
         hard: Count each image's top group, or average probabilities.
         pooled: The gap of the prompts' mean shares, in which opposite stereotypes cancel.
         resamples: Number of bootstrap draws.
-        confidence: Coverage aimed at.
         generator: Source of randomness; seeded with 0 if None.
 
     Returns:
@@ -77,9 +75,9 @@ def gap_intervals(
     Raises:
         InputError: Shapes or settings are not of that form.
     """
-    check_settings(resamples, confidence)
+    check_draws(resamples)
     noise = noise_of(reads, target, hard, pooled, resamples, or_seeded(generator))
-    return {name: interval_of(noise, gap, confidence) for name, gap in gaps.items()}
+    return {name: interval_of(noise, gap) for name, gap in gaps.items()}
 
 
 def gap_interval(reads: Tensor, gap: Gap, target: Tensor | None = None, **settings: Any) -> Interval:
@@ -87,18 +85,18 @@ def gap_interval(reads: Tensor, gap: Gap, target: Tensor | None = None, **settin
     return gap_intervals(reads, {"": gap}, target, **settings)[""]
 
 
-def interval_of(noise: Noise, gap: Gap, confidence: float = 0.95) -> Interval:
+def interval_of(noise: Noise, gap: Gap) -> Interval:
     """The interval of one gap, from shares and their noise."""
     seen = _gap_of(noise, gap)
     if not math.isfinite(seen):
         return Interval(seen, seen, seen)
-    low = _gap_of(noise, gap, _low_end(noise, gap, confidence))
+    low = _gap_of(noise, gap, _low_end(noise, gap))
     counts_as = max(seen, _fair_median(noise, gap))
     far = _outwards(
         noise,
         _evened(noise),
         lambda centre: _part_above(_shown(noise, gap, centre), counts_as),
-        (1 + confidence) / 2,
+        HIGH,
     )
     return Interval(seen, min(seen, low), max(seen, _gap_of(noise, gap, far)))
 
@@ -108,23 +106,17 @@ def gap_changes(
     after: Tensor,
     gaps: Mapping[str, Gap],
     target: Tensor | None = None,
-    hard: bool = True,
-    pooled: bool = False,
     resamples: int = 1000,
-    confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> dict[str, PairedDifference]:
     """After minus before on the same seeds for each gap: its interval, and the p-value of no change by sign flips.
 
     Args:
-        before: (P, n, K) reads; image i of prompt p has the same seed as in `after`.
+        before: (P, n, K) reads, of which the top group of each counts; image i of prompt p has the seed of `after`.
         after: (P, n, K) reads.
         gaps: Name -> one of `shares.GAPS`.
         target: (K,) or (P, K) target shares; uniform if None.
-        hard: Count each image's top group, or average probabilities.
-        pooled: Of the gap of the prompts' mean shares.
         resamples: Number of draws.
-        confidence: Coverage aimed at.
         generator: Source of randomness; seeded with 0 if None.
 
     Returns:
@@ -134,30 +126,29 @@ def gap_changes(
     Raises:
         InputError: The two sides differ in shape, or a setting is out of range.
     """
-    check_settings(resamples, confidence)
+    check_draws(resamples)
     plain = {  # checks the shapes
-        name: paired_difference_interval(before, after, share_statistic(gap, target, hard, pooled), resamples=resamples)
+        name: paired_difference_interval(before, after, share_statistic(gap, target), resamples=resamples)
         for name, gap in gaps.items()
     }
     generator = or_seeded(generator)
-    first, second = (noise_of(side, target, hard, pooled, resamples, generator) for side in (before, after))
-    draws = resampled_shares([before, after], hard, resamples, generator)
-    draws = [each.mean(-2, keepdim=True) if pooled else each for each in draws]
+    first, second = (noise_of(side, target, True, False, resamples, generator) for side in (before, after))
+    draws = resampled_shares([before, after], True, resamples, generator)
     changes = {}
     for name, gap in gaps.items():
         tied = _spread_of_a_pair(*(gap(each, first.target).mean(-1) for each in draws))
-        low, high = _least(first, second, gap, tied, confidence), -_least(second, first, gap, tied, confidence)
+        low, high = _least(first, second, gap, tied), -_least(second, first, gap, tied)
         changes[name] = replace(plain[name], low=low, high=high)
     return changes
 
 
-def _least(before: Noise, after: Noise, gap: Gap, tied: float, confidence: float) -> float:
+def _least(before: Noise, after: Noise, gap: Gap, tied: float) -> float:
     """The smallest change that fits what was seen: `after` at its low end, `before` as far out as can be."""
     fair = _fair_median(after, gap)
     seen = max(_gap_of(after, gap), fair) - max(_gap_of(before, gap), _fair_median(before, gap))
     if not math.isfinite(seen):
         return seen
-    last = _low_end(after, gap, confidence)
+    last = _low_end(after, gap)
     # Only on this side do draws count as their median at least, as what was seen does. On both sides, everything near
     # parity would look alike, and the search would end too soon.
     drawn = _shown(after, gap, last).clamp_min(fair)  # (R,)
@@ -166,7 +157,7 @@ def _least(before: Noise, after: Noise, gap: Gap, tied: float, confidence: float
         change = drawn - _shown(before, gap, centre)
         return 1 - _part_above(change.mean() + tied * (change - change.mean()), seen)
 
-    first = _outwards(before, _evened(before), not_as_large, (1 + confidence) / 2)
+    first = _outwards(before, _evened(before), not_as_large, HIGH)
     return _gap_of(after, gap, last) - _gap_of(before, gap, first)
 
 
@@ -198,12 +189,10 @@ def _part_above(drawn: Tensor, seen: float) -> float:
     return (above.double() + equal.double() / 2).mean().item()
 
 
-def _low_end(noise: Noise, gap: Gap, confidence: float) -> Tensor:
+def _low_end(noise: Noise, gap: Gap) -> Tensor:
     """Shares (P, K) of the smallest gap that could well have shown what was seen."""
     seen = _gap_of(noise, gap)
-    return _outwards(
-        noise, _sure(noise), lambda centre: _part_above(_shown(noise, gap, centre), seen), (1 - confidence) / 2
-    )
+    return _outwards(noise, _sure(noise), lambda centre: _part_above(_shown(noise, gap, centre), seen), LOW)
 
 
 def _outwards(noise: Noise, shape: Tensor, reached: Callable[[Tensor], float], wanted: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Confidence intervals of shares and means, and what chance alone shows.
+"""Confidence intervals (95 %) of shares and means, and what chance alone shows.
 
 A *statistic* maps reads to one number per leading index, (..., P, n, K) -> (...), P prompts with n images each.
 Intervals say what other seeds of the same prompts would show. Paired differences compare the same seeds.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.statistics.resampling import (
-    check_settings,
+    check_draws,
     chunks,
     image_draws,
     multinomial,
@@ -47,7 +47,7 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """What a metric shows for a perfectly fair generator: its mean, and a one-sided upper bound."""
+    """What a metric shows for a perfectly fair generator: its mean, and the bound that 95 % stay under."""
 
     mean: float
     upper: float
@@ -77,7 +77,6 @@ def bootstrap_interval(
     reads: Tensor,
     statistic: Statistic,
     resamples: int = 2000,
-    confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> Interval:
     """Percentile bootstrap interval; images are resampled within each prompt.
@@ -88,7 +87,6 @@ def bootstrap_interval(
         reads: (P, n, K) class probabilities.
         statistic: (..., P, n, K) -> (...).
         resamples: Number of bootstrap draws.
-        confidence: Coverage aimed at.
         generator: Source of randomness; seeded with 0 if None.
 
     Raises:
@@ -97,9 +95,9 @@ def bootstrap_interval(
     Reference: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
     """
     reads = three_dimensional(reads, "reads")
-    check_settings(resamples, confidence)
+    check_draws(resamples)
     draws = [statistic(resampled(reads, images)) for images in image_draws(reads, resamples, or_seeded(generator))]
-    return Interval(statistic(reads).item(), *percentiles(torch.cat(draws), confidence))
+    return Interval(statistic(reads).item(), *percentiles(torch.cat(draws)))
 
 
 def paired_difference_interval(
@@ -107,7 +105,6 @@ def paired_difference_interval(
     after: Tensor,
     statistic: Statistic,
     resamples: int = 2000,
-    confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> PairedDifference:
     """Difference after - before on the same seeds, with a bootstrap interval and a sign-flip p-value.
@@ -120,7 +117,6 @@ def paired_difference_interval(
         after: (P, n, K) reads.
         statistic: (..., P, n, K) -> (...).
         resamples: Number of bootstrap draws, and of sign flips.
-        confidence: Coverage aimed at.
         generator: Source of randomness; seeded with 0 if None.
 
     Raises:
@@ -134,7 +130,7 @@ def paired_difference_interval(
             f"reads before have shape {tuple(before.shape)} and after {tuple(after.shape)}; "
             "expected the same prompts and seeds on both sides"
         )
-    check_settings(resamples, confidence)
+    check_draws(resamples)
     generator = or_seeded(generator)
     difference = (statistic(after) - statistic(before)).item()
 
@@ -142,7 +138,7 @@ def paired_difference_interval(
         statistic(resampled(after, images)) - statistic(resampled(before, images))
         for images in image_draws(before, resamples, generator)
     ]
-    low, high = percentiles(torch.cat(draws), confidence)
+    low, high = percentiles(torch.cat(draws))
 
     as_far = 0
     for chunk in chunks(resamples, before.numel()):
@@ -153,13 +149,12 @@ def paired_difference_interval(
     return PairedDifference(difference, low, high, (1 + as_far) / (1 + resamples))
 
 
-def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: float, n: int) -> Interval:
     """Wilson score interval of a proportion; its coverage holds near 0 and 1.
 
     Args:
         successes: Number of successes, from 0 to n; images that count in part make fractions.
         n: Number of trials, at least 1.
-        confidence: Coverage aimed at.
 
     Raises:
         InputError: `successes` or `n` is out of range.
@@ -175,14 +170,13 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Inter
 
     if n < 1 or not 0 <= successes <= n:
         raise InputError(f"{successes} successes of {n}; expected n >= 1 and between 0 and n successes")
-    check_settings(1, confidence)
     p = successes / n
-    low, high = (float(end) for end in proportion_confint(successes, n, 1 - confidence, method="wilson"))
+    low, high = (float(end) for end in proportion_confint(successes, n, method="wilson"))
     # Rounding must not move the ends past p.
     return Interval(p, max(0.0, min(p, low)), min(1.0, max(p, high)))
 
 
-def correlation_interval(x: Tensor, y: Tensor, confidence: float = 0.95) -> Interval:
+def correlation_interval(x: Tensor, y: Tensor) -> Interval:
     """Pearson's correlation of (n,) and (n,), n >= 4, with Fisher's interval.
 
     Raises:
@@ -190,12 +184,11 @@ def correlation_interval(x: Tensor, y: Tensor, confidence: float = 0.95) -> Inte
     """
     from scipy.stats import pearsonr
 
-    check_settings(1, confidence)
     x, y = x.double(), y.double()
     if len(x) < 4 or x.min() == x.max() or y.min() == y.max():
         raise InputError(f"a correlation of {len(x)} pairs; expected 4 or more, of two things that vary")
     result = pearsonr(x.numpy(), y.numpy())
-    low, high = result.confidence_interval(confidence)
+    low, high = result.confidence_interval()
     return Interval(float(result.statistic), float(low), float(high))
 
 
@@ -206,7 +199,6 @@ def noise_floor(
     metric: Gap,
     target: Tensor | None = None,
     simulations: int = 4000,
-    confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> NoiseFloor:
     """What a perfectly fair generator shows at n images a prompt, averaged over prompts, by simulation.
@@ -222,7 +214,6 @@ def noise_floor(
         metric: One of `shares.GAPS`.
         target: (K,) shares that are drawn from and compared with; uniform if None.
         simulations: Number of simulated experiments.
-        confidence: Share of fair experiments that stay under the bound.
         generator: Source of randomness; seeded with 0 if None.
 
     Raises:
@@ -232,7 +223,7 @@ def noise_floor(
         raise InputError(
             f"n = {n} images, K = {K} groups, {prompts} prompts; expected at least one image, two groups and one prompt"
         )
-    check_settings(simulations, confidence)
+    check_draws(simulations)
     expected = torch.full((K,), 1 / K, dtype=torch.float64) if target is None else torch.as_tensor(target).double()
     if expected.shape != (K,):
         raise InputError(f"the target has shape {tuple(expected.shape)}; expected ({K},), one share per group")
@@ -242,7 +233,7 @@ def noise_floor(
         counts = multinomial(n, expected, (chunk, prompts), generator)
         averages.append(metric(counts / n, target).mean(-1))
     values = torch.cat(averages)
-    return NoiseFloor(values.mean().item(), torch.quantile(values, confidence).item())
+    return NoiseFloor(values.mean().item(), torch.quantile(values, 0.95).item())
 
 
 def mean_interval(values: Tensor) -> Interval:

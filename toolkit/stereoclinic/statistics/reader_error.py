@@ -19,7 +19,7 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 from stereoclinic.statistics.intervals import Interval
 from stereoclinic.statistics.noise import on_simplex
-from stereoclinic.statistics.resampling import check_settings, dirichlet, or_seeded, percentiles
+from stereoclinic.statistics.resampling import LOW, check_draws, dirichlet, or_seeded, percentiles
 from stereoclinic.statistics.shares import distribution, top_group
 
 _NEAR_SINGULAR = 0.1  # smallest singular value: below it, errors of reads are multiplied by more than ten
@@ -57,7 +57,6 @@ def corrected_intervals(
     reads: Tensor,
     confusion: Tensor,
     resamples: int = 2000,
-    confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> list[Interval]:
     """Corrected share of each group among images, with an interval for the errors of images and confusion matrix.
@@ -68,7 +67,6 @@ def corrected_intervals(
         reads: (n, K) class probabilities of the images; the top group counts.
         confusion: (K, K) counts, rows are the known groups and columns what was read.
         resamples: Number of draws.
-        confidence: Coverage aimed at.
         generator: Source of randomness; seeded with 0 if None.
 
     Returns:
@@ -77,7 +75,7 @@ def corrected_intervals(
     Raises:
         InputError: As `corrected_shares`, or the matrix is from so few pictures that it may well be singular.
     """
-    check_settings(resamples, confidence)
+    check_draws(resamples)
     hits = top_group(distribution(reads, "reads"))
     if hits.dim() != 2 or len(hits) == 0 or confusion.shape != (hits.shape[1], hits.shape[1]):
         raise InputError(
@@ -89,11 +87,11 @@ def corrected_intervals(
     shares = dirichlet(hits.sum(0), resamples, generator)  # (R, K)
     rates = dirichlet(confusion, resamples, generator)  # (R, K, K)
     smallest = torch.linalg.svdvals(rates)[..., -1]
-    if float(torch.quantile(smallest, (1 - confidence) / 2)) < _NEAR_SINGULAR:
+    if float(torch.quantile(smallest, LOW)) < _NEAR_SINGULAR:
         raise InputError(_too_near(float(smallest.median())) + ", and have more pictures behind the matrix")
     intervals = []
     for value, draws in zip(estimate.tolist(), _inverted(shares, rates).T, strict=True):
-        low, high = percentiles(draws, confidence)
+        low, high = percentiles(draws)
         intervals.append(Interval(value, min(value, low), max(value, high)))
     return intervals
 

@@ -1,12 +1,17 @@
 """Random draws behind the intervals: indices of images, counts, and percentiles of what was drawn."""
 
 from collections.abc import Iterator
+from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
+
+#: Every interval is of 95 % confidence: the share below its low end, the share below its high end, and the normal
+#: quantile there.
+LOW, HIGH, NORMAL = 0.025, 0.975, NormalDist().inv_cdf(0.975)
 
 # Resamples are drawn in chunks of about this many numbers (32 MB in float64), so that memory stays flat.
 CHUNK_NUMBERS = 2**22
@@ -56,10 +61,10 @@ def chunks(total: int, numbers_each: int) -> Iterator[int]:
         yield min(size, total - start)
 
 
-def percentiles(values: Tensor, confidence: float) -> tuple[float, float]:
-    """The values that leave out half of 1 - confidence at each end."""
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=values.dtype, device=values.device)
-    low, high = torch.quantile(values, tails).tolist()
+def percentiles(values: Tensor) -> tuple[float, float]:
+    """The ends of the middle 95 % of values that are not NaN."""
+    tails = torch.tensor([LOW, HIGH], dtype=values.dtype, device=values.device)
+    low, high = torch.nanquantile(values, tails).tolist()
     return low, high
 
 
@@ -83,9 +88,7 @@ def three_dimensional(reads: Tensor, what: str) -> Tensor:
     return reads
 
 
-def check_settings(draws: int, confidence: float) -> None:
-    """Refuses a number of draws or a confidence that is out of range."""
+def check_draws(draws: int) -> None:
+    """Raises InputError for less than one random draw."""
     if draws < 1:
         raise InputError(f"{draws} random draws; expected at least 1, and 1000 or more for a usable interval")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95")

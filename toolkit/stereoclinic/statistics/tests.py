@@ -41,7 +41,8 @@ def prompt_p_values(before: Tensor, after: Tensor) -> list[float]:
     tail = binom.sf(torch.maximum(ups, downs).numpy() - 1, (ups + downs).numpy(), 0.5)
     groups = before.shape[-1]
     smallest = torch.from_numpy(2 * tail).clamp_max(1).amin(1)
-    return (smallest if groups == 2 else groups * smallest).clamp_max(1).tolist()  # type: ignore[no-any-return]
+    corrected: list[float] = (smallest if groups == 2 else groups * smallest).clamp_max(1).tolist()
+    return corrected
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -76,6 +76,9 @@ class Look:
     inputs: bool = False
 
 
+_NOTHING = Look({}, lambda name, x: x, lambda samples, step, name, x: None)
+
+
 class Run:
     """A calibration under way.
 
@@ -125,7 +128,7 @@ class Run:
         steps, guidance = self.calibration.steps, self.calibration.guidance
         return torch.tensor(schedule_of(self.model, steps, guidance).timesteps)
 
-    def draw(self, prompts: Sequence[str], look: Look | None = None) -> Tensor:
+    def draw(self, prompts: Sequence[str], look: Look = _NOTHING) -> Tensor:
         """Draw one picture a sample: (N, 3, H, W) uint8.
 
         Args:
@@ -181,7 +184,7 @@ class Run:
                 self.walk(rows[part], prompts[part], visit).run()
 
     @contextmanager
-    def _counted(self, part: slice, look: Look | None = None) -> Iterator[None]:
+    def _counted(self, part: slice, look: Look = _NOTHING) -> Iterator[None]:
         """Watch a batch while it is drawn, and count it."""
         with self._watching(look, part.start):
             yield
@@ -190,7 +193,7 @@ class Run:
             self.progress(self.name, part.stop - part.start)
 
     @contextmanager
-    def _watching(self, look: Look | None, start: int) -> Iterator[None]:
+    def _watching(self, look: Look, start: int) -> Iterator[None]:
         """Count the denoiser's passes, and pass on what is watched; `start` is the batch's first sample."""
         network, kept = self.network, list[tuple[str, Tensor]]()
 
@@ -200,7 +203,7 @@ class Run:
         def hook(name: str) -> Callable[..., None]:
             def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
                 now = pass_of(network)
-                if now is not None and look is not None and any(now.conditional):
+                if now is not None and any(now.conditional):
                     x = rows_of(args[0] if look.inputs else output, now, f"{self.name}: {name}")
                     rows = [row for row, conditional in enumerate(now.conditional) if conditional]
                     kept.append((name, look.reduce(name, x[rows].detach())))
@@ -213,12 +216,12 @@ class Run:
                 self.cost.forward += len(now.samples)
                 pairs = zip(now.samples, now.conditional, strict=True)
                 samples = [start + sample for sample, conditional in pairs if conditional]
-                for name, x in kept if look is not None else ():
+                for name, x in kept:
                     look.keep(samples, now.step, name, x.cpu())
 
         with ExitStack() as handles:
             handles.callback(network.register_forward_pre_hook(begin).remove)
-            for name, module in look.modules.items() if look is not None else ():
+            for name, module in look.modules.items():
                 handles.callback(module.register_forward_hook(hook(name)).remove)
             handles.callback(network.register_forward_hook(end).remove)
             yield
