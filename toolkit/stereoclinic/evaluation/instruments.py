@@ -16,7 +16,6 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -213,49 +212,28 @@ def clip_scores(
     Raises:
         InputError: No CLIP under this name, images of another form, or another number of prompts.
     """
-    from torchmetrics.functional.multimodal import clip_score
-
     if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise InputError(f"images {tuple(images.shape)} {images.dtype}; expected (n, 3, H, W) uint8")
     if len(images) != len(prompts) or len(prompts) == 0:
         raise InputError(f"{len(images)} images and {len(prompts)} prompts; expected one prompt for each image")
     model, processor = open_clip(clip) if isinstance(clip, str) else clip
-    longest = model.config.text_config.max_position_embeddings
-    if long := [each for each in dict.fromkeys(prompts) if len(processor(text=[each])["input_ids"][0]) > longest]:
+    model, longest = model.eval(), model.config.text_config.max_position_embeddings
+    texts = list(dict.fromkeys(prompts))
+    if long := [text for text in texts if len(processor(text=[text])["input_ids"][0]) > longest]:
         more = f" ({len(long)} prompts are)" if len(long) > 1 else ""
         warn(f"CLIPScore: prompt {long[0]!r} is longer than the {longest} tokens that CLIP reads{more}; its end is cut")
-    adapter = _Features(model.eval())
-    cut = partial(_processed, processor, longest)
-    # One by one: of several at once torchmetrics gives the mean alone.
-    pairs = zip(images.to(model.device), prompts, strict=True)
-    found = [clip_score(image, prompt, model_name_or_path=lambda: (adapter, cut)) for image, prompt in pairs]
-    return torch.stack(found).double().cpu()
-
-
-class _Features(nn.Module):
-    """A CLIPModel whose features are tensors, as torchmetrics expects; transformers 5 returns an output object."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        features: Tensor = self.model.get_image_features(pixel_values=pixel_values).pooler_output
-        return features
-
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        features: Tensor = self.model.get_text_features(
-            input_ids=input_ids, attention_mask=attention_mask
-        ).pooler_output
-        return features
-
-
-def _processed(processor: Any, longest: int, **given: Any) -> Any:
-    """A processor's output, long texts cut so that the end-of-text token stays last, which torchmetrics would lose."""
-    if "text" in given:
-        given |= {"truncation": True, "max_length": longest}
-    return processor(**given)
+    # One by one, so that a score does not depend on its batch. Truncation keeps the end-of-text token, which the
+    # embedding is read at; torchmetrics' CLIPScore cuts it off.
+    embedded = {}
+    for text in texts:
+        tokens = processor(text=[text], return_tensors="pt", truncation=True, max_length=longest)
+        embedded[text] = model.get_text_features(**tokens.to(model.device)).pooler_output
+    scores = []
+    for picture, prompt in zip(images.cpu(), prompts, strict=True):
+        values = processor(images=[picture], return_tensors="pt").to(model.device)
+        seen = model.get_image_features(**values).pooler_output
+        scores.append(100 * functional.cosine_similarity(seen, embedded[prompt]).clamp_min(0))
+    return torch.cat(scores).double().cpu()
 
 
 @dataclass(frozen=True)
