@@ -7,7 +7,7 @@ ICLR 2025 (arXiv 2405.19237), after Sun et al., A Simple and Effective Pruning A
     a_j   = norm of hidden unit j over samples and positions, each position's vector brought to length 1
     S_ij  = |W_ij| ||a_j||                          Wanda score of a weight of the layer that follows (`ff.net.2`)
     M_ij  = S_ij among the top k % of row i under the target prompts, and larger than under the base prompts
-    M     = weights in M at any of the first steps (union over time);     W_ij <- 0 where M_ij
+    M     = weights in M at any step (union over time);     W_ij <- 0 where M_ij
 
 The target prompts name the group that is to be erased, the base prompts are neutral. The paper erases one concept from
 a checkpoint. Here each group has its own pruned weights, and a prompt is drawn with those of the group that its own
@@ -33,22 +33,17 @@ from stereoclinic.prompts.sets import Row, write
 
 @dataclass(frozen=True)
 class PruneSettings:
-    """Args: fraction of each row that may be pruned; base prompts; window, as a share of the run; strength up to 1.
+    """Args: fraction of each row that may be pruned; strength up to 1.
 
-    The base is "neutral", or the "others": the other groups' prompts, which the authors' code takes for gender. Their
-    fraction is 0.01; of 0.01 to 0.3, 0.1 moved most on the embedded model, at 12 prompts and two seeds.
+    The authors' fraction is 0.01; of 0.01 to 0.3, 0.1 moved most on the embedded model.
     """
 
     fraction: float = 0.1
-    base: str = "neutral"
-    window: float = 1.0
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1 or not 0 < self.window <= 1:
-            raise InputError(f"ConceptPrune: fraction {self.fraction}, window {self.window}; expected above 0, up to 1")
-        if self.base not in ("neutral", "others"):
-            raise InputError(f"ConceptPrune: base {self.base!r}; choose neutral or others")
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"ConceptPrune: fraction {self.fraction}; expected above 0, up to 1")
         check_strength("ConceptPrune", self.strength, 1)
 
 
@@ -73,15 +68,14 @@ class ConceptPrune(Baseline):
         sites = _linear_sites(run.network)
         modules = {site.name: run.network.get_submodule(site.layer) for site in sites}
         of = {site.name: site.of for site in sites}
-        steps = max(1, round(settings.window * len(run.timesteps())))
+        steps = len(run.timesteps())
         squares: list[dict[str, Tensor]] = []  # of each kind of prompt: site -> (steps, C)
 
         def reduce(name: str, a: Tensor) -> Tensor:
             return functional.normalize(of[name](a).double(), dim=-1).square().flatten(1, -2).sum(1)
 
         def keep(samples: list[int], step: int, name: str, square: Tensor) -> None:
-            if step < steps:
-                squares[-1][name][step] += square.sum(0)
+            squares[-1][name][step] += square.sum(0)
 
         def record(prompts: list[str]) -> Tensor:
             squares.append({site.name: torch.zeros(steps, site.width).double() for site in sites})
@@ -92,16 +86,11 @@ class ConceptPrune(Baseline):
             record(run.group(k))
         neutral, *groups = squares
 
-        def base(name: str, k: int) -> Tensor:
-            if settings.base == "neutral":
-                return neutral[name].sqrt()
-            return torch.stack([each[name] for i, each in enumerate(groups) if i != k]).mean(0).sqrt()
+        def mask(site: Site, group: dict[str, Tensor]) -> Tensor:
+            norms = (each[site.name].sqrt() for each in (group, neutral))
+            return skilled(_weight(run.network, site), *norms, settings.fraction)
 
-        def mask(site: Site, k: int) -> Tensor:
-            own, name = _weight(run.network, site), site.name
-            return skilled(own, groups[k][name].sqrt(), base(name, k), settings.fraction)
-
-        masks = {site.name: torch.stack([mask(site, k) for k in range(len(groups))]) for site in sites}
+        masks = {site.name: torch.stack([mask(site, group) for group in groups]) for site in sites}
         over = {prompt: int((p - run.target).argmax()) for prompt, p in shares.items() if (p - run.target).max() > 1e-6}
         return cls._made(run, settings, masks=masks, over=over)
 

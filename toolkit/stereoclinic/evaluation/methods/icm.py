@@ -7,7 +7,7 @@ Reference: Zaleska et al., Attention, May I Have Your Decision? Localizing Gener
     y_n     = the group that a reader sees in the finished picture
     theta_k = weights of a logistic regression of [y = k] on z, brought to length 1
     layers  = those whose probes are right most often on pictures held out (a fifth), on average over timesteps
-    o      <- o + a theta_k       at every position, after the first steps; their code also has it brought back to ||o||
+    o      <- (o + a theta_k) ||o|| / ||o + a theta_k||       at every position, after the first steps
 
 k is the image's allotted group. The authors' a is a number for one model (15 for Stable Diffusion 1.5); here it is
 `strength` times the mean length of the layer's outputs at that timestep, so that it carries over to other models.
@@ -28,12 +28,11 @@ from stereoclinic.evaluation.methods.calibration import Look, Run
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """Args: number of layers; share of the run left alone at its start; penalty of probes; keep_length; strength."""
+    """Args: number of layers; share of the run left alone at its start; penalty of probes; strength."""
 
     layers: int = 3
     start: float = 0.1
     penalty: float = 1.0
-    keep_length: bool = True
     strength: float = 1.0
 
     def __post_init__(self) -> None:
@@ -48,11 +47,10 @@ class ImplicitChoice(Baseline):
     title, source = "ICM", "Zaleska et al. 2026, arXiv 2604.06052"
     needs = "labels of own images"
     defaults: ClassVar[ProbeSettings] = ProbeSettings()
-    fitted = ("theta", "lengths", "start", "keep_length")
+    fitted = ("theta", "lengths", "start")
     theta: dict[str, Tensor]  # layer -> (T, K, C)
     lengths: dict[str, Tensor]  # layer -> (T,), mean length of its outputs
     start: float  # share of the run that is left alone
-    keep_length: bool  # whether each output keeps its length
 
     @classmethod
     def _fit(cls, run: Run, settings: ProbeSettings) -> Self:
@@ -79,7 +77,7 @@ class ImplicitChoice(Baseline):
             right[name] = sum(share for _, share in found)
         best = sorted(layers, key=lambda name: -right[name])[: settings.layers]  # stable: the first of equals
         fitted = {"theta": {name: theta[name] for name in best}, "lengths": {name: lengths[name] for name in best}}
-        return cls._made(run, settings, timesteps, **fitted, start=settings.start, keep_length=settings.keep_length)
+        return cls._made(run, settings, timesteps, **fitted, start=settings.start)
 
     def modules(self) -> dict[str, str]:
         return {name: name for name in self.theta}
@@ -90,7 +88,7 @@ class ImplicitChoice(Baseline):
             return output
         a = self.strength * float(lengths[t])
         moved = output + a * self.theta[name][t].to(output)[groups][:, None]
-        return unit(moved) * output.norm(dim=-1, keepdim=True) if self.keep_length else moved
+        return unit(moved) * output.norm(dim=-1, keepdim=True)
 
 
 def _fifth(y: Tensor, groups: tuple[str, ...]) -> Tensor:
