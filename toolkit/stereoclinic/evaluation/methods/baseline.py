@@ -93,7 +93,7 @@ class Baseline(Mitigation):
             InputError: Samples, reader or model do not fit the method.
         """
         check_open(model)
-        run = Run(cls.title, model, axis, samples, calibration, progress)
+        run = Run(cls.title, model, axis, list(samples), calibration, progress)
         began = time.perf_counter()
         made = cls._fit(run, cls.defaults if settings is None else settings)
         run.cost.seconds = time.perf_counter() - began

@@ -79,32 +79,27 @@ class Look:
 _NOTHING = Look({}, lambda name, x: x, lambda samples, step, name, x: None)
 
 
+@dataclass
 class Run:
-    """A calibration under way.
+    """A calibration under way, of N samples."""
 
-    Args:
-        name: Of the baseline, for `progress`.
-        model: The pipeline.
-        axis: The bias axis.
-        rows: N calibration samples.
-        calibration: How pictures are drawn and read.
-        progress: Called with the name and a number of pictures drawn.
-    """
+    name: str  # of the baseline, for `progress`
+    model: Model
+    axis: Axis
+    rows: list[Row]
+    calibration: Calibration
+    progress: Progress | None = None
+    cost: Cost = field(default_factory=Cost)
+    portions: AdaptiveBatch = field(default_factory=AdaptiveBatch)
 
-    def __init__(
-        self,
-        name: str,
-        model: Model,
-        axis: Axis,
-        rows: Sequence[Row],
-        calibration: Calibration,
-        progress: Progress | None = None,
-    ) -> None:
-        self.name, self.model, self.axis, self.rows, self.calibration = name, model, axis, list(rows), calibration
-        self.target = shares_of(axis.groups, [calibration.shares] if calibration.shares else [])
-        self.progress, self.cost, self.portions = progress, Cost(), AdaptiveBatch()
+    def __post_init__(self) -> None:
+        shares = self.calibration.shares
+        self.target = shares_of(self.axis.groups, [shares] if shares else [])
+        self.steps, self.guidance = self.calibration.steps, self.calibration.guidance
         if not self.rows or any("prompt" not in row or "seed" not in row for row in self.rows):
-            raise InputError(f"{name}: no calibration samples; give rows with a prompt and a seed, as with_seeds makes")
+            raise InputError(
+                f"{self.name}: no calibration samples; give rows with a prompt and a seed, as with_seeds makes"
+            )
 
     @property
     def network(self) -> nn.Module:
@@ -125,8 +120,7 @@ class Run:
 
     def timesteps(self) -> Tensor:
         """(T,) of a picture, noisiest first."""
-        steps, guidance = self.calibration.steps, self.calibration.guidance
-        return torch.tensor(schedule_of(self.model, steps, guidance).timesteps)
+        return torch.tensor(schedule_of(self.model, self.steps, self.guidance).timesteps)
 
     def draw(self, prompts: Sequence[str], look: Look = _NOTHING) -> Tensor:
         """Draw one picture a sample: (N, 3, H, W) uint8.
@@ -138,16 +132,19 @@ class Run:
         Raises:
             Incomplete: A picture shows nothing.
         """
-        steps, guidance = self.calibration.steps, self.calibration.guidance
         drawn, blank = [], list[str]()
         for part in self.batches():
-            rows, own = self.rows[part], prompts[part]
+            rows = self.rows[part]
 
             def note(place: int, rows: list[Row] = rows) -> None:
                 blank.append(pictures.named(rows[place], self.name))
 
             with self._counted(part, look):
-                drawn.append(pictures.draw(self.model, rows, steps, guidance, own, portions=self.portions, blank=note))
+                drawn.append(
+                    pictures.draw(
+                        self.model, rows, self.steps, self.guidance, prompts[part], portions=self.portions, blank=note
+                    )
+                )
         pictures.check_blank(blank, len(self.rows), most=0)
         return torch.cat(drawn)
 
@@ -168,8 +165,7 @@ class Run:
 
     def walk(self, rows: Sequence[Row], prompts: Sequence[str], visit: Callable[[Call], None] | None = None) -> Walk:
         """The pipeline's call for some samples, not yet run."""
-        steps, guidance = self.calibration.steps, self.calibration.guidance
-        return Walk(self.model, rows, steps, guidance, prompts, visit, self.portions)
+        return Walk(self.model, rows, self.steps, self.guidance, prompts, visit, self.portions)
 
     @torch.no_grad()
     def first(self, rows: Sequence[Row], prompts: Sequence[str], look: Look) -> None:

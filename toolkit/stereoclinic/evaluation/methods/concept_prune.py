@@ -87,8 +87,8 @@ class ConceptPrune(Baseline):
         neutral, *groups = squares
 
         def mask(site: Site, group: dict[str, Tensor]) -> Tensor:
-            norms = (each[site.name].sqrt() for each in (group, neutral))
-            return skilled(_weight(run.network, site), *norms, settings.fraction)
+            target, base = group[site.name].sqrt(), neutral[site.name].sqrt()
+            return skilled(_weight(run.network, site), target, base, settings.fraction)
 
         masks = {site.name: torch.stack([mask(site, group) for group in groups]) for site in sites}
         over = {prompt: int((p - run.target).argmax()) for prompt, p in shares.items() if (p - run.target).max() > 1e-6}

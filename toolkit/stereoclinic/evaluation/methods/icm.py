@@ -88,7 +88,8 @@ class ImplicitChoice(Baseline):
             return output
         a = self.strength * float(lengths[t])
         moved = output + a * self.theta[name][t].to(output)[groups][:, None]
-        return unit(moved) * output.norm(dim=-1, keepdim=True)
+        lengths_kept: Tensor = unit(moved) * output.norm(dim=-1, keepdim=True)
+        return lengths_kept
 
 
 def _fifth(y: Tensor, groups: tuple[str, ...]) -> Tensor:

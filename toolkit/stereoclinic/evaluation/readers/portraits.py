@@ -1,7 +1,6 @@
 """The reader that ships with the embedded model: a small network that knows its occupations and its three axes."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers.base import Reader, group_columns
+from stereoclinic.io.files import write_text, write_whole
 from stereoclinic.io.reading import is_name, read_json
 from stereoclinic.prompts.axes import Axis
 
@@ -52,10 +52,9 @@ class PortraitsNet(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "model.safetensors.tmp"
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, temporary)
-        os.replace(temporary, folder / "model.safetensors")
-        (folder / "config.json").write_text(json.dumps({"classes": self.classes}, indent=2))
+        weights = {name: value.contiguous() for name, value in self.state_dict().items()}
+        write_whole(folder / "model.safetensors", lambda place: save_file(weights, place))
+        write_text(folder / "config.json", json.dumps({"classes": self.classes}, indent=2))
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "PortraitsNet":
