@@ -12,7 +12,9 @@ from stereoclinic.evaluation.readers import (
     KINDS,
     PortraitsReader,
     Reader,
+    as_reader,
     can_read,
+    fingerprint,
     group_columns,
     groups_seen,
     open_reader,
@@ -213,3 +215,30 @@ def test_where_nothing_is_left_for_the_groups_reads_are_even():
     reads, none = groups_seen(reader, GENDER, reader.read(torch.zeros(1, 3, 2, 2)))
     assert reads.tolist() == [[0.5, 0.5]]
     assert none is not None and none.tolist() == [1.0]
+
+
+class Asked(Fixed):
+    """Everything that a class of one's own may have."""
+
+    by_person, limits = True, ("It is made up.",)
+
+    def read(self, images: Tensor, persons: list[str]) -> dict[str, Tensor]:
+        self.asked = persons
+        return super().read(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def test_a_class_of_ones_own_has_the_defaults_of_a_reader_for_what_it_lacks(images: Tensor):
+    plain, asked = as_reader(Fixed("a", [0.5] * 6)), as_reader(own := Asked("b", [0.5] * 6))
+    assert (plain.limits, plain.known_errors, plain.by_person, plain.only_named) == ((), (), False, False)
+    assert plain.features(images) is None and torch.equal(asked.features(images), images.flatten(1))
+    people = ["doctor", "nurse"] * 3
+    for reader in (plain, asked):
+        seen = read_rows(reader, images, [{"label": each} for each in people])
+        assert torch.equal(seen["gender"], plain.read(images)["gender"])
+    assert own.asked == people and asked.limits == ("It is made up.",)
+    assert as_reader(asked) is asked and fingerprint(asked) == fingerprint(own)
+    with pytest.raises(InputError, match="reader dict has no name, classes, read"):
+        as_reader({})
