@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binomtest
 from torch import Tensor
 
 from stereoclinic.portraits.world import World
@@ -41,7 +42,6 @@ from stereoclinic.statistics.intervals import (
 )
 from stereoclinic.statistics.reader_error import corrected_intervals
 from stereoclinic.statistics.shares import Gap, fairness_discrepancy, kl_to_target, parity_gap
-from stereoclinic.statistics.tests import exact_interval
 
 PROMPTS, NOMINAL, TOLERANCE = 12, 0.95, 0.015
 FEATURES = 32  # of a picture; the k-th varies by 1 / k, as a network's do: few of them count
@@ -84,8 +84,7 @@ def of_shares(n: int, generator: torch.Generator) -> Iterator[Measured]:
     hits = float(torch.binomial(torch.tensor(float(n), dtype=torch.float64), share, generator=generator))
     methods: dict[str, Callable[[], Interval]] = {
         "Wilson": lambda: wilson_interval(hits, n),
-        "Clopper-Pearson": lambda: exact_interval(hits, n),
-        "Clopper-Pearson, mid-p": lambda: exact_interval(hits, n, mid_p=True),
+        "Clopper-Pearson": lambda: Interval(hits / n, *binomtest(int(hits), n).proportion_ci(NOMINAL, "exact")),
     }
     for name, method in methods.items():
         yield f"share, n = {n}", name, float(share), method()

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
-from stereoclinic.statistics.amplification import amplification, load_reference, reference_shares
+from stereoclinic.evaluation.references import load_reference
+from stereoclinic.statistics.amplification import amplification, reference_shares
 
 LABELS, GROUPS = ["doctor", "nurse"], ["female", "male"]
 TABLE = {"doctor": {"female": 0.4, "male": 0.6}, "nurse": {"female": 0.8, "male": 0.2}}

@@ -482,15 +482,15 @@ def test_equisteer_puts_back_the_allotted_groups_direction_at_its_size(model, fi
     mitigation = fitted("equisteer")
     name = next(iter(mitigation.directions))
     s, size = mitigation.directions[name][1], mitigation.sizes[name][1]
-    kept, mitigation.keep_length, mitigation._step = mitigation.keep_length, False, 1
+    mitigation._step = 1
     mitigation._open = torch.tensor([1, 1, 0])
     o = torch.randn(3, 4, s.shape[1], generator=torch.Generator().manual_seed(0))
     steered = mitigation.steer(name, o, o, torch.tensor([0, 1, 0]), torch.arange(3))
-    mitigation.keep_length = kept
     perpendicular = equisteer.cleared(o, equisteer.basis(s))
     for row in (0, 1):
         back = mitigation.strength * size[row] * s[row]
-        assert torch.allclose(steered[row] - perpendicular[row], back.expand(4, -1), atol=1e-5)
+        expected = unit(perpendicular[row] + back) * o[row].norm(dim=-1, keepdim=True)
+        assert torch.allclose(steered[row], expected, atol=1e-5)
     assert torch.equal(steered[2], o[2])
 
 
@@ -526,15 +526,13 @@ def test_icm_moves_outputs_along_the_probe_and_leaves_the_start(fitted):
     name = next(iter(mitigation.theta))
     o = torch.randn(2, 4, mitigation.theta[name].shape[-1], generator=torch.Generator().manual_seed(0))
     groups, kept = torch.tensor([1, 0]), mitigation.start
-    mitigation.start, mitigation.keep_length, mitigation._step = 0.5, False, 1
+    mitigation.start, mitigation._step = 0.5, 1
     assert torch.equal(mitigation.steer(name, o, o, groups, torch.arange(2)), o)
     mitigation._step = 2
     moved, theta = mitigation.steer(name, o, o, groups, torch.arange(2)), mitigation.theta[name][2][groups]
-    assert torch.allclose(moved - o, (mitigation.strength * mitigation.lengths[name][2] * theta)[:, None], atol=1e-5)
-    mitigation.keep_length = True
-    again = mitigation.steer(name, o, o, groups, torch.arange(2))
     mitigation.start = kept
-    assert torch.allclose(again, unit(moved) * o.norm(dim=-1, keepdim=True), atol=1e-5)
+    expected = o + (mitigation.strength * mitigation.lengths[name][2] * theta)[:, None]
+    assert torch.allclose(moved, unit(expected) * o.norm(dim=-1, keepdim=True), atol=1e-5)
 
 
 # Errors

@@ -1,4 +1,4 @@
-"""Laws of the bias metrics, their formulas against numpy, and merged metrics against a single pass."""
+"""Laws of the bias metrics, and their formulas against numpy."""
 
 import math
 
@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from stereoclinic.errors import Incomplete, InputError
+from stereoclinic.errors import InputError
 from stereoclinic.statistics.shares import (
     GAPS,
-    GroupShares,
     deviation_ratio,
     fairness_discrepancy,
     kl_to_target,
@@ -187,45 +186,3 @@ def test_targets_and_reads_of_the_wrong_form_are_refused():
         unsure_rate(torch.tensor([0.5, 0.5]))
     with pytest.raises(InputError, match=r"high is 1\.5"):
         unsure_rate(torch.tensor([[0.5, 0.5]]), high=1.5)
-
-
-@given(reads=distributions(rows=12), data=st.data())
-def test_group_shares_in_batches_and_merged_equal_a_single_pass(reads, data):
-    prompts = torch.tensor([0, 1, 2, *data.draw(st.lists(st.integers(0, 2), min_size=9, max_size=9))])
-    assignment = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=12, max_size=12)))
-    single = GroupShares(3, reads.shape[1])
-    single.update(prompts, reads)
-
-    ranks = [GroupShares(3, reads.shape[1]) for _ in range(2)]
-    for rank, metric in enumerate(ranks):
-        for i in (assignment == rank).nonzero().flatten():
-            metric.update(prompts[i : i + 1], reads[i : i + 1])
-    ranks[0].merge_state(ranks[1])
-
-    for kind, shares in single.compute().items():
-        torch.testing.assert_close(ranks[0].compute()[kind], shares)
-        for p in range(3):
-            torch.testing.assert_close(shares[p], shares_from_reads(reads[prompts == p], kind == "hard"))
-
-
-def test_group_shares_stay_in_double_precision_and_reset():
-    metric = GroupShares(1, 2)
-    torch.nn.ModuleList([metric]).to(torch.bfloat16)
-    metric.update(torch.tensor([0]), torch.tensor([[0.75, 0.25]], dtype=torch.float16))
-    assert metric.compute()["soft"].dtype == torch.float64
-    metric.reset()
-    with (
-        pytest.raises(Incomplete, match=r"prompts \[0\]"),
-        pytest.warns(UserWarning, match="before the ``update``"),
-    ):
-        metric.compute()
-
-
-def test_group_shares_refuse_wrong_batches():
-    metric = GroupShares(2, 2)
-    with pytest.raises(InputError, match="from 0 to 1"):
-        metric.update(torch.tensor([2]), torch.tensor([[0.5, 0.5]]))
-    with pytest.raises(InputError, match=r"expected \(1, 2\)"):
-        metric.update(torch.tensor([0]), torch.ones(1, 3) / 3)
-    with pytest.raises(InputError, match="at least one prompt"):
-        GroupShares(0, 2)

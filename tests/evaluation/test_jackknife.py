@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from stereoclinic.errors import InputError
 from stereoclinic.statistics.distances import frechet_within_groups, jackknife_ratio, within_groups_ratio
 
 
@@ -32,17 +31,6 @@ def test_many_images_are_left_out_a_twelfth_at_a_time():
     assert kept[0] == (25, 100)
     assert kept[1:13] == [(22, 100), *[(23, 100)] * 11]
     assert sorted(set(kept[13:])) == [(25, 91), (25, 92)] and len(kept) == 25
-
-
-def test_more_confidence_is_wider():
-    values = torch.arange(1.0, 25.0, dtype=torch.float64)
-    narrow, wide = (
-        jackknife_ratio(lambda i: (values[i].mean().item(), 1.0), (24,), confidence) for confidence in (0.9, 0.99)
-    )
-    assert narrow is not None and wide is not None
-    assert wide.low < narrow.low < narrow.estimate == wide.estimate < narrow.high < wide.high
-    with pytest.raises(InputError, match="confidence"):
-        jackknife_ratio(lambda i: (1.0, 1.0), (24,), 1.5)
 
 
 def test_seeds_are_left_out_of_the_arm_and_its_floor_together():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from stereoclinic.errors import InputError
-from stereoclinic.statistics.reader_error import confusion_counts, corrected_intervals, corrected_shares
+from stereoclinic.statistics.reader_error import corrected_intervals, corrected_shares
 
 
 def reader(K: int, seed: int, right: float = 0.7) -> torch.Tensor:
@@ -67,11 +67,6 @@ def test_two_groups_are_corrected_by_the_published_formula():
     assert found[0].item() == pytest.approx((seen + specificity - 1) / (sensitivity + specificity - 1), abs=1e-6)
 
 
-def test_confusion_counts_pictures_by_what_they_are_and_what_is_read():
-    reads = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5], [0.1, 0.9]])
-    assert confusion_counts(torch.tensor([0, 0, 1, 1]), reads).tolist() == [[1, 1], [0.5, 1.5]]
-
-
 def _reads(first: int, n: int) -> torch.Tensor:
     return torch.nn.functional.one_hot((torch.arange(n) >= first).long(), 2).double()
 
@@ -121,9 +116,5 @@ def test_wrong_input_is_refused():
         corrected_shares(torch.tensor([0.5, 0.5]), torch.eye(3))
     with pytest.raises(InputError, match="without a picture"):
         corrected_shares(torch.tensor([0.5, 0.5]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
-    with pytest.raises(InputError, match="from 0 to 1"):
-        confusion_counts(torch.tensor([2]), torch.tensor([[0.5, 0.5]]))
-    with pytest.raises(InputError, match="expected integers"):
-        confusion_counts(torch.tensor([0, 1]), torch.tensor([[0.5, 0.5]]))
     with pytest.raises(InputError, match=r"expected \(n, K\)"):
         corrected_intervals(torch.rand(4, 2).softmax(1), torch.eye(3))

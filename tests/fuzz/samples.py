@@ -43,8 +43,8 @@ from stereoclinic.evaluation.draw import Part, Store
 from stereoclinic.evaluation.methods.base import Mitigation
 from stereoclinic.evaluation.protocols import load_protocol
 from stereoclinic.evaluation.readers import PortraitsReader, open_reader
-from stereoclinic.evaluation.readers.pretrained import parse_classes
-from stereoclinic.evaluation.references import load_confusion
+from stereoclinic.evaluation.readers.hugging_face import parse_classes
+from stereoclinic.evaluation.references import load_confusion, load_reference
 from stereoclinic.io.digest import content_digest
 from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines import open_model
@@ -63,7 +63,6 @@ from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import KIND as PLAN
 from stereoclinic.sns.plan import VERSION as PLAN_VERSION
 from stereoclinic.sns.plan import Unfinished
-from stereoclinic.statistics.amplification import load_reference
 
 CONFIGURATION = {"samples": 4, "axis": "gender"}
 PLANNING = {"root": "group", "seeds": [0, 1]}

@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.readers import group_columns, known_errors, limits, read_rows
+from stereoclinic.evaluation.readers import group_columns, read_rows
 from stereoclinic.evaluation.readers.clip import ClipReader, phrases, texts
 from stereoclinic.prompts.axes import Axis, load_axis
 
@@ -125,13 +125,13 @@ def test_race_is_refused_unless_asked_for(clip_folder: Path, images: Tensor):
         ClipReader(str(clip_folder), [SKIN, GENDER])
     plain = ClipReader(str(clip_folder), [GENDER, SKIN])  # left out where it is not what is judged
     assert set(plain.read(images)) == {"gender"}
-    assert [(each.what, each.accuracy) for each in known_errors(plain)] == [("gender", 0.962)]
-    assert "not asked for race" in " ".join(limits(plain))
+    assert [(each.what, each.accuracy) for each in plain.known_errors] == [("gender", 0.962)]
+    assert "not asked for race" in " ".join(plain.limits)
     asked = ClipReader(str(clip_folder), [SKIN, GENDER], allow_race=True)
     assert set(asked.read(images)) == {"skin", "gender"}
-    assert {each.what: each.accuracy for each in known_errors(asked)} == {"race": 0.592, "gender": 0.962}
-    assert all(each.source and each.data == "FairFace" and "%" in str(each) for each in known_errors(asked))
-    assert "often wrong on race" in " ".join(limits(asked))
+    assert {each.what: each.accuracy for each in asked.known_errors} == {"race": 0.592, "gender": 0.962}
+    assert all(each.source and each.data == "FairFace" and "%" in str(each) for each in asked.known_errors)
+    assert "often wrong on race" in " ".join(asked.limits)
 
 
 @pytest.mark.parametrize(

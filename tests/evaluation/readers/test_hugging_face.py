@@ -12,9 +12,8 @@ from transformers import ViTForImageClassification, ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.readers import can_read, features_of, group_columns, groups_seen, limits
-from stereoclinic.evaluation.readers.hugging_face import REST, HuggingFaceReader
-from stereoclinic.evaluation.readers.pretrained import columns_of, parse_classes
+from stereoclinic.evaluation.readers import can_read, group_columns, groups_seen
+from stereoclinic.evaluation.readers.hugging_face import REST, HuggingFaceReader, columns_of, parse_classes
 from stereoclinic.prompts.axes import Axis, load_axis
 
 GENDER, AGE, SKIN = (load_axis(name) for name in ("gender", "age", "skin"))
@@ -40,7 +39,7 @@ def test_bins_of_age_add_up_to_groups(classifier: Make, images: Tensor):
     assert not can_read(reader, GENDER)
     assert reader.classes == {"age": ("old", "young", REST)}
     torch.testing.assert_close(found["age"], torch.stack([old, young, between], 1), atol=1e-6, rtol=1e-5)
-    assert "30-39, 40-49" in " ".join(limits(reader))
+    assert "30-39, 40-49" in " ".join(reader.limits)
 
 
 @pytest.mark.parametrize("labels", [("Male", "Female"), ("man", "woman"), ("FEMALE", "MALE"), ("m", "f")])
@@ -58,7 +57,7 @@ def test_pictures_of_any_size_are_read(classifier: Make, size: tuple[int, int]):
     pictures = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
     found = reader.read(pictures)["gender"]
     torch.testing.assert_close(found.sum(1), torch.ones(3))
-    seen = features_of(reader, pictures)
+    seen = reader.features(pictures)
     assert seen is not None
     assert seen.shape == (3, 32)
 

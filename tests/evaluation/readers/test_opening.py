@@ -12,17 +12,16 @@ from stereoclinic.evaluation.readers import (
     KINDS,
     PortraitsReader,
     Reader,
+    as_reader,
     can_read,
-    features_of,
+    fingerprint,
     group_columns,
     groups_seen,
-    known_errors,
-    limits,
     open_reader,
     read_rows,
 )
 from stereoclinic.evaluation.readers.base import KnownError
-from stereoclinic.evaluation.readers.opening import EnsembleReader, by_reader_key
+from stereoclinic.evaluation.readers.ensemble import EnsembleReader, by_reader_key
 from stereoclinic.prompts.axes import Axis, load_axis
 
 GENDER, AGE, SKIN = (load_axis(name) for name in ("gender", "age", "skin"))
@@ -76,8 +75,8 @@ def test_portraits_and_its_folder_are_the_same(portraits_folder: Path, images: T
         assert torch.equal(by_name.read(images)[head], expected)
         assert torch.equal(read_rows(by_name, images, [{"label": "doctor"}] * len(images))[head], expected)
     assert can_read(by_name, SKIN)
-    assert limits(by_name)
-    assert known_errors(by_name) == ()
+    assert by_name.limits
+    assert by_name.known_errors == ()
 
 
 def test_each_kind_opens_by_its_name(
@@ -89,7 +88,7 @@ def test_each_kind_opens_by_its_name(
         head, columns = group_columns(reader, GENDER)
         found = reader.read(images)[head][:, columns]
         torch.testing.assert_close(found.sum(1), torch.ones(len(images)))
-        seen = features_of(reader, images)
+        seen = reader.features(images)
         assert seen is not None
         assert len(seen) == len(images)
     assert open_reader(hf, [GENDER], classes=["male=female,female=male"]).name == hf
@@ -112,8 +111,8 @@ def test_code_of_the_users_own_is_run_only_when_asked_for(own: Path, images: Ten
     assert own.with_suffix(".ran").exists()
     head, columns = group_columns(reader, GENDER)
     torch.testing.assert_close(reader.read(images)[head][:, columns][:, 1], images.mean(dim=(1, 2, 3)))
-    assert features_of(reader, images) is None
-    assert (limits(reader), known_errors(reader)) == ((), ())
+    assert reader.features(images) is None
+    assert (reader.limits, reader.known_errors) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -191,16 +190,16 @@ def test_an_ensemble_reads_what_all_know_and_takes_the_rest_from_one(portraits_f
     assert not can_read(both, AGE)
     assert torch.equal(found["occupation"], alone.read(images)["occupation"])
     assert torch.equal(both.features(images), alone.features(images))
-    assert limits(alone) and limits(both) == tuple(f"portraits: {each}" for each in limits(alone))
+    assert alone.limits and both.limits == tuple(f"portraits: {each}" for each in alone.limits)
     wrong = Fixed("b", [0.5] * 6)
     wrong.known_errors = (KnownError("gender", 0.9, "pictures", "somebody"),)
-    assert known_errors(EnsembleReader([wrong, alone], [GENDER])) == (*wrong.known_errors, *known_errors(alone))
+    assert EnsembleReader([wrong, alone], [GENDER]).known_errors == (*wrong.known_errors, *alone.known_errors)
     with pytest.raises(InputError, match="reader 'a' cannot tell the groups of axis 'age' apart"):
         EnsembleReader([Fixed("a", [0.5] * 6), alone], [AGE])
 
 
 def test_an_ensemble_of_readers_without_features_has_none_either(images: Tensor):
-    assert features_of(EnsembleReader([Fixed("a", [0.5] * 6), Fixed("b", [0.5] * 6)], [GENDER]), images) is None
+    assert EnsembleReader([Fixed("a", [0.5] * 6), Fixed("b", [0.5] * 6)], [GENDER]).features(images) is None
 
 
 def test_a_reader_that_sees_nobody_has_little_to_say_on_whom(images: Tensor):
@@ -216,3 +215,30 @@ def test_where_nothing_is_left_for_the_groups_reads_are_even():
     reads, none = groups_seen(reader, GENDER, reader.read(torch.zeros(1, 3, 2, 2)))
     assert reads.tolist() == [[0.5, 0.5]]
     assert none is not None and none.tolist() == [1.0]
+
+
+class Asked(Fixed):
+    """Everything that a class of one's own may have."""
+
+    by_person, limits = True, ("It is made up.",)
+
+    def read(self, images: Tensor, persons: list[str]) -> dict[str, Tensor]:
+        self.asked = persons
+        return super().read(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def test_a_class_of_ones_own_has_the_defaults_of_a_reader_for_what_it_lacks(images: Tensor):
+    plain, asked = as_reader(Fixed("a", [0.5] * 6)), as_reader(own := Asked("b", [0.5] * 6))
+    assert (plain.limits, plain.known_errors, plain.by_person, plain.only_named) == ((), (), False, False)
+    assert plain.features(images) is None and torch.equal(asked.features(images), images.flatten(1))
+    people = ["doctor", "nurse"] * 3
+    for reader in (plain, asked):
+        seen = read_rows(reader, images, [{"label": each} for each in people])
+        assert torch.equal(seen["gender"], plain.read(images)["gender"])
+    assert own.asked == people and asked.limits == ("It is made up.",)
+    assert as_reader(asked) is asked and fingerprint(asked) == fingerprint(own)
+    with pytest.raises(InputError, match="reader dict has no name, classes, read"):
+        as_reader({})

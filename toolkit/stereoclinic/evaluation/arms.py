@@ -1,4 +1,4 @@
-"""What an experiment is made of: its protocol, its arms, and what each arm drew."""
+"""The data of an experiment: its protocol, its arms, and what each arm drew."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -24,16 +24,16 @@ class Protocol:
     Args:
         axis: The bias axis.
         prompts: Neutral prompts, P of them.
-        images: Images a prompt, n.
-        group_images: Images a group prompt; 0 leaves group prompts out.
+        images: Images per prompt, n.
+        group_images: Images per group prompt; 0 leaves group prompts out.
         seed: The first judged seed. Masks are made on other seeds.
         steps: Of the scheduler.
         guidance: Scale of classifier-free guidance.
         batch_size: Images drawn together.
-        shares: What allocating masks and the allocation oracle allot, and every gap is measured to; uniform if empty.
-        others: Further axes that the reader knows: a treatment of one should leave them as they are.
-        unrelated: Prompts that have nothing to do with the axis (`prompts.load_plain_prompts`); None leaves them out.
-        unrelated_images: Images an unrelated prompt.
+        shares: Target shares, of allocation and of every gap; uniform if empty.
+        others: Further axes that the reader knows, which a treatment should leave as they are.
+        unrelated: Prompts that have nothing to do with the axis (`load_plain_prompts`); None leaves them out.
+        unrelated_images: Images per unrelated prompt.
     """
 
     axis: Axis
@@ -51,7 +51,7 @@ class Protocol:
 
     @property
     def target(self) -> Tensor:
-        """(K,) shares that are aimed at."""
+        """(K,) target shares."""
         return shares_of(self.axis.groups, [self.shares] if self.shares else [])
 
     def __post_init__(self) -> None:
@@ -61,14 +61,14 @@ class Protocol:
             raise InputError("steps and batch size must be 1 or more, group images and guidance 0 or more")
         if self.unrelated is not None and len(self.unrelated) * self.unrelated_images < 2:
             raise InputError("unrelated prompts: a distance between sets of pictures needs 2 pictures or more in each")
-        shares_of(self.axis.groups, [self.shares] if self.shares else [])  # refuses those that do not fit
+        _ = self.target  # refuses shares that do not fit
 
 
 @dataclass
 class Drawn:
-    """What one arm drew. Sizes: P prompts, n images, K groups, F features.
+    """The pictures of one arm and what was read of them: P prompts, n images, K groups, F features.
 
-    An image that shows no group still counts in every share, by its reads; `no_group` says how many there are.
+    An image that shows no group still counts in every share, by its reads; `no_group` says how probable that is.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Drawn:
     blank: int = 0  # pictures that showed nothing; their seeds are left out, here and in all arms of the same prompts
 
     def only(self, places: Sequence[int]) -> "Drawn":
-        """What it drew of some seeds alone."""
+        """The arm with some seeds alone."""
         kept = {each.name: _only(getattr(self, each.name), places) for each in fields(self) if each.name != "seeds"}
         return replace(self, **kept, seeds=tuple(self.seeds[place] for place in places))
 

@@ -1,4 +1,4 @@
-"""A dose confirmed by a few images: found from leans, and lean is not parity."""
+"""Confirmation of a dose by a few images, as the dose was found from leans."""
 
 import warnings
 from collections.abc import Callable
@@ -19,23 +19,14 @@ from stereoclinic.statistics.shares import parity_gap
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The mean parity gap of the same seeds without and with a mask.
+    """The mean parity gap of the same seeds without and with a mask."""
 
-    Attributes:
-        before: Untreated, with its 95 % interval.
-        after: Treated.
-        change: After minus before, paired.
-        floor: What a fair generator shows by chance.
-        images: A prompt.
-        seeds: First and last.
-    """
-
-    before: Interval
-    after: Interval
-    change: PairedDifference
-    floor: NoiseFloor
-    images: int
-    seeds: tuple[int, int]
+    before: Interval  # untreated, 95 %
+    after: Interval  # treated
+    change: PairedDifference  # after minus before
+    floor: NoiseFloor  # of a fair generator, by chance
+    images: int  # per prompt
+    seeds: tuple[int, int]  # first and last
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,17 +42,17 @@ def confirm(
     force: bool = False,
     **trainer: Any,
 ) -> Confirmation:
-    """Draw the protocol's neutral prompts without and with a mask.
+    """Draw a protocol's neutral prompts without and with a mask.
 
     Args:
         model: The pipeline.
-        reader: Tells the axis's groups apart.
+        reader: Reads the axis.
         protocol: Prompts, seeds, steps and scale; its group prompts are left out.
         mask: Made on other seeds.
         progress: Called with the arm's name and the number of images drawn.
-        warn: Told what does not stop the run.
+        warn: Called with what does not stop the run.
         force: As in `suppress`.
-        **trainer: Given to `lightning.Trainer`; one device, whatever a launcher started beside this process.
+        **trainer: Given to `lightning.Trainer`; one device, whatever a launcher started.
 
     Raises:
         InputError: The reader does not know the axis, or the mask does not fit.
@@ -71,7 +62,8 @@ def confirm(
     treated = Suppressed("treated", model, mask, [protocol.axis], 1.0, shares, force)
     arms = [Arm(each.name, each, rows, protocol.images) for each in (Mitigation(UNTREATED), treated)]
     found = drawn(model, reader, protocol, arms, progress, None, warn, alone=True, **trainer)
-    assert found is not None
+    if found is None:
+        raise RuntimeError("a run on one device has no other rank")
     before, after = (each.reads for each in found)
     images = before.shape[1]  # without seeds of which a picture shows nothing
     return Confirmation(

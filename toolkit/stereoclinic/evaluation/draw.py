@@ -1,7 +1,7 @@
-"""Drawing as a Lightning predict loop: parts of arms, each drawn once and kept in a file of its own.
+"""Drawing as a Lightning predict loop: each part of an arm is drawn once and kept in a file of its own.
 
-A part is a batch of one arm. What was drawn lies under the digest of everything that it depends on, so a run that was
-cut off goes on where it was, several devices fill one folder, and another run of the same model finds what is there.
+A part is one batch of one arm. Its file is named by a digest of everything that it depends on. So a run that was cut
+off continues, several devices fill one folder, and another run of the same model finds what is there.
 """
 
 import math
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import lightning as L
 import torch
@@ -35,7 +35,7 @@ from stereoclinic.prompts.sets import Row
 from stereoclinic.runtime.predict import predict
 
 KIND, VERSION = "drawn", 1
-#: Ending of a file that did not hold what it should: it is not looked at again, and may be removed.
+#: Ending of a damaged file: it is not read again, and may be removed.
 ASIDE = ".set-aside"
 
 
@@ -59,16 +59,21 @@ class Part:
 
     @cached_property
     def key(self) -> str:
-        samples = [(row["prompt"], row["seed"], *self.mitigation.beside(row)) for row in self.rows]
+        samples = [(row["prompt"], row["seed"], *self.mitigation.texts(row)) for row in self.rows]
         return plain_digest([self.model, self.mitigation.key(), samples, self.steps, self.guidance])[:32]
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What was drawn of a part, or of an arm: images (B, 3, H, W) uint8, groups (B,) or None, seconds of sampling, the
-    most bytes that it took on a GPU, and the places of pictures that show nothing.
+    """The pictures of a part, or of an arm.
 
-    `device` names what kind of device drew them, or several; seconds of different ones are not to be compared.
+    Args:
+        images: (B, 3, H, W) uint8.
+        allotted: (B,) groups; None without allocation.
+        seconds: Of sampling.
+        device: Kind of device that drew them, or several; seconds of different kinds cannot be compared.
+        memory: Most bytes used on a GPU.
+        blank: Places of pictures that show nothing.
     """
 
     images: Tensor
@@ -82,12 +87,11 @@ class Pictures:
 class Store:
     """A folder of drawn parts; every file is written whole or not at all.
 
-    A file holds a digest over the key that it was drawn for and all that is in it, so one that stands under another's
-    name, or was damaged since, is noticed.
+    A file holds a digest of its key and its content, so a renamed or damaged one is noticed.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._told = folder, False
+        self.folder, self._warned = folder, False
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -100,7 +104,7 @@ class Store:
         return self._file(part).is_file()
 
     def holds(self, part: Part, warn: Callable[[str], None]) -> bool:
-        """Whether a part need not be drawn; a file that does not hold it is set aside, of which the first is told."""
+        """Whether a part need not be drawn; a damaged file is set aside, with one warning for all of them."""
         if part not in self:
             return False
         try:
@@ -109,9 +113,9 @@ class Store:
             file = self._file(part)
             with suppress(FileNotFoundError):  # another run was first
                 os.replace(file, file.with_suffix(ASIDE))
-            if not self._told:
+            if not self._warned:
                 warn(f"{error}: set aside as *{ASIDE} and drawn again, as is any other such file")
-                self._told = True
+                self._warned = True
             return False
         return True
 
@@ -125,7 +129,7 @@ class Store:
         save_tensors(self._file(part), KIND, VERSION, tensors, {**about, "content": content})
 
     def read(self, parts: Iterable[Part]) -> Pictures:
-        """What was drawn of parts, one after the other.
+        """The pictures of parts, one after the other.
 
         Raises:
             Incomplete: Something is missing.
@@ -150,45 +154,28 @@ class Store:
         )
 
     def _load(self, part: Part) -> Pictures:
-        """Raises InputError for a file that does not hold what was drawn of the part."""
-        file = self._file(part)
+        """Raises InputError for a file that does not hold the part's pictures."""
+        file, count = self._file(part), len(part.rows)
         tensors, about = load_tensors(file, KIND, VERSION)
         if about.pop("content", None) != content_digest(part.key, about, tensors):
             raise InputError(f"{file} does not say, or not rightly, which pictures it holds")
         images, allotted, seconds = tensors.get("images"), tensors.get("allotted"), about.get("seconds")
         blank, memory = about.get("blank"), about.get("memory")
-        took = isinstance(seconds, float) and 0 <= seconds < math.inf
-        if images is None or not _are_of(part, images, allotted) or not took or not _are_places(blank, len(images)):
+        if (
+            images is None
+            or (images.dtype, images.ndim, images.shape[:2]) != (torch.uint8, 4, (count, 3))
+            or images.numel() == 0
+            or (allotted is not None and (allotted.dtype, allotted.shape) != (torch.int64, (count,)))
+            or not (isinstance(seconds, float) and 0 <= seconds < math.inf)
+            or not (isinstance(blank, list) and all(type(place) is int and 0 <= place < count for place in blank))
+        ):
             raise InputError(f"{file} holds other pictures than it should")
         memory = memory if isinstance(memory, int) else None
         return Pictures(images, allotted, seconds, str(about.get("device", "")), memory, tuple(blank))
 
 
-def _are_of(part: Part, pictures: Tensor, groups: Tensor | None) -> bool:
-    """Whether what a file holds can be a part's pictures."""
-    count = len(part.rows)
-    if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[:2] != (count, 3):
-        return False
-    if groups is not None and (groups.shape != (count,) or groups.dtype != torch.int64):
-        return False
-    return pictures.numel() > 0
-
-
-def _are_places(blank: Any, count: int) -> TypeGuard[list[int]]:
-    """Whether these are places among so many pictures."""
-    return isinstance(blank, list) and all(type(place) is int and 0 <= place < count for place in blank)
-
-
 class Drawing(L.LightningModule):
-    """Draws the parts that are not there yet.
-
-    Args:
-        model: The pipeline.
-        parts: All there are, on every rank.
-        store: Where they go.
-        progress: Called with the arm's name and the number of its pictures that are done.
-        warn: Told what does not stop the run.
-    """
+    """Draws the parts that are not in a store yet; arguments as of `draw`, with all parts on every rank."""
 
     def __init__(
         self,
@@ -205,7 +192,7 @@ class Drawing(L.LightningModule):
         self.blank: list[str] = []
 
     def on_predict_start(self) -> None:
-        """Take two steps for nothing, so that the first arm does not pay for what is done once."""
+        """Take two steps as a warm-up, so that the first arm's seconds can be compared."""
         self.model.to(self.device)
         first = self.parts[0]
         with torch.no_grad():
@@ -217,7 +204,7 @@ class Drawing(L.LightningModule):
                 drawn = self._draw(part)
                 self.store.keep(part, drawn)
                 self.blank += [named(part.rows[place], part.mitigation.name) for place in drawn.blank]
-                check_blank(self.blank, sum(len(each.rows) for each in self.parts))  # not after hours, where all are
+                check_blank(self.blank, sum(len(each.rows) for each in self.parts))
             if self.progress is not None:
                 self.progress(part.mitigation.name, len(part.rows))
         return torch.tensor(len(batch))
@@ -225,12 +212,12 @@ class Drawing(L.LightningModule):
     def _draw(self, part: Part) -> Pictures:
         def draw(portion: slice) -> tuple[Tensor, Tensor | None, list[int]]:
             rows, blank = part.rows[portion], list[int]()
-            how = part.mitigation.begin(rows)
-            drawn = draw_pictures(
-                self.model, rows, part.steps, part.guidance, how.prompts, how.prepare, self.within,
+            batch = part.mitigation.begin(rows)
+            images = draw_pictures(
+                self.model, rows, part.steps, part.guidance, batch.prompts, batch.prepare, self.within,
                 lambda place: blank.append(portion.start + place),
             )  # fmt: skip
-            return drawn, how.allotted, blank
+            return images, batch.allotted, blank
 
         with part.mitigation, Peak(self.device) as peak:
             began = time.perf_counter()
@@ -243,7 +230,7 @@ class Drawing(L.LightningModule):
         return Pictures(images, torch.cat(groups) if groups else None, seconds, device, peak.bytes, blank)
 
     def on_predict_end(self) -> None:
-        """Every rank looks for every part: a rank that died must not pass for a finished run."""
+        """Every rank looks for every part, so that a rank that died does not pass for a finished run."""
         self.trainer.strategy.barrier()
         missing = sum(part not in self.store for part in self.parts)
         if missing:
@@ -261,14 +248,14 @@ def draw(
     warn: Callable[[str], None] = warnings.warn,
     **trainer: Any,
 ) -> bool:
-    """Draw what is not there yet, on as many devices as the trainer is given.
+    """Draw the parts that are not in a store yet, on as many devices as the trainer is given.
 
     Args:
         model: The pipeline.
         parts: What to draw.
         store: Where it goes.
-        progress: See `Drawing`.
-        warn: See `Drawing`.
+        progress: Called with the arm's name and the number of its pictures that are done.
+        warn: Called with what does not stop the run.
         **trainer: Given to `lightning.Trainer`.
 
     Returns:
@@ -277,7 +264,7 @@ def draw(
     Raises:
         InputError: Fewer parts than devices, or a single picture does not fit in memory.
         Incomplete: Parts are missing at the end, or too many pictures show nothing, see `check_blank`.
-        KeyboardInterrupt: As pressed; what was drawn is kept.
+        KeyboardInterrupt: What was drawn is kept.
     """
     module = Drawing(model, parts, store, progress, warn)
     advice = "give fewer devices, or a smaller --batch-size"
@@ -285,7 +272,7 @@ def draw(
 
 
 def model_digest(model: Model) -> str:
-    """SHA-256 over what a picture depends on: a pipeline's weights, what its parts are set to, scheduler and call."""
+    """SHA-256 over what a picture depends on: a pipeline's weights, its parts' configurations, scheduler and call."""
     modules = {name: part for name, part in model.pipe.components.items() if isinstance(part, nn.Module)}
     weights = {name: weights_digest(inner(module)) for name, module in sorted(modules.items())}
     # Private entries say where a part came from.

@@ -1,17 +1,17 @@
-"""The experiment of `stereo bench`: the same seeds drawn by every arm, and read; `comparison` makes figures of it.
+"""The experiment of `stereo bench`: every arm draws the same seeds, and a reader reads the pictures.
 
     untreated            the model as it is
-    mask NAME            each mask given; an allocating one allots every image a group by its seed
-    random               a random mask of the first mask's sum of damping
-    baseline NAME        another method, see `baselines`
-    balanced oracle      no lean at all            } ceilings
-    allocation oracle    every group its share     }
-    other seeds          the model as it is, on seeds of its own: the floor of every distance
-    reference            every group its share, on other seeds: what people of each group look like, untreated
+    mask NAME            each given mask
+    random               a random mask with the first mask's sum of damping: the control
+    baseline NAME        another method, see `methods`
+    balanced oracle      no lean at all                  } upper bounds
+    allocation oracle    each group at its target share  }
+    other seeds          untreated, on other seeds: the sampling noise of every distance
+    reference            the allocation oracle on other seeds: untreated images of each group
 
-Group prompts ("a photo of a female doctor") are drawn untreated and by each mask, without the gate that would leave
-them alone: what the gate misses is treated so. Unrelated prompts ("a photo of a mountain"), where there are any, are
-drawn untreated, by each mask with its gate and each baseline, and untreated on other seeds.
+Group prompts ("a photo of a female doctor") are drawn untreated, by each mask without its gate, and by each baseline.
+Unrelated prompts ("a photo of a mountain"), if any, are drawn untreated, by each mask with its gate, by each baseline,
+and untreated on other seeds.
 """
 
 import tempfile
@@ -32,9 +32,9 @@ from stereoclinic.evaluation.figures.summarise import summarise
 from stereoclinic.evaluation.instruments import Instruments, measure
 from stereoclinic.evaluation.methods.base import Mitigation, Suppressed
 from stereoclinic.evaluation.methods.baseline import Baseline
-from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle, PromptAllocation
-from stereoclinic.evaluation.readers import Reader, features_of, group_columns, groups_seen, read_rows
-from stereoclinic.evaluation.readers.opening import by_reader_key
+from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle
+from stereoclinic.evaluation.readers import Reader, as_reader, group_columns, groups_seen, read_rows
+from stereoclinic.evaluation.readers.ensemble import EnsembleReader, by_reader_key
 from stereoclinic.pipelines.images import check_blank, named
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.sets import Row, group_prompts, with_seeds
@@ -99,10 +99,9 @@ def arms_of(
 
     judged = list(with_seeds(protocol.prompts, protocol.seed, n))
     other = list(with_seeds(protocol.prompts, protocol.seed + n, n))
-    made = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
-    if masks:
-        made.append(suppressed(RANDOM, random_like(next(iter(masks.values())), seed=protocol.seed)))
-    made += [*baselines, BalancedOracle(axis), AllocationOracle(axis, protocol.target)]
+    gated = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
+    control = [suppressed(RANDOM, random_like(mask, seed=protocol.seed)) for mask in list(masks.values())[:1]]
+    made = [*gated, *control, *baselines, BalancedOracle(axis), AllocationOracle(axis, protocol.target)]
     names = [each.name for each in made]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two arms are called {twice[0]!r}: give that mask another name")
@@ -116,14 +115,13 @@ def arms_of(
             for group, prompt in zip(axis.groups, group_prompts(row, axis), strict=True)
         ]
         ungated = [Mitigation(UNTREATED), *(suppressed(name, mask, gate=False) for name, mask in masks.items())]
-        ungated += baselines
-        grouped = [Arm(each.name, each, rows, m) for each in ungated]
+        grouped = [Arm(each.name, each, rows, m) for each in [*ungated, *baselines]]
     unrelated = []
     if protocol.unrelated is not None:
         m = protocol.unrelated_images
         same, distant = (list(with_seeds(protocol.unrelated, first, m)) for first in (protocol.seed, protocol.seed + m))
-        used = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items()), *baselines]
-        unrelated = [*(Arm(each.name, each, same, m) for each in used), Arm(OTHER, Mitigation(OTHER), distant, m)]
+        unrelated = [Arm(each.name, each, same, m) for each in [*gated, *baselines]]
+        unrelated.append(Arm(OTHER, Mitigation(OTHER), distant, m))
     return Arms(neutral, grouped, Arm(REFERENCE, AllocationOracle(axis, protocol.target), other, n), unrelated)
 
 
@@ -147,15 +145,14 @@ def run(
         model: The pipeline.
         reader: Reads group and occupation off images.
         protocol: What is drawn.
-        masks: Name -> mask; none is fine, then only the model and its ceilings are measured.
+        masks: Name -> mask; without any, only the model and its upper bounds are measured.
         strength: Of every mask.
         progress: Called with the arm's name and the number of images drawn.
         force: Apply masks that were made for other weights, see `check_fits`.
-        parts: Folder that keeps what was drawn: a run that was cut off goes on there, and whatever another run of the
-            same model has drawn there is not drawn again. By default a temporary one.
-        warn: Told what does not stop the run.
-        baselines: Other methods, made on other seeds and the same on every rank, see `baselines.kept`; or of one's own.
-        instruments: What else pictures are measured with.
+        parts: Folder that keeps drawn pictures, which later runs of the same model use. By default a temporary one.
+        warn: Called with what does not stop the run.
+        baselines: Other methods, fitted on other seeds and the same on every rank, see `kept_baselines`; or your own.
+        instruments: Further measurements.
         **trainer: Given to `lightning.Trainer`: accelerator, devices, num_nodes, strategy.
 
     Returns:
@@ -181,7 +178,7 @@ def run(
     costs = {
         each.name: {"needs": each.needs, "source": each.source, "strength": each.strength, **vars(each.cost)}
         for each in baselines
-        if isinstance(each, Baseline | PromptAllocation)  # what a user's own took is not known
+        if isinstance(each, Baseline)  # the cost of a user's own method is not known
     }
     if costs:
         experiment.results["baselines"] = costs
@@ -189,7 +186,7 @@ def run(
 
 
 def _note_left_out(experiment: Experiment) -> dict[str, Any]:
-    """What results say of seeds that are left out, if any are; its protocol then counts the others alone."""
+    """What results say of seeds that are left out, if any; the experiment's protocol then counts the others alone."""
     protocol = experiment.protocol
     parts = {"neutral": experiment.neutral, "group": experiment.grouped, "unrelated": experiment.unrelated}
     asked = {"neutral": protocol.images, "group": protocol.group_images, "unrelated": protocol.unrelated_images}
@@ -219,6 +216,7 @@ def drawn(
     **trainer: Any,
 ) -> list[Drawn] | None:
     """Draw arms and read their pictures; arguments and errors as of `run`, None on any rank but the first."""
+    reader = as_reader(reader)
     group_columns(reader, protocol.axis)  # refused before anything is drawn
     digest = model_digest(model)
     with tempfile.TemporaryDirectory() as temporary:
@@ -240,9 +238,9 @@ def drawn(
 
 
 def _left_out(arms: Sequence[Arm], found: Sequence[Pictures]) -> dict[tuple[str, ...], set[int]]:
-    """Prompts -> the places of seeds at which a picture of some arm of theirs shows nothing.
+    """Prompts -> places of seeds at which a picture of one of their arms shows nothing.
 
-    Figures pair arms seed by seed, and need as many images of each prompt.
+    They are left out of all these arms, as figures pair arms seed by seed.
     """
     places: dict[tuple[str, ...], set[int]] = {}
     for arm, each in zip(arms, found, strict=True):
@@ -264,58 +262,52 @@ def _without(drawn: Drawn, left_out: set[int]) -> Drawn:
 
 def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:
     """What the reader sees in an arm's pictures, as they are saved: at eight bits a colour."""
-    axes = (protocol.axis, *protocol.others)
-    reads: dict[str, list[Tensor]] = {axis.name: [] for axis in axes}
-    right, features, apart, none = [], [], [], []
+    batches: dict[str, list[Tensor]] = {}
     for start in range(0, len(arm.samples), protocol.batch_size):
         rows = arm.samples[start : start + protocol.batch_size]
         pictures = drawn.images[start : start + protocol.batch_size].float() / 255
-        seen = read_rows(reader, pictures, rows)
-        for axis in axes:
-            found, unseen = groups_seen(reader, axis, seen)
-            reads[axis.name].append(found)
-            if axis is protocol.axis and unseen is not None:
-                none.append(unseen)
-        features.append(_features(reader, pictures))
-        if (each := by_reader_key(protocol.axis.name)) in seen:
-            apart.append(seen[each])
-        if "occupation" in seen:
-            known = reader.classes["occupation"]
-            asked = torch.tensor([known.index(row["label"]) if row["label"] in known else -1 for row in rows])
-            right.append(torch.where(asked >= 0, (seen["occupation"].argmax(1) == asked).float(), torch.nan))
+        for name, values in _seen(reader, protocol, rows, pictures).items():
+            batches.setdefault(name, []).append(values)
 
     def by_prompt(values: Tensor) -> Tensor:
-        """Samples come seed by seed, and within a seed prompt by prompt."""
-        by_seed: Tensor = values.unflatten(0, (arm.count, -1))  # (n, P, ...)
+        """Samples come seed by seed, and within a seed prompt by prompt: (n P, ...) -> (P, n, ...)."""
+        by_seed: Tensor = values.unflatten(0, (arm.count, -1))
         return by_seed.transpose(0, 1).contiguous()
 
+    columns = {name: by_prompt(torch.cat(parts)) for name, parts in batches.items()}
+    right = columns.get("right")
     allotted = arm.mitigation.judged(drawn.allotted, protocol.axis)
-    occupation = by_prompt(torch.cat(right)) if right else None
-    if occupation is not None and occupation.isnan().all():
-        occupation = None
+    readers = reader.readers if isinstance(reader, EnsembleReader) else ()
     return Drawn(
         arm.name,
-        by_prompt(torch.cat(reads[protocol.axis.name])),
-        occupation,
-        by_prompt(torch.cat(features)),
+        columns[f"axis {protocol.axis.name}"],
+        None if right is None or right.isnan().all() else right,
+        columns["features"],
         by_prompt(drawn.images),
         drawn.seconds,
-        {each.name: by_prompt(torch.cat(reads[each.name])) for each in protocol.others},
+        {axis.name: columns[f"axis {axis.name}"] for axis in protocol.others},
         None if allotted is None else by_prompt(allotted),
-        _by_reader(reader, by_prompt(torch.cat(apart))) if apart else {},
+        {each.name: columns["by reader"][:, :, i] for i, each in enumerate(readers)},
         memory=drawn.memory,
-        no_group=by_prompt(torch.cat(none)) if none else None,
+        no_group=columns.get("no group"),
         seeds=tuple(row["seed"] for row in arm.samples[:: len(arm.prompts)]),
         blank=len(drawn.blank),
     )
 
 
-def _by_reader(ensemble: Any, reads: Tensor) -> dict[str, Tensor]:
-    """(P, n, readers, K) -> name -> (P, n, K)."""
-    return {each.name: reads[:, :, i] for i, each in enumerate(ensemble.readers)}
-
-
-def _features(reader: Reader, pictures: Tensor) -> Tensor:
-    """What distances are taken of: the reader's own features, or of one that has none, 8 x 8 pixels."""
-    found = features_of(reader, pictures)
-    return adaptive_avg_pool2d(pictures, 8).flatten(1) if found is None else found
+def _seen(reader: Reader, protocol: Protocol, rows: list[Row], pictures: Tensor) -> dict[str, Tensor]:
+    """Everything that is read of a batch of pictures (B, 3, H, W) in [0, 1]: name -> (B, ...)."""
+    seen = read_rows(reader, pictures, rows)
+    features = reader.features(pictures)
+    found = {"features": adaptive_avg_pool2d(pictures, 8).flatten(1) if features is None else features}
+    for axis in (protocol.axis, *protocol.others):
+        found[f"axis {axis.name}"], no_group = groups_seen(reader, axis, seen)
+        if axis is protocol.axis and no_group is not None:
+            found["no group"] = no_group
+    if isinstance(reader, EnsembleReader):
+        found["by reader"] = seen[by_reader_key(protocol.axis.name)]  # (B, readers, K)
+    if "occupation" in seen:
+        known = reader.classes["occupation"]
+        asked = torch.tensor([known.index(row["label"]) if row["label"] in known else -1 for row in rows])
+        found["right"] = torch.where(asked >= 0, (seen["occupation"].argmax(1) == asked).float(), torch.nan)
+    return found

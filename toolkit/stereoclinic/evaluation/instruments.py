@@ -1,42 +1,21 @@
-"""What pictures are measured with besides their reader: nothing of it is needed, each is asked for.
+"""Measurements of pictures besides their reader: other features for FID and KID, LPIPS, SSIM and CLIPScore.
 
-Networks that other papers measure distances with, on request: Inception for FID and KID, LPIPS for pairs.
+Structural similarity (SSIM) to the untreated picture of the same seed is always measured: 1 is the same picture, and
+two seeds of one prompt show what no relation gives. It says how much changed, not whether for the worse.
 
-torchmetrics brings both, and both need torchvision, which this package does without: beside a CPU build of torch the
-one from the registry keeps torchmetrics itself from being imported. So they are extras, opened before anything is
-drawn. A figure named FID elsewhere is of 10,000 pictures and more; at the sizes of a bench its floor is what counts.
+The others are on request, and opened before anything is drawn. Inception and LPIPS come with torchmetrics and need
+torchvision, which is an extra: next to a CPU build of torch, torchvision from the registry breaks torchmetrics.
 
-References: Heusel et al., GANs Trained by a Two Time-Scale Update Rule, NeurIPS 2017 (FID); Zhang et al., The
-Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018 (LPIPS).
-
-How much of a picture is still there: structural similarity to the untreated picture of the same seed.
-
-1 is the same picture; what two seeds of one prompt show is the floor. It says how much was changed, not whether the
-change was for the worse: a picture that shows another group has to differ.
-
-LPIPS, the other usual figure, needs torchvision and downloaded weights, which this package does without unless it is
-asked for them (`extractors`).
-
-Reference: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, IEEE TIP 2004. As in
-its authors' code, luma is compared, averaged down to about 256 pixels first.
-
-CLIPScore: how well pictures fit their prompts, for models whose occupations no reader of ours knows.
-
-    CLIPScore = max(100 cos(E_image, E_text), 0)
-
-torchmetrics computes it. Its own way of opening a CLIP expects that `get_image_features` gives a tensor, where
-transformers 5 gives an output whose `pooler_output` is that tensor, so it is handed an adapter in between. It also cuts
-off the end-of-text token of a long prompt, which is the one that CLIP's embedding is read at, so prompts are cut first.
-
-Reference: Hessel et al., CLIPScore: A Reference-free Evaluation Metric for Image Captioning, EMNLP 2021, section 3
-(there scaled by 2.5 instead of 100).
+References: Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, IEEE TIP 2004; Heusel
+et al., GANs Trained by a Two Time-Scale Update Rule, NeurIPS 2017 (FID); Zhang et al., The Unreasonable Effectiveness
+of Deep Features as a Perceptual Metric, CVPR 2018 (LPIPS); Hessel et al., CLIPScore, EMNLP 2021, section 3 (there
+scaled by 2.5 instead of 100).
 """
 
 import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -52,19 +31,22 @@ from stereoclinic.evaluation.readers.pretrained import open_model, open_part, op
 from stereoclinic.prompts.sets import write
 
 READER = "reader"
+SMALLEST = 11  # pixels of the window that SSIM compares pictures through
 
 _TOGETHER = 32  # pictures at once, so that memory stays flat
+_SIDE = 256  # pixels of the shorter side from which on SSIM averages pictures down, as its authors' code does
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
 
 
 def open_features(name: str, device: str = "cpu") -> nn.Module | None:
-    """The network that distances between sets of pictures are taken in; None for the reader's own features.
+    """The feature extractor for FID and KID; None for the reader's own features.
 
     Args:
         name: "reader", or one of `FEATURES`.
         device: Where it runs.
 
     Raises:
-        InputError: No such network, or what it needs is not installed or cannot be fetched.
+        InputError: No such network, or what it needs is not installed or cannot be downloaded.
     """
     if name == READER:
         return None
@@ -74,11 +56,7 @@ def open_features(name: str, device: str = "cpu") -> nn.Module | None:
 
 
 def open_inception() -> nn.Module:
-    """Inception v3 with the weights of the original FID: (n, 3, H, W) uint8 -> (n, 2048).
-
-    Raises:
-        InputError: torch-fidelity or a torchvision that fits is not there, or the weights cannot be fetched.
-    """
+    """Inception v3 with the weights of the original FID: (n, 3, H, W) uint8 -> (n, 2048)."""
 
     def make() -> nn.Module:
         from torchmetrics.image.fid import FrechetInceptionDistance
@@ -92,7 +70,7 @@ def open_lpips(device: str = "cpu") -> nn.Module:
     """LPIPS on AlexNet: two (n, 3, H, W) in [0, 1] -> (n,), 0 for the same picture.
 
     Raises:
-        InputError: A torchvision that fits is not there, or the weights cannot be fetched.
+        InputError: torchvision is missing or does not fit torch, or the weights cannot be downloaded.
     """
 
     def make() -> nn.Module:
@@ -103,57 +81,8 @@ def open_lpips(device: str = "cpu") -> nn.Module:
     return _opened("--lpips", "torchvision", "lpips", make).eval().to(device)
 
 
-#: How `--features` names a network -> what opens it. It takes uint8 and has `num_features`, as torchmetrics' FID asks.
+#: Name of `--features` -> what opens it. A network takes uint8 and has `num_features`, as for torchmetrics' FID.
 FEATURES: dict[str, Callable[[], nn.Module]] = {"inception": open_inception}
-
-
-@torch.no_grad()
-def extracted(network: nn.Module, images: Tensor) -> Tensor:
-    """Features of pictures.
-
-    Args:
-        network: Of `open_features`.
-        images: (..., 3, H, W) uint8.
-
-    Returns:
-        (..., num_features) float32, on the CPU.
-
-    Raises:
-        InputError: The network gives another shape.
-    """
-    device = _device(network)
-    found = torch.cat([network(part.to(device)).float().cpu() for part in images.flatten(0, -4).split(_TOGETHER)])
-    if found.shape != (len(found), network.num_features):
-        raise InputError(f"the network gives features {tuple(found.shape)}; expected (n, {network.num_features})")
-    whole: Tensor = found.unflatten(0, images.shape[:-3])
-    return whole
-
-
-@torch.no_grad()
-def perceptual_distance(network: nn.Module, pictures: Tensor, others: Tensor) -> Tensor:
-    """LPIPS of each picture with its other.
-
-    Args:
-        network: Of `open_lpips`.
-        pictures: (..., 3, H, W) uint8.
-        others: The same shape.
-
-    Returns:
-        (...) float64, on the CPU.
-
-    Raises:
-        InputError: The two differ in shape.
-    """
-    if pictures.shape != others.shape:
-        raise InputError(f"pictures {tuple(pictures.shape)} and {tuple(others.shape)}; expected two sets of one shape")
-    device = _device(network)
-    sides = [each.flatten(0, -4).split(_TOGETHER) for each in (pictures, others)]
-    found = [
-        # A single pair comes without its dimension.
-        network(one.to(device).float() / 255, other.to(device).float() / 255).double().cpu().reshape(len(one))
-        for one, other in zip(*sides, strict=True)
-    ]
-    return torch.cat(found).reshape(pictures.shape[:-3])
 
 
 def _opened(option: str, package: str, extra: str, make: Callable[[], nn.Module]) -> nn.Module:
@@ -166,122 +95,8 @@ def _opened(option: str, package: str, extra: str, make: Callable[[], nn.Module]
         raise InputError(f"{option} needs what cannot be imported ({first_line(error)}): {advice}") from error
     except (OSError, RuntimeError) as error:  # no network; a torchvision of another torch
         raise InputError(
-            f"{option} cannot be opened ({first_line(error)}); it fetches weights, and needs {advice}"
+            f"{option} cannot be opened ({first_line(error)}); it downloads weights, and needs {advice}"
         ) from error
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next((each.device for each in network.parameters()), torch.device("cpu"))
-
-
-SMALLEST = 11  # pixels of the window that pictures are compared through
-
-_SIDE = 256  # pixels of the shorter side from which on pictures are averaged down
-_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601
-_TOGETHER_same_seed = 64  # pictures at once, so that memory stays flat
-
-
-def structural_similarity(pictures: Tensor, others: Tensor) -> Tensor:
-    """SSIM of each picture with its other.
-
-    Args:
-        pictures: (..., 3, H, W) uint8, or floating point in [0, 1].
-        others: The same shape and type.
-
-    Returns:
-        (...) float64, at most 1.
-
-    Raises:
-        InputError: If the two differ in shape or type, or are smaller than the window of 11 pixels.
-    """
-    if pictures.shape != others.shape or pictures.dtype != others.dtype or pictures.dim() < 3:
-        raise InputError(
-            f"pictures {tuple(pictures.shape)} {pictures.dtype} and {tuple(others.shape)} {others.dtype}; expected two"
-            " sets of one shape (..., 3, H, W) and one type"
-        )
-    if min(pictures.shape[-2:]) < SMALLEST:
-        raise InputError(f"pictures of {tuple(pictures.shape[-2:])} pixels; expected {SMALLEST} or more each way")
-    sides = [each.reshape(-1, *each.shape[-3:]).split(_TOGETHER_same_seed) for each in (pictures, others)]
-    found = []
-    for one, other in zip(*sides, strict=True):
-        each = structural_similarity_index_measure(_prepared(one), _prepared(other), data_range=1.0, reduction="none")
-        assert isinstance(each, Tensor)  # a tuple only where maps of it are asked for too
-        found.append(each.double().reshape(-1))
-    return torch.cat(found).reshape(pictures.shape[:-3])
-
-
-def _prepared(pictures: Tensor) -> Tensor:
-    """(n, 3, H, W) -> luma (n, 1, h, w) in [0, 1]."""
-    values = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures.float()
-    luma = (values * torch.tensor(_LUMA, device=values.device)[:, None, None]).sum(1, keepdim=True)
-    factor = max(1, round(min(luma.shape[-2:]) / _SIDE))
-    return functional.avg_pool2d(luma, factor) if factor > 1 else luma
-
-
-class _Features(nn.Module):
-    """A CLIPModel whose features are tensors, whatever the transformers version."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.config = model.config
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        return _tensor(self.model.get_image_features(pixel_values=pixel_values))
-
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return _tensor(self.model.get_text_features(input_ids=input_ids, attention_mask=attention_mask))
-
-
-@torch.no_grad()
-def clip_scores(
-    images: Tensor,
-    prompts: Sequence[str],
-    clip: str | tuple[Any, Any] = DEFAULT,
-    warn: Callable[[str], None] = warnings.warn,
-) -> Tensor:
-    """CLIPScore of each picture with its prompt; of a prompt that is longer than CLIP reads, with its beginning.
-
-    Args:
-        images: (n, 3, H, W) uint8.
-        prompts: n texts.
-        clip: A hub id or folder of a CLIPModel, or (model, processor).
-        warn: Told of prompts that are too long.
-
-    Returns:
-        (n,) between 0 and 100, float64.
-
-    Raises:
-        InputError: No CLIP under this name, images of another form, or another number of prompts.
-    """
-    from torchmetrics.functional.multimodal import clip_score
-
-    if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise InputError(f"images {tuple(images.shape)} {images.dtype}; expected (n, 3, H, W) uint8")
-    if len(images) != len(prompts) or len(prompts) == 0:
-        raise InputError(f"{len(images)} images and {len(prompts)} prompts; expected one prompt for each image")
-    model, processor = open_clip(clip) if isinstance(clip, str) else clip
-    longest = model.config.text_config.max_position_embeddings
-    if long := [each for each in dict.fromkeys(prompts) if _tokens(processor, each) > longest]:
-        more = f" ({len(long)} prompts are)" if len(long) > 1 else ""
-        warn(f"CLIPScore: prompt {long[0]!r} is longer than the {longest} tokens that CLIP reads{more}; its end is cut")
-    adapter = _Features(model.eval())
-    cut = partial(_processed, processor, longest)
-    # One by one: of several at once torchmetrics gives the mean alone.
-    pairs = zip(images.to(model.device), prompts, strict=True)
-    found = [clip_score(image, prompt, model_name_or_path=lambda: (adapter, cut)) for image, prompt in pairs]
-    return torch.stack(found).double().cpu()
-
-
-def _tokens(processor: Any, prompt: str) -> int:
-    return len(processor(text=[prompt])["input_ids"][0])
-
-
-def _processed(processor: Any, longest: int, **given: Any) -> Any:
-    """What a processor makes of pictures, or of a text, cut as CLIP does: the end-of-text token stays last."""
-    if "text" in given:
-        given |= {"truncation": True, "max_length": longest}
-    return processor(**given)
 
 
 def open_clip(name: str = DEFAULT, device: str = "cpu") -> tuple[Any, Any]:
@@ -304,19 +119,132 @@ def open_clip(name: str = DEFAULT, device: str = "cpu") -> tuple[Any, Any]:
     return model, CLIPProcessor(open_pictures(name, asked), tokenizer)
 
 
-def _tensor(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output.pooler_output
+@torch.no_grad()
+def extracted(network: nn.Module, images: Tensor) -> Tensor:
+    """Features of pictures: (..., 3, H, W) uint8 -> (..., num_features) float32, on the CPU.
+
+    Raises:
+        InputError: The network of `open_features` gives another shape.
+    """
+    device = _device(network)
+    found = torch.cat([network(part.to(device)).float().cpu() for part in images.flatten(0, -4).split(_TOGETHER)])
+    if found.shape != (len(found), network.num_features):
+        raise InputError(f"the network gives features {tuple(found.shape)}; expected (n, {network.num_features})")
+    whole: Tensor = found.unflatten(0, images.shape[:-3])
+    return whole
+
+
+@torch.no_grad()
+def perceptual_distance(network: nn.Module, pictures: Tensor, others: Tensor) -> Tensor:
+    """LPIPS of pairs, by a network of `open_lpips`: (..., 3, H, W) uint8, twice -> (...) float64, on the CPU.
+
+    Raises:
+        InputError: The two differ in shape.
+    """
+    device = _device(network)
+
+    def distance(one: Tensor, other: Tensor) -> Tensor:
+        found: Tensor = network(one.to(device).float() / 255, other.to(device).float() / 255)
+        return found
+
+    return _in_pairs(distance, pictures, others)
+
+
+def structural_similarity(pictures: Tensor, others: Tensor) -> Tensor:
+    """SSIM of pairs: (..., 3, H, W) uint8 or floating point in [0, 1], twice -> (...) float64, at most 1.
+
+    Raises:
+        InputError: The two differ in shape or type, or are smaller than the window of 11 pixels.
+    """
+    if pictures.dim() >= 3 and min(pictures.shape[-2:]) < SMALLEST:
+        raise InputError(f"pictures of {tuple(pictures.shape[-2:])} pixels; expected {SMALLEST} or more each way")
+
+    def similarity(one: Tensor, other: Tensor) -> Tensor:
+        return torch.as_tensor(
+            structural_similarity_index_measure(_luma(one), _luma(other), data_range=1.0, reduction="none")
+        )
+
+    return _in_pairs(similarity, pictures, others)
+
+
+def _in_pairs(measure: Callable[[Tensor, Tensor], Tensor], pictures: Tensor, others: Tensor) -> Tensor:
+    """A number for each picture and its other, (..., 3, H, W) -> (...) float64, in batches."""
+    if pictures.shape != others.shape or pictures.dtype != others.dtype or pictures.dim() < 3:
+        raise InputError(
+            f"pictures {tuple(pictures.shape)} {pictures.dtype} and {tuple(others.shape)} {others.dtype}; expected two"
+            " sets of one shape (..., 3, H, W) and one type"
+        )
+    sides = [each.reshape(-1, *each.shape[-3:]).split(_TOGETHER) for each in (pictures, others)]
+    found = [measure(one, other).double().cpu().reshape(len(one)) for one, other in zip(*sides, strict=True)]
+    return torch.cat(found).reshape(pictures.shape[:-3])
+
+
+def _luma(pictures: Tensor) -> Tensor:
+    """(n, 3, H, W) -> luma (n, 1, h, w) in [0, 1], averaged down to about 256 pixels."""
+    values = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures.float()
+    luma = (values * torch.tensor(_LUMA, device=values.device)[:, None, None]).sum(1, keepdim=True)
+    factor = max(1, round(min(luma.shape[-2:]) / _SIDE))
+    return functional.avg_pool2d(luma, factor) if factor > 1 else luma
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((each.device for each in network.parameters()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def clip_scores(
+    images: Tensor,
+    prompts: Sequence[str],
+    clip: str | tuple[Any, Any] = DEFAULT,
+    warn: Callable[[str], None] = warnings.warn,
+) -> Tensor:
+    """CLIPScore of each picture with its prompt, max(100 cos(E_image, E_text), 0).
+
+    Args:
+        images: (n, 3, H, W) uint8.
+        prompts: n texts; what is longer than CLIP reads is cut off.
+        clip: A hub id or folder of a CLIPModel, or (model, processor).
+        warn: Called for prompts that are too long.
+
+    Returns:
+        (n,) between 0 and 100, float64.
+
+    Raises:
+        InputError: No CLIP under this name, images of another form, or another number of prompts.
+    """
+    if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise InputError(f"images {tuple(images.shape)} {images.dtype}; expected (n, 3, H, W) uint8")
+    if len(images) != len(prompts) or len(prompts) == 0:
+        raise InputError(f"{len(images)} images and {len(prompts)} prompts; expected one prompt for each image")
+    model, processor = open_clip(clip) if isinstance(clip, str) else clip
+    model, longest = model.eval(), model.config.text_config.max_position_embeddings
+    texts = list(dict.fromkeys(prompts))
+    if long := [text for text in texts if len(processor(text=[text])["input_ids"][0]) > longest]:
+        more = f" ({len(long)} prompts are)" if len(long) > 1 else ""
+        warn(f"CLIPScore: prompt {long[0]!r} is longer than the {longest} tokens that CLIP reads{more}; its end is cut")
+    # One by one, so that a score does not depend on its batch. Truncation keeps the end-of-text token, which the
+    # embedding is read at; torchmetrics' CLIPScore cuts it off.
+    embedded = {}
+    for text in texts:
+        tokens = processor(text=[text], return_tensors="pt", truncation=True, max_length=longest)
+        embedded[text] = model.get_text_features(**tokens.to(model.device)).pooler_output
+    scores = []
+    for picture, prompt in zip(images.cpu(), prompts, strict=True):
+        values = processor(images=[picture], return_tensors="pt").to(model.device)
+        seen = model.get_image_features(**values).pooler_output
+        scores.append(100 * functional.cosine_similarity(seen, embedded[prompt]).clamp_min(0))
+    return torch.cat(scores).double().cpu()
 
 
 @dataclass(frozen=True)
 class Instruments:
-    """Opened before anything is drawn, so that what is missing is told at once.
+    """What to measure pictures with on request.
 
     Args:
-        clip: (model, processor) of `alignment.open_clip`, for CLIPScore.
-        features: Network of `extractors.open_features`, for distances between sets of pictures; None: the reader's own.
-        lpips: Network of `extractors.open_lpips`, for distances of the same seeds.
-        features_name: Of that network, as results give it.
+        clip: (model, processor) of `open_clip`, for CLIPScore.
+        features: Network of `open_features`, for FID and KID; None: the reader's own features.
+        lpips: Network of `open_lpips`.
+        features_name: Name of `features` in results.
     """
 
     clip: tuple[Any, Any] | None = None
@@ -326,10 +254,9 @@ class Instruments:
 
 
 def measure(experiment: Experiment, instruments: Instruments, warn: Callable[[str], None] = warnings.warn) -> None:
-    """Give every arm of neutral and of unrelated prompts what the instruments show of its pictures.
+    """Measure every arm of neutral and unrelated prompts.
 
-    The CLIPScore is with the prompt as it is asked, also of pictures that were drawn from another: those of the
-    allocation oracle, or of a baseline that writes the group into it.
+    The CLIPScore is with the neutral prompt, also of pictures that were drawn from another one.
     """
     protocol = experiment.protocol
     _measure(experiment.neutral, protocol.prompts, instruments, warn)
@@ -346,14 +273,9 @@ def _measure(arms: list[Drawn], rows: Dataset, instruments: Instruments, warn: C
         if instruments.clip is not None:
             count = arm.images.shape[1]
             asked = [prompt for prompt in prompts for _ in range(count)]
-            told = warn if arm is before else _no_more
-            scores = clip_scores(arm.images.flatten(0, 1), asked, instruments.clip, told)
-            arm.clip = scores.unflatten(0, (-1, count))
+            once = warn if arm is before else lambda warning: None
+            arm.clip = clip_scores(arm.images.flatten(0, 1), asked, instruments.clip, once).unflatten(0, (-1, count))
         if instruments.lpips is not None and arm is not before:
             arm.lpips = perceptual_distance(instruments.lpips, arm.images, before.images)
         if instruments.features is not None:
             arm.features = extracted(instruments.features, arm.images)
-
-
-def _no_more(said: str) -> None:
-    """Of every arm it would be the same."""

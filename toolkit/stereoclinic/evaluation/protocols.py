@@ -1,21 +1,21 @@
-"""Published evaluations by name: what others drew, how many, how it was read and what was computed.
+"""Published evaluations by name: prompts, images per prompt, reader and figure, each with its source.
 
-A protocol is a TOML file in protocols/, each value with its source. It fixes prompts, images a prompt, the reader, its
-words and the figure; the model under test is the user's. Pictures cannot be those of the paper: noise here follows from
-prompt and seed (see prompts.py), and what a source leaves open is listed in `left_open`.
+A protocol is a TOML file in protocols/. The model under test is the user's. Pictures cannot be those of the paper, as
+noise here follows from prompt and seed; `left_open` lists what the sources leave open.
 
-Masks for a protocol are made on `calibration` prompts, which share no occupation and no template with the judged ones:
-`stereo locate --prompts protocol:NAME`. The bench makes other methods on them too, and says so of a mask that was not.
+Masks and baselines for a protocol are made on its `calibration` prompts, which share no occupation and no template with
+the judged ones: `stereo locate --prompts protocol:NAME`.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from datasets import Dataset
+from pydantic import BaseModel, StringConstraints, ValidationError
 from torch import Tensor
 
 from stereoclinic.errors import InputError
@@ -27,12 +27,14 @@ from stereoclinic.statistics.intervals import NoiseFloor, noise_floor
 from stereoclinic.statistics.shares import GAPS, top_group
 
 _FOLDER = Path(__file__).with_name("protocols")
+_Text = Annotated[str, StringConstraints(pattern=r"\S")]
+_Texts = list[_Text]
 
-#: Lists that a protocol's file can name in place of its own.
+#: Lists of occupations that a protocol's file can name.
 OCCUPATIONS = {"winobias": WINOBIAS, "winobias-train": WINOBIAS_TRAIN}
-#: Templates that masks are made on; of those, a protocol leaves out what it judges.
+#: Templates for calibration, without those that a protocol judges.
 CALIBRATION = (PLAIN, "a {group} {occupation} at work", "a {group} {occupation} smiling")
-#: What one share is taken over -> in words; see `PublishedProtocol.figure`.
+#: The images of one share -> in words; see `PublishedProtocol.figure`.
 OVER = {
     "occupation": "all images of an occupation",
     "occupation and seed": "the images of an occupation that share a seed",
@@ -42,43 +44,24 @@ OVER = {
 
 @dataclass(frozen=True)
 class PublishedProtocol:
-    """One published evaluation.
+    """One published evaluation."""
 
-    Args:
-        name: As given to --protocol.
-        title: Authors, paper, where it appeared.
-        source: Where each value comes from: section, file of the authors' code.
-        axis: The axis, with the words that the protocol's reader is asked in.
-        occupations: Those that are judged.
-        templates: Those that they are put into.
-        images: Images a prompt.
-        seeds: The published rule, in words.
-        reader: As given to --reader.
-        formula: One of `GAPS`.
-        over: One of `OVER`: what a share is taken over before the formula.
-        model: What the paper tested.
-        steps: Sampler steps there.
-        guidance: Guidance scale there.
-        held_out: Occupations that masks may be made on, before the judged ones are taken out.
-        left_open: What the sources leave open, and how it is filled here.
-    """
-
-    name: str
-    title: str
-    source: tuple[str, ...]
-    axis: Axis
-    occupations: tuple[str, ...]
-    templates: tuple[str, ...]
-    images: int
-    seeds: str
-    reader: str
-    formula: str
-    over: str
-    model: str
-    steps: int
-    guidance: float
-    held_out: tuple[str, ...] = tuple(WINOBIAS_TRAIN)
-    left_open: tuple[str, ...] = ()
+    name: str  # as given to --protocol
+    title: str  # authors, paper, where it appeared
+    source: tuple[str, ...]  # where each value comes from: section, file of the authors' code
+    axis: Axis  # the axis, with the words that the protocol's reader is asked in
+    occupations: tuple[str, ...]  # the judged ones
+    templates: tuple[str, ...]  # with "{group} {occupation}"
+    images: int  # images per prompt
+    seeds: str  # the published rule, in words
+    reader: str  # as given to --reader
+    formula: str  # one of `GAPS`
+    over: str  # one of `OVER`: the images of one share
+    model: str  # that the paper tested
+    steps: int  # sampler steps there
+    guidance: float  # guidance scale there
+    held_out: tuple[str, ...] = tuple(WINOBIAS_TRAIN)  # occupations for calibration; judged ones are left out
+    left_open: tuple[str, ...] = ()  # what the sources leave open, and what is done here
 
     def __post_init__(self) -> None:
         for what, value, known in (("formula", self.formula, GAPS), ("over", self.over, OVER)):
@@ -127,11 +110,7 @@ class PublishedProtocol:
         return float(GAPS[self.formula](hits.mean(over), torch.full((len(self.axis),), 1 / len(self.axis))).mean())
 
     def floor(self, images: int | None = None) -> NoiseFloor:
-        """What the published figure would be for a perfectly fair model, by chance alone.
-
-        Args:
-            images: Images a prompt, if other than the protocol's.
-        """
+        """The published figure of a perfectly fair model, by chance; `images` per prompt, if not the protocol's."""
         n, occupations, templates = images or self.images, len(self.occupations), len(self.templates)
         size, shares = {
             "occupation": (n * templates, occupations),
@@ -141,25 +120,18 @@ class PublishedProtocol:
         return noise_floor(size, len(self.axis), shares, GAPS[self.formula], simulations=400)
 
     def overlap(self, occupations: Sequence[str]) -> list[str]:
-        """Those of the occupations that a mask was made on which are judged here: they are not held out."""
+        """The judged occupations among those that a mask was made on, which are not held out."""
         made = {_plain(each) for each in occupations}
         return [each for each in self.occupations if _plain(each) in made]
 
     def says(self) -> dict[str, Any]:
         """What it fixes and where that comes from, as plain data for results and reports."""
-        return {
-            "name": self.name,
-            "title": self.title,
+        names = ("name", "title", "images", "seeds", "reader", "model", "steps", "guidance")
+        return {name: getattr(self, name) for name in names} | {
             "source": list(self.source),
             "axis": self.axis.name,
             "prompts": len(self.occupations) * len(self.templates),
-            "images": self.images,
-            "seeds": self.seeds,
-            "reader": self.reader,
             "figure": f"{self.formula} of the shares of {OVER[self.over]}, averaged",
-            "model": self.model,
-            "steps": self.steps,
-            "guidance": self.guidance,
             "left_open": list(self.left_open),
         }
 
@@ -167,6 +139,27 @@ class PublishedProtocol:
 def known_protocols() -> list[str]:
     """Names of the protocols that ship."""
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+class _File(BaseModel, extra="forbid", strict=True):
+    """The form of a protocol's TOML file."""
+
+    title: _Text
+    source: _Texts
+    axis: _Text
+    occupations: _Texts | _Text
+    templates: _Texts
+    images: int
+    seeds: _Text
+    reader: _Text
+    formula: _Text
+    over: _Text
+    model: _Text
+    steps: int
+    guidance: float
+    words: dict[str, _Texts] = {}
+    held_out: _Texts | _Text = "winobias-train"
+    left_open: _Texts = []
 
 
 def load_protocol(name: str | Path) -> PublishedProtocol:
@@ -181,40 +174,25 @@ def load_protocol(name: str | Path) -> PublishedProtocol:
             known = ", ".join(known_protocols())
             raise InputError(f"unknown protocol {str(name)!r}; there are {known}, or give a .toml file")
         path = _FOLDER / f"{name}.toml"
-    data = read_toml(path, "protocol file")
-    form: dict[str, tuple[type, ...]] = {
-        "title": (str,), "source": (list,), "axis": (str,), "occupations": (list, str), "templates": (list,),
-        "images": (int,), "seeds": (str,), "reader": (str,), "formula": (str,), "over": (str,), "model": (str,),
-        "steps": (int,), "guidance": (int, float),
-    }  # fmt: skip
-    optional: dict[str, tuple[type, ...]] = {"words": (dict,), "held_out": (list, str), "left_open": (list,)}
-    wrong = [key for key, kinds in form.items() if not isinstance(data.get(key), kinds)]
-    wrong += [key for key, kinds in optional.items() if key in data and not isinstance(data[key], kinds)]
-    wrong += [key for key in data if key not in form | optional]
-    if wrong:
+    try:
+        file = _File.model_validate(read_toml(path, "protocol file"))
+    except ValidationError as error:
+        wrong = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
         raise InputError(
             f"protocol file {path}: {', '.join(wrong)} missing, unknown, or of another form than in time.toml"
-        )
-    lists = {key: value for key, value in data.items() if isinstance(value, list)}
-    lists |= {f"words.{group}": phrases for group, phrases in data.get("words", {}).items()}
-    for key, value in lists.items():
-        if not isinstance(value, list) or not all(isinstance(each, str) and each.strip() for each in value):
-            raise InputError(f"protocol file {path}: {key} is no list of words or phrases")
-    data = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        ) from error
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in file}
     for key in ("occupations", "held_out"):
-        if isinstance(data.get(key), str):
-            data[key] = _list(path, data[key])
-    axis = _asked(load_axis(data.pop("axis")), data.pop("words", {}))
-    return PublishedProtocol(name=path.stem, axis=axis, **data)
+        if isinstance(listed := values[key], str):
+            if listed not in OCCUPATIONS:
+                known = ", ".join(OCCUPATIONS)
+                raise InputError(f"protocol file {path}: no list of occupations {listed!r}; there are {known}")
+            values[key] = tuple(OCCUPATIONS[listed])
+    axis = _with_words(load_axis(values.pop("axis")), values.pop("words"))
+    return PublishedProtocol(name=path.stem, axis=axis, **values)
 
 
-def _list(path: Path, name: str) -> tuple[str, ...]:
-    if name not in OCCUPATIONS:
-        raise InputError(f"protocol file {path}: no list of occupations {name!r}; there are {', '.join(OCCUPATIONS)}")
-    return tuple(OCCUPATIONS[name])
-
-
-def _asked(axis: Axis, words: dict[str, list[str]]) -> Axis:
+def _with_words(axis: Axis, words: dict[str, list[str]]) -> Axis:
     """The axis with the words that the protocol's reader is asked in, in place of its own."""
     if not words:
         return axis
@@ -223,5 +201,5 @@ def _asked(axis: Axis, words: dict[str, list[str]]) -> Axis:
 
 
 def _plain(text: str) -> str:
-    """Without what makes no other prompt of it: case, articles, the group's place."""
+    """A prompt without case, articles and the group's place, to compare it with others."""
     return " ".join(re.sub(r"\b(?:an?|the)\b|\{group\}", " ", text.casefold()).split())

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from stereoclinic.evaluation.draw import model_digest
 from stereoclinic.evaluation.protocols import PublishedProtocol
-from stereoclinic.evaluation.readers import Reader, fingerprint, known_errors, limits
+from stereoclinic.evaluation.readers import Reader, fingerprint
 from stereoclinic.io.digest import plain_digest, shapes_digest, weights_digest
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.model import Model
@@ -68,8 +68,8 @@ def provenance(
         "prompts": digest(prompts),
         "reader": reader.name,
         "reader_weights": plain_digest(fingerprint(reader)),
-        "reader_limits": list(limits(reader)),
-        "reader_errors": [str(error) for error in known_errors(reader)],
+        "reader_limits": list(reader.limits),
+        "reader_errors": [str(error) for error in reader.known_errors],
         **({} if published is None else {"protocol": published.says()}),
         "strength": strength,
         "masks": {

@@ -1,12 +1,13 @@
-"""What is known beside the pictures: shares that they should reflect, and how often their reader is wrong.
+"""Knowledge from a user's files: shares that pictures should reflect, and how often their reader is wrong.
 
-Both come from files of the user's own, and give each arm of an experiment further figures.
+Each gives the arms of an experiment further figures.
 """
 
 import csv
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,10 @@ from stereoclinic.errors import InputError
 from stereoclinic.evaluation.arms import Experiment
 from stereoclinic.io.reading import read_text
 from stereoclinic.prompts.occupations import planted_shares
-from stereoclinic.statistics.amplification import Reference, amplification, load_reference
+from stereoclinic.statistics.amplification import Reference, amplification
 from stereoclinic.statistics.reader_error import corrected_intervals
 
 PLANTED = "planted"
-CONFUSION_COLUMNS = ("group", "read", "count")
 
 
 def reference_named(source: str, axis: str) -> Reference:
@@ -34,13 +34,24 @@ def reference_named(source: str, axis: str) -> Reference:
     return planted_shares(axis) if source == PLANTED else load_reference(source)
 
 
-def amplified(experiment: Experiment, table: Reference) -> dict[str, Any]:
-    """How far each arm exaggerates a reference, see `amplification`: arm -> its figures as plain data."""
-    protocol = experiment.protocol
-    labels, groups = list(protocol.prompts["label"]), protocol.axis.groups
-    return {
-        arm.name: asdict(amplification(arm.reads, labels, groups, table, protocol.target)) for arm in experiment.neutral
-    }
+def load_reference(path: str | Path) -> dict[str, dict[str, float]]:
+    """Read a CSV with the columns label, group, share: label -> group -> share.
+
+    Raises:
+        InputError: It cannot be read, a column is missing, or a row is no share or is there twice.
+    """
+    table: dict[str, dict[str, float]] = {}
+    for where, (label, group, share) in _csv_rows(path, "reference", ("label", "group", "share")):
+        if not label or not group or group in table.get(label, {}):
+            raise InputError(f"{where}: a label or group is missing or there twice")
+        try:
+            value = float(share)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= 1:
+            raise InputError(f"{where}: share {share!r}; expected a number between 0 and 1")
+        table.setdefault(label, {})[group] = value
+    return table
 
 
 def load_confusion(path: str | Path, groups: Sequence[str]) -> Tensor:
@@ -48,28 +59,39 @@ def load_confusion(path: str | Path, groups: Sequence[str]) -> Tensor:
 
     Raises:
         InputError: It cannot be read, a column is missing, a row names no group or no count, a group has no picture, or
-            the groups are hardly told apart.
+            the reader confuses the groups too often to be corrected.
     """
     counts = torch.zeros(len(groups), len(groups), dtype=torch.float64)
-    try:
-        with io.StringIO(read_text(path, "confusion"), newline="") as file:
-            rows = csv.DictReader(file)
-            if missing := [name for name in CONFUSION_COLUMNS if name not in (rows.fieldnames or ())]:
-                expected = ", ".join(CONFUSION_COLUMNS)
-                raise InputError(f"confusion {path}: no column {', '.join(missing)}; expected {expected}")
-            for line, row in enumerate(rows, start=2):
-                group, read, text = ((row[name] or "").strip() for name in CONFUSION_COLUMNS)
-                if group not in groups or read not in groups or not re.fullmatch("[0-9]{1,15}", text):
-                    raise InputError(
-                        f"confusion {path}, line {line}: expected two of {', '.join(groups)} and a whole number"
-                    )
-                counts[groups.index(group), groups.index(read)] += int(text)
-    except csv.Error as error:
-        raise InputError(f"confusion {path} cannot be read: {error}") from error
+    for where, (group, read, count) in _csv_rows(path, "confusion", ("group", "read", "count")):
+        if group not in groups or read not in groups or not re.fullmatch("[0-9]{1,15}", count):
+            raise InputError(f"{where}: expected two of {', '.join(groups)} and a whole number")
+        counts[groups.index(group), groups.index(read)] += int(count)
     if lacking := [group for group, total in zip(groups, counts.sum(1).tolist(), strict=True) if total == 0]:
         raise InputError(f"confusion {path}: no picture of {', '.join(lacking)}")
-    corrected_intervals(torch.eye(len(groups)), counts)  # refused here if it hardly tells the groups apart
+    corrected_intervals(torch.eye(len(groups)), counts)  # refuses a matrix that cannot be inverted
     return counts
+
+
+def _csv_rows(path: str | Path, what: str, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """For each row where it stands, as messages begin, and its fields in the order of `columns`."""
+    try:
+        with io.StringIO(read_text(path, what), newline="") as file:
+            rows = csv.DictReader(file)
+            if missing := [name for name in columns if name not in (rows.fieldnames or ())]:
+                raise InputError(f"{what} {path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
+            for line, row in enumerate(rows, start=2):
+                yield f"{what} {path}, line {line}", [(row[name] or "").strip() for name in columns]
+    except csv.Error as error:
+        raise InputError(f"{what} {path} cannot be read: {error}") from error
+
+
+def amplified(experiment: Experiment, table: Reference) -> dict[str, Any]:
+    """How far each arm exaggerates a reference, see `amplification`: arm -> its figures as plain data."""
+    protocol = experiment.protocol
+    labels, groups = list(protocol.prompts["label"]), protocol.axis.groups
+    return {
+        arm.name: asdict(amplification(arm.reads, labels, groups, table, protocol.target)) for arm in experiment.neutral
+    }
 
 
 def corrected(experiment: Experiment, confusion: Tensor) -> dict[str, Any]:

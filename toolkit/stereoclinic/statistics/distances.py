@@ -1,62 +1,34 @@
-"""How far apart two sets of images are in a feature space: the Frechet distance behind FID.
+"""Distances between sets of images in a feature space: Frechet (FID), kernel (KID), and diversity within groups.
 
-The features are the caller's: a network's embeddings, or anything else with one row per image. Compare a
-treated model with the *same model untreated*, and print the distance between two halves of untreated images
-beside it: at finite n the distance of two samples of one distribution is above zero.
+Features are given by the caller, one row per image. Compare a treated model with the *same model untreated*, and
+print what two samples of the untreated model show: at finite n the Frechet distance of two samples of one
+distribution is above zero.
 
-The kernel distance behind KID: how far apart two sets of features are, without a bias at small n.
-
-    MMD^2 = mean over i != j of k(a_i, a_j)  +  mean over i != j of k(b_i, b_j)  -  2 mean over i, j of k(a_i, b_j)
-    k(x, y) = (gamma <x, y> + coef)^degree                      gamma = 1 / d, coef = 1, degree = 3 unless given
-
-Its mean is zero for two samples of one distribution whatever their sizes (so it is at times below zero), where the
-Frechet distance of few images is above.
-
-Reference: Binkowski et al., Demystifying MMD GANs, ICLR 2018, sections 2.1 and 4; Gretton et al., A Kernel
-Two-Sample Test, JMLR 2012, lemma 6 (the unbiased estimate).
-
-How different the pictures of the same prompt and group are: a treatment may give each group one face.
-
-    D = mean over cells of the mean distance ||f_i - f_j|| over pairs i < j of the cell's pictures
-
-Cells are prompt x group. A cell counts as much as the treated pictures that are in it, on both sides, so a change of
-groups alone moves the figure and its reference alike. (The same mean with LPIPS as the distance is what papers on
-multimodal generation call LPIPS diversity.)
-
-Reference: Zhu et al., Toward Multimodal Image-to-Image Translation, NeurIPS 2017, section 5 (mean distance of pairs).
-
-Intervals of figures that resampling would move: distances between samples grow when an image is drawn twice.
+torchmetrics' FID and KID want a network and subsets; these take features, and weighted samples.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.statistics.intervals import Interval
-from stereoclinic.statistics.resampling import check_confidence, or_seeded
+from stereoclinic.statistics.resampling import NORMAL
+
+_ROWS = 4096  # of a block of the kernel, so that memory stays flat
+_PARTS = 12  # of a sample in a jackknife
+Sample = tuple[Tensor, Tensor]
 
 
 def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased covariance of features.
-
-    Args:
-        features: (n, d), one row per image, n >= 2.
-
-    Returns:
-        (d,) mean and (d, d) covariance, float64.
+    """Mean (d,) and unbiased covariance (d, d) of features (n, d), n >= 2, in float64.
 
     Raises:
-        InputError: if there are fewer than two rows, or values that are not finite.
+        InputError: Fewer than two rows, or values that are not finite.
     """
-    features = torch.as_tensor(features).to(torch.float64)
-    if features.dim() != 2 or features.shape[0] < 2 or features.shape[1] < 1:
-        raise InputError(f"features have shape {tuple(features.shape)}; expected (n, d) with at least two images")
-    if not bool(features.isfinite().all()):
-        raise InputError("features hold values that are not finite; check the feature network and its precision")
+    features = _checked(features)
     mean = features.mean(0)
     centred = features - mean
     return mean, centred.T @ centred / (features.shape[0] - 1)
@@ -65,9 +37,8 @@ def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
 def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
     """Squared Frechet (2-Wasserstein) distance of two normal distributions.
 
-    ||mu1 - mu2||^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2). The product is symmetric, so its square root's
-    trace is a sum over eigenvalues: no complex square root of a non-symmetric matrix, and no trouble with
-    singular covariances, which fewer images than features always give.
+    ||mu1 - mu2||^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2). The product is symmetric, so the trace of its root is a
+    sum over real eigenvalues. Singular covariances, as of fewer images than features, do no harm.
 
     Args:
         mu1: (d,) mean of the first.
@@ -79,17 +50,18 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> fl
         The distance, never negative.
 
     Raises:
-        InputError: if the shapes do not fit together.
+        InputError: The shapes do not fit together.
 
-    Reference: Dowson & Landau, The Frechet Distance between Multivariate Normal Distributions, 1982; Heusel
-    et al., GANs Trained by a Two Time-Scale Update Rule, NeurIPS 2017, equation 6 (FID).
+    References: Dowson & Landau, The Frechet Distance between Multivariate Normal Distributions, 1982; Heusel et al.,
+    GANs Trained by a Two Time-Scale Update Rule, NeurIPS 2017, equation 6 (FID).
     """
     mu1, cov1, mu2, cov2 = (torch.as_tensor(x).to(torch.float64) for x in (mu1, cov1, mu2, cov2))
     d = mu1.shape[0] if mu1.dim() == 1 else -1
     if mu2.shape != (d,) or cov1.shape != (d, d) or cov2.shape != (d, d):
         shapes = ", ".join(str(tuple(x.shape)) for x in (mu1, cov1, mu2, cov2))
         raise InputError(f"means and covariances have shapes {shapes}; expected (d,), (d, d), (d,), (d, d)")
-    root = _symmetric_root(cov1)
+    values, vectors = torch.linalg.eigh((cov1 + cov1.T) / 2)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     product = root @ cov2 @ root
     # Rounding leaves a symmetric product a little asymmetric and zero eigenvalues a little negative.
     eigenvalues: Tensor = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0)
@@ -98,18 +70,16 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> fl
 
 
 def frechet_between(features_a: Tensor, features_b: Tensor) -> float:
-    """Frechet distance of two sets of features, (n, d) and (m, d); see ``frechet_distance``."""
+    """Frechet distance of two sets of features, (n, d) and (m, d); see `frechet_distance`."""
     return frechet_distance(*feature_statistics(features_a), *feature_statistics(features_b))
 
 
-def frechet_within_groups(
-    arm: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor], floor: tuple[Tensor, Tensor], cells: int
-) -> tuple[float, float]:
-    """Frechet distance to a reference that shows the same people: what a change of groups alone does not account for.
+def frechet_within_groups(arm: Sample, reference: Sample, floor: Sample, cells: int) -> tuple[float, float]:
+    """Frechet distance to a reference that shows the same groups, so that a change of groups alone does not count.
 
-    Cells are prompt x group. The reference is weighted so that each cell has the share that it has in the arm, and so
-    is a second sample of the reference, whose distance to it is the floor. Where the arm is unevenly spread over cells
-    the weighted samples are effectively smaller than the arm, so the floor is then a little high.
+    A cell is a prompt x group. The reference is weighted so that each cell has the share that it has in the arm. The
+    floor, a second sample of the reference, is weighted alike. It is a little high where the arm is unevenly spread
+    over cells, as weighted samples are effectively smaller.
 
     Args:
         arm: Features (n, d) and cells (n,) of the images.
@@ -121,8 +91,8 @@ def frechet_within_groups(
         The distance, and its floor. Images in cells that the others lack are left out; NaN where none is left.
     """
     features, own = arm
-    there = torch.stack([torch.bincount(each[1], minlength=cells) > 0 for each in (reference, floor)]).all(0)
-    kept = there[own]
+    shared = torch.stack([torch.bincount(each[1], minlength=cells) > 0 for each in (reference, floor)]).all(0)
+    kept = shared[own]
     share = torch.bincount(own[kept], minlength=cells).double()
     samples = [(each, (share / torch.bincount(w, minlength=cells).clamp_min(1))[w]) for each, w in (reference, floor)]
     if int(kept.sum()) < 2 or any(int((weights > 0).sum()) < 2 for _, weights in samples):
@@ -132,95 +102,56 @@ def frechet_within_groups(
 
 
 def _weighted_statistics(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of weighted rows, unbiased for weights that were chosen without looking at the features."""
+    """Mean and unbiased covariance of weighted rows."""
     features, weights = features.double(), weights.double() / weights.sum()
     mean = weights @ features
     centred = features - mean
     return mean, (centred * weights[:, None]).T @ centred / (1 - weights.square().sum())
 
 
-def _symmetric_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    return root
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Unbiased squared maximum mean discrepancy (KID) of features (n, d) and (m, d), n, m >= 2.
 
-
-_ROWS = 4096  # of a block of the kernel, so that memory stays flat
-
-
-def kernel_distance(a: Tensor, b: Tensor, degree: int = 3, gamma: float | None = None, coef: float = 1.0) -> float:
-    """Unbiased squared maximum mean discrepancy of two sets of features, all of them at once.
-
-    Args:
-        a: (n, d) features, n >= 2.
-        b: (m, d), m >= 2.
-        degree: Of the polynomial kernel.
-        gamma: Its factor; 1 / d if None.
-        coef: Its constant.
+    MMD^2 = mean over i != j of k(a_i, a_j) + mean over i != j of k(b_i, b_j) - 2 mean over i, j of k(a_i, b_j),
+    k(x, y) = (<x, y> / d + 1)^3. Its mean is zero for two samples of one distribution of any size, so it is at times
+    negative.
 
     Raises:
-        InputError: If the shapes do not fit, or there are values that are not finite.
+        InputError: The shapes do not fit, or there are values that are not finite.
+
+    References: Binkowski et al., Demystifying MMD GANs, ICLR 2018, sections 2.1 and 4; Gretton et al., A Kernel
+    Two-Sample Test, JMLR 2012, lemma 6 (the unbiased estimate).
     """
-    a, b = _pair(a, b)
-    gamma = 1 / a.shape[1] if gamma is None else gamma
+    a, b = _checked(a), _checked(b)
+    d = a.shape[1]
+    if b.shape[1] != d:
+        raise InputError(f"features have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected (n, d) and (m, d)")
 
     def total(x: Tensor, y: Tensor) -> Tensor:
-        summed: Tensor = sum(((gamma * rows @ y.T + coef) ** degree).sum() for rows in x.split(_ROWS))
+        summed: Tensor = sum(((rows @ y.T / d + 1) ** 3).sum() for rows in x.split(_ROWS))
         return summed
 
     def among(x: Tensor) -> Tensor:
-        itself = ((gamma * x.square().sum(1) + coef) ** degree).sum()
+        itself = ((x.square().sum(1) / d + 1) ** 3).sum()
         return (total(x, x) - itself) / (len(x) * (len(x) - 1))
 
     return (among(a) + among(b) - 2 * total(a, b) / (len(a) * len(b))).item()
 
 
-def kernel_distance_of_subsets(
-    a: Tensor, b: Tensor, subsets: int = 100, subset_size: int = 1000, generator: torch.Generator | None = None
-) -> tuple[float, float]:
-    """Mean and standard deviation of ``kernel_distance`` over random subsets, as KID is usually reported.
-
-    Args:
-        a: (n, d) features.
-        b: (m, d).
-        subsets: Number of pairs of subsets.
-        subset_size: Images in each, at most n and m.
-        generator: Source of randomness; seeded with 0 if None.
-
-    Raises:
-        InputError: As ``kernel_distance``, or a subset is smaller than two or larger than the sets.
-    """
-    a, b = _pair(a, b)
-    if subsets < 1 or not 2 <= subset_size <= min(len(a), len(b)):
-        raise InputError(
-            f"{subsets} subsets of {subset_size} images; expected 1 or more, of 2 to {min(len(a), len(b))} images"
-        )
-    generator = or_seeded(generator)
-    found = []
-    for _ in range(subsets):
-        # In this order, so that torchmetrics with the same seed takes the same subsets.
-        one, other = (x[torch.randperm(len(x), generator=generator)[:subset_size].to(x.device)] for x in (a, b))
-        found.append(kernel_distance(one, other))
-    values = torch.tensor(found, dtype=torch.float64)
-    return values.mean().item(), values.std(correction=0).item()
-
-
-def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = torch.as_tensor(a).to(torch.float64), torch.as_tensor(b).to(torch.float64)
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2 or a.shape[1] < 1:
-        raise InputError(
-            f"features have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected (n, d) and (m, d) with two or more"
-        )
-    if not bool(a.isfinite().all() & b.isfinite().all()):
+def _checked(features: Tensor) -> Tensor:
+    features = torch.as_tensor(features).to(torch.float64)
+    if features.dim() != 2 or features.shape[0] < 2 or features.shape[1] < 1:
+        raise InputError(f"features have shape {tuple(features.shape)}; expected (n, d) with at least two images")
+    if not bool(features.isfinite().all()):
         raise InputError("features hold values that are not finite; check the feature network and its precision")
-    return a, b
+    return features
 
 
 def pairwise_distance(features: Tensor) -> float:
-    """Mean Euclidean distance over pairs of rows: (n, d), n >= 2.
+    """Mean Euclidean distance over pairs of rows of (n, d), n >= 2.
 
     Raises:
-        InputError: If there are fewer than two rows.
+        InputError: Fewer than two rows.
     """
     if features.dim() != 2 or len(features) < 2:
         raise InputError(f"features have shape {tuple(features.shape)}; expected (n, d) with at least two images")
@@ -230,7 +161,10 @@ def pairwise_distance(features: Tensor) -> float:
 def diversity_within(
     features: Tensor, cells: Tensor, reference: Tensor, reference_cells: Tensor
 ) -> tuple[float, float]:
-    """Diversity within cells, and that of a reference in the same cells.
+    """How different pictures of the same prompt and group are, and those of a reference in the same cells.
+
+    It is the mean over cells (prompt x group) of `pairwise_distance`. Cells count by the judged pictures in them, on
+    both sides, so a change of groups alone moves the figure and its reference alike.
 
     Args:
         features: (n, d) of the pictures that are judged.
@@ -242,7 +176,9 @@ def diversity_within(
         Both diversities, over the cells of which both sides have two or more pictures; NaN where there is none.
 
     Raises:
-        InputError: If features and cells do not fit together.
+        InputError: Features and cells do not fit together.
+
+    Reference: Zhu et al., Toward Multimodal Image-to-Image Translation, NeurIPS 2017, section 5.
     """
     for rows, own in ((features, cells), (reference, reference_cells)):
         if rows.dim() != 2 or own.shape != rows.shape[:1] or own.is_floating_point():
@@ -251,39 +187,31 @@ def diversity_within(
             )
     total, judged, compared = 0, 0.0, 0.0
     for cell in cells.unique().tolist():
-        here, there = features[cells == cell], reference[reference_cells == cell]
-        if min(len(here), len(there)) >= 2:
-            total += len(here)
-            judged += len(here) * pairwise_distance(here)
-            compared += len(here) * pairwise_distance(there)
+        one, other = features[cells == cell], reference[reference_cells == cell]
+        if min(len(one), len(other)) >= 2:
+            total += len(one)
+            judged += len(one) * pairwise_distance(one)
+            compared += len(one) * pairwise_distance(other)
     return (judged / total, compared / total) if total else (float("nan"), float("nan"))
 
 
-PARTS = 12
-Sample = tuple[Tensor, Tensor]
+def jackknife_ratio(measure: Callable[..., tuple[float, float]], sizes: Sequence[int]) -> Interval | None:
+    """The ratio of two figures of the same samples with a grouped jackknife interval.
 
-
-def jackknife_ratio(
-    measure: Callable[..., tuple[float, float]], sizes: Sequence[int], confidence: float = 0.95
-) -> Interval | None:
-    """The ratio of two figures of the same samples, and its interval: each sample is measured without a part of it.
-
-    Each sample is dealt into at most 12 parts, and the logarithm of the ratio taken anew without each of them; a normal
-    interval is laid round the logarithm with the variance that this shows, samples' variances added up. The jackknife's
-    variance is too large on average, never too small, so the interval is rather wide.
+    Bootstrap resampling would move such figures: distances grow when an image is drawn twice. So each sample is split
+    into at most 12 parts, and the logarithm of the ratio computed without each of them. The interval is normal on the
+    logarithm. The jackknife's variance errs upward, so the interval is rather wide.
 
     Args:
         measure: Called with the numbers (Tensor) that are kept of each sample; gives two figures above 0.
-        sizes: How many numbers each sample has; the samples are independent.
-        confidence: Coverage aimed at.
+        sizes: Size of each sample; the samples are independent.
 
     Returns:
         The ratio; None where some part leaves nothing to measure.
 
-    Reference: Shao & Wu, A General Theory for Jackknife Variance Estimation, Annals of Statistics 1989 (of groups);
+    References: Shao & Wu, A General Theory for Jackknife Variance Estimation, Annals of Statistics 1989 (of groups);
     Efron & Stein, The Jackknife Estimate of Variance, Annals of Statistics 1981 (it errs upward).
     """
-    check_confidence(confidence)
     whole = [torch.arange(size) for size in sizes]
 
     def log_ratio(kept: Sequence[Tensor]) -> float:
@@ -292,7 +220,7 @@ def jackknife_ratio(
 
     estimate, variance = log_ratio(whole), 0.0
     for place, numbers in enumerate(whole):
-        parts = min(PARTS, len(numbers))
+        parts = min(_PARTS, len(numbers))
         without = [
             log_ratio([*whole[:place], numbers[numbers % parts != part], *whole[place + 1 :]]) for part in range(parts)
         ]
@@ -300,21 +228,18 @@ def jackknife_ratio(
         variance += (parts - 1) / parts * sum((each - mean) ** 2 for each in without)
     if not math.isfinite(estimate + variance):
         return None
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance)
+    half = NORMAL * math.sqrt(variance)
     return Interval(*(math.exp(end) for end in (estimate, estimate - half, estimate + half)))
 
 
 def within_groups_ratio(arm: Sample, reference: Sample, floor: Sample, cells: int) -> Interval | None:
-    """`frechet_within_groups` over its floor, left out by seeds: the prompts are those that were asked, and stay.
+    """`frechet_within_groups` over its floor; the jackknife of `jackknife_ratio` leaves out seeds.
 
     Args:
         arm: Features (P, n, F) and cells (P, n) of the images.
         reference: The same of images that were drawn with each group asked for, on other seeds.
         floor: The same of another sample of those, on the arm's own seeds.
         cells: Number of cells.
-
-    Returns:
-        The ratio, as in `jackknife_ratio`.
     """
 
     def of(sample: Sample, seeds: Tensor) -> Sample:

@@ -1,10 +1,9 @@
-"""What chance does to shares: what a model with given shares would show, over and over.
+"""Sampling noise of shares: what a model with given shares would show, in many draws.
 
-Two forms with one method, ``around(centre)``: shares (P, K) of a model -> shares (R, P, K) that as many images of it
-would show.
+Both forms have `around(centre)`: a model's shares (P, K) -> shares (R, P, K) that as many of its images would show.
 
     Counted    hard reads: images are drawn from the model's shares, which is exact
-    Spread     soft reads, and prompts that are pooled: resampled shares less their mean are added to the model's
+    Spread     soft reads, and pooled prompts: resampled shares less their mean are added to the model's
 """
 
 import math
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 from stereoclinic.statistics.resampling import image_draws, resampled, three_dimensional
-from stereoclinic.statistics.shares import distribution, shares_from_reads, top_group
+from stereoclinic.statistics.shares import shares_from_reads, target_of, top_group
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Estimated shares and the target they are measured to, both (P, K), or (1, K) where prompts are pooled."""
+    """Estimated shares and their target, both (P, K), or (1, K) where prompts are pooled."""
 
     shares: Tensor
     target: Tensor
@@ -36,10 +35,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Counted(Noise):
-    """Of n images, each of a group drawn from the model's shares.
+    """Noise of n images whose groups are drawn from the model's shares.
 
     Args:
-        uniform: (R, P, n) of [0, 1), sorted along n: the same luck for every model that is tried.
+        uniform: (R, P, n) of [0, 1), sorted along n: the same random numbers for every model that is tried.
     """
 
     uniform: Tensor
@@ -58,11 +57,7 @@ class Counted(Noise):
 
 @dataclass(frozen=True)
 class Spread(Noise):
-    """Resampled shares less their mean, whatever the model's shares are.
-
-    Args:
-        residuals: (R, P, K).
-    """
+    """Noise of resampled shares less their mean, (R, P, K), whatever the model's shares are."""
 
     residuals: Tensor
 
@@ -87,16 +82,15 @@ def noise_of(
         generator: Source of randomness.
 
     Raises:
-        InputError: If reads or target are not of that form.
+        InputError: Reads or target are not of that form.
     """
     reads = three_dimensional(reads, "reads")
     shares = shares_from_reads(reads, hard)  # (P, K), and checks the reads
-    wanted = torch.full_like(shares, 1 / shares.shape[-1]) if target is None else torch.as_tensor(target)
-    wanted = distribution(wanted, "target shares").to(shares.device).expand(shares.shape)
+    wanted = target_of(shares, target).expand(shares.shape)
     prompts, images, _ = reads.shape
     if hard and not pooled:
-        luck = torch.rand(resamples, prompts, images, generator=generator, dtype=torch.float64)
-        return Counted(shares, wanted, luck.sort(-1).values.to(shares.device))
+        uniform = torch.rand(resamples, prompts, images, generator=generator, dtype=torch.float64)
+        return Counted(shares, wanted, uniform.sort(-1).values.to(shares.device))
     [draws] = resampled_shares([reads], hard, resamples, generator)
     residuals = (draws - shares) * math.sqrt(images / max(1, images - 1))  # resampled shares vary by too little
     if pooled:
@@ -106,15 +100,14 @@ def noise_of(
 
 def resampled_shares(sides: Sequence[Tensor], hard: bool, resamples: int, generator: torch.Generator) -> list[Tensor]:
     """Bootstrap shares (R, P, K) of each side of (P, n, K) reads, the same images of all resampled together."""
-    counted = [top_group(each) if hard else each for each in sides]
-    draws: list[list[Tensor]] = [[] for _ in sides]
-    for images in image_draws(sides[0], resamples, generator):
-        for own, each in zip(draws, counted, strict=True):
-            own.append(resampled(each, images).mean(-2))
-    return [torch.cat(own) for own in draws]
+    counted = [top_group(side) if hard else side for side in sides]
+    draws = [
+        [resampled(side, images).mean(-2) for side in counted] for images in image_draws(sides[0], resamples, generator)
+    ]
+    return [torch.cat(side) for side in zip(*draws, strict=True)]
 
 
 def on_simplex(shares: Tensor) -> Tensor:
-    """The nearest thing to shares: none below zero, and a sum of one, along the last dimension."""
+    """Shares without negative entries, scaled to a sum of one along the last dimension."""
     shares = shares.clamp_min(0)
     return shares / shares.sum(-1, keepdim=True)

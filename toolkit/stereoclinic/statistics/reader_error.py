@@ -1,12 +1,12 @@
 """Shares corrected for the reader's own error, from pictures whose group is known.
 
 With C the reader's confusion matrix, C[k, j] = P(read j | is k), and p the true shares, the reads have shares
-q = C' p. Hence p is sought on the simplex so that C' p comes nearest to q:
+q = C' p. Hence p is the point of the simplex whose C' p is nearest to q:
 
     p = argmin ||C' p - q||^2        over p_k >= 0, sum_k p_k = 1
 
-For two groups and an inside solution it is (q + specificity - 1) / (sensitivity + specificity - 1), published under
-two names: the Rogan-Gladen estimator, and adjusted count.
+For two groups and a solution inside it is (q + specificity - 1) / (sensitivity + specificity - 1), known as the
+Rogan-Gladen estimator and as adjusted count.
 
 References: Rogan & Gladen, Estimating Prevalence from the Results of a Screening Test, American Journal of Epidemiology
 1978; Forman, Quantifying Counts and Costs via Classification, Data Mining and Knowledge Discovery 2008; Duchi et al.,
@@ -18,31 +18,16 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.statistics.intervals import Interval
-from stereoclinic.statistics.resampling import check_settings, dirichlet, or_seeded, percentiles
+from stereoclinic.statistics.noise import on_simplex
+from stereoclinic.statistics.resampling import LOW, check_draws, dirichlet, or_seeded, percentiles
 from stereoclinic.statistics.shares import distribution, top_group
 
 _NEAR_SINGULAR = 0.1  # smallest singular value: below it, errors of reads are multiplied by more than ten
 _ITERATIONS = 500
 
 
-def confusion_counts(groups: Tensor, reads: Tensor) -> Tensor:
-    """How often each group was read as each: (m,) known groups, (m, K) probabilities -> (K, K), rows are the known.
-
-    Raises:
-        InputError: If shapes do not fit or a group is out of range.
-    """
-    hits = top_group(distribution(reads, "reads"))
-    if hits.dim() != 2 or groups.shape != (len(hits),) or groups.is_floating_point():
-        raise InputError(
-            f"groups have shape {tuple(groups.shape)} and reads {tuple(hits.shape)}; expected integers (m,) and (m, K)"
-        )
-    if len(groups) == 0 or not 0 <= int(groups.min()) <= int(groups.max()) < hits.shape[1]:
-        raise InputError(f"groups {groups.unique().tolist()}; expected numbers from 0 to {hits.shape[1] - 1}")
-    return torch.zeros(hits.shape[1], hits.shape[1], dtype=torch.float64).index_add_(0, groups.cpu(), hits.cpu())
-
-
 def corrected_shares(shares: Tensor, confusion: Tensor) -> Tensor:
-    """Shares without the reader's error, the constrained inversion above.
+    """Shares without the reader's error.
 
     Args:
         shares: (..., K) as read.
@@ -52,9 +37,16 @@ def corrected_shares(shares: Tensor, confusion: Tensor) -> Tensor:
         (..., K) float64.
 
     Raises:
-        InputError: If shapes do not fit, a group has no picture, or the matrix is too near singular to be inverted.
+        InputError: Shapes do not fit, a group has no picture, or the matrix is too near singular to be inverted.
     """
-    shares, rates = distribution(shares, "shares"), _rates(confusion, shares.shape[-1])
+    shares, rates = distribution(shares, "shares"), torch.as_tensor(confusion).double()
+    groups = shares.shape[-1]
+    if rates.shape[-2:] != (groups, groups):
+        raise InputError(f"the confusion matrix has shape {tuple(rates.shape)}; expected (..., {groups}, {groups})")
+    total = rates.sum(-1, keepdim=True)
+    if not bool((rates >= 0).all()) or not bool((total > 0).all()):
+        raise InputError("the confusion matrix has a negative entry or a group without a picture")
+    rates = rates / total
     smallest = float(torch.linalg.svdvals(rates).min())
     if smallest < _NEAR_SINGULAR:
         raise InputError(_too_near(smallest))
@@ -65,27 +57,25 @@ def corrected_intervals(
     reads: Tensor,
     confusion: Tensor,
     resamples: int = 2000,
-    confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> list[Interval]:
-    """Corrected share of each group among images, with what the images and the confusion matrix leave open.
+    """Corrected share of each group among images, with an interval for the errors of images and confusion matrix.
 
-    Both the images' counts and each row of the matrix are drawn anew (``resampling.dirichlet``) and inverted together.
+    Both the images' counts and each row of the matrix are drawn anew (`resampling.dirichlet`) and inverted together.
 
     Args:
         reads: (n, K) class probabilities of the images; the top group counts.
-        confusion: (K, K) counts, as from ``confusion_counts``.
+        confusion: (K, K) counts, rows are the known groups and columns what was read.
         resamples: Number of draws.
-        confidence: Coverage aimed at.
         generator: Source of randomness; seeded with 0 if None.
 
     Returns:
         K intervals.
 
     Raises:
-        InputError: As ``corrected_shares``, or so few pictures are behind the matrix that it may well be singular.
+        InputError: As `corrected_shares`, or the matrix is from so few pictures that it may well be singular.
     """
-    check_settings(resamples, confidence)
+    check_draws(resamples)
     hits = top_group(distribution(reads, "reads"))
     if hits.dim() != 2 or len(hits) == 0 or confusion.shape != (hits.shape[1], hits.shape[1]):
         raise InputError(
@@ -97,24 +87,13 @@ def corrected_intervals(
     shares = dirichlet(hits.sum(0), resamples, generator)  # (R, K)
     rates = dirichlet(confusion, resamples, generator)  # (R, K, K)
     smallest = torch.linalg.svdvals(rates)[..., -1]
-    if float(torch.quantile(smallest, (1 - confidence) / 2)) < _NEAR_SINGULAR:
+    if float(torch.quantile(smallest, LOW)) < _NEAR_SINGULAR:
         raise InputError(_too_near(float(smallest.median())) + ", and have more pictures behind the matrix")
-    drawn = _inverted(shares, rates)
-    found = []
-    for value, draws in zip(estimate.tolist(), drawn.T, strict=True):
-        low, high = percentiles(draws, confidence)
-        found.append(Interval(value, min(value, low), max(value, high)))
-    return found
-
-
-def _rates(confusion: Tensor, groups: int) -> Tensor:
-    rates = torch.as_tensor(confusion).double()
-    if rates.shape[-2:] != (groups, groups):
-        raise InputError(f"the confusion matrix has shape {tuple(rates.shape)}; expected (..., {groups}, {groups})")
-    total = rates.sum(-1, keepdim=True)
-    if not bool((rates >= 0).all()) or not bool((total > 0).all()):
-        raise InputError("the confusion matrix has a negative entry or a group without a picture")
-    return rates / total
+    intervals = []
+    for value, draws in zip(estimate.tolist(), _inverted(shares, rates).T, strict=True):
+        low, high = percentiles(draws)
+        intervals.append(Interval(value, min(value, low), max(value, high)))
+    return intervals
 
 
 def _too_near(smallest: float) -> str:
@@ -125,22 +104,23 @@ def _too_near(smallest: float) -> str:
 
 
 def _inverted(shares: Tensor, rates: Tensor) -> Tensor:
-    """The simplex's nearest p to each (..., K) shares: solved, and descended to where that lies outside."""
+    """The simplex's nearest p to each (..., K) shares: solved, or by descent where the solution lies outside."""
     shares = shares.expand(*torch.broadcast_shapes(shares.shape[:-1], rates.shape[:-2]), -1)
     transposed = rates.transpose(-1, -2).expand(*shares.shape, shares.shape[-1])
-    solved: Tensor = torch.linalg.solve(transposed, shares[..., None])[..., 0]
+    solved: Tensor = torch.linalg.solve(transposed, shares[..., None])[..., 0].clone()
     outside = (solved < 0).any(-1)
-    solved = solved.clone()
     if shares.shape[-1] == 2:  # a line: its nearest end
         solved[outside] = solved[outside].clamp(0, 1)
     elif bool(outside.any()):
         solved[outside] = _descended(transposed[outside], shares[outside])
-    solved = solved.clamp_min(0)
-    return solved / solved.sum(-1, keepdim=True)
+    return on_simplex(solved)
 
 
 def _descended(matrix: Tensor, wanted: Tensor) -> Tensor:
-    """argmin over the simplex of ||matrix p - wanted||^2 by accelerated projected gradient: (m, K, K), (m, K)."""
+    """argmin over the simplex of ||matrix p - wanted||^2 by accelerated projected gradient: (m, K, K), (m, K).
+
+    All draws at once, where scipy's solvers take one after the other.
+    """
     gram, linear = matrix.transpose(-1, -2) @ matrix, (matrix.transpose(-1, -2) @ wanted[..., None])[..., 0]
     step = 1 / torch.linalg.matrix_norm(gram, 2)[..., None]
     point = ahead = torch.full_like(wanted, 1 / wanted.shape[-1])

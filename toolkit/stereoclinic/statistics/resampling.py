@@ -1,6 +1,7 @@
-"""What every resampling interval is made of: drawn indices, drawn counts, and the ends of what was drawn."""
+"""Random draws behind the intervals: indices of images, counts, and percentiles of what was drawn."""
 
 from collections.abc import Iterator
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -8,12 +9,16 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 
+#: Every interval is of 95 % confidence: the share below its low end, the share below its high end, and the normal
+#: quantile there.
+LOW, HIGH, NORMAL = 0.025, 0.975, NormalDist().inv_cdf(0.975)
+
 # Resamples are drawn in chunks of about this many numbers (32 MB in float64), so that memory stays flat.
 CHUNK_NUMBERS = 2**22
 
 
 def multinomial(n: int, shares: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Multinomial counts (*shape, K), group by group: each is binomial in what earlier ones left."""
+    """Multinomial counts (*shape, K), group by group: each is binomial among the images that are left."""
     left = torch.full(shape, float(n), dtype=torch.float64)
     counts = []
     for k in range(len(shares) - 1):
@@ -26,10 +31,10 @@ def multinomial(n: int, shares: Tensor, shape: tuple[int, ...], generator: torch
 
 
 def dirichlet(counts: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-    """Shares that counts could have come from: (*, K) -> (draws, *, K), with one more image spread over the K groups.
+    """Shares that may be behind counts: (*, K) -> (draws, *, K), with one more image spread over the K groups.
 
-    That image is the prior of Jeffreys for two groups and of Perks for more. Unlike resampled counts, what is drawn
-    leaves room for a group that has not been seen.
+    That image is the prior of Jeffreys for two groups and of Perks for more. It leaves room for a group that has not
+    been seen.
     """
     seed = int(torch.randint(2**62, (), generator=generator))
     shape = counts.double().cpu().numpy() + 1 / counts.shape[-1]
@@ -50,16 +55,16 @@ def resampled(reads: Tensor, images: Tensor) -> Tensor:
 
 
 def chunks(total: int, numbers_each: int) -> Iterator[int]:
-    """Sizes of chunks that add up to ``total`` draws of so many numbers each."""
+    """Sizes of chunks that add up to `total` draws of `numbers_each` numbers."""
     size = max(1, CHUNK_NUMBERS // max(1, numbers_each))
     for start in range(0, total, size):
         yield min(size, total - start)
 
 
-def percentiles(values: Tensor, confidence: float) -> tuple[float, float]:
-    """The values that leave out half of 1 - confidence at each end."""
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=values.dtype, device=values.device)
-    low, high = torch.quantile(values, tails).tolist()
+def percentiles(values: Tensor) -> tuple[float, float]:
+    """The ends of the middle 95 % of values that are not NaN."""
+    tails = torch.tensor([LOW, HIGH], dtype=values.dtype, device=values.device)
+    low, high = torch.nanquantile(values, tails).tolist()
     return low, high
 
 
@@ -69,7 +74,11 @@ def or_seeded(generator: torch.Generator | None) -> torch.Generator:
 
 
 def three_dimensional(reads: Tensor, what: str) -> Tensor:
-    """Reads (P, n, K) in float64; anything else is refused."""
+    """Reads (P, n, K) in float64.
+
+    Raises:
+        InputError: Another shape.
+    """
     reads = torch.as_tensor(reads).to(torch.float64)
     if reads.dim() != 3 or 0 in reads.shape:
         raise InputError(
@@ -79,14 +88,7 @@ def three_dimensional(reads: Tensor, what: str) -> Tensor:
     return reads
 
 
-def check_settings(draws: int, confidence: float) -> None:
-    """Refuses a number of draws or a confidence that is out of range."""
+def check_draws(draws: int) -> None:
+    """Raises InputError for less than one random draw."""
     if draws < 1:
         raise InputError(f"{draws} random draws; expected at least 1, and 1000 or more for a usable interval")
-    check_confidence(confidence)
-
-
-def check_confidence(confidence: float) -> None:
-    """Refuses a confidence that is no share between 0 and 1."""
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence}; expected a number between 0 and 1, such as 0.95")

@@ -42,7 +42,7 @@ from stereoclinic.statistics.shares import (
     shares_from_reads,
     top_group,
 )
-from stereoclinic.statistics.tests import benjamini_hochberg, exact_interval, holm, prompt_p_values
+from stereoclinic.statistics.tests import benjamini_hochberg, holm, prompt_p_values
 
 #: Of an interval: the divergence, whose tail is long, needs more (docs/results/intervals.md), and of a joint
 #: distribution, which has many groups, each draw takes its time.
@@ -108,7 +108,7 @@ def prompt_figures(arm: Drawn, before: Drawn | None, protocol: Protocol) -> list
         {
             "label": row["label"],
             "prompt": write(row),
-            "shares": {group: _share(float(hits[p, k]), images) for k, group in enumerate(groups)},
+            "shares": {group: vars(wilson_interval(float(hits[p, k]), images)) for k, group in enumerate(groups)},
             "parity_gap": float(parity_gap(shares[p], protocol.target)),
             "soft_shares": {group: _soft_share(float(soft[p, k]), images) for k, group in enumerate(groups)},
             "soft_parity_gap": round(float(parity_gap(soft[p], protocol.target)), _DIGITS),
@@ -119,11 +119,6 @@ def prompt_figures(arm: Drawn, before: Drawn | None, protocol: Protocol) -> list
         for row, change in zip(rows, _prompt_changes(before.reads, arm.reads), strict=True):
             row["change"] = change
     return rows
-
-
-def _share(hits: float, images: int) -> dict[str, Any]:
-    exact = exact_interval(hits, images)
-    return vars(wilson_interval(hits, images)) | {"exact_low": exact.low, "exact_high": exact.high}
 
 
 def _soft_share(mean: float, images: int) -> dict[str, Any]:

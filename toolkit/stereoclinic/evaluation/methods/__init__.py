@@ -1,25 +1,22 @@
-"""Comparators: published ways of making a model's pictures less stereotyped, each re-implemented from its paper.
-
-One file each, and one row of `BASELINES`:
+"""Baselines: published ways of making a model's pictures less stereotyped, re-implemented from their papers.
 
     prompt        the allotted group's word is written into the prompt
-    conceptprune  weights that a group excites are set to zero           Chavhan et al. 2025
-    uce           cross-attention keys and values edited in closed form  Gandikota et al. 2024
-    h-space       a learned vector for each group, added at the mid block  Li et al. 2024
+    conceptprune  weights that a group excites are set to zero                Chavhan et al. 2025
+    uce           cross-attention keys and values edited in closed form       Gandikota et al. 2024
+    h-space       a learned vector for each group, added at the mid block     Li et al. 2024
     equisteer     cross-attention outputs cleared of the axis, a group put back  Gaintseva et al. 2026
-    icm           self-attention outputs moved along linear probes       Zaleska et al. 2026
+    icm           self-attention outputs moved along linear probes            Zaleska et al. 2026
 
     samples = calibration_samples(prompts, first=100, count=2, judged=range(5000, 5050))
-    made = baseline_class("h-space").fit(model, axis, samples, Calibration(steps=20, guidance=2.0))
-    with made:
-        batch = made.begin(rows)
+    baseline = baseline_class("h-space").fit(model, axis, samples, Calibration(steps=20, guidance=2.0))
+    with baseline:
+        batch = baseline.begin(rows)
         draw(model, rows, steps, guidance, batch.prompts)
 
-`kept.kept_baselines` makes several, for several ranks, and none twice.
+A new baseline is a subclass of `Baseline` in a file of its own, and one row of `BASELINES`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -29,30 +26,21 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from stereoclinic.evaluation.methods.baseline import Baseline
-    from stereoclinic.evaluation.methods.oracles import PromptAllocation
     from stereoclinic.prompts.sets import Row
 
-
-@dataclass(frozen=True)
-class Entry:
-    """Where a comparator lives; it is imported when it is asked for."""
-
-    module: str
-    name: str
-
-
+#: Name -> module and class, imported on use.
 BASELINES = {
-    "prompt": Entry("oracles", "PromptAllocation"),
-    "conceptprune": Entry("concept_prune", "ConceptPrune"),
-    "uce": Entry("uce", "UnifiedConceptEditing"),
-    "h-space": Entry("h_space", "HSpaceDirection"),
-    "equisteer": Entry("equisteer", "EquiSteer"),
-    "icm": Entry("icm", "ImplicitChoice"),
+    "prompt": ("prompt", "PromptAllocation"),
+    "conceptprune": ("concept_prune", "ConceptPrune"),
+    "uce": ("uce", "UnifiedConceptEditing"),
+    "h-space": ("h_space", "HSpaceDirection"),
+    "equisteer": ("equisteer", "EquiSteer"),
+    "icm": ("icm", "ImplicitChoice"),
 }
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises InputError for a name that is no comparator's, or that is given twice; imports nothing."""
+    """Raises InputError for an unknown baseline, or one that is given twice; imports nothing."""
     for i, name in enumerate(names):
         if name not in BASELINES:
             raise InputError(f"baseline {name!r} is not known; choose from {', '.join(BASELINES)}")
@@ -60,11 +48,11 @@ def check_names(names: Sequence[str]) -> None:
             raise InputError(f"baseline {name!r} is given twice")
 
 
-def baseline_class(name: str) -> "type[Baseline] | type[PromptAllocation]":
-    """The class of a comparator; raises InputError as `check_names`."""
+def baseline_class(name: str) -> "type[Baseline]":
+    """The class of a baseline; raises InputError as `check_names`."""
     check_names([name])
-    entry = BASELINES[name]
-    found: type[Baseline] | type[PromptAllocation] = getattr(import_module(f"{__package__}.{entry.module}"), entry.name)
+    module, kind = BASELINES[name]
+    found: type[Baseline] = getattr(import_module(f"{__package__}.{module}"), kind)
     return found
 
 
@@ -74,7 +62,7 @@ def calibration_samples(prompts: "Dataset", first: int, count: int, judged: rang
     Args:
         prompts: Neutral prompts.
         first: The first seed.
-        count: Seeds a prompt.
+        count: Seeds per prompt.
         judged: Seeds that pictures are judged on.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What an arm of an experiment does to the model while it draws: nothing, a mask, an oracle, another's method.
+"""Mitigations: what an arm of an experiment does to the model while it draws.
 
 with mitigation:
     batch = mitigation.begin(rows)
@@ -7,7 +7,6 @@ with mitigation:
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -29,8 +28,8 @@ class Batch:
 
     Args:
         prompts: What each is conditioned on.
-        prepare: Given the walk, what changes its predictions, see `pipelines.pictures.draw`.
-        allotted: (B,) the group each was allotted to, -1 where it was left alone; None where none are allotted.
+        prepare: Given the walk, what changes its predictions, see `pipelines.images.draw`.
+        allotted: (B,) the group that each image was allotted to, -1 for none; None without allocation.
     """
 
     prompts: list[str]
@@ -39,23 +38,23 @@ class Batch:
 
 
 class Mitigation:
-    """The model as it is; others inherit from it and do something.
+    """The base of all mitigations; by itself it leaves the model as it is.
 
     Args:
         name: Of the arm.
     """
 
-    #: What it was made from: labels, training, images. Printed beside its figures.
+    #: What it was made from: labels, training, images. Printed next to its figures.
     needs = ""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def key(self) -> str:
-        """Tells it from every other mitigation of the same model: what was drawn under a key is never drawn again."""
+        """Identifies what it does to a model; pictures of the same key are drawn once and kept."""
         return type(self).__name__
 
-    def beside(self, row: Row) -> list[str]:
+    def texts(self, row: Row) -> list[str]:
         """Texts that a picture depends on besides its own prompt."""
         return []
 
@@ -64,26 +63,24 @@ class Mitigation:
         return Batch([row["prompt"] for row in rows])
 
     def judged(self, allotted: Tensor | None, axis: Axis) -> Tensor | None:
-        """What was allotted, as groups of the axis that is judged; None where none of it is of that axis."""
+        """The allotted groups as groups of the judged axis; None if none is of that axis."""
         return allotted
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         pass
 
 
 class Suppressed(Mitigation):
-    """Stereotype Neuron Suppression by a mask; an allocating one allots every image a group by its seed.
+    """Stereotype Neuron Suppression by a mask; an allocating mask allots every image a group by its seed.
 
     Args:
         name: Of the arm.
         model: The pipeline.
         mask: What to damp.
-        axes: Axes whose groups the gate looks for; empty opens it.
+        axes: Axes whose groups the gate looks for; with none, every prompt is treated.
         strength: Scales the damping, 0 to 1.
         shares: Of the groups, see `shares_of`.
         force: Accept a mask that was made for other weights, see `check_fits`.
@@ -129,13 +126,11 @@ class Suppressed(Mitigation):
         numbers = on_axis(self.treatment.mask.groups, axis)
         if allotted is None or max(numbers) < 0:
             return None
-        return torch.tensor([*numbers, -1])[allotted]  # of what was left alone, -1, the last
+        return torch.tensor([*numbers, -1])[allotted]  # -1, the last, stays -1
 
     def __enter__(self) -> Self:
         self.treatment.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.treatment.__exit__(kind, value, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self.treatment.__exit__(*error)

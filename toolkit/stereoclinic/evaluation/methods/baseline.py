@@ -1,15 +1,14 @@
-"""What comparators share at run time: how they are made, and how they reach into a running model.
+"""The base class of baselines: how they are fitted, and how they change the outputs of a running model's modules.
 
     denoiser(x, t, c):   note the timestep, and which rows see the prompt of which image
       module:            output[those rows]  <-  steer(input, output)      each row by its image's group
 
-What a pass is about is asked of the watched call (`pass_of`): whether the pipeline guides in one call or in two, and
-however its batch is parted. Rows that are left alone, and those without prompt, come out bit for bit as they were.
+The watched call says what a pass is about (`pass_of`), so guidance in one call or in two and split batches all work.
+Rows that are left alone, and those without prompt, come out bit for bit as they were.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -29,33 +28,44 @@ from stereoclinic.sns.compat import check_open
 
 
 class Baseline(Mitigation):
-    """A comparator, made by `fit`; it allots every image a group unless its `begin` says otherwise.
+    """A published method, made by `fit`; it allots every image a group unless its `begin` says otherwise.
+
+    A subclass gives the attributes below, `_fit`, and where it steers modules, `modules` and `steer`.
 
     Args:
         model: The pipeline.
         axis: The bias axis.
         target: (K,) shares of the groups.
         strength: Scales what it does; 0 is nothing.
-        timesteps: (T,) it was calibrated at; none where it does not depend on them.
+        timesteps: (T,) it was calibrated at; None if it does not depend on them.
+        **fitted: What `fitted` names, set as attributes.
     """
 
     title: ClassVar[str]  # its name in tables
     source: ClassVar[str]  # paper
-    defaults: ClassVar[Any]  # its settings, a frozen dataclass
-    fitted: ClassVar[tuple[str, ...]]  # attributes that `fit` finds, and the constructor's arguments of the same names
+    defaults: ClassVar[Any]  # its settings, a frozen dataclass with `strength`
+    fitted: ClassVar[tuple[str, ...]] = ()  # attributes that `fit` finds: tensors, dicts of tensors, or plain data
     both: ClassVar[bool] = False  # whether it also reaches the rows without prompt
     by_prompt: ClassVar[bool] = False  # whether it is made for the very prompts it treats, and is of no use on others
 
     def __init__(
-        self, model: Model, axis: Axis, target: Tensor, strength: float, timesteps: Tensor | None = None
+        self,
+        model: Model,
+        axis: Axis,
+        target: Tensor,
+        strength: float,
+        timesteps: Tensor | None = None,
+        **fitted: Any,
     ) -> None:
         super().__init__(self.title)
         self.model, self.axis, self.target, self.strength = model, axis, target, strength
         self.timesteps, self.cost = timesteps, Cost()
+        for name in self.fitted:
+            setattr(self, name, fitted[name])
         self._groups = torch.empty(0, dtype=torch.long)  # (B,), -1 where an image is left alone
         self._step = 0
         self._pass: Pass | None = None
-        self._rows = self._images = self._groups  # of the pass, that are reached, and which image each is of
+        self._rows = self._images = self._groups  # rows of the pass that are reached, and the image of each
         self._handles: list[RemovableHandle] = []
 
     @classmethod
@@ -75,14 +85,14 @@ class Baseline(Mitigation):
             axis: The bias axis.
             samples: Rows with `prompt` and `seed`.
             calibration: How their pictures are drawn and read.
-            progress: Called with the comparator's name and a number of pictures drawn.
+            progress: Called with the baseline's name and a number of pictures drawn.
             settings: Its own; `defaults` if not given.
 
         Raises:
-            InputError: Samples, reader or model do not serve; said in one line.
+            InputError: Samples, reader or model do not fit the method.
         """
         check_open(model)
-        run = Run(cls.title, model, axis, samples, calibration, progress)
+        run = Run(cls.title, model, axis, list(samples), calibration, progress)
         began = time.perf_counter()
         made = cls._fit(run, cls.defaults if settings is None else settings)
         run.cost.seconds = time.perf_counter() - began
@@ -93,16 +103,20 @@ class Baseline(Mitigation):
     def _fit(cls, run: Run, settings: Any) -> Self:
         raise NotImplementedError
 
-    def modules(self) -> dict[str, nn.Module]:
-        """Those it reaches into, by name."""
+    @classmethod
+    def _made(cls, run: Run, settings: Any, timesteps: Tensor | None = None, **fitted: Any) -> Self:
+        return cls(run.model, run.axis, run.target, settings.strength, timesteps, **fitted)
+
+    def modules(self) -> Mapping[str, str]:
+        """The modules that it steers: name -> module path in the denoiser."""
         return {}
 
     def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor, images: Tensor) -> Tensor:
-        """What a module's output becomes.
+        """The new output of a module.
 
         Args:
             name: Of the module.
-            x: (R, ...) what went in.
+            x: (R, ...) its input.
             output: (R, ...).
             groups: (R,) of each row.
             images: (R,) which of the begun images each row is of.
@@ -126,18 +140,16 @@ class Baseline(Mitigation):
 
     @classmethod
     def restored(cls, model: Model, axis: Axis, tensors: dict[str, Tensor], plain: dict[str, Any]) -> Self:
-        """What `state` was taken of.
+        """The baseline with this `state`.
 
         Raises:
             KeyError: Something is missing.
         """
-        made: dict[str, Any] = {}
+        fitted: dict[str, Any] = {}
         for name in cls.fitted:
-            by_module = {
-                key.removeprefix(f"{name}/"): each for key, each in tensors.items() if key.startswith(f"{name}/")
-            }
-            made[name] = tensors[name] if name in tensors else plain.get(name, by_module)
-        return cls(model, axis, tensors["target"], plain["strength"], tensors.get("timesteps"), **made)
+            by_module = {key.removeprefix(f"{name}/"): tensors[key] for key in tensors if key.startswith(f"{name}/")}
+            fitted[name] = tensors[name] if name in tensors else plain.get(name, by_module)
+        return cls(model, axis, tensors["target"], plain["strength"], tensors.get("timesteps"), **fitted)
 
     def key(self) -> str:
         tensors, plain = self.state()
@@ -149,12 +161,12 @@ class Baseline(Mitigation):
         return Batch([row["prompt"] for row in rows], allotted=self._groups.clone())
 
     def _note(self, network: nn.Module, args: tuple[Any, ...]) -> None:
-        """Which rows of the pass that begins are reached.
+        """Note which rows of the pass that begins are reached.
 
         Raises:
-            InputError: Nobody says what the pass is about, or other images were begun than are drawn.
+            InputError: The call is not watched, or other images were begun than are drawn.
         """
-        if len(self._handles) == 1:  # no module is reached
+        if len(self._handles) == 1:  # no module is steered
             return
         if PASS not in network.__dict__:
             raise InputError(f"{self.name} acts on pictures that `pipelines.pictures.draw` draws, and on no others")
@@ -187,13 +199,13 @@ class Baseline(Mitigation):
         if self._handles:
             raise RuntimeError(f"{self.name} is active already")
         check_open(self.model)
-        self._handles = [network_of(self.model).register_forward_pre_hook(self._note)]
-        self._handles += [module.register_forward_hook(self._hook(name)) for name, module in self.modules().items()]
+        network = network_of(self.model)
+        self._handles = [network.register_forward_pre_hook(self._note)]
+        for name, path in self.modules().items():
+            self._handles.append(network.get_submodule(path).register_forward_hook(self._hook(name)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         while self._handles:
             self._handles.pop().remove()
 
@@ -204,7 +216,7 @@ def nearest(timesteps: Tensor, t: float) -> int:
 
 
 def unit(x: Tensor) -> Tensor:
-    """(..., C) brought to length 1; zero stays zero."""
+    """(..., C) scaled to length 1; zero stays zero."""
     length: Tensor = x.norm(dim=-1, keepdim=True)
     return x / length.clamp_min(1e-12)
 
@@ -213,26 +225,26 @@ def attention_blocks(network: nn.Module, cross: bool, who: str) -> dict[str, nn.
     """The denoiser's blocks of cross-attention, `attn2`, or of self-attention, `attn1`, by module path.
 
     Raises:
-        InputError: There is none: a transformer in whose blocks text and image attend to each other, say.
+        InputError: There is none, as in transformers whose text and image attend to each other.
     """
     kind, what = ("attn2", "cross-attention") if cross else ("attn1", "self-attention")
-    found = {
+    blocks = {
         name: module
         for name, module in network.named_modules()
         if name.endswith(f".{kind}") and getattr(module, "is_cross_attention", cross) == cross
     }
-    if not found:
+    if not blocks:
         raise InputError(
             f"{who}: this {type(network).__name__} has no {what} of its own: no module path ends in {kind}"
         )
-    return found
+    return blocks
 
 
 def attended(name: str, o: Tensor) -> Tensor:
     """An attention block's output (B, L, C).
 
     Raises:
-        InputError: It is of another form: one in which heads stay apart, say.
+        InputError: It is of another form, such as one with a dimension of heads.
     """
     if o.ndim != 3:
         raise InputError(f"{name} gives {tuple(o.shape)}; expected rows, positions and channels")

@@ -1,4 +1,4 @@
-"""Calibrating a comparator: how pictures are drawn and read, and what it costs."""
+"""Calibration of a baseline: pictures are drawn, watched, read and counted."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +28,7 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """How calibration pictures are drawn, and what is aimed at.
+    """How calibration pictures are drawn, and the target shares.
 
     Args:
         steps: Of the scheduler.
@@ -51,7 +51,7 @@ class Calibration:
 
 @dataclass
 class Cost:
-    """What making a comparator took: seconds, pictures drawn, and samples passed through the denoiser each way."""
+    """What a fit took: seconds, pictures drawn, and samples passed through the denoiser forward and backward."""
 
     seconds: float = 0.0
     images: int = 0
@@ -66,8 +66,8 @@ class Look:
     Args:
         modules: By name.
         reduce: (module's name, its output for the rows that see the prompt (B, ...)) -> what is kept of it (B, ...).
-        keep: Takes (samples, step, module's name, what `reduce` gave) of each pass that was completed.
-        inputs: Look at what goes into the modules instead.
+        keep: Called with (samples, step, module's name, reduced output) after each completed pass.
+        inputs: Watch the modules' inputs instead.
     """
 
     modules: Mapping[str, nn.Module]
@@ -76,32 +76,30 @@ class Look:
     inputs: bool = False
 
 
+_NOTHING = Look({}, lambda name, x: x, lambda samples, step, name, x: None)
+
+
+@dataclass
 class Run:
-    """A calibration under way: draws, reads, and counts.
+    """A calibration under way, of N samples."""
 
-    Args:
-        name: Of the comparator, for `progress`.
-        model: The pipeline.
-        axis: The bias axis.
-        rows: N calibration samples.
-        calibration: See there.
-        progress: Called with the name and a number of pictures drawn.
-    """
+    name: str  # of the baseline, for `progress`
+    model: Model
+    axis: Axis
+    rows: list[Row]
+    calibration: Calibration
+    progress: Progress | None = None
+    cost: Cost = field(default_factory=Cost)
+    portions: AdaptiveBatch = field(default_factory=AdaptiveBatch)
 
-    def __init__(
-        self,
-        name: str,
-        model: Model,
-        axis: Axis,
-        rows: Sequence[Row],
-        calibration: Calibration,
-        progress: Progress | None = None,
-    ) -> None:
-        self.name, self.model, self.axis, self.rows, self.calibration = name, model, axis, list(rows), calibration
-        self.target = shares_of(axis.groups, [calibration.shares] if calibration.shares else [])
-        self.progress, self.cost, self.portions = progress, Cost(), AdaptiveBatch()
+    def __post_init__(self) -> None:
+        shares = self.calibration.shares
+        self.target = shares_of(self.axis.groups, [shares] if shares else [])
+        self.steps, self.guidance = self.calibration.steps, self.calibration.guidance
         if not self.rows or any("prompt" not in row or "seed" not in row for row in self.rows):
-            raise InputError(f"{name}: no calibration samples; give rows with a prompt and a seed, as with_seeds makes")
+            raise InputError(
+                f"{self.name}: no calibration samples; give rows with a prompt and a seed, as with_seeds makes"
+            )
 
     @property
     def network(self) -> nn.Module:
@@ -122,29 +120,31 @@ class Run:
 
     def timesteps(self) -> Tensor:
         """(T,) of a picture, noisiest first."""
-        steps, guidance = self.calibration.steps, self.calibration.guidance
-        return torch.tensor(schedule_of(self.model, steps, guidance).timesteps)
+        return torch.tensor(schedule_of(self.model, self.steps, self.guidance).timesteps)
 
-    def draw(self, prompts: Sequence[str], look: Look | None = None) -> Tensor:
+    def draw(self, prompts: Sequence[str], look: Look = _NOTHING) -> Tensor:
         """Draw one picture a sample: (N, 3, H, W) uint8.
 
         Args:
-            prompts: N, what each is conditioned on.
-            look: What is watched meanwhile.
+            prompts: N, one a sample.
+            look: What is watched.
 
         Raises:
             Incomplete: A picture shows nothing.
         """
-        steps, guidance = self.calibration.steps, self.calibration.guidance
         drawn, blank = [], list[str]()
         for part in self.batches():
-            rows, own = self.rows[part], prompts[part]
+            rows = self.rows[part]
 
             def note(place: int, rows: list[Row] = rows) -> None:
                 blank.append(pictures.named(rows[place], self.name))
 
             with self._counted(part, look):
-                drawn.append(pictures.draw(self.model, rows, steps, guidance, own, portions=self.portions, blank=note))
+                drawn.append(
+                    pictures.draw(
+                        self.model, rows, self.steps, self.guidance, prompts[part], portions=self.portions, blank=note
+                    )
+                )
         pictures.check_blank(blank, len(self.rows), most=0)
         return torch.cat(drawn)
 
@@ -164,13 +164,12 @@ class Run:
         return torch.cat(drawn)
 
     def walk(self, rows: Sequence[Row], prompts: Sequence[str], visit: Callable[[Call], None] | None = None) -> Walk:
-        """The pipeline's call for some samples, still to be run."""
-        steps, guidance = self.calibration.steps, self.calibration.guidance
-        return Walk(self.model, rows, steps, guidance, prompts, visit, self.portions)
+        """The pipeline's call for some samples, not yet run."""
+        return Walk(self.model, rows, self.steps, self.guidance, prompts, visit, self.portions)
 
     @torch.no_grad()
     def first(self, rows: Sequence[Row], prompts: Sequence[str], look: Look) -> None:
-        """One pass of each sample at its first timestep, of the rows that see the prompt alone; nothing is drawn."""
+        """One pass of each sample at its first timestep, of the rows that see the prompt; nothing is drawn."""
 
         def visit(call: Call) -> None:
             self.portions.each(lambda own: call.predict(part=own), call.count)
@@ -181,7 +180,7 @@ class Run:
                 self.walk(rows[part], prompts[part], visit).run()
 
     @contextmanager
-    def _counted(self, part: slice, look: Look | None = None) -> Iterator[None]:
+    def _counted(self, part: slice, look: Look = _NOTHING) -> Iterator[None]:
         """Watch a batch while it is drawn, and count it."""
         with self._watching(look, part.start):
             yield
@@ -190,8 +189,8 @@ class Run:
             self.progress(self.name, part.stop - part.start)
 
     @contextmanager
-    def _watching(self, look: Look | None, start: int) -> Iterator[None]:
-        """Count the denoiser's passes, and hand over what is watched of a batch whose first sample is `start`."""
+    def _watching(self, look: Look, start: int) -> Iterator[None]:
+        """Count the denoiser's passes, and pass on what is watched; `start` is the batch's first sample."""
         network, kept = self.network, list[tuple[str, Tensor]]()
 
         def begin(*_: Any) -> None:
@@ -200,7 +199,7 @@ class Run:
         def hook(name: str) -> Callable[..., None]:
             def see(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
                 now = pass_of(network)
-                if now is not None and look is not None and any(now.conditional):
+                if now is not None and any(now.conditional):
                     x = rows_of(args[0] if look.inputs else output, now, f"{self.name}: {name}")
                     rows = [row for row, conditional in enumerate(now.conditional) if conditional]
                     kept.append((name, look.reduce(name, x[rows].detach())))
@@ -211,15 +210,14 @@ class Run:
             now = pass_of(network)
             if now is not None:
                 self.cost.forward += len(now.samples)
+                pairs = zip(now.samples, now.conditional, strict=True)
+                samples = [start + sample for sample, conditional in pairs if conditional]
                 for name, x in kept:
-                    assert look is not None
-                    pairs = zip(now.samples, now.conditional, strict=True)
-                    samples = [start + sample for sample, conditional in pairs if conditional]
                     look.keep(samples, now.step, name, x.cpu())
 
         with ExitStack() as handles:
             handles.callback(network.register_forward_pre_hook(begin).remove)
-            for name, module in look.modules.items() if look is not None else ():
+            for name, module in look.modules.items():
                 handles.callback(module.register_forward_hook(hook(name)).remove)
             handles.callback(network.register_forward_hook(end).remove)
             yield
@@ -230,9 +228,9 @@ class Run:
         Raises:
             InputError: There is no reader, or it does not know the axis.
         """
-        reader = self.calibration.reader
-        if reader is None:
+        if self.calibration.reader is None:
             raise InputError(f"{self.name} needs labels of the model's own pictures; give its Calibration a reader")
+        reader = self.calibration.reader
         head, columns = group_columns(reader, self.axis)
         found = [
             read_rows(reader, drawn[part].float() / 255, self.rows[part])[head][:, columns].argmax(1)
@@ -250,10 +248,10 @@ class Run:
 
 
 def rows_of(x: Any, now: Pass, name: str) -> Tensor:
-    """What a module of this name took or gave, if it has a row for each row of the pass.
+    """A module's input or output, which must have a row for each row of the pass.
 
     Raises:
-        InputError: It has not.
+        InputError: It has another number of rows.
     """
     if not isinstance(x, Tensor) or len(x) != len(now.samples):
         raise InputError(f"{name} has no row for each of the {len(now.samples)} rows of its denoiser's batch")

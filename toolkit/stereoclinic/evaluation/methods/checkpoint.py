@@ -1,10 +1,10 @@
-"""Comparators are made once: the first rank makes them, into files that every rank reads, and every later run.
+"""Baselines in files: the first rank fits each once; every rank and every later run reads it.
 
-    FOLDER/<name>-<digest>.safetensors      the digest is of all that it is made from, so nothing can be mixed up
+    FOLDER/<name>-<digest>.safetensors      the digest is of everything that it is fitted from
 
-What is made differs in rounding from device to device, and pictures are kept under the key of what was made: ranks that
-each made their own would look for pictures that nobody draws. Ranks may not know of each other yet (Lightning starts
-them when drawing begins, torchrun at once), so those that wait look for the file.
+Fits differ in rounding from device to device, and pictures are kept under the key of the fit. So ranks must not fit
+their own. Ranks may not know of each other yet (Lightning starts them when drawing begins, torchrun at once), and a
+folder may not be shared after all, so waiting ranks look for the file and for signs of work. A lock would show neither.
 """
 
 import time
@@ -17,7 +17,6 @@ from stereoclinic.evaluation.draw import Store, model_digest
 from stereoclinic.evaluation.methods import baseline_class
 from stereoclinic.evaluation.methods.baseline import Baseline
 from stereoclinic.evaluation.methods.calibration import Calibration, Cost
-from stereoclinic.evaluation.methods.oracles import PromptAllocation
 from stereoclinic.evaluation.readers import fingerprint
 from stereoclinic.io.digest import content_digest, plain_digest
 from stereoclinic.io.tensors import load_tensors, save_tensors
@@ -25,9 +24,9 @@ from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row
 
-#: The version is of the methods as well: one that makes something else of the same samples is to raise it.
+#: Raise the version when a method fits something else from the same samples.
 KIND, VERSION = "baseline", 1
-#: Seconds without a sign of the first rank after which another gives up, as a process group does; between two looks.
+#: Seconds without a sign of work after which a waiting rank gives up, and seconds between two looks.
 PATIENCE, EVERY = 1800.0, 0.2
 
 
@@ -40,21 +39,21 @@ def kept_baselines(
     folder: Path,
     makes: bool = True,
     making: Callable[[str], None] | None = None,
-) -> list[Baseline | PromptAllocation]:
-    """Comparators with their default settings: those that lie in a folder are read, others made and kept there.
+) -> list[Baseline]:
+    """Baselines with their default settings, read from a folder, or fitted and kept there.
 
     Args:
         names: Of `BASELINES`.
         model: The pipeline, untreated.
         axis: The bias axis.
-        samples: Rows with `prompt` and `seed`, none of them a judged one: see `calibration_samples`.
+        samples: Rows with `prompt` and `seed`, none of them judged: see `calibration_samples`.
         calibration: How pictures are drawn and read.
         folder: The same for every rank; made if it is not there.
-        makes: Whether this rank makes what is missing; others wait for it.
-        making: Called with the name of each that is made.
+        makes: Whether this rank fits what is missing; others wait for it.
+        making: Called with the name of each that is fitted.
 
     Raises:
-        InputError: As `check_names` and each one's `fit`, the folder cannot be made, or a file is damaged.
+        InputError: As `check_names` and `Baseline.fit`, the folder cannot be made, or a file is damaged.
         Incomplete: The first rank gave no sign for `PATIENCE` seconds.
     """
     Store(folder)  # makes it
@@ -67,10 +66,10 @@ def kept_baselines(
         fingerprint(calibration.reader),
     ]
 
-    def kept(name: str) -> Baseline | PromptAllocation:
+    def kept(name: str) -> Baseline:
         kind = baseline_class(name)
-        if not issubclass(kind, Baseline):
-            return kind.fit(model, axis, samples, calibration)  # there is nothing to make
+        if not kind.fitted:
+            return kind.fit(model, axis, samples, calibration)
         digest = plain_digest([name, asdict(kind.defaults), *made_from])[:32]
         file = folder / f"{name}-{digest}.safetensors"
         signs = file.with_suffix(".making")
@@ -108,13 +107,13 @@ def _read(file: Path, digest: str, kind: type[Baseline], model: Model, axis: Axi
 
 
 def _give(signs: Path) -> None:
-    """A sign that the first rank is at work: a file that grows. Times of files depend on clocks, sizes do not."""
+    """A sign of work: a file that grows. Its size depends on no clock, as its time would."""
     with signs.open("ab") as file:
         file.write(b".")
 
 
 def _wait(file: Path, signs: Path) -> None:
-    """Until a file is there; raises Incomplete where nothing shows that somebody makes it."""
+    """Wait for a file; raises Incomplete without signs of work."""
     size, since = 0, time.monotonic()
     while not file.is_file():
         try:

@@ -7,13 +7,12 @@ ICLR 2025 (arXiv 2405.19237), after Sun et al., A Simple and Effective Pruning A
     a_j   = norm of hidden unit j over samples and positions, each position's vector brought to length 1
     S_ij  = |W_ij| ||a_j||                          Wanda score of a weight of the layer that follows (`ff.net.2`)
     M_ij  = S_ij among the top k % of row i under the target prompts, and larger than under the base prompts
-    M     = weights in M at any of the first steps (union over time);     W_ij <- 0 where M_ij
+    M     = weights in M at any step (union over time);     W_ij <- 0 where M_ij
 
 The target prompts name the group that is to be erased, the base prompts are neutral. The paper erases one concept from
-a checkpoint. Which group a prompt shows too often differs between prompts ("nurse", "firefighter"), so here there is
-one pruned set of weights for each group, and a prompt is drawn with that of the group which its own calibration
-pictures show too often: our choice, in the method's favour. A prompt that is balanced, or was not calibrated on, is
-left alone. So is the choice of the conditional half to take norms from.
+a checkpoint. Here each group has its own pruned weights, and a prompt is drawn with those of the group that its own
+calibration pictures show too often: our choice, in the method's favour. A prompt that is balanced, or was not
+calibrated on, is left alone. Taking norms from the conditional half is our choice as well.
 """
 
 from dataclasses import dataclass
@@ -34,27 +33,22 @@ from stereoclinic.prompts.sets import Row, write
 
 @dataclass(frozen=True)
 class PruneSettings:
-    """Args: fraction of each row that may be pruned; base prompts; window, as a share of the run; strength up to 1.
+    """Args: fraction of each row that may be pruned; strength up to 1.
 
-    The base is "neutral", or the "others": the other groups' prompts, which the authors' code takes for gender. Their
-    fraction is 0.01; of 0.01 to 0.3, 0.1 moved most on the embedded model, at 12 prompts and two seeds.
+    The authors' fraction is 0.01; of 0.01 to 0.3, 0.1 moved most on the embedded model.
     """
 
     fraction: float = 0.1
-    base: str = "neutral"
-    window: float = 1.0
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1 or not 0 < self.window <= 1:
-            raise InputError(f"ConceptPrune: fraction {self.fraction}, window {self.window}; expected above 0, up to 1")
-        if self.base not in ("neutral", "others"):
-            raise InputError(f"ConceptPrune: base {self.base!r}; choose neutral or others")
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"ConceptPrune: fraction {self.fraction}; expected above 0, up to 1")
         check_strength("ConceptPrune", self.strength, 1)
 
 
 class ConceptPrune(Baseline):
-    """Arguments as of `Baseline`, and masks: site -> (K, O, C) bool; over: neutral prompt -> group shown too often."""
+    """Arguments as of `Baseline`, and the pruned weights."""
 
     title, source = "ConceptPrune", "Chavhan et al. 2025, arXiv 2405.19237"
     needs = "group prompts, labels of own images"
@@ -62,10 +56,11 @@ class ConceptPrune(Baseline):
     fitted = ("masks", "over")
     both = True
     by_prompt = True
+    masks: dict[str, Tensor]  # site -> (K, O, C) bool
+    over: dict[str, int]  # neutral prompt -> group that it shows too often
 
-    def __init__(self, *common: Any, masks: dict[str, Tensor], over: dict[str, int]) -> None:
-        super().__init__(*common)
-        self.masks, self.over = masks, over
+    def __init__(self, *common: Any, **fitted: Any) -> None:
+        super().__init__(*common, **fitted)
         self._pruned: dict[tuple[str, int], Tensor] = {}
 
     @classmethod
@@ -73,15 +68,14 @@ class ConceptPrune(Baseline):
         sites = _linear_sites(run.network)
         modules = {site.name: run.network.get_submodule(site.layer) for site in sites}
         of = {site.name: site.of for site in sites}
-        steps = max(1, round(settings.window * len(run.timesteps())))
+        steps = len(run.timesteps())
         squares: list[dict[str, Tensor]] = []  # of each kind of prompt: site -> (steps, C)
 
         def reduce(name: str, a: Tensor) -> Tensor:
             return functional.normalize(of[name](a).double(), dim=-1).square().flatten(1, -2).sum(1)
 
         def keep(samples: list[int], step: int, name: str, square: Tensor) -> None:
-            if step < steps:
-                squares[-1][name][step] += square.sum(0)
+            squares[-1][name][step] += square.sum(0)
 
         def record(prompts: list[str]) -> Tensor:
             squares.append({site.name: torch.zeros(steps, site.width).double() for site in sites})
@@ -92,22 +86,17 @@ class ConceptPrune(Baseline):
             record(run.group(k))
         neutral, *groups = squares
 
-        def base(name: str, k: int) -> Tensor:
-            if settings.base == "neutral":
-                return neutral[name].sqrt()
-            return torch.stack([each[name] for i, each in enumerate(groups) if i != k]).mean(0).sqrt()
+        def mask(site: Site, group: dict[str, Tensor]) -> Tensor:
+            target, base = group[site.name].sqrt(), neutral[site.name].sqrt()
+            return skilled(_weight(run.network, site), target, base, settings.fraction)
 
-        def mask(site: Site, k: int) -> Tensor:
-            own, name = _weight(run.network, site), site.name
-            return skilled(own, groups[k][name].sqrt(), base(name, k), settings.fraction)
-
-        masks = {site.name: torch.stack([mask(site, k) for k in range(len(groups))]) for site in sites}
+        masks = {site.name: torch.stack([mask(site, group) for group in groups]) for site in sites}
         over = {prompt: int((p - run.target).argmax()) for prompt, p in shares.items() if (p - run.target).max() > 1e-6}
-        return cls(run.model, run.axis, run.target, settings.strength, masks=masks, over=over)
+        return cls._made(run, settings, masks=masks, over=over)
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, str]:
         self._pruned.clear()
-        return {name: network_of(self.model).get_submodule(self._site(name).layer) for name in self.masks}
+        return {name: self._site(name).layer for name in self.masks}
 
     def _site(self, name: str) -> Site:
         return Site(name, "ff", self.masks[name].shape[-1])
@@ -138,8 +127,7 @@ def _linear_sites(network: nn.Module) -> list[Site]:
 
 def _weight(network: nn.Module, site: Site) -> Tensor:
     """(O, C), of the site's channels."""
-    layer = layer_at(network, site.layer)
-    assert layer is not None
+    layer: Any = layer_at(network, site.layer)
     return site.of(layer.get_parameter("weight").detach())
 
 

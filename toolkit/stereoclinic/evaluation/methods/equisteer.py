@@ -25,55 +25,37 @@ from torch import Tensor, nn
 from stereoclinic.evaluation.methods.base import Batch
 from stereoclinic.evaluation.methods.baseline import Baseline, attended, attention_blocks, check_strength, unit
 from stereoclinic.evaluation.methods.calibration import Look, Run
-from stereoclinic.pipelines.model import network_of
 from stereoclinic.prompts.sets import Row
 
 
 @dataclass(frozen=True)
 class SteerSettings:
-    """Args: strength of what is put back; whether lengths are kept; whether there is a gate.
+    """Args: strength of what is put back.
 
-    The paper's strength is 1. Of 1, 2, 4 and 8, on the embedded model at 12 prompts and two seeds, each set more groups
-    than the one before, 8 hardly more than 4.
+    The paper's strength is 1. Of 1, 2, 4 and 8 on the embedded model, 4 set more groups than 2, and 8 hardly more.
     """
 
     strength: float = 4.0
-    keep_length: bool = True
-    gate: bool = True
 
     def __post_init__(self) -> None:
         check_strength("EquiSteer", self.strength)
 
 
 class EquiSteer(Baseline):
-    """Arguments as of `Baseline`, and the calibrated vectors.
-
-    Args:
-        directions: layer -> (T, K, C), s_k.
-        sizes: layer -> (T, K), alpha_k.
-        gate: The gate's layer, or "" for none.
-        thresholds: (K,).
-        keep_length: Whether each output keeps its length.
-    """
+    """Arguments as of `Baseline`, and the calibrated vectors."""
 
     title, source = "EquiSteer", "Gaintseva et al. 2026, arXiv 2607.01147"
     needs = "group prompts"
     defaults: ClassVar[SteerSettings] = SteerSettings()
-    fitted = ("directions", "sizes", "gate", "thresholds", "keep_length")
+    fitted = ("directions", "sizes", "gate", "thresholds")
+    directions: dict[str, Tensor]  # layer -> (T, K, C), s_k
+    sizes: dict[str, Tensor]  # layer -> (T, K), alpha_k
+    gate: str  # the gate's layer
+    thresholds: Tensor  # (K,)
 
-    def __init__(
-        self,
-        *common: Any,
-        directions: dict[str, Tensor],
-        sizes: dict[str, Tensor],
-        gate: str,
-        thresholds: Tensor,
-        keep_length: bool,
-    ) -> None:
-        super().__init__(*common)
-        self.directions, self.sizes, self.gate, self.thresholds = directions, sizes, gate, thresholds
-        self.keep_length = keep_length
-        self._bases = {name: torch.stack([basis(s) for s in each]) for name, each in directions.items()}
+    def __init__(self, *common: Any, **fitted: Any) -> None:
+        super().__init__(*common, **fitted)
+        self._bases = {name: torch.stack([basis(s) for s in each]) for name, each in self.directions.items()}
         self._open = torch.empty(0, dtype=torch.long)  # (B,) 1 or 0, or -1 before the gate
 
     @classmethod
@@ -93,20 +75,17 @@ class EquiSteer(Baseline):
         means = {name: torch.stack([each[name] for each in sums]) / len(run.rows) for name in layers}  # (1 + K, T, C)
         directions = {name: unit(mean[1:] - mean[:1]).transpose(0, 1).contiguous() for name, mean in means.items()}
         sizes = {name: (mean[1:].transpose(0, 1) * directions[name]).sum(-1) for name, mean in means.items()}
-        gate, thresholds = "", torch.zeros(len(run.axis))
-        if settings.gate:
-            first = {name: s[0] for name, s in directions.items()}
-            responses = [_responses(run, prompts, layers, first) for prompts in kinds]
-            gate, thresholds = chosen_gate(responses[0], responses[1:])
-        common = (run.model, run.axis, run.target, settings.strength, timesteps)
-        kept = settings.keep_length
-        return cls(*common, directions=directions, sizes=sizes, gate=gate, thresholds=thresholds, keep_length=kept)
+        first = {name: s[0] for name, s in directions.items()}
+        neutral, *groups = (_responses(run, prompts, layers, first) for prompts in kinds)
+        gate, thresholds = chosen_gate(neutral, groups)
+        fitted = {"directions": directions, "sizes": sizes, "gate": gate, "thresholds": thresholds}
+        return cls._made(run, settings, timesteps, **fitted)
 
-    def modules(self) -> dict[str, nn.Module]:
-        return {name: network_of(self.model).get_submodule(name) for name in self.directions}
+    def modules(self) -> dict[str, str]:
+        return {name: name for name in self.directions}
 
     def begin(self, rows: list[Row]) -> Batch:
-        self._open = torch.full((len(rows),), -1 if self.gate else 1)
+        self._open = torch.full((len(rows),), -1)
         return super().begin(rows)
 
     def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor, images: Tensor) -> Tensor:
@@ -120,8 +99,7 @@ class EquiSteer(Baseline):
             return output
         back = self.strength * self.sizes[name].to(output)[t, groups, None] * s[t, groups]  # (B, C)
         steered = cleared(output, self._bases[name].to(output)[t]) + back[:, None]
-        if self.keep_length:
-            steered = unit(steered) * output.norm(dim=-1, keepdim=True)
+        steered = unit(steered) * output.norm(dim=-1, keepdim=True)
         return torch.where(is_open.to(output.device)[:, None, None], steered, output)
 
 

@@ -8,14 +8,14 @@ vector at random from the groups'.
     c_k = argmin E || f(x_t, t, neutral prompt; h <- h + c_k) - target ||^2      over x_0, t and noise, f frozen
     h  <- h + strength c_k                 at all timesteps, the conditional half alone, k the image's allotted group
 
-The vector has h's own shape (C, h, w), as in the authors' code, and is learned by Adam, each from its own group's
-pictures. Ours are: it starts at zero, the pictures stay latents and are not encoded anew, and there are fewer of them.
+The vector has h's own shape (C, h, w), as in the authors' code, and is learned by Adam. Our choices: it starts at zero,
+the pictures stay latents and are not encoded anew, and there are fewer of them.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from diffusers import DDPMScheduler
@@ -28,15 +28,14 @@ from stereoclinic.evaluation.methods.calibration import Run
 from stereoclinic.pipelines.arguments import TIMESTEP
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.intercept import Left
-from stereoclinic.pipelines.model import network_of
 
 
 @dataclass(frozen=True)
 class DirectionSettings:
     """Args: updates for each group; pictures in one; learning rate; seed of their order, timesteps and noise; strength.
 
-    The authors make 2,500 updates of 8 pictures, 1,000 in all, at 0.1. After a hundred the vector is still short: of
-    strengths 1, 2 and 4, the last set groups best on the embedded model (12 prompts, two seeds), and blurs a little.
+    The authors make 2,500 updates of 8 pictures. After a hundred the vector is still short: of strengths 1, 2 and 4 the
+    last set groups best on the embedded model, and blurs a little.
     """
 
     updates: int = 100
@@ -52,26 +51,23 @@ class DirectionSettings:
 
 
 class HSpaceDirection(Baseline):
-    """Arguments as of `Baseline`, and vectors: (K, C, h, w)."""
+    """Arguments as of `Baseline`, and `vectors`: (K, C, h, w)."""
 
     title, source = "h-space", "Li et al. 2024, arXiv 2311.17216"
     needs = "group prompts, own images, gradients"
     defaults: ClassVar[DirectionSettings] = DirectionSettings()
     fitted = ("vectors",)
-
-    def __init__(self, *common: Any, vectors: Tensor) -> None:
-        super().__init__(*common)
-        self.vectors = vectors
+    vectors: Tensor
 
     @classmethod
     def _fit(cls, run: Run, settings: DirectionSettings) -> Self:
         if getattr(run.network, "mid_block", None) is None:
             raise InputError(f"h-space: this {type(run.network).__name__} has no mid_block to add a vector at")
         vectors = torch.stack([learned(run, run.latents(run.group(k)), settings) for k in range(len(run.axis))])
-        return cls(run.model, run.axis, run.target, settings.strength, vectors=vectors)
+        return cls._made(run, settings, vectors=vectors)
 
-    def modules(self) -> dict[str, nn.Module]:
-        return {"mid_block": network_of(self.model).get_submodule("mid_block")}
+    def modules(self) -> dict[str, str]:
+        return {"mid_block": "mid_block"}
 
     def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor, images: Tensor) -> Tensor:
         return output + self.strength * self.vectors.to(output)[groups]
@@ -81,9 +77,9 @@ def learned(run: Run, clean: Tensor, settings: DirectionSettings) -> Tensor:
     """The vector (C, h, w) under which the neutral prompts' predictions fit one group's pictures best.
 
     Args:
-        run: Its samples' neutral prompts are what is predicted for.
-        clean: (N, C, h, w) latents of the pictures.
-        settings: See there.
+        run: Has the neutral prompts.
+        clean: (N, C, h, w) latents of the group's pictures.
+        settings: Of the optimiser.
 
     Raises:
         InputError: The model predicts neither noise nor v.
@@ -118,7 +114,7 @@ def learned(run: Run, clean: Tensor, settings: DirectionSettings) -> Tensor:
 def _predictor(run: Run) -> Callable[[Tensor, Tensor, list[int]], Tensor]:
     """Predicts (B, C, h, w) for some samples' neutral prompts, at latents of unit variance and timesteps (B,).
 
-    What else the denoiser is told is as in the pipeline's own call, which is left when it comes to it.
+    The denoiser's other arguments are those of the pipeline's own call, which is cut off there.
     """
     calls: list[Call] = []
 
@@ -131,11 +127,11 @@ def _predictor(run: Run) -> Callable[[Tensor, Tensor, list[int]], Tensor]:
         walk.run()
 
     def predict(x: Tensor, t: Tensor, samples: list[int]) -> Tensor:
-        told = calls[0].arguments(None, samples)
-        at = next(name for name in TIMESTEP if told.get(name) is not None)
+        arguments = calls[0].arguments(None, samples)
+        timestep = next(name for name in TIMESTEP if arguments.get(name) is not None)
         run.cost.forward += len(x)
         run.cost.backward += len(x) if torch.is_grad_enabled() else 0
-        prediction = walk.learnt.flat(run.network(**{**told, walk.learnt.latents: x, at: t}))
+        prediction = walk.learnt.flat(run.network(**{**arguments, walk.learnt.latents: x, timestep: t}))
         return prediction.view(x.shape)
 
     return predict

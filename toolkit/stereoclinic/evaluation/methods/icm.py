@@ -7,34 +7,32 @@ Reference: Zaleska et al., Attention, May I Have Your Decision? Localizing Gener
     y_n     = the group that a reader sees in the finished picture
     theta_k = weights of a logistic regression of [y = k] on z, brought to length 1
     layers  = those whose probes are right most often on pictures held out (a fifth), on average over timesteps
-    o      <- o + a theta_k       at every position, after the first steps; their code also has it brought back to ||o||
+    o      <- (o + a theta_k) ||o|| / ||o + a theta_k||       at every position, after the first steps
 
 k is the image's allotted group. The authors' a is a number for one model (15 for Stable Diffusion 1.5); here it is
 `strength` times the mean length of the layer's outputs at that timestep, so that it carries over to other models.
-Theirs are neutral prompts of one person; where occupations and groups go together, probes learn occupations as well.
+Where occupations and groups go together, probes learn occupations as well.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.methods.baseline import Baseline, attended, attention_blocks, check_strength, unit
 from stereoclinic.evaluation.methods.calibration import Look, Run
-from stereoclinic.pipelines.model import network_of
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """Args: number of layers; share of the run left alone at its start; penalty of probes; keep_length; strength."""
+    """Args: number of layers; share of the run left alone at its start; penalty of probes; strength."""
 
     layers: int = 3
     start: float = 0.1
     penalty: float = 1.0
-    keep_length: bool = True
     strength: float = 1.0
 
     def __post_init__(self) -> None:
@@ -44,25 +42,15 @@ class ProbeSettings:
 
 
 class ImplicitChoice(Baseline):
-    """Arguments as of `Baseline`, and the probes of the chosen layers.
-
-    Args:
-        theta: layer -> (T, K, C).
-        lengths: layer -> (T,), mean length of its outputs.
-        start: Share of the run that is left alone.
-        keep_length: Whether each output keeps its length.
-    """
+    """Arguments as of `Baseline`, and the probes of the chosen layers."""
 
     title, source = "ICM", "Zaleska et al. 2026, arXiv 2604.06052"
     needs = "labels of own images"
     defaults: ClassVar[ProbeSettings] = ProbeSettings()
-    fitted = ("theta", "lengths", "start", "keep_length")
-
-    def __init__(
-        self, *common: Any, theta: dict[str, Tensor], lengths: dict[str, Tensor], start: float, keep_length: bool
-    ) -> None:
-        super().__init__(*common)
-        self.theta, self.lengths, self.start, self.keep_length = theta, lengths, start, keep_length
+    fitted = ("theta", "lengths", "start")
+    theta: dict[str, Tensor]  # layer -> (T, K, C)
+    lengths: dict[str, Tensor]  # layer -> (T,), mean length of its outputs
+    start: float  # share of the run that is left alone
 
     @classmethod
     def _fit(cls, run: Run, settings: ProbeSettings) -> Self:
@@ -88,12 +76,11 @@ class ImplicitChoice(Baseline):
             theta[name] = torch.stack([each for each, _ in found])
             right[name] = sum(share for _, share in found)
         best = sorted(layers, key=lambda name: -right[name])[: settings.layers]  # stable: the first of equals
-        common = (run.model, run.axis, run.target, settings.strength, timesteps)
-        kept = {"theta": {name: theta[name] for name in best}, "lengths": {name: lengths[name] for name in best}}
-        return cls(*common, **kept, start=settings.start, keep_length=settings.keep_length)
+        fitted = {"theta": {name: theta[name] for name in best}, "lengths": {name: lengths[name] for name in best}}
+        return cls._made(run, settings, timesteps, **fitted, start=settings.start)
 
-    def modules(self) -> dict[str, nn.Module]:
-        return {name: network_of(self.model).get_submodule(name) for name in self.theta}
+    def modules(self) -> dict[str, str]:
+        return {name: name for name in self.theta}
 
     def steer(self, name: str, x: Tensor, output: Tensor, groups: Tensor, images: Tensor) -> Tensor:
         t, lengths = self._step, self.lengths[name]
@@ -101,7 +88,8 @@ class ImplicitChoice(Baseline):
             return output
         a = self.strength * float(lengths[t])
         moved = output + a * self.theta[name][t].to(output)[groups][:, None]
-        return unit(moved) * output.norm(dim=-1, keepdim=True) if self.keep_length else moved
+        lengths_kept: Tensor = unit(moved) * output.norm(dim=-1, keepdim=True)
+        return lengths_kept
 
 
 def _fifth(y: Tensor, groups: tuple[str, ...]) -> Tensor:

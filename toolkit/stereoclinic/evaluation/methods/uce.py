@@ -5,18 +5,17 @@ Reference: Gandikota et al., Unified Concept Editing in Diffusion Models, WACV 2
     W   = (sum_E v* c^T + sum_P W_old c c^T + lambda W_old) (sum_E c c^T + sum_P c c^T + lambda 1)^-1
     v*  = W_old c + sum_p alpha_p ||W_old c|| u_p / ||u_p||,      u_p = W_old a_p
 
-for each edited c, where a_p is the same text with attribute p. alpha starts at 0; pictures are drawn with the edited
+for each edited c, where a_p is the same text with attribute p. alpha starts at 0. Pictures are drawn with the edited
 weights and read, and alpha_p += eta (tau_p - r_p) for each prompt whose shares r are further than a tolerance from the
-target tau; then W is made anew from W_old. lambda, and the scale of the attributes' values, are of
-the authors' code. Its eta is 0.1, for up to 30 rounds; a larger one takes fewer, for a coarser end.
+target tau; then W is computed anew from W_old. lambda and the scale of the attributes' values are those of the authors'
+code. Its eta is 0.1, for up to 30 rounds; a larger one takes fewer and ends coarser.
 
-Text: c are the states of a neutral prompt, as keys and values are made of them, from its last word to the end of the
-text, as in the authors' first code; a_p those of the group prompts, aligned at their own last word. Kept as they were
-(P) are the empty prompt, and all states of the group prompts: our choice, so that "a female doctor" stays what it was.
+c are the text states of a neutral prompt that keys and values are computed from, from its last word to the end, as in
+the authors' first code; a_p are those of the group prompts, aligned at their own last word. Preserved (P) are the empty
+prompt and all states of the group prompts: our choice, so that "a female doctor" stays what it was.
 """
 
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -48,18 +47,18 @@ class EditSettings:
 
 
 class UnifiedConceptEditing(Baseline):
-    """Arguments as of `Baseline`, and edited: module path -> its weight (O, D), put in place within the context."""
+    """Arguments as of `Baseline`, and `edited`: module path -> its weight (O, D), used within the context."""
 
     title, source = "UCE", "Gandikota et al. 2024, arXiv 2308.14761"
     needs = "group prompts, labels of own images"
     defaults: ClassVar[EditSettings] = EditSettings()
     fitted = ("edited",)
     by_prompt = True
+    edited: dict[str, Tensor]
 
-    def __init__(self, *common: Any, edited: dict[str, Tensor]) -> None:
-        super().__init__(*common)
-        self.edited = edited
-        self._kept: dict[str, Tensor] = {}
+    def __init__(self, *common: Any, **fitted: Any) -> None:
+        super().__init__(*common, **fitted)
+        self._originals: dict[str, Tensor] = {}
 
     @classmethod
     def _fit(cls, run: Run, settings: EditSettings) -> Self:
@@ -68,7 +67,7 @@ class UnifiedConceptEditing(Baseline):
             raise InputError(f"UCE: the cross-attention of this {type(run.network).__name__} has no keys and values")
         names = [f"{name}.{part}" for name in blocks for part in ("to_k", "to_v")]
         old = {name: _weight(run.network, name).detach().clone() for name in names}
-        made = cls(run.model, run.axis, run.target, settings.strength, edited=old)
+        made = cls._made(run, settings, edited=old)
         prompts = list(dict.fromkeys(run.neutral))
         groups = [dict(zip(run.neutral, run.group(k), strict=True)) for k in range(len(run.axis))]
         c, a = _concepts(run, blocks, prompts, [[group[each] for each in prompts] for group in groups])
@@ -99,18 +98,16 @@ class UnifiedConceptEditing(Baseline):
         super().__enter__()
         for name, weight in self.edited.items():
             parameter = _weight(network_of(self.model), name)
-            self._kept[name] = parameter.data
+            self._originals[name] = parameter.data
             parameter.data = weight.to(parameter)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for name, weight in self._kept.items():
+    def __exit__(self, *error: Any) -> None:
+        for name, weight in self._originals.items():
             parameter = _weight(network_of(self.model), name)
             parameter.data = weight.to(parameter)  # a no-op, unless the model was moved meanwhile
-        self._kept.clear()
-        super().__exit__(kind, value, traceback)
+        self._originals.clear()
+        super().__exit__(*error)
 
 
 def closed_form(w: Tensor, c: Tensor, v: Tensor, p: Tensor, lamb: float, preserve: float) -> Tensor:

@@ -1,20 +1,18 @@
-"""Readers: classifiers that look at a picture and say which group of an axis they see.
+"""Readers: classifiers that say which group of an axis a picture shows.
 
-A reader reads perceived presentation, not identity. One file each: the one that ships with the embedded model
-(`portraits`), CLIP asked in words (`clip`), image classifiers of the hub (`hugging_face`), several at once
-(`ensemble`), or a user's own. `open_reader` finds them by name.
+A reader reads perceived presentation, not identity. There is one that ships with the embedded model (`portraits`), CLIP
+asked in words (`clip`), image classifiers of the hub (`hugging_face`), several at once (`ensemble`), or a user's own.
+`open_reader` opens them by name.
 """
 
 from stereoclinic.evaluation.readers.base import (
     KnownError,
     Reader,
+    as_reader,
     can_read,
-    features_of,
     fingerprint,
     group_columns,
     groups_seen,
-    known_errors,
-    limits,
     read_rows,
 )
 from stereoclinic.evaluation.readers.opening import KINDS, open_reader
@@ -26,13 +24,11 @@ __all__ = [
     "PortraitsNet",
     "PortraitsReader",
     "Reader",
+    "as_reader",
     "can_read",
-    "features_of",
     "fingerprint",
     "group_columns",
     "groups_seen",
-    "known_errors",
-    "limits",
     "open_reader",
     "read_rows",
 ]

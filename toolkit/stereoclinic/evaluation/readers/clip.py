@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.readers.base import KnownError
+from stereoclinic.evaluation.readers.base import KnownError, Reader
 from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures, pixels
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import write
@@ -60,7 +60,7 @@ def texts(axis: Axis, person: str = "person") -> list[list[str]]:
     ]
 
 
-class ClipReader:
+class ClipReader(Reader):
     """Zero-shot CLIP with prompt ensembles.
 
     Args:
@@ -96,25 +96,16 @@ class ClipReader:
         self.axes = {axis.name: axis for axis in axes if allow_race or not axis.about_race}
         self.classes = {name: axis.groups for name, axis in self.axes.items()}
         self.by_person = any("{person}" in text for axis in self.axes.values() for own in phrases(axis) for text in own)
+        race = any(axis.about_race for axis in self.axes.values())
+        self.limits = (
+            "CLIP names a group for any picture, also for one that shows no person or several.",
+            "It is often wrong on race, ethnicity and skin tone; they were read because that was asked for."
+            if race
+            else "It was not asked for race, ethnicity or skin tone, on which it is often wrong.",
+        )
+        known = dict.fromkeys("race" if axis.about_race else axis.name for axis in self.axes.values())
+        self.known_errors = tuple(KNOWN[each] for each in known if each in KNOWN)
         self._embedded: dict[tuple[str, str], Tensor] = {}
-
-    @property
-    def limits(self) -> tuple[str, ...]:
-        """What it cannot tell."""
-        said = ["CLIP names a group for any picture, also for one that shows no person or several."]
-        if any(axis.about_race for axis in self.axes.values()):
-            said.append(
-                "It is often wrong on race, ethnicity and skin tone; they were read because that was asked for."
-            )
-        else:
-            said.append("It was not asked for race, ethnicity or skin tone, on which it is often wrong.")
-        return tuple(said)
-
-    @property
-    def known_errors(self) -> tuple[KnownError, ...]:
-        """How often it is wrong on what it reads, where that is known."""
-        what = ["race" if axis.about_race else axis.name for axis in self.axes.values()]
-        return tuple(KNOWN[each] for each in dict.fromkeys(what) if each in KNOWN)
 
     @torch.no_grad()
     def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:

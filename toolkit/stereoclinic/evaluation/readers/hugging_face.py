@@ -1,22 +1,26 @@
 """Any image classifier of the hub, or in a local folder, as a reader: `hf:<model>`.
 
 Its classes become the groups of an axis: by their names, by `[reader.hf]` in the axis's file (FairFace's "Male", its
-bins of age), or by the user's class=group. Several classes of one group are added up; classes that show no group, where
-it has such, are one more together, so that probabilities still sum to 1 and a picture without a face can be told.
+bins of age), or by the user's class=group. Several classes of one group are added up. Classes that show no group are
+added up as one more class, "no group".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.readers.base import REST
-from stereoclinic.evaluation.readers.pretrained import Pairs, columns_of, open_model, open_part, open_pictures, pixels
+from stereoclinic.evaluation.readers.base import REST, Reader
+from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures, pixels
+from stereoclinic.io.reading import read_json, read_toml
 from stereoclinic.prompts.axes import Axis
 
+Pairs = list[tuple[str, str]]  # class, group
 
-class HuggingFaceReader:
+
+class HuggingFaceReader(Reader):
     """An image classifier.
 
     Args:
@@ -55,22 +59,19 @@ class HuggingFaceReader:
         }
         self.model = open_model(AutoModelForImageClassification, model, f"reader {self.name!r}").to(device)
         self.processor = open_pictures(model, f"reader {self.name!r}")
-
-    @property
-    def limits(self) -> tuple[str, ...]:
-        """What it cannot tell."""
-        said = [f"It knows the classes {', '.join(self.labels)} alone, and names one of them for any picture."]
-        for name in self.columns:
-            if rest := self._of_no_group(name):
-                said.append(
-                    f"On {name}, classes of no group are left out of the shares, in which a picture counts by what is"
-                    f" left; how often one of them is seen is told apart: {', '.join(rest)}."
-                )
-        said.append("How often it is wrong on generated pictures is not known here; see its model card.")
-        return tuple(said)
+        self.limits = (
+            f"It knows the classes {', '.join(self.labels)} alone, and names one of them for any picture.",
+            *(
+                f"On {name}, classes of no group are left out of the shares, in which a picture counts by what is left;"
+                f" how often one of them is seen is given separately: {', '.join(rest)}."
+                for name in self.columns
+                if (rest := self._of_no_group(name))
+            ),
+            "How often it is wrong on generated pictures is not known here; see its model card.",
+        )
 
     @torch.no_grad()
-    def read(self, images: Tensor) -> dict[str, Tensor]:
+    def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:
         """(n, 3, H, W) in [0, 1], of any size -> probabilities (n, classes) for each axis, as in `classes`."""
         values = pixels(self.processor, images).to(self.model.device)
         each = self.model(pixel_values=values).logits.double().softmax(1).cpu()  # (n, classes)
@@ -102,3 +103,66 @@ def _check_groups(given: Pairs, axes: Sequence[Axis]) -> None:
         raise InputError(
             f"--reader-classes: no group {astray[0]!r}; axis {axes[0].name!r} has {', '.join(axes[0].groups)}"
         )
+
+
+def parse_classes(given: Iterable[str]) -> Pairs:
+    """Parse `--reader-classes`: CLASS=GROUP,CLASS=GROUP, or a .toml or .json file with group = [classes].
+
+    Raises:
+        InputError: Another form, or no such file.
+    """
+    pairs: Pairs = []
+    for text in given:
+        if Path(text).suffix in (".toml", ".json"):
+            pairs += _from_file(Path(text))
+            continue
+        for part in text.split(","):
+            label, _, group = part.rpartition("=")  # a class may hold the sign itself
+            if not label.strip() or not group.strip():
+                raise InputError(
+                    f"--reader-classes {text!r}: expected CLASS=GROUP, such as Woman=female,Man=male, or a .toml file"
+                    " with group = [classes]"
+                )
+            pairs.append((label.strip(), group.strip()))
+    return pairs
+
+
+def _from_file(path: Path) -> Pairs:
+    table = (read_toml if path.suffix == ".toml" else read_json)(path, "--reader-classes")
+    if not isinstance(table, dict) or not all(isinstance(labels, list) for labels in table.values()):
+        raise InputError(f"--reader-classes {path}: expected a list of classes for each group, group = [classes]")
+    return [(str(label), str(group)) for group, labels in table.items() for label in labels]
+
+
+def columns_of(axis: Axis, labels: Sequence[str], given: Pairs) -> list[list[int]] | None:
+    """The columns of a classifier that show each group of the axis, in its order; None if a group has none.
+
+    Args:
+        axis: Its groups. Without given classes, its names, words and the `[reader.hf]` of its file are looked for.
+        labels: The classifier's classes.
+        given: Class and group, as from `parse_classes`; groups of other axes are ignored.
+
+    Raises:
+        InputError: A given class is not the classifier's, or is given for two groups of the axis.
+    """
+    own = [(label, group) for label, group in given if group in axis.groups]
+    if not own:
+        own = [(label, group) for group, word in zip(axis.groups, axis.words, strict=True) for label in (group, word)]
+        own += [(label, group) for group in axis.groups for label in axis.classes.get(group, ())]
+    place = {_plain(label): column for column, label in enumerate(labels)}
+    found: dict[int, str] = {}
+    for label, group in own:
+        column = place.get(_plain(label))
+        if column is None:
+            if (label, group) in given:
+                shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+                raise InputError(f"--reader-classes: the reader has no class {label!r}; it has {shown}")
+            continue
+        if found.setdefault(column, group) != group:
+            raise InputError(f"--reader-classes: class {label!r} is given for both {found[column]} and {group}")
+    columns = [[column for column, group in found.items() if group == each] for each in axis.groups]
+    return columns if all(columns) else None
+
+
+def _plain(label: str) -> str:
+    return " ".join(label.casefold().replace("_", " ").split())

@@ -1,7 +1,7 @@
 """The reader that ships with the embedded model: a small network that knows its occupations and its three axes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.readers.base import group_columns
+from stereoclinic.evaluation.readers.base import Reader, group_columns
 from stereoclinic.io.files import write_text, write_whole
 from stereoclinic.io.reading import is_name, read_json
 from stereoclinic.prompts.axes import Axis
@@ -53,7 +53,7 @@ class PortraitsNet(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        write_whole(folder / "model.safetensors", lambda temporary: save_file(weights, temporary))
+        write_whole(folder / "model.safetensors", lambda place: save_file(weights, place))
         write_text(folder / "config.json", json.dumps({"classes": self.classes}, indent=2))
 
     @classmethod
@@ -70,7 +70,7 @@ class PortraitsNet(nn.Module):
         return net.eval().requires_grad_(False)
 
 
-class PortraitsReader:
+class PortraitsReader(Reader):
     """The reader that ships with the embedded model, and with any model trained by `stereoclinic.portraits.train`."""
 
     name = "portraits"
@@ -82,7 +82,7 @@ class PortraitsReader:
         self.classes = self.net.classes
 
     @torch.no_grad()
-    def read(self, images: Tensor) -> dict[str, Tensor]:
+    def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:
         logits = self.net(_as_trained(images))
         return {name: value.softmax(1) for name, value in logits.items()}
 
