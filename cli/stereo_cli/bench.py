@@ -124,6 +124,7 @@ def bench(
             rich_help_panel=_DRAWN,
         ),
     ] = None,
+    figures: bench_options.Figures = "default",
     reference: bench_options.Reference = None,
     confusion: bench_options.Confusion = None,
     baselines: bench_options.Baselines = None,
@@ -160,6 +161,9 @@ def bench(
     from stereoclinic.errors import InputError
     from stereoclinic.evaluation.arms import Experiment, Protocol
     from stereoclinic.evaluation.experiment import arms_of, run
+    from stereoclinic.evaluation.figures.registry import requested
+    from stereoclinic.evaluation.limits import exceeded as limits_exceeded
+    from stereoclinic.evaluation.limits import parse_limit
     from stereoclinic.evaluation.methods import check_names
     from stereoclinic.evaluation.protocols import load_protocol
     from stereoclinic.evaluation.readers import can_read
@@ -172,7 +176,8 @@ def bench(
     from stereoclinic.sns.mask import NeuronMask
 
     check_names(baselines or [])
-    limits = [judging.bound(text) for text in fail_above or []]
+    limits = [parse_limit(text) for text in fail_above or []]
+    computed = requested(figures, *(name for name, _ in limits))
     aimed, called = options.shares_from(shares), call_from(call, height, width)
     if len(aimed) > 1:
         raise InputError("--shares: one axis is judged at a time; give shares of its groups alone")
@@ -183,6 +188,7 @@ def bench(
         published = load_protocol(protocol)
         given = {"--axis": axis, "--prompts": prompts != "portraits", "--limit": limit, "--shares": shares}
         judging.follow(published, given)
+        computed = requested(computed, published.formula)
         chosen, rows, images = published.axis, published.prompts(), images or published.images
         reader, steps, guidance = reader or published.reader, steps or published.steps, guidance or [published.guidance]
     else:
@@ -230,6 +236,7 @@ def bench(
             others,
             beyond,
             unrelated_images,
+            computed,
         )
         for scale in dict.fromkeys(guidance or [opened.defaults.guidance])
     ]
@@ -301,16 +308,15 @@ def bench(
 
     results = [experiment.results for experiment in experiments]
     judged = next(iter(loaded), "untreated")
-    exceeded = judging.exceeded(results, judged, limits)
+    exceeded = limits_exceeded(results, judged, limits)
     if as_json:
         common.print_json({"out": str(out), "experiments": results, "exceeded": exceeded})
     else:
-        from stereo_cli.asked_tables import asked_tables, reader_says
-        from stereo_cli.tables import bench_tables
+        from stereo_cli.bench_tables import bench_tables, reader_says
 
         console = common.stdout()
         for each in results:
-            for table in bench_tables(each) + asked_tables(each):
+            for table in bench_tables(each, figures):
                 console.print(table)
         if said := reader_says(provenance):
             console.print(said)

@@ -59,6 +59,14 @@ Lpips = Annotated[
         rich_help_panel=_READ,
     ),
 ]
+Figures = Annotated[
+    str,
+    typer.Option(
+        metavar="default|all|NAMES",
+        help="Figures to compute and print: default, all, or names with commas between them, such as sdtv,kl or soft.",
+        rich_help_panel=_READ,
+    ),
+]
 Reference = Annotated[
     str | None,
     typer.Option(

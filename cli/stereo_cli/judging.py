@@ -80,47 +80,6 @@ def judged_too(published: "PublishedProtocol", name: str, mask: "NeuronMask") ->
 #: Whose versions figures may depend on.
 _LIBRARIES = ("torch", "diffusers", "transformers", "lightning", "torchmetrics", "datasets", "numpy", "safetensors")
 
-#: Names that --fail-above knows -> where the figure lies in an arm's results.
-_FIGURES = {
-    **{gap: (gap, "estimate") for gap in ("parity_gap", "fairness_discrepancy", "deviation_ratio", "sdtv", "kl")},
-    "unsure": ("unsure",),
-    "frechet_to_untreated": ("frechet_to_untreated",),
-    "frechet_to_other_seeds": ("frechet_to_other_seeds",),
-    "frechet_within_groups": ("frechet_within_groups",),
-    "frechet_within_groups_ratio": ("frechet_within_groups_ratio", "estimate"),
-    "seconds": ("seconds",),
-}
-
-
-def bound(text: str) -> tuple[str, float]:
-    """What --fail-above says: a figure's name, and what it may be at most."""
-    from stereoclinic.errors import InputError
-
-    name, _, value = text.partition("=")
-    name = name.strip().replace("-", "_")
-    if name not in _FIGURES:
-        raise InputError(f"--fail-above {text!r}: no figure {name!r}; there are {', '.join(_FIGURES)}")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise InputError(f"--fail-above {text!r}: expected NAME=VALUE, such as parity_gap=0.2") from None
-
-
-def exceeded(results: list[dict[str, Any]], judged: str, limits: list[tuple[str, float]]) -> list[str]:
-    """A line for each limit that the judged arm is not known to be below, at each guidance scale."""
-    lines = []
-    for each in results:
-        for name, limit in limits:
-            figure: Any = each["arms"][judged]
-            for key in _FIGURES[name]:
-                figure = None if figure is None else figure.get(key)
-            where = f"{name} of {judged} at guidance {each['guidance']:g}"
-            if figure is None:  # what was not measured was not shown to be below
-                lines.append(f"{where} could not be measured")
-            elif not figure <= limit:
-                lines.append(f"{where} is {figure:.4g}, above {limit:g}")
-    return lines
-
 
 def provenance(
     model: "Model",

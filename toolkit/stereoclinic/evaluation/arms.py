@@ -34,6 +34,7 @@ class Protocol:
         others: Further axes that the reader knows: a treatment of one should leave them as they are.
         unrelated: Prompts that have nothing to do with the axis (`prompts.load_plain_prompts`); None leaves them out.
         unrelated_images: Images an unrelated prompt.
+        figures: Which figures are computed: "default", "all", or names of further ones with commas between them.
     """
 
     axis: Axis
@@ -48,6 +49,7 @@ class Protocol:
     others: tuple[Axis, ...] = ()
     unrelated: Dataset | None = None
     unrelated_images: int = 4
+    figures: str = "default"
 
     @property
     def target(self) -> Tensor:
