@@ -60,12 +60,22 @@ class Noise(Loose):
     upper: Gap
 
 
+class ShareInterval(Loose):
+    """A share with its 95 % interval."""
+
+    estimate: Share | None
+    low: Share | None
+    high: Share | None
+
+
 @cache
 def _value_type(unit: Unit, kind: type) -> Any:
     """The type of a figure's value in results.json; null stands for what is not defined."""
     number = Annotated[float, Field(ge=unit.low, le=unit.high)] | None
     if not issubclass(kind, Interval):
         return number
+    if (unit, kind) == (SHARE, Interval):
+        return ShareInterval | None
     further: dict[str, Any] = {"p_value": (Share, ...)} if kind is PairedDifference else {}
     form = create_model(
         f"{'Change' if further else 'Interval'} ({unit.name})", __base__=Loose, __doc__="With its 95 % interval.",
@@ -113,9 +123,6 @@ class Figures(Loose):
 @cache
 def _adapter(form: Any) -> TypeAdapter[Any]:
     return TypeAdapter(form)
-
-
-ShareInterval = _value_type(SHARE, Interval)
 
 
 class Prompt(Loose):

@@ -121,17 +121,25 @@ register(
         on=(PROTOCOL,),
     )
 )
-for _name, _title, _meaning, _unit, _better in (
-    ("slope", "slope on the reference", "1 as the reference, above 1 exaggerated, below 0 reversed.", SLOPE, ""),
-    ("excess", "gap beyond the reference's", "The parity gap minus the reference's own.", SHARE_CHANGE, "lower"),
-    ("distance", "distance to the reference", "Share of images that would have to change group.", SHARE, ""),
-):
-    register(
-        Figure(
-            f"{AMPLIFICATION}.{_name}", _title, _meaning, _unit, _better, "reference", by_size=_name != "slope",
-            on=(AMPLIFICATION,), kind=Interval,
-        )
-    )  # fmt: skip
+register(
+    Figure(
+        "amplification.slope", "slope on the reference",
+        "1 as the reference, above 1 exaggerated, below 0 reversed.",
+        SLOPE, part="reference", on=(AMPLIFICATION,), kind=Interval,
+    )
+)  # fmt: skip
+register(
+    Figure(
+        "amplification.excess", "gap beyond the reference's", "The parity gap minus the reference's own.",
+        SHARE_CHANGE, "lower", "reference", by_size=True, on=(AMPLIFICATION,), kind=Interval,
+    )
+)  # fmt: skip
+register(
+    Figure(
+        "amplification.distance", "distance to the reference", "Share of images that would have to change group.",
+        SHARE, part="reference", by_size=True, on=(AMPLIFICATION,), kind=Interval,
+    )
+)  # fmt: skip
 
 
 def _gap(case: Case, name: str) -> Interval:

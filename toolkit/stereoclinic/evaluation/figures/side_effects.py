@@ -261,7 +261,8 @@ def _by_key(case: Case, name: str) -> dict[str, Interval] | None:
 def _shown(case: Case) -> Tensor:
     """(P, m, K) whether a prompt that names a group shows it: rows of a seed run through the groups of each prompt."""
     groups = len(case.experiment.protocol.axis)
-    return top_group(case.arm.reads).unflatten(0, (-1, groups)).diagonal(dim1=1, dim2=3)
+    by_prompt: Tensor = top_group(case.arm.reads).unflatten(0, (-1, groups))
+    return by_prompt.diagonal(dim1=1, dim2=3)
 
 
 def _diversity(case: Case) -> tuple[float | None, float | None]:
