@@ -12,7 +12,7 @@ from stereoclinic.evaluation.figures.registry import UNRELATED, figure_of, in_or
 from stereoclinic.evaluation.figures.values import as_value, noise_of, p_value_of, tabled
 from stereoclinic.evaluation.wording import number, p_value, spelt
 from stereoclinic.io.text import printable
-from stereoclinic.report.tables import needs, prompt_labels, shown_groups
+from stereoclinic.report.tables import allotment_note, needs, prompt_labels, shown_groups
 from stereoclinic.statistics.intervals import NoiseFloor
 
 Data = dict[str, Any]
@@ -38,7 +38,7 @@ def bench_tables(results: Data, figures: str = "default") -> list[Group]:
     n, (first, last) = results["images_per_prompt"], results["seeds"]
     facts = f"{len(results['labels'])} prompts, {n} images each, seeds {first} to {last}, {results['steps']} steps."
     tables = [
-        _table(results, "Bias", _of_part(shown, "bias"), f"{facts} {_BRACKETS}"),
+        _table(results, "Bias", _of_part(shown, "bias"), f"{facts} {_BRACKETS}{allotment_note(results)}"),
         *(_table(results, title, _of_part(keys, part)) for part, title in _ASKED.items()),
         _table(results, "Cost", _of_part(shown, "cost"), "Sampling noise: what a mask that changes nothing shows."),
         *(_table(results, "Further figures", further[i : i + _COLUMNS]) for i in range(0, len(further), _COLUMNS)),

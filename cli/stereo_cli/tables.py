@@ -17,7 +17,7 @@ Data = dict[str, Any]
 
 
 def lean_table(summary: Data) -> Group:
-    """The forecast, one table a group, or the first alone where there are two."""
+    """The forecast: one table for each group, of two groups the first alone."""
     return Group(*(_lean_table({**summary, **leans}) for leans in (summary, *summary["others"])))
 
 
@@ -42,9 +42,9 @@ def _lean_table(summary: Data) -> Group:
     samples = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     return captioned(
         table,
-        f"0 is balanced, 1 the same as if {toward} had been asked for; below 0 it leans to {others}. {samples} samples"
-        f" a prompt; {len(shown)} of {len(steps)} measured timesteps, noise first (all of them: --json); ± one standard"
-        " error over samples, for the mean an upper bound. Groups are perceived presentation.",
+        f"0: balanced. 1: as if {toward} had been asked for. Below 0: leans to {others}. {samples} samples per prompt;"
+        f" {len(shown)} of {len(steps)} measured timesteps, noise first (--json has all); ± one standard error."
+        " Groups are perceived presentation.",
         keep=[-1],
     )
 
@@ -57,7 +57,7 @@ def mask_table(summary: Data) -> Group:
     table = new_table(f"Mask for {summary['axis'] or 'an axis it does not name'}: {damped}")
     for name in ("", "sites", "neurons", "damped", "damping"):
         table.add_column(name, justify="right" if name else "left")
-    planned = _planned(summary)
+    planned = any(row["forecast"] for row in summary["bins"])
     if planned:
         decomposed = summary["metadata"].get("target", "lean")
         stepwise = selection.get("method") == "stepwise"
@@ -75,18 +75,12 @@ def mask_table(summary: Data) -> Group:
         table.add_row(*cells)
     return captioned(
         table,
-        "damping: sum over neurons of 1 - factor (by kind and stream: mean over bins)."
-        + f" Damping differs by the group that an image is allotted to ({', '.join(summary['groups'])}): counted is"
-        " what any of them damps, and damping is their mean."
+        "Damping: sum over neurons of 1 - factor (by kind and stream: mean over timesteps)."
+        + f" Mean over the groups that images are allotted to ({', '.join(summary['groups'])})."
         * bool(summary["groups"])
-        + " Leans and movement off the axis (in units of ||d||) are the plan's own forecast." * planned
-        + f" Chosen by {selection.get('method', 'hand')}; damped toward {summary['root']};"
-        f" branch: {summary['branch']}.",
+        + " Leans and movement off the axis (in units of ||d||) are forecasts." * planned
+        + f" Chosen by {selection.get('method', 'hand')}; damped toward {summary['root']}; branch: {summary['branch']}.",
     )
-
-
-def _planned(summary: Data) -> bool:
-    return any(row["forecast"] for row in summary["bins"])
 
 
 def new_table(title: str) -> Table:
@@ -95,13 +89,13 @@ def new_table(title: str) -> Table:
 
 
 def captioned(table: Table, caption: str = "", keep: Sequence[int] = ()) -> Group:
-    """What is printed of a table: title and caption in the whole width, and as much of it as there is room for.
+    """A table with its title and caption, as wide as the terminal allows.
 
     Args:
-        table: From `new_table`. Where it is too wide, columns are left out, from the right. Columns with
-            `overflow="fold"` fold before that; the first one stays, and folds if it has to.
+        table: From `new_table`. Where it is too wide, columns are left out from the right. Columns with
+            `overflow="fold"` fold before that; the first column always stays.
         caption: Plain text below it.
-        keep: Columns to leave out last, the one that matters most first.
+        keep: Columns to leave out last, the most important first.
     """
     title, table.title = styled(str(table.title), "bold"), None
     below = [Padding(styled(caption, "dim"), (0, 0, 1, 0))] if caption else []
@@ -113,13 +107,13 @@ def styled(text: str, style: str = "") -> Text:
     return Text(printable(text), style)
 
 
-_EDGES, _BETWEEN, _CLOSE = 2, 3, 2  # what is drawn at both ends of a line, and between columns, with little room
-_FOLDED = 12  # no text folds to less
+_EDGES, _BETWEEN, _CLOSE = 2, 3, 2  # width of both ends of a line, and of the gap between columns, wide and narrow
+_FOLDED = 12  # no text folds to less than this
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The columns of a table that there is room for, and a line that names the others."""
+    """The columns of a table that fit, and a line that names the others."""
 
     table: Table
     keep: Sequence[int]
@@ -130,8 +124,8 @@ class _Fitted:
         least = [min(w, _FOLDED) if column.overflow == "fold" else w for w, column in zip(whole, columns, strict=True)]
         order = list(dict.fromkeys([0, *self.keep, *range(len(columns))]))
         between = _BETWEEN if sum(least) + _BETWEEN * (len(columns) - 1) <= room else _CLOSE
-        beside = least[order[1]] + between if len(order) > 1 else 0
-        least[0] = min(least[0], max(room - beside, _FOLDED))
+        second = least[order[1]] + between if len(order) > 1 else 0
+        least[0] = min(least[0], max(room - second, _FOLDED))
         while len(order) > 1 and sum(least[i] + between for i in order) - between > room:
             order.pop()
         widths = {i: least[i] for i in sorted(order)}
@@ -153,12 +147,12 @@ class _Fitted:
 
 
 def _heading(column: Column) -> Text:
-    """The line breaks of a heading are meant."""
+    """A heading with its line breaks."""
     return Text("\n".join(map(printable, str(column.header).split("\n"))))
 
 
 def _width(console: Console, options: ConsoleOptions, column: Column) -> int:
-    """What a column needs to show its cells whole; its heading may fold."""
+    """The width that shows a column's cells whole; its heading may fold."""
 
     def width(cell: RenderableType) -> int:
         return Measurement.get(console, options.update_width(10**6), cell).maximum

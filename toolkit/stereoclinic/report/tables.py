@@ -83,7 +83,15 @@ def main_table(results: Data) -> Table:
     values = tabled(results)
     keys = main_keys(dict.fromkeys(key for arm in values.values() for key in arm))
     rows = [_row(results, values, key) for key in keys]
-    return Table("Bias and cost", rows, list(values), f"{_INTERVALS} p is for no change on the same seeds.")
+    caption = f"{_INTERVALS} p is for no change on the same seeds.{allotment_note(results)}"
+    return Table("Bias and cost", rows, list(values), caption)
+
+
+def allotment_note(results: Data) -> str:
+    """What sampling noise does not say of masks that allot groups; nothing where there is none."""
+    if not any("allotment_obeyed" in results["arms"][mask] for mask in results.get("masks") or []):
+        return ""
+    return " Masks that allot groups: allotted groups are dealt evenly, so compare with the allocation oracle."
 
 
 def further_tables(results: Data) -> list[Table]:
