@@ -73,13 +73,14 @@ def mask_table(summary: Data) -> Group:
         if planned:
             cells += [figure(row["forecast"].get(name)) for name in ("lean_before", "lean_after", "off_axis")]
         table.add_row(*cells)
+    groups = f" Mean over the groups that images are allotted to ({', '.join(summary['groups'])})."
     return captioned(
         table,
         "Damping: sum over neurons of 1 - factor (by kind and stream: mean over timesteps)."
-        + f" Mean over the groups that images are allotted to ({', '.join(summary['groups'])})."
-        * bool(summary["groups"])
+        + groups * bool(summary["groups"])
         + " Leans and movement off the axis (in units of ||d||) are forecasts." * planned
-        + f" Chosen by {selection.get('method', 'hand')}; damped toward {summary['root']}; branch: {summary['branch']}.",
+        + f" Chosen by {selection.get('method', 'hand')}; damped toward {summary['root']}."
+        + f" Branch: {summary['branch']}.",
     )
 
 

@@ -49,6 +49,12 @@ def test_results_and_further_figures_are_taken(data):
     check(data)
 
 
+def test_a_value_that_rounding_moved_past_its_bound_is_read(data):
+    for arm in data["experiments"][0]["arms"].values():
+        arm["normalised_entropy"] = {"estimate": 1 + 2**-52, "low": 0.9, "high": 1 + 2**-52}
+    assert Results.model_validate(data).data == data
+
+
 def test_what_was_asked_for_is_taken_where_it_is_not_defined_too(data):
     arm = data["experiments"][0]["arms"]["m"]
     arm |= {

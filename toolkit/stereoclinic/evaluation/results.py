@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -31,7 +32,6 @@ from stereoclinic.evaluation.figures.registry import (
     FIGURES,
     GROUPED,
     NEUTRAL,
-    SHARE,
     UNRELATED,
     Figure,
     Unit,
@@ -71,11 +71,15 @@ class ShareInterval(Loose):
 @cache
 def _value_type(unit: Unit, kind: type) -> Any:
     """The type of a figure's value in results.json; null stands for what is not defined."""
-    number = Annotated[float, Field(ge=unit.low, le=unit.high)] | None
+
+    def snapped(value: Any) -> Any:
+        """A value that rounding has moved past a bound may stay there."""
+        near = [end for end in (unit.low, unit.high) if isinstance(value, float) and end is not None]
+        return next((end for end in near if abs(value - end) < 1e-9), value)
+
+    number = Annotated[float, Field(ge=unit.low, le=unit.high), BeforeValidator(snapped)] | None
     if not issubclass(kind, Interval):
         return number
-    if (unit, kind) == (SHARE, Interval):
-        return ShareInterval | None
     further: dict[str, Any] = {"p_value": (Share, ...)} if kind is PairedDifference else {}
     form = create_model(
         f"{'Change' if further else 'Interval'} ({unit.name})", __base__=Loose, __doc__="With its 95 % interval.",
