@@ -38,8 +38,8 @@ def data(make) -> dict:
 
 def section(data: dict, start: str, end: str) -> str:
     text = Page(build_page(data)).text
-    assert text.count(start) == 1
-    return text[text.index(start) :].partition(end)[0]
+    assert text.count(start) == 2  # what folds is named where it folds
+    return text[text.rindex(start) :].partition(end)[0]
 
 
 def bracketed(value: dict, form: str = ".2f") -> str:

@@ -27,7 +27,7 @@ Data = Mapping[str, Any]
 TEMPLATES = Path(__file__).with_name("templates")
 
 _READER = ("reader_limits", "reader_errors")  # shown above the figures, not among the settings
-_FIRST = ("command", "model", "unet_weights", "reader", "prompts", "created")  # settings that are not folded
+_FIRST = ("model", "reader", "created", "command")  # settings that are not folded
 _LONG = 160  # characters of a setting; longer ones are only in the JSON
 
 
@@ -106,7 +106,8 @@ def _facts(results: Data) -> str:
         parts.append(f"{results['steps']} steps")
     if left_out := results.get("left_out"):
         parts.append(f"blank pictures: {left_out['pictures']} (their seeds are left out)")
-    if target := results.get("target_shares"):
+    target = results.get("target_shares") or []
+    if len(set(target)) > 1:
         aims = (f"{group} {number(share)}" for group, share in zip(results["groups"], target, strict=False))
         parts.append(f"target shares: {', '.join(aims)}")
     return "; ".join(parts)
