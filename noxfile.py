@@ -138,7 +138,7 @@ def wheel(session: nox.Session) -> None:
     }
     if lost := sorted(path for name, path in ours.items() if name not in held or path not in packed):
         session.error(f"not in the wheel or not in the source distribution: {', '.join(lost)}")
-    for name in ("prompts/axes/gender.toml", "evaluation/results.schema.json", "portraits/weights/unet/config.json"):
+    for name in ("prompts/axes/gender.toml", "report/templates/report.html", "portraits/weights/unet/config.json"):
         if f"stereoclinic/{name}" not in held:  # and so does this look in the right place
             session.error(f"the wheel lacks {name}")
     if strange := sorted(name for name in held if name not in ours and ".dist-info/" not in name):

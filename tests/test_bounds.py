@@ -26,12 +26,12 @@ from stereoclinic.prompts.axes import load_axis
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.references import load_confusion
-from stereoclinic.evaluation.compare import load_results
+from stereoclinic.evaluation.results import Results
 from stereoclinic.prompts.sets import load_prompts
 from stereoclinic.sns.mask import NeuronMask
 from tests.fuzz.made import a_mask, a_relevance
 read = {
-    "mask": NeuronMask.load, "relevance": Relevance.load, "axis": load_axis, "results": load_results,
+    "mask": NeuronMask.load, "relevance": Relevance.load, "axis": load_axis, "results": Results.load,
     "confusion": lambda path: load_confusion(path, ("female", "male")), "prompts": load_prompts,
 }
 folder = Path(sys.argv[1])

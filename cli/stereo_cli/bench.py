@@ -42,9 +42,12 @@ def bench(
     Gaps and rates come with 95 % intervals. Calling an interrupted bench again continues it.
     """
     from stereoclinic.calls.evaluate import prepare_evaluation
-    from stereoclinic.evaluation.limits import exceeded, read_limits
+    from stereoclinic.evaluation.figures.registry import requested
+    from stereoclinic.evaluation.limits import exceeded, parse_limit
 
-    limits = read_limits(fail_above or [])
+    limits = [parse_limit(text) for text in fail_above or []]
+    computed = requested(settings.figures, *(name for name, _ in limits))
+    settings = settings.model_copy(update={"figures": computed})
     reporter = TerminalReporter(run.quiet)
     line = shlex.join(["stereo", *sys.argv[1:]])
     job = prepare_evaluation(model, masks, axis, prompts, settings, out, reporter, command=line)
@@ -53,22 +56,23 @@ def bench(
         return
     if (results := job.run(reporter)) is None:
         return  # another rank prints
-    above = exceeded(results, limits)
+    data = results.data
+    first = next(iter(data["experiments"][0]["masks"]), "untreated")
+    above = exceeded(data["experiments"], first, limits)
     if run.as_json:
-        terminal.print_json({"out": str(out), "experiments": results["experiments"], "exceeded": above})
+        terminal.print_json({"out": str(out), "experiments": data["experiments"], "exceeded": above})
     else:
-        _print(results, out)
+        _print(data, settings.figures, out)
     if above:
         terminal.fail("; ".join(above), terminal.FAILED)
 
 
-def _print(results: dict[str, Any], out: Path) -> None:
-    from stereo_cli.asked_tables import asked_tables, reader_says
-    from stereo_cli.tables import bench_tables
+def _print(results: dict[str, Any], figures: str, out: Path) -> None:
+    from stereo_cli.bench_tables import bench_tables, reader_says
 
     console = terminal.stdout()
     for experiment in results["experiments"]:
-        for table in bench_tables(experiment) + asked_tables(experiment):
+        for table in bench_tables(experiment, figures):
             console.print(table)
     if limits := reader_says(results["provenance"]):
         console.print(limits)

@@ -1,4 +1,4 @@
-"""`stereo compare`: which figures of two results of `stereo bench` differ."""
+"""`stereo compare`: what differs significantly between two results of `stereo bench`."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,14 +19,14 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
     shown: Json,
 ) -> None:
-    """Say which figures of two benches differ, by how much, and whether B is better or worse.
+    """Compare two benches: which figures differ, by how much, and whether B is better or worse.
 
-    Arms are compared by their names; a single mask on either side is compared whatever it is called. Results of
-    another axis, of other shares, prompts or guidance scales are refused. Other seeds, weights, steps, readers and
-    numbers of images are noted.
+    Arms are compared by name; a single mask on either side is compared whatever it is called. Results of different
+    axes, target shares, prompts or guidance scales are refused. Differences in seeds, weights, steps, readers and
+    numbers of images are listed first.
 
-    The interval of a difference is computed from the two reported intervals, as if the runs were independent. Two runs
-    of the same model and seeds mostly vary together; their difference is then more certain than its interval.
+    The interval of a difference comes from the two reported intervals and takes the runs for independent. Two runs of
+    the same model and seeds vary together, so their differences are more certain than the intervals say.
 
     \b
     stereo compare before/results.json after/results.json
@@ -53,10 +53,11 @@ def compare(
 
 
 def _table(guidance: float, arm: dict[str, Any]) -> "Group":
-    """What differs, and the parity gap whether it does or not; the rest is named below."""
+    """The figures that differ, and the parity gap in any case; the others are named below."""
     from stereo_cli.tables import captioned, new_table
-    from stereoclinic.evaluation.compare import NO_INTERVAL, NOT_TOLD, OTHER_SIZE, SAME
-    from stereoclinic.evaluation.figures.registry import Value, figure_of
+    from stereoclinic.evaluation.compare import NO_INTERVAL, NOT_SIGNIFICANT, OTHER_SIZE, SAME
+    from stereoclinic.evaluation.figures.registry import figure_of
+    from stereoclinic.evaluation.figures.values import as_value
     from stereoclinic.evaluation.wording import spelt
 
     name = arm["a"] if arm["a"] == arm["b"] else f"{arm['a']} (A) and {arm['b']} (B)"
@@ -67,27 +68,26 @@ def _table(guidance: float, arm: dict[str, Any]) -> "Group":
     table.add_column("B is")
     quiet: dict[str, list[str]] = {}
     for row in arm["figures"]:
-        if row["verdict"] in (NOT_TOLD, NO_INTERVAL, SAME, OTHER_SIZE) and row["figure"] != "parity_gap":
+        if row["verdict"] in (NOT_SIGNIFICANT, NO_INTERVAL, SAME, OTHER_SIZE) and row["figure"] != "parity_gap":
             quiet.setdefault(row["verdict"], []).append(row["title"])
             continue
-        form = figure_of(row["figure"]).form
+        form = figure_of(row["figure"]).unit.form
         signed = form if form.startswith("+") else f"+{form}"
-        cells = [spelt(Value(**row[side]), form) for side in ("a", "b")]
-        table.add_row(row["title"], *cells, spelt(Value(**row["difference"]), signed), row["verdict"])
+        cells = [spelt(as_value(row[side]), form) for side in ("a", "b")]
+        table.add_row(row["title"], *cells, spelt(as_value(row["difference"]), signed), row["verdict"])
     text = " ".join(f"{verdict.capitalize()}: {', '.join(names)}." for verdict, names in quiet.items())
     return captioned(table, text, keep=[-1, -2])
 
 
 def _sum_up(found: dict[str, Any]) -> tuple[str, str]:
-    from stereoclinic.evaluation.compare import BETTER, DIFFERS, NOT_TOLD, WORSE
+    from stereoclinic.evaluation.compare import BETTER, DIFFERS, NOT_SIGNIFICANT, WORSE
 
     counts = Counter(
         row["verdict"] for experiment in found["experiments"] for arm in experiment["arms"] for row in arm["figures"]
     )
-    judged = sum(counts[verdict] for verdict in (BETTER, WORSE, DIFFERS, NOT_TOLD))
-    told = judged - counts[NOT_TOLD]
+    differ = sum(counts[verdict] for verdict in (BETTER, WORSE, DIFFERS))
     return (
-        f"{told} of {judged} figures with intervals are told apart: B is better in {counts[BETTER]}, worse in"
-        f" {counts[WORSE]}.",
-        "About one in twenty would be told apart by chance alone. --json has every figure.",
+        f"{differ} of {differ + counts[NOT_SIGNIFICANT]} figures with intervals differ significantly: B is better in"
+        f" {counts[BETTER]}, worse in {counts[WORSE]}.",
+        "About one in twenty differs by chance alone. --json has every figure.",
     )

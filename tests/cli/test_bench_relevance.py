@@ -71,9 +71,9 @@ def test_bench_draws_its_lean_curves_and_says_what_the_reader_cannot_tell(model,
         leans.append(page[page.index('<section id="lean">') : page.index('<section id="provenance">')])
         assert page.count("It was trained on flat cartoon portraits") == 2  # to be seen, and in the JSON
     assert leans[0] == leans[1] and 'class="curve"' in leans[0]
-    (heading,) = [i for i, line in enumerate(result.stdout.splitlines()) if line.startswith("What the reader cannot")]
+    (heading,) = [i for i, line in enumerate(result.stdout.splitlines()) if line.startswith("Limits of the reader")]
     assert "flat cartoon portraits" in result.stdout.splitlines()[heading + 1]
-    assert heading > result.stdout[: result.stdout.index("Share of female by prompt")].count("\n")
+    assert heading > result.stdout[: result.stdout.index("Cost: gender")].count("\n")
 
 
 def test_bench_leaves_that_of_another_model_out_without_a_word(model, located, relevance, stereo, tmp_path: Path):

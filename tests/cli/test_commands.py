@@ -26,7 +26,8 @@ def benched(model, located, stereo, tmp_path_factory):
     out = tmp_path_factory.mktemp("bench") / "results"
     result = stereo(
         "bench", "--model", model, "--mask", located, "--limit", PROMPTS, "--images", IMAGES, "--group-images",
-        GROUP_IMAGES, "--seed", 50, "--guidance", 1, "--guidance", 3, "--batch-size", 5, "--out", out,
+        GROUP_IMAGES, "--seed", 50, "--guidance", 1, "--guidance", 3, "--batch-size", 5, "--figures", "all",
+        "--out", out,
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     return result, out

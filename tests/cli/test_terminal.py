@@ -13,7 +13,7 @@ from tests.evaluation.conftest import make_experiment
 from typer.testing import CliRunner
 
 from stereo_cli import compare, diff, inspect_tables, progress, tables, terminal
-from stereo_cli.asked_tables import asked_tables, reader_says
+from stereo_cli.bench_tables import bench_tables, reader_says
 from stereo_cli.command import guarded
 from stereo_cli.doctor_tables import doctor_tables
 from stereo_cli.main import app
@@ -70,7 +70,7 @@ def benched(name: str = "gender-allocated", label: str = "doctor", axis: Axis | 
     found = compare_results(bare, bare)["experiments"][0]
     said = reader_says({"reader": name, "reader_limits": [label], "reader_errors": [label]})
     return [
-        *tables.bench_tables(more), *asked_tables(more), said,
+        *bench_tables(more, "all"), said,
         *(compare._table(found["guidance"], arm) for arm in found["arms"]),
     ]  # fmt: skip
 
@@ -177,15 +177,12 @@ def test_names_and_intervals_are_whole_at_any_width(files, width: int):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_first_columns_of_a_bench_stay(width: int):
     bias, effects = (
-        printed(table, width) for table in tables.bench_tables(make_experiment({"gender-allocated": 0.5}).results)[:2]
+        printed(table, width) for table in bench_tables(make_experiment({"gender-allocated": 0.5}).results)[:2]
     )
     for name in ("untreated", "gender-allocated", "balanced oracle", "allocation oracle", "other seeds"):
         for text in (bias, effects):
             assert re.search(rf"^ {name}  +\d", text, re.MULTILINE), name
-    left = {60: "p, of oracle, FD, dev., SDTV", 80: "FD, dev., SDTV"}.get(width)
-    if left is not None:
-        assert f"No room for: {left}; --json has all." in " ".join(bias.split())
-    assert ("No room" in bias) == (width < 110)
+    assert ("No room for: p; --json has all." in bias) == ("No room" in bias) == (width < 70)
 
 
 def test_the_verdict_of_a_comparison_is_left_out_last(files):
@@ -196,9 +193,9 @@ def test_the_verdict_of_a_comparison_is_left_out_last(files):
 
 def test_a_name_of_any_length_folds(files):
     label = "a photo of a person who works as a firefighter in a large city " * 3
-    for table in tables.bench_tables(make_experiment({"a": 0.5}, labels=(label, "x", "y")).results):
+    for table in bench_tables(make_experiment({"a": 0.5}, labels=(label, "x", "y")).results, "all"):
         assert max(map(len, printed(table, 60).splitlines())) <= 60
-    shown = printed(tables.bench_tables(make_experiment({"a": 0.5}, labels=(label, "x", "y")).results)[2], 60)
+    shown = printed(bench_tables(make_experiment({"a": 0.5}, labels=(label, "x", "y")).results, "all")[-1], 60)
     assert all(word in shown for word in label.split())
 
 

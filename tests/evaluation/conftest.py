@@ -55,13 +55,14 @@ def _made(
     untreated: float = 0.9,
     right: Mapping[str, float] | None = None,
     unrelated: tuple[str, ...] = (),
+    figures: str = "default",
 ) -> Experiment:
     masks, axis = masks or {}, axis or load_axis("gender")
     rows = [{"label": label, "pattern": "a photo of {person}", "article": "a", "person": label} for label in labels]
     plain = [{"label": prompt, "pattern": prompt, "article": "", "person": ""} for prompt in unrelated]
     protocol = Protocol(
         axis, Dataset.from_list(rows), images, 2, 5000, 6, guidance,
-        unrelated=Dataset.from_list(plain) if plain else None,
+        unrelated=Dataset.from_list(plain) if plain else None, figures=figures,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     groups, prompts = len(axis), len(labels)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereoclinic.evaluation.figures.registry import Value
 from stereoclinic.report.charts import SHAPES, Band, Curve, bar, curves, interval_rows, mark
+from stereoclinic.statistics.intervals import Interval
 
 SHARES = st.floats(0, 1)
 
@@ -24,7 +24,7 @@ def places(root: ElementTree.Element) -> list[float]:
 
 @given(values=st.lists(SHARES, min_size=1, max_size=7), target=SHARES)
 def test_marks_stand_in_the_order_of_their_shares(values, target):
-    root = parse(interval_rows([Value(value, value, value) for value in values], target))
+    root = parse(interval_rows([Interval(value, value, value) for value in values], target))
     found = places(root)
     assert len(found) == len(values)
     for a, x in zip(values, found, strict=True):
@@ -33,7 +33,7 @@ def test_marks_stand_in_the_order_of_their_shares(values, target):
 
 
 def test_an_interval_and_the_target_are_where_the_numbers_say():
-    root = parse(interval_rows([Value(0.5, 0.25, 1.0)], 0.5, Band(0.4, 1.2)))
+    root = parse(interval_rows([Interval(0.5, 0.25, 1.0)], 0.5, Band(0.4, 1.2)))
     (line,) = [each for each in root.iter("line") if each.get("class") == "m0"]
     ends = float(line.get("x1").rstrip("%")), float(line.get("x2").rstrip("%"))
     assert (places(root)[0] - ends[0]) * 2 == pytest.approx(ends[1] - places(root)[0], abs=0.05)

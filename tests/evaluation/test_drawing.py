@@ -399,6 +399,4 @@ def test_results_say_which_seeds_are_left_out(model):
     assert {arm["images"] for arm in results["arms"].values()} == {18}
     (grid,) = grids([experiment])
     assert grid.cards[0].rows[0][1][0].seed == 31
-    assert "pictures that showed nothing: 1 (their seeds are left out)" in build_page(
-        {"provenance": {}, "experiments": [results]}
-    )
+    assert "blank pictures: 1 (their seeds are left out)" in build_page({"provenance": {}, "experiments": [results]})

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.figures.bias import intersections, joint_groups, joint_reads, joint_target
+from stereoclinic.evaluation.figures.intersections import intersections, joint_groups, joint_reads, joint_target
 from stereoclinic.statistics.shares import parity_gap, shares_from_reads
 
 SIZES = st.lists(st.integers(2, 4), min_size=2, max_size=3)

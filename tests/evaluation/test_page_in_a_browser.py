@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.evaluation.test_page import lean_of, some_mask
 
 from stereoclinic.evaluation.figures.summarise import summarise
 from stereoclinic.evaluation.references import amplified, corrected
 from stereoclinic.prompts.axes import Axis, load_axis
 from stereoclinic.report.page import build_page
 from stereoclinic.report.pictures import grids
+from stereoclinic.report.summary import mask_summary
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = [
@@ -38,6 +40,7 @@ document.getElementById("f").onload = (event) => {{
   const pictures = [...page.images];
   document.getElementById("found").textContent = JSON.stringify({{
     width: page.documentElement.scrollWidth, wide: wide.slice(0, 5), pictures: pictures.length,
+    height: page.querySelector("main").getBoundingClientRect().height,
     drawn: pictures.filter((each) => each.complete && each.naturalWidth > 0).length,
     heading: getComputedStyle(page.querySelector(".figures thead")).display,
   }});
@@ -105,6 +108,7 @@ def page(make) -> str:
     ("width", "printed"), [(PHONE, False), (SCREEN, False), (PAPER, True)], ids=["phone", "screen", "print"]
 )
 def test_nothing_is_wider_than_the_page_and_every_picture_is_there(page, width, printed, tmp_path: Path):
+    page = page.replace("<details", "<details open")
     found = measured(as_printed(page) if printed else page, width, tmp_path)
     assert found["wide"] == []
     assert found["width"] <= width
@@ -117,10 +121,23 @@ def test_nothing_is_wider_than_the_page_and_every_picture_is_there(page, width, 
 def test_many_masks_fit_too(make, width, printed, tmp_path: Path):
     experiment = make({f"mask-{i}": 0.5 for i in range(8)})
     data = {"schema": 2, "provenance": {}, "experiments": [experiment.results]}
-    page = build_page(data, grids([experiment]))
+    page = build_page(data, grids([experiment])).replace("<details", "<details open")
     found = measured(as_printed(page) if printed else page, width, tmp_path)
     assert found["wide"] == []
     assert found["width"] <= width
+
+
+def test_what_is_not_folded_fits_on_two_screens(make, tmp_path: Path):
+    labels = tuple(f"occupation {i}" for i in range(12))
+    experiment = make({"gender": 0.6}, labels=labels, images=25, side=64)
+    provenance = {
+        "model": "portraits", "unet_weights": "0" * 64, "prompts": "0" * 64, "reader": "portraits",
+        "reader_limits": ["It was trained on flat cartoon portraits."], "command": "stereo bench --mask gender.pt",
+        "created": "2026-11-27T12:00:00+00:00", "versions": {"torch": "2.13.0"},
+    }  # fmt: skip
+    data = {"schema": 2, "provenance": provenance, "experiments": [experiment.results]}
+    page = build_page(data, grids([experiment]), {"gender": mask_summary(some_mask())}, lean_of(2))
+    assert measured(page, 1280, tmp_path)["height"] <= 2 * 1024
 
 
 def test_the_measure_sees_what_is_too_wide(page, tmp_path: Path):

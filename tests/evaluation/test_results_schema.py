@@ -1,18 +1,33 @@
-"""The published schema takes results as they are written, with further figures, and refuses what is wrong."""
+"""The results model and its generated schema take results as they are written, and refuse what is wrong."""
 
 import copy
 import json
-from importlib.resources import files
 
 import pytest
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
-SCHEMA = json.loads((files("stereoclinic.evaluation") / "results.schema.json").read_text(encoding="utf-8"))
+from stereoclinic.evaluation.results import Results
+
+SCHEMA = Results.model_json_schema()
 PROVENANCE = {
     "model": "portraits", "unet_shapes": "a", "unet_weights": "b", "axis": "gender", "prompts": "c", "strength": 1.0,
     "masks": {"m": {"file": "m.pt"}}, "versions": {"torch": "2.13.0", "stereoclinic": None}, "created": "2026-11-24",
 }  # fmt: skip
 VALID = Draft202012Validator(SCHEMA)
+
+
+def check(data: dict) -> None:
+    """Model and schema take it, and the model changes nothing."""
+    VALID.validate(data)
+    assert Results.model_validate(data).data == data
+
+
+def refuse(data: dict) -> None:
+    """Neither model nor schema takes it."""
+    assert not VALID.is_valid(data)
+    with pytest.raises(ValidationError):
+        Results.model_validate(data)
 
 
 @pytest.fixture
@@ -26,12 +41,18 @@ def test_the_schema_is_one():
 
 
 def test_results_and_further_figures_are_taken(data):
-    VALID.validate(data)
+    check(data)
     arm = data["experiments"][0]["arms"]["m"]
     arm |= {"new_distance": 1.5, "new_interval": {"estimate": 1, "low": 0, "high": 2}, "nested": {"a": [1]}}
     arm["parity_gap"]["p_value"] = 0.1
     data["experiments"][0]["new"] = data["provenance"]["new"] = data["new"] = {}
-    VALID.validate(data)
+    check(data)
+
+
+def test_a_value_that_rounding_moved_past_its_bound_is_read(data):
+    for arm in data["experiments"][0]["arms"].values():
+        arm["normalised_entropy"] = {"estimate": 1 + 2**-52, "low": 0.9, "high": 1 + 2**-52}
+    assert Results.model_validate(data).data == data
 
 
 def test_what_was_asked_for_is_taken_where_it_is_not_defined_too(data):
@@ -41,7 +62,7 @@ def test_what_was_asked_for_is_taken_where_it_is_not_defined_too(data):
         "readers_kappa": {"a and b": {"estimate": None, "low": -0.1, "high": 1.0}},
         "no_group": {"estimate": 0.1, "low": 0.0, "high": 0.2},
     }
-    VALID.validate(data)
+    check(data)
 
 
 def test_results_of_before_there_were_soft_shares_are_taken(data):
@@ -50,7 +71,7 @@ def test_results_of_before_there_were_soft_shares_are_taken(data):
             del arm["unsure_interval"]
             for row in arm["prompts"]:
                 del row["soft_shares"], row["soft_parity_gap"]
-    VALID.validate(data)
+    check(data)
 
 
 @pytest.fixture
@@ -76,7 +97,7 @@ def asked(data) -> dict:
 
 
 def test_what_was_asked_for_beside_the_pictures_is_taken(asked):
-    VALID.validate(asked)
+    check(asked)
 
 
 WRONG_ASKED = {
@@ -99,7 +120,7 @@ WRONG_ASKED = {
 @pytest.mark.parametrize("wrong", WRONG_ASKED.values(), ids=WRONG_ASKED)
 def test_what_is_wrong_with_that_is_refused(asked, wrong):
     wrong(asked["experiments"][0])
-    assert not VALID.is_valid(asked)
+    refuse(asked)
 
 
 WRONG = {
@@ -138,4 +159,4 @@ WRONG = {
 def test_what_is_wrong_is_refused(data, wrong):
     broken = copy.deepcopy(data)
     wrong(broken, broken["experiments"][0]["arms"]["m"])
-    assert not VALID.is_valid(broken)
+    refuse(broken)

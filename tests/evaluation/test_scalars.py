@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.figures.registry import values_of
+from stereoclinic.evaluation.figures.values import values_of
 from stereoclinic.report.loggers import check_tensorboard, log_scalars
 
 
@@ -34,7 +34,7 @@ def test_every_figure_is_logged_once_an_arm_and_guidance_scale(make, tmp_path: P
             for key, value in values_of(results, name).items():
                 tag = f"{key.replace('.', '/')}/guidance {results['guidance']:g}"
                 expected[tag] = value.estimate
-                if value.has_interval:
+                if value.has_ends:
                     expected |= {f"{tag}/low": value.low, f"{tag}/high": value.high}
         assert {tag: each[0].value for tag, each in logged.items()} == pytest.approx(expected, rel=1e-6)
         assert {(len(each), each[0].step) for each in logged.values()} == {(1, 7)}

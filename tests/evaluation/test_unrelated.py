@@ -10,8 +10,9 @@ from tests.evaluation.conftest import make_experiment
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.arms import OTHER, UNTREATED, Protocol
 from stereoclinic.evaluation.compare import compare_results
-from stereoclinic.evaluation.figures.registry import SIDE, figure_of, values_of
+from stereoclinic.evaluation.figures.registry import figure_of
 from stereoclinic.evaluation.figures.summarise import summarise
+from stereoclinic.evaluation.figures.values import values_of
 from stereoclinic.evaluation.instruments import structural_similarity
 from stereoclinic.evaluation.verdict import verdicts
 from stereoclinic.prompts.sets import load_plain_prompts, load_prompts
@@ -77,7 +78,7 @@ def test_without_unrelated_prompts_there_is_nothing_of_them(make):
 def test_they_are_figures_of_their_arm_and_stand_in_the_report(experiment):
     values = values_of(experiment.results, "some")
     key = "unrelated.ssim_to_untreated"
-    assert values[key].has_interval and figure_of(key).part == SIDE
+    assert values[key].has_ends and figure_of(key).part == "cost"
     page = build_page({"schema": 2, "provenance": {}, "experiments": [experiment.results]})
     for name in ("similarity to untreated", "feature distance to untreated", "Fréchet distance to other seeds"):
         assert f"unrelated prompts: {name}" in page

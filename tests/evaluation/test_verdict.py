@@ -39,32 +39,32 @@ def share(estimate: float) -> dict:
     return {"estimate": estimate, "low": estimate - 0.02, "high": min(1.0, estimate + 0.02)}
 
 
-def test_a_mask_that_helps_is_said_to_with_interval_and_p():
+def test_a_mask_that_helps_is_said_to_with_its_p_value():
     found = verdict(results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005), "m")
     assert (found.outcome, found.fair) == (NARROWED, False)
-    assert "narrows the parity gap on gender (0.43 to 0.20, change -0.24 [-0.28, -0.18], p < 0.001)" in plain(
-        found.sentence
+    assert found.sentence == (
+        "Mask m narrows the parity gap on gender from 0.43 to 0.20 (p < 0.001). The remaining gap is larger than"
+        " sampling noise explains (a fair model stays below 0.11 at 25 images per prompt). Side effects were not"
+        " measured."
     )
-    assert "is more than a fair generator shows by chance at 25 images a prompt (below 0.11)" in found.sentence
 
 
 def test_groups_that_are_no_longer_seen_are_a_cost():
     data = results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005, no_group={"estimate": 0.4, "low": 0.35, "high": 0.46})
     data["arms"]["untreated"]["no_group"] = {"estimate": 0.0, "low": 0.0, "high": 0.02}
-    assert "it costs: no group seen 0.00 to 0.40" in plain(verdict(data, "m").sentence)
+    assert "Side effects: no group seen 0.00 to 0.40" in plain(verdict(data, "m").sentence)
 
 
 def test_what_a_fair_generator_would_show_is_told_from_what_is_left():
     found = verdict(results(0.43, 0.10, (-0.33, -0.38, -0.29), 0.0005), "m")
     assert found.fair is True
-    assert "is no more than a fair generator shows" in found.sentence
+    assert "The remaining gap is within sampling noise" in found.sentence
 
 
 def test_a_mask_that_makes_it_worse_is_said_to():
     found = verdict(results(0.20, 0.35, (0.15, 0.10, 0.20), 0.002), "m")
     assert found.outcome == WIDENED
-    assert "wider" in found.sentence and "narrows" not in found.sentence
-    assert "change +0.15 [+0.10, +0.20], p = 0.002" in found.sentence
+    assert "widens the parity gap on gender from 0.20 to 0.35 (p = 0.002)" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_a_mask_that_makes_it_worse_is_said_to():
 def test_interval_and_p_must_both_be_sure(change, p):
     found = verdict(results(0.43, 0.40, change, p), "m")
     assert found.outcome == UNCLEAR
-    assert "by no more than chance might" in found.sentence
+    assert "makes no significant difference to the parity gap on gender: 0.43 to 0.40" in found.sentence
 
 
 def test_where_the_untreated_model_is_within_chance_nothing_could_be_shown():
     found = verdict(results(0.09, 0.08, (-0.01, -0.04, 0.03), 0.6), "m")
-    assert "untreated, the gap already is no more than a fair generator shows" in found.sentence
+    assert "The untreated gap is already within sampling noise" in found.sentence
 
 
 def test_costs_are_those_beyond_chance():
@@ -94,17 +94,18 @@ def test_costs_are_those_beyond_chance():
     found = verdict(data, "m")
     assert found.costs == (
         "occupation right 0.98 to 0.80",
+        "images of the same group shift 3.6 times as far as sampling noise",
         "unsure 0.00 to 0.10",
-        "Fréchet distance within groups, over its floor 3.6 where chance shows 1.0",
-        "drift of age 0.30 where chance shows 0.08",
+        "drift of age 0.30, sampling noise 0.08",
     )
-    assert "it costs: occupation right 0.98 to 0.80" in found.sentence
+    assert "Side effects: occupation right 0.98 to 0.80; images" in found.sentence
 
 
 def test_a_distance_that_may_be_that_of_two_samples_is_no_cost():
     ratio = {"estimate": 1.4, "low": 0.9, "high": 2.1}
     found = verdict(results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005, frechet_within_groups_ratio=ratio), "m")
-    assert found.costs == () and "can be told in Fréchet distance within groups, over its floor" in found.sentence
+    assert found.costs == ()
+    assert "No side effect is larger than sampling noise (shift within groups)" in found.sentence
 
 
 def test_what_improved_is_no_cost():
@@ -112,16 +113,16 @@ def test_what_improved_is_no_cost():
     data["arms"]["untreated"] |= {"occupation_right": share(0.80), "unsure": 0.10}
     found = verdict(data, "m")
     assert found.costs == ()
-    assert "no cost beyond chance can be told in occupation right or unsure" in found.sentence
+    assert "No side effect is larger than sampling noise (occupation right, unsure)" in found.sentence
 
 
 def test_what_was_not_measured_is_not_called_free():
     data = results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005)
-    assert "side effects were not measured" in verdict(data, "m").sentence
+    assert "Side effects were not measured" in verdict(data, "m").sentence
     del data["noise_floor"], data["images_per_prompt"], data["arms"]["m"]["parity_gap_change"]
     found = verdict(data, "m")
     assert (found.outcome, found.fair) == (UNCLEAR, None)  # a difference without an interval is no finding
-    assert "is not known" in found.sentence
+    assert "Sampling noise is not known" in found.sentence
 
 
 def test_without_a_mask_the_model_itself_is_judged():
@@ -130,7 +131,7 @@ def test_without_a_mask_the_model_itself_is_judged():
     data["arms"]["balanced oracle"] = {"parity_gap_change": {"estimate": -0.1, "low": -0.14, "high": -0.05}}
     (found,) = verdicts(data)
     assert found.outcome == NO_MASK
-    assert found.sentence.startswith("No mask was given: the model's own parity gap on gender is 0.43 [0.41, 0.45]")
+    assert found.sentence.startswith("No mask was given. The model's parity gap on gender is 0.43 [0.41, 0.45]")
     assert "would change it by -0.10 [-0.14, -0.05]" in plain(found.sentence)
 
 

@@ -1,4 +1,4 @@
-"""Two results side by side: what is told apart, what is not, and what cannot be compared."""
+"""Two results compared: what differs significantly, what does not, and what cannot be compared."""
 
 import copy
 import json
@@ -11,18 +11,20 @@ from stereoclinic.evaluation.compare import (
     BETTER,
     DIFFERS,
     NO_INTERVAL,
-    NOT_TOLD,
+    NOT_SIGNIFICANT,
     OTHER_SIZE,
     SAME,
     WORSE,
     compare_results,
     judge,
-    load_results,
 )
-from stereoclinic.evaluation.figures.registry import FIGURES, Value, figure_of, values_of
+from stereoclinic.evaluation.figures.registry import FIGURES, figure_of
+from stereoclinic.evaluation.figures.values import values_of
+from stereoclinic.evaluation.results import Results
 from stereoclinic.prompts.axes import load_axis
+from stereoclinic.statistics.intervals import Interval
 
-LOW, HIGH = Value(0.1, 0.08, 0.12), Value(0.3, 0.28, 0.32)
+LOW, HIGH = Interval(0.1, 0.08, 0.12), Interval(0.3, 0.28, 0.32)
 
 
 def data_of(*experiments) -> dict:
@@ -48,9 +50,9 @@ def test_lower_is_better_for_a_gap_and_higher_for_fidelity():
     assert judge("a_figure_nobody_knows", LOW, HIGH) == DIFFERS
 
 
-def test_what_cannot_be_told_gets_no_verdict():
-    assert judge("parity_gap", HIGH, Value(0.31, 0.27, 0.35)) == NOT_TOLD
-    assert judge("seconds", Value(1.0), Value(9.0)) == NO_INTERVAL
+def test_what_is_not_significant_gets_no_verdict():
+    assert judge("parity_gap", HIGH, Interval(0.31, 0.27, 0.35)) == NOT_SIGNIFICANT
+    assert judge("seconds", Interval(1.0), Interval(9.0)) == NO_INTERVAL
     assert judge("parity_gap", HIGH, HIGH) == SAME
     assert judge("parity_gap", HIGH, LOW, same_size=False) == OTHER_SIZE
     assert judge("occupation_right", HIGH, LOW, same_size=False) == WORSE  # a share is one of any number
@@ -58,7 +60,7 @@ def test_what_cannot_be_told_gets_no_verdict():
 
 def test_every_known_figure_that_can_be_better_is_judged():
     for key, figure in FIGURES.items():
-        if figure.better:
+        if figure.sign:
             member = f"{key}x" if key.endswith(".") else key
             assert {judge(member, LOW, HIGH), judge(member, HIGH, LOW)} == {BETTER, WORSE}, key
 
@@ -77,7 +79,7 @@ def test_a_better_mask_is_found_better_and_the_rest_the_same(pair):
 def test_what_stands_beside_the_arms_is_compared_and_another_reference_said(pair):
     for data, slope, published in zip(pair, (LOW, HIGH), (0.2, 0.3), strict=True):
         (found,) = data["experiments"]
-        found["amplification"] = {"m": {"slope": vars(slope), "labels": ["doctor"]}}
+        found["amplification"] = {"m": {"slope": dict(vars(slope)), "labels": ["doctor"]}}
         found["published"] = {"name": "time", "arms": {"m": published}}
     pair[1]["provenance"]["reference"] = "planted"
     found = compare_results(*pair)
@@ -108,7 +110,7 @@ def test_a_single_mask_is_compared_whatever_its_name(make):
 
 def test_other_sizes_are_noted_and_gaps_then_not_judged(make):
     found = compare_results(data_of(make({"m": 0.8}, images=20)), data_of(make({"m": 0.5}, images=60)))
-    assert any(note.startswith("images a prompt: 20 in A, 60 in B") for note in found["notes"])
+    assert any(note.startswith("images per prompt: 20 in A, 60 in B") for note in found["notes"])
     assert figures(found, "m")["parity_gap"]["verdict"] == OTHER_SIZE
     assert figures(found, "m")["occupation_right"]["verdict"] != OTHER_SIZE
 
@@ -136,8 +138,8 @@ def test_guidance_scales_are_matched(make):
     ("changes", "says"),
     [
         ({"axis": load_axis("skin")}, "axis gender in A, skin in B"),
-        ({"labels": ("doctor", "nurse", "pilot")}, "other prompts (3 in A, 3 in B)"),
-        ({"labels": ("doctor", "nurse")}, "other prompts (3 in A, 2 in B)"),
+        ({"labels": ("doctor", "nurse", "pilot")}, "different prompts (3 in A, 3 in B)"),
+        ({"labels": ("doctor", "nurse")}, "different prompts (3 in A, 2 in B)"),
         ({"guidance": 3.0}, "guidance 2 in A, 3 in B"),
     ],
 )
@@ -149,7 +151,7 @@ def test_what_cannot_be_compared_is_refused(make, pair, changes, says):
 
 def test_other_shares_are_refused(pair):
     pair[1]["experiments"][0]["target_shares"] = [0.3, 0.7]
-    with pytest.raises(InputError, match=r"shares aimed at 0\.5, 0\.5 in A, 0\.3, 0\.7 in B"):
+    with pytest.raises(InputError, match=r"target shares 0\.5, 0\.5 in A, 0\.3, 0\.7 in B"):
         compare_results(*pair)
 
 
@@ -163,12 +165,12 @@ def test_files_that_are_no_results_are_refused(pair, tmp_path: Path):
         ("{}", "expected a results.json"),
         (json.dumps({**whole, "schema": 1}), "has schema 1; this stereoclinic reads 2"),
         (json.dumps({**whole, "experiments": []}), "expected a results.json"),
-        (json.dumps(cut), "is not whole"),
+        (json.dumps(cut), "is damaged: experiments.0.axis"),
     ):
         (tmp_path / "results.json").write_text(content)
         with pytest.raises(InputError, match=says):
-            load_results(tmp_path)
+            Results.load(tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
-        load_results(tmp_path / "none.json")
+        Results.load(tmp_path / "none.json")
     (tmp_path / "results.json").write_text(json.dumps(whole))
-    assert load_results(tmp_path) == load_results(tmp_path / "results.json") == whole
+    assert Results.load(tmp_path).data == Results.load(tmp_path / "results.json").data == whole

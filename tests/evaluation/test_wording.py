@@ -2,8 +2,8 @@
 
 import pytest
 
-from stereoclinic.evaluation.figures.registry import Value
-from stereoclinic.evaluation.wording import number, p_value, spelt
+from stereoclinic.evaluation.wording import number, p_equals, spelt
+from stereoclinic.statistics.intervals import Interval
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_numbers(value, form, text):
 
 
 def test_an_interval_stands_behind_its_figure_and_is_left_out_where_there_is_none():
-    assert spelt(Value(0.2, 0.1, 0.3)) == "0.20 [0.10, 0.30]"
-    assert spelt(Value(0.2)) == "0.20"
+    assert spelt(Interval(0.2, 0.1, 0.3)) == "0.20 [0.10, 0.30]"
+    assert spelt(Interval(0.2)) == "0.20"
 
 
 def test_p_has_no_more_digits_than_its_draws_give():
-    assert (p_value(0.0005), p_value(0.012), p_value(1.0)) == ("p < 0.001", "p = 0.012", "p = 1.000")
+    assert (p_equals(0.0005), p_equals(0.012), p_equals(1.0)) == ("p < 0.001", "p = 0.012", "p = 1.000")

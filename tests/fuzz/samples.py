@@ -37,7 +37,7 @@ from stereoclinic.ddtd.relevance import Relevance, shapes_of
 from stereoclinic.ddtd.rules.composites import read_composite
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.arms import SCHEMA
-from stereoclinic.evaluation.compare import compare_results, load_results
+from stereoclinic.evaluation.compare import compare_results
 from stereoclinic.evaluation.draw import KIND as DRAWN
 from stereoclinic.evaluation.draw import Part, Store
 from stereoclinic.evaluation.methods.base import Mitigation
@@ -45,6 +45,7 @@ from stereoclinic.evaluation.protocols import load_protocol
 from stereoclinic.evaluation.readers import PortraitsReader, open_reader
 from stereoclinic.evaluation.readers.hugging_face import parse_classes
 from stereoclinic.evaluation.references import load_confusion, load_reference
+from stereoclinic.evaluation.results import Results
 from stereoclinic.io.digest import content_digest
 from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines import open_model
@@ -70,12 +71,15 @@ PART = Part(Mitigation("untreated"), [{"prompt": "a", "seed": 0}, {"prompt": "a"
 
 
 def some_results() -> dict[str, Any]:
-    gap = {"estimate": 0.3, "low": 0.2, "high": 0.4, "p_value": 0.01}
-    arm = {"parity_gap": gap, "unsure": 0.1, "drift": {"age": 0.1}, "prompts": [{"prompt": "a photo of a doctor"}]}
+    gap, floor = {"estimate": 0.3, "low": 0.2, "high": 0.4, "p_value": 0.01}, {"mean": 0.1, "upper": 0.2}
+    prompt = {"label": "doctor", "prompt": "a photo of a doctor", "shares": {"female": gap}, "parity_gap": 0.3}
+    arm = {"parity_gap": gap, "unsure": 0.1, "drift": {"age": 0.1}, "prompts": [prompt]}
+    names = ("untreated", "gender", "balanced oracle", "allocation oracle", "other seeds")
     one = {
         "axis": "gender", "groups": ["female", "male"], "guidance": 2.0, "images_per_prompt": 4, "seeds": [0, 3],
-        "labels": ["doctor"], "masks": ["gender"], "steps": 2, "arms": {"untreated": arm, "gender": arm},
-        "group_prompts": {"gender": {"all": gap}},
+        "labels": ["doctor"], "masks": ["gender"], "steps": 2, "arms": dict.fromkeys(names, arm),
+        "group_prompts": {"gender": {"all": gap}}, "target_shares": [0.5, 0.5], "noise_floor": {"parity_gap": floor},
+        "noise_floor_one_prompt": floor,
     }  # fmt: skip
     return {"schema": SCHEMA, "provenance": {"model": "m", "strength": 1.0}, "experiments": [one]}
 
@@ -121,7 +125,7 @@ def read_shard(path: Path) -> None:
 
 
 def read_results(path: Path) -> None:
-    found = load_results(path)
+    found = Results.load(path).data
     json.dumps(compare_results(found, found))
 
 

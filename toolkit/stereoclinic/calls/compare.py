@@ -1,11 +1,13 @@
 """`compare`: which figures of two results differ, by how much, and whether B is better or worse."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stereoclinic.evaluation.compare import compare_results
+from stereoclinic.evaluation.results import Results
 
-def compare(a: str | Path | Mapping[str, Any], b: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+
+def compare(a: str | Path | Results, b: str | Path | Results) -> dict[str, Any]:
     """Compare two results of `evaluate`. This is `stereo compare`.
 
     Arms are compared by their names; a single mask on either side is compared whatever it is called.
@@ -20,7 +22,5 @@ def compare(a: str | Path | Mapping[str, Any], b: str | Path | Mapping[str, Any]
     Raises:
         InputError: One cannot be read, or they cannot be compared: another axis, shares, prompts or guidance scales.
     """
-    from stereoclinic.evaluation.compare import compare_results, load_results
-
-    first, second = (load_results(each) if isinstance(each, str | Path) else each for each in (a, b))
-    return compare_results(first, second)
+    first, second = (each if isinstance(each, Results) else Results.load(each) for each in (a, b))
+    return compare_results(first.data, second.data)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from diffusers import DiffusionPipeline
@@ -17,10 +16,12 @@ from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation import instruments
 from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED, Protocol
+from stereoclinic.evaluation.figures.registry import requested
 from stereoclinic.evaluation.methods import check_names
 from stereoclinic.evaluation.protocols import PublishedProtocol, load_protocol
 from stereoclinic.evaluation.readers import Reader, can_read, group_columns, open_reader
 from stereoclinic.evaluation.references import amplified, corrected, load_confusion, reference_named
+from stereoclinic.evaluation.results import Results
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.prompts.axes import Axis, known_axes, load_axis
@@ -45,7 +46,7 @@ def evaluate(
     reader: Reader | None = None,
     out: str | Path = "stereo-bench",
     reporter: Reporter | None = None,
-) -> dict[str, Any] | None:
+) -> Results | None:
     """Draw the same seeds with and without masks, and compare: bias, side effects, cost.
 
     This is `stereo bench`: it writes results.json, report.html and the images.
@@ -61,7 +62,7 @@ def evaluate(
         reporter: Gets notes, warnings and progress.
 
     Returns:
-        What results.json holds; None on every rank but the first.
+        What results.json holds, with its `verdict` in words; None on every rank but the first.
 
     Raises:
         InputError: An argument is wrong or does not fit the model; the message says what to do.
@@ -193,7 +194,7 @@ def _protocol(
         shares=settings.shares[0] if settings.shares else {},
         unrelated=None if settings.unrelated is None else load_plain_prompts(settings.unrelated),
         unrelated_images=settings.unrelated_images,
-        # merge: figures=settings.figures,
+        figures=requested(settings.figures, *([] if published is None else [published.formula])),
     )
 
 

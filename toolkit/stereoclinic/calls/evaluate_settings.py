@@ -49,6 +49,10 @@ class ReaderSettings(Settings):
     lpips: bool = option(
         False, "Also measure LPIPS between images of the same seed; needs the extra `lpips`.", READ, advanced=True
     )
+    figures: str = option(
+        "default", "Figures to compute and print: default, all, or names separated by commas, such as sdtv,kl or soft.",
+        READ, advanced=True, metavar="NAMES",
+    )  # fmt: skip
     reference: str | None = option(
         None, "Reference shares that the model may exaggerate: a CSV of label, group, share, or planted (the embedded"
         " model's own).",

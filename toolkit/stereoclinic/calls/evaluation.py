@@ -13,7 +13,7 @@ from stereoclinic.calls.paths import relevance_near
 from stereoclinic.calls.reporter import Reporter
 from stereoclinic.calls.work import claimed
 from stereoclinic.ddtd.relevance import Relevance
-from stereoclinic.evaluation.arms import SCHEMA, Experiment, Protocol
+from stereoclinic.evaluation.arms import Experiment, Protocol
 from stereoclinic.evaluation.experiment import arms_of, run
 from stereoclinic.evaluation.instruments import Instruments
 from stereoclinic.evaluation.methods import baseline_class, calibration_samples
@@ -22,6 +22,7 @@ from stereoclinic.evaluation.methods.checkpoint import kept_baselines
 from stereoclinic.evaluation.protocols import PublishedProtocol
 from stereoclinic.evaluation.provenance import provenance
 from stereoclinic.evaluation.readers import Reader
+from stereoclinic.evaluation.results import Results
 from stereoclinic.pipelines.model import Model
 from stereoclinic.report.loggers import log_scalars
 from stereoclinic.report.report import IMAGES, write_results
@@ -86,7 +87,7 @@ class Evaluation:
             f" guidance {scales}) on {self.settings.ranks} device(s), {self.device}, and write {self.out}"
         )
 
-    def run(self, reporter: Reporter) -> dict[str, Any] | None:
+    def run(self, reporter: Reporter) -> Results | None:
         """Draw, read, compare and write; returns what results.json holds, or None on every rank but the first."""
         parts = self.settings.parts or self.out / "bench-parts"
         own_parts = [] if self.settings.parts else [parts]
@@ -102,7 +103,7 @@ class Evaluation:
                 log_scalars(self.settings.tensorboard, figures)
             for folder in own_parts:
                 shutil.rmtree(folder, ignore_errors=True)
-        return {"schema": SCHEMA, "provenance": source, "experiments": figures}  # merge: Results.model_validate(...)
+        return Results.of(figures, source)
 
     def _experiments(self, parts: Path, reporter: Reporter) -> list[Experiment]:
         """One experiment for each guidance scale; none on every rank but the first."""

@@ -34,6 +34,7 @@ class Protocol:
         others: Further axes that the reader knows, which a treatment should leave as they are.
         unrelated: Prompts that have nothing to do with the axis (`load_plain_prompts`); None leaves them out.
         unrelated_images: Images per unrelated prompt.
+        figures: Which figures are computed: "default", "all", or names of further ones, separated by commas.
     """
 
     axis: Axis
@@ -48,6 +49,7 @@ class Protocol:
     others: tuple[Axis, ...] = ()
     unrelated: Dataset | None = None
     unrelated_images: int = 4
+    figures: str = "default"
 
     @property
     def target(self) -> Tensor:

@@ -1,59 +1,49 @@
-"""Limits on figures: what a release gate checks, such as `--fail-above parity_gap=0.2`."""
+"""Upper limits on figures, such as `parity_gap=0.1`: what stops a release pipeline."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.arms import UNTREATED
-
-#: Figures that can have a limit -> where the value is in an arm's results.
-_FIGURES = {
-    **{gap: (gap, "estimate") for gap in ("parity_gap", "fairness_discrepancy", "deviation_ratio", "sdtv", "kl")},
-    "unsure": ("unsure",),
-    "frechet_to_untreated": ("frechet_to_untreated",),
-    "frechet_to_other_seeds": ("frechet_to_other_seeds",),
-    "frechet_within_groups": ("frechet_within_groups",),
-    "frechet_within_groups_ratio": ("frechet_within_groups_ratio", "estimate"),
-    "seconds": ("seconds",),
-}
+from stereoclinic.evaluation.figures.registry import FIGURES, figure_of, is_known
+from stereoclinic.evaluation.figures.values import values_of
 
 
-def read_limits(texts: Sequence[str]) -> list[tuple[str, float]]:
-    """Limits from NAME=VALUE texts.
+def limitable() -> list[str]:
+    """Names of the figures that can have a limit: all but those of which more is better."""
+    return [name for name, figure in FIGURES.items() if figure.sign <= 0 and figure.part != "head"]
+
+
+def parse_limit(text: str) -> tuple[str, float]:
+    """A figure's name and its limit, from NAME=VALUE.
 
     Raises:
-        InputError: No such figure, or a value that is not a number.
+        InputError: The name is not known, or the value is no number.
     """
-    limits = []
-    for text in texts:
-        name, _, value = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if name not in _FIGURES:
-            raise InputError(f"--fail-above {text!r}: no figure {name!r}; there are {', '.join(_FIGURES)}")
-        try:
-            limits.append((name, float(value)))
-        except ValueError:
-            raise InputError(f"--fail-above {text!r}: expected NAME=VALUE, such as parity_gap=0.2") from None
-    return limits
+    name, _, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not is_known(name) or figure_of(name).sign > 0:
+        raise InputError(f"--fail-above {text!r}: no figure {name!r}; there are {', '.join(limitable())}")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise InputError(f"--fail-above {text!r}: expected NAME=VALUE, such as parity_gap=0.2") from None
 
 
-def exceeded(results: Mapping[str, Any], limits: Sequence[tuple[str, float]]) -> list[str]:
-    """One line for each limit that is exceeded, at each guidance scale.
+def exceeded(experiments: Sequence[Mapping[str, Any]], arm: str, limits: Sequence[tuple[str, float]]) -> list[str]:
+    """A line for each limit that an arm is not known to be below, at each guidance scale.
 
     Args:
-        results: As in results.json. The first mask is checked; without masks, the untreated model.
-        limits: Name and largest allowed value. A figure that was not measured exceeds its limit.
+        experiments: Results of each, as in results.json.
+        arm: Name of the arm that is judged.
+        limits: From `parse_limit`.
     """
     lines = []
-    for experiment in results["experiments"]:
-        arm = next(iter(experiment["masks"]), UNTREATED)
+    for results in experiments:
+        values = values_of(results, arm)
         for name, limit in limits:
-            value: Any = experiment["arms"][arm]
-            for key in _FIGURES[name]:
-                value = None if value is None else value.get(key)
-            where = f"{name} of {arm} at guidance {experiment['guidance']:g}"
-            if value is None:
+            where = f"{name} of {arm} at guidance {results['guidance']:g}"
+            if name not in values:  # what was not measured was not shown to be below
                 lines.append(f"{where} could not be measured")
-            elif not value <= limit:  # NaN exceeds every limit
-                lines.append(f"{where} is {value:.4g}, above {limit:g}")
+            elif not values[name].estimate <= limit:
+                lines.append(f"{where} is {values[name].estimate:.4g}, above {limit:g}")
     return lines

@@ -1,8 +1,7 @@
 """Charts of the report as inline SVG: pure functions from numbers to markup.
 
-Everything across is in percent of the width and everything down in pixels, so that a chart fills whatever column it
-stands in, on a phone as in print, without its strokes or its text being stretched. Marks differ in shape as well as in
-colour, lines in their dashes, so that nothing rests on colour alone.
+Widths are in percent and heights in pixels, so that a chart fills its column on a phone as in print without stretched
+strokes or text. Marks differ in shape as well as in colour, and lines in their dashes.
 """
 
 import math
@@ -11,8 +10,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from stereoclinic.evaluation.figures.registry import Value
 from stereoclinic.evaluation.wording import number, spelt
+from stereoclinic.statistics.intervals import Interval
 
 #: Outlines of the marks, round (0, 0): the untreated model's first, then one a mask.
 SHAPES = (
@@ -28,26 +27,26 @@ _DASHES = ("none", "5 3", "1.5 3", "8 3 2 3")
 
 @dataclass(frozen=True)
 class Band:
-    """What of a chart's range is shaded: where chance alone leads."""
+    """The shaded range of a chart: sampling noise."""
 
     low: float
     high: float
 
 
 def mark(kind: int) -> Markup:
-    """One mark of its own, for a legend."""
+    """One mark, for a legend."""
     return Markup('<svg class="glyph" width="16" height="14" aria-hidden="true">{}</svg>').format(
         _shape(kind, Markup("50%"), 7)
     )
 
 
-def interval_rows(values: Sequence[Value], target: float, band: Band | None = None) -> Markup:
-    """Shares with their intervals, one below the other, on a line from 0 to 1.
+def interval_rows(values: Sequence[Interval], target: float, band: Band | None = None) -> Markup:
+    """Shares with their intervals, one below the other, from 0 to 1.
 
     Args:
         values: Untreated first, then the masks in their order.
-        target: Share that is aimed at: a dashed line.
-        band: What chance would show of a fair generator.
+        target: Target share, a dashed line.
+        band: What sampling noise would show of a fair model.
     """
     height = _LINE * len(values) + 7
     parts = []
@@ -63,7 +62,7 @@ def interval_rows(values: Sequence[Value], target: float, band: Band | None = No
     parts.append(_upright("target", target, height))
     for i, value in enumerate(values):
         y = _LINE * i + 11
-        if value.low is not None and value.high is not None:
+        if value.has_ends:
             parts.append(
                 Markup('<line class="m{}" x1="{:.2f}%" x2="{:.2f}%" y1="{}" y2="{}"/>').format(
                     _kind(i), _across(value.low), _across(value.high), y, y
@@ -103,7 +102,7 @@ def curves(lines: Sequence[Curve], steps: Sequence[float], reach: float) -> Mark
     """Lines over timesteps, noise at the left and the image at the right, with a band of one standard error.
 
     Args:
-        lines: All over the same timesteps; told apart by their dashes.
+        lines: All over the same timesteps.
         steps: Timesteps, in falling order.
         reach: The chart runs from -reach to reach.
     """
@@ -156,12 +155,12 @@ def _across(share: float) -> float:
 
 
 def _kind(i: int) -> int:
-    """The untreated model's shape is its own; further masks than there are shapes begin again."""
+    """The first shape is the untreated model's; the others repeat where there are more masks than shapes."""
     return i if i < len(SHAPES) else 1 + (i - 1) % (len(SHAPES) - 1)
 
 
 def _shape(i: int, x: Markup, y: int) -> Markup:
-    # A nested picture: a path takes no percentages, but the place of one does.
+    # Nested, because a path takes no percentages and the position of an svg element does.
     return Markup('<svg class="m{}" x="{}" y="{}" overflow="visible">{}</svg>').format(
         _kind(i), x, y, Markup(SHAPES[_kind(i)])
     )

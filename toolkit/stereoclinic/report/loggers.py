@@ -1,10 +1,10 @@
-"""Every figure of a comparison as TensorBoard scalars: a run an arm, so that arms lie over one another in one chart.
+"""Every figure of a comparison as TensorBoard scalars: one run for each arm, so that one chart shows all arms.
 
     FOLDER/01-gender/       parity_gap/guidance 2            the figure
                             parity_gap/guidance 2/low        the ends of its interval
                             parity_gap/guidance 2/high
 
-TensorBoard is no dependency of this package; `pip install stereoclinic[tensorboard]` brings it.
+TensorBoard is not a dependency: `pip install stereoclinic[tensorboard]`.
 """
 
 import importlib.util
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.figures.registry import values_of
+from stereoclinic.evaluation.figures.values import values_of
 from stereoclinic.report.report import slug
 
 
 def check_tensorboard(folder: str | Path) -> None:
-    """Refuse, before any work is done, a log that could not be written.
+    """Refuse, before any work is done, a log that cannot be written.
 
     Raises:
-        InputError: The `tensorboard` package is not there, or the folder is a file.
+        InputError: The package `tensorboard` is not installed, or the folder is a file.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise InputError("--tensorboard needs the package tensorboard: pip install 'stereoclinic[tensorboard]'")
@@ -33,9 +33,9 @@ def log_scalars(folder: str | Path, experiments: Sequence[Mapping[str, Any]], st
     """Write the figures of every arm.
 
     Args:
-        folder: Made if it is not there; what was logged there before stays.
+        folder: Made if it does not exist; earlier logs in it stay.
         experiments: Results, as in results.json.
-        step: Place on TensorBoard's horizontal axis: the number of a checkpoint, say.
+        step: Position on TensorBoard's horizontal axis, such as the number of a checkpoint.
 
     Raises:
         InputError: As `check_tensorboard`.
@@ -50,6 +50,6 @@ def log_scalars(folder: str | Path, experiments: Sequence[Mapping[str, Any]], st
                 for key, value in values_of(results, name).items():
                     tag = f"{key.replace('.', '/')}/{at}"
                     writer.add_scalar(tag, value.estimate, step)
-                    if value.low is not None and value.high is not None:
+                    if value.has_ends:
                         writer.add_scalar(f"{tag}/low", value.low, step)
                         writer.add_scalar(f"{tag}/high", value.high, step)

@@ -1,7 +1,10 @@
-"""The report as one self-contained HTML page: everything inline, nothing loaded, readable on a phone and in print.
+"""The report as one self-contained HTML page: nothing is loaded, and it is readable on a phone and in print.
 
-The page is made of plain data and templates that escape whatever they are given; names of masks, prompts and groups
-come from files of anyone's making. The page also forbids itself, by its own content policy, to run or load anything.
+The page is made of plain data and templates that escape whatever they are given: names of masks, prompts and groups
+come from anyone's files. Its content policy forbids it to run or load anything.
+
+The first two screens hold the verdict, shares by prompt, one table, pictures, where the neurons are and provenance.
+The rest folds.
 """
 
 import json
@@ -12,27 +15,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from stereoclinic.evaluation.arms import BALANCED, UNTREATED
-from stereoclinic.evaluation.figures.registry import Value, as_value, values_of
+from stereoclinic.evaluation.figures.values import as_value, values_of
 from stereoclinic.evaluation.verdict import verdicts
 from stereoclinic.evaluation.wording import number, spelt
-from stereoclinic.report import charts
+from stereoclinic.report import charts, tables
 from stereoclinic.report.pictures import Grid
-from stereoclinic.report.tables import (
-    corrected_table,
-    figure_tables,
-    meeting_charts,
-    meeting_rows,
-    needs,
-    prompt_labels,
-    tested_rows,
-)
+from stereoclinic.statistics.intervals import Interval
 
 Data = Mapping[str, Any]
 
 TEMPLATES = Path(__file__).with_name("templates")
 
-_READER = ("reader_limits", "reader_errors")  # said above all figures, not among the settings
-_LONG = 160  # characters of a setting that is printed among the others; longer ones are in the JSON below them
+_READER = ("reader_limits", "reader_errors")  # shown above the figures, not among the settings
+_FIRST = ("model", "reader", "created", "command")  # settings that are not folded
+_LONG = 160  # characters of a setting; longer ones are only in the JSON
 
 
 def build_page(
@@ -44,7 +40,7 @@ def build_page(
     """The whole page.
 
     Args:
-        data: As in results.json. Figures that are absent are left out; figures that are not known are shown by key.
+        data: As in results.json. Figures that are absent are left out; unknown ones are shown by key.
         grids: Pictures of each experiment, in the order of `data["experiments"]`; none is fine.
         masks: Name -> `summary.mask_summary`, of the masks whose neurons are drawn.
         lean: `summary.lean_summary` of the relevance that the masks were chosen from.
@@ -56,22 +52,24 @@ def build_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    experiments = data["experiments"]
+    experiments, provenance = data["experiments"], data["provenance"]
+    settings = _settings(provenance)
     return templates.get_template("report.html").render(
         axis=experiments[0]["axis"],
-        model=data["provenance"].get("model", "the model"),
-        reader=_reader(data["provenance"]),
+        model=provenance.get("model", "the model"),
+        reader=_reader(provenance),
         sections=[_section(results, i, grids[i] if i < len(grids) else None) for i, results in enumerate(experiments)],
         masks=[{"name": name, **_mask(summary)} for name, summary in (masks or {}).items()],
         lean=None if lean is None else _lean(lean),
-        provenance=_settings(data["provenance"]),
-        everything=json.dumps(data["provenance"], indent=2, ensure_ascii=False, default=str),
+        first=[row for heading, rows in settings if not heading for row in rows if row[0].replace(" ", "_") in _FIRST],
+        provenance=settings,
+        everything=json.dumps(provenance, indent=2, ensure_ascii=False, default=str),
     )
 
 
 def _section(results: Data, i: int, grid: Grid | None) -> dict[str, Any]:
-    drawn = [UNTREATED, *(results.get("masks") or [BALANCED])]
-    drawn = [name for name in drawn if name in results["arms"]]
+    masks = results.get("masks") or []
+    drawn = [name for name in (UNTREATED, *(masks or [BALANCED])) if name in results["arms"]]
     return {
         "id": f"experiment-{i}",
         "name": f"Guidance {results['guidance']:g}" if "guidance" in results else f"Experiment {i + 1}",
@@ -81,37 +79,22 @@ def _section(results: Data, i: int, grid: Grid | None) -> dict[str, Any]:
         "legend": [(charts.mark(j), name) for j, name in enumerate(drawn)],
         "shares": _share_charts(results, drawn),
         "scale": charts.share_scale(),
-        "shown": [{"name": name, "judged": False} for name in drawn],
-        "corrected": corrected_table(results, drawn),
-        "tested": {
-            "rows": tested_rows(results, drawn[1:]),
-            "floors": False,
-            "caption": _TESTED,
-            "kind": "wraps",
-        },
-        "meetings": {"rows": meeting_rows(results, drawn), "floors": True, "caption": _MEETINGS},
-        "meeting_charts": meeting_charts(results, drawn),
-        "needs": needs(results),
-        "arms": [{"name": name, "judged": name in (results.get("masks") or [])} for name in results["arms"]],
-        "tables": figure_tables(results),
+        "masks": masks,
+        "main": tables.main_table(results),
+        "folded": [
+            *tables.corrected_table(results, drawn),
+            *tables.tested_table(results, drawn[1:]),
+            *tables.further_tables(results),
+            *tables.meeting_table(results, drawn),
+        ],
+        "meeting_charts": tables.meeting_charts(results, drawn),
+        "needs": tables.needs(results),
         "grid": grid,
     }
 
 
 def _gap(results: Data, arm: str) -> str:
     return number(values_of(results, arm)["parity_gap"].estimate)
-
-
-_TESTED = (
-    "p-values of no change of the shares of a prompt on the same seeds, each by an exact test. The large one is"
-    " corrected for the number of prompts (Holm): below 0.05 the change of that prompt is told, whichever prompt one"
-    " looks at. Alone: as if it were the only prompt. BH (Benjamini-Hochberg): below 0.05, at most that share of what"
-    " is found is expected to be false. Moved: images that are read as another group than before."
-)
-_MEETINGS = (
-    "Gaps of joint groups, to the product of the targets of their axes: a gap can be hidden on each axis alone."
-    " Brackets are 95 % intervals. By chance: what a perfectly fair model would show. Other arms: results.json."
-)
 
 
 def _facts(results: Data) -> str:
@@ -122,110 +105,78 @@ def _facts(results: Data) -> str:
     if "steps" in results:
         parts.append(f"{results['steps']} steps")
     if left_out := results.get("left_out"):
-        parts.append(f"pictures that showed nothing: {left_out['pictures']} (their seeds are left out)")
+        parts.append(f"blank pictures: {left_out['pictures']} (their seeds are left out)")
     target = results.get("target_shares") or []
-    if target:
+    if len(set(target)) > 1:
         aims = (f"{group} {number(share)}" for group, share in zip(results["groups"], target, strict=False))
-        parts.append(f"shares aimed at: {', '.join(aims)}")
+        parts.append(f"target shares: {', '.join(aims)}")
     return "; ".join(parts)
 
 
 def _share_charts(results: Data, arms: list[str]) -> list[dict[str, Any]]:
-    """Shares of each group by prompt; of two groups the first alone, for the second mirrors it."""
+    """Shares of each group by prompt."""
     groups = results["groups"]
-    target = results.get("target_shares") or [1 / len(groups)] * len(groups)
+    targets = results.get("target_shares") or [1 / len(groups)] * len(groups)
     upper = (results.get("noise_floor_one_prompt") or {}).get("upper")
-    labels = prompt_labels(results)
     found = []
-    for k, group in enumerate(groups if len(groups) > 2 else groups[:1]):
-        # With two groups a prompt's gap is how far its share lies from the target; with more no one share tells it.
-        band = charts.Band(target[k] - upper, target[k] + upper) if upper is not None and len(groups) == 2 else None
-        found.append(
-            {
-                "group": group,
-                "target": number(target[k]),
-                "band": band is not None,
-                "rows": [
-                    {
-                        "label": label,
-                        "chart": charts.interval_rows(values, target[k], band),
-                        "texts": map(spelt, values),
-                    }
-                    for p, label in enumerate(labels)
-                    if (values := _shares(results, arms, p, group))
-                ],
-            }
-        )
-    return [each for each in found if each["rows"]]
+    for group, target in zip(tables.shown_groups(results), targets, strict=False):
+        # With two groups a prompt's gap is the distance of its share from the target; with more it is not.
+        band = charts.Band(target - upper, target + upper) if upper is not None and len(groups) == 2 else None
+        rows = []
+        for p, label in enumerate(tables.prompt_labels(results)):
+            values = _shares(results, arms, p, group)
+            chart, texts = charts.interval_rows(values, target, band), [spelt(value) for value in values]
+            rows += [{"label": label, "chart": chart, "texts": texts}] if values else []
+        found += [{"group": group, "target": number(target), "band": band is not None, "rows": rows}] if rows else []
+    return found
 
 
-def _shares(results: Data, arms: list[str], p: int, group: str) -> list[Value]:
+def _shares(results: Data, arms: list[str], p: int, group: str) -> list[Interval]:
     found = (as_value(results["arms"][name]["prompts"][p]["shares"].get(group)) for name in arms)
     return [value for value in found if value is not None]
 
 
 def _mask(summary: Data) -> dict[str, Any]:
-    """How much of each kind, block and timestep a mask damps away, in percent of the neurons there."""
+    """How much of each kind, block and timestep a mask damps, in percent of the neurons there."""
     total = summary["total"]
     selection = summary["metadata"].get("selection") or {}
     parts = [
-        ("by kind of layer", [(row["name"], row["damping"] / row["neurons"], row) for row in summary["kinds"]]),
-        ("by stream of tokens", [(row["name"], row["damping"] / row["neurons"], row) for row in summary["streams"]]),
-        ("by block", [(row["name"], row["damping"] / row["neurons"], row) for row in summary["blocks"]]),
-        (
-            "by timestep, noise first",
-            [
-                (f"{row['from']:.0f} to {row['to']:.0f}", row["damping"] / total["neurons"], {**total, **row})
-                for row in summary["bins"]
-            ],
-        ),
+        (title, [(row["name"], row["damping"] / row["neurons"], row) for row in summary[key]])
+        for title, key in (("by kind of layer", "kinds"), ("by stream of tokens", "streams"), ("by block", "blocks"))
     ]
+    bins = [
+        (f"{row['from']:.0f} to {row['to']:.0f}", row["damping"] / total["neurons"], {**total, **row})
+        for row in summary["bins"]
+    ]
+    parts.insert(1, ("by timestep, noise first", bins))
     top = max((share for _, rows in parts for _, share, _ in rows), default=0.0)
+    groups = f", by the group an image is allotted to ({', '.join(summary['groups'])})" if summary["groups"] else ""
     return {
         "facts": f"{total['damped']} of {total['neurons']} neurons damped, chosen by"
-        f" {selection.get('method', 'hand')}, damped toward {summary['root']}"
-        + (f", by the group an image is allotted to ({', '.join(summary['groups'])})" if summary["groups"] else ""),
-        "parts": [
-            {
-                "title": title,
-                "rows": [
-                    {
-                        "name": name,
-                        "bar": charts.bar(share, top),
-                        "text": number(100 * share, ".1f") + " %",
-                        "count": f"{row['damped']} of {row['neurons']}",
-                    }
-                    for name, share, row in rows
-                ],
-            }
-            for title, rows in parts
-            if rows
-        ],
+        f" {selection.get('method', 'hand')}, damped toward {summary['root']}{groups}",
+        "parts": [{"title": title, "rows": [_bar(*row, top) for row in rows]} for title, rows in parts if rows],
     }
 
 
+def _bar(name: str, share: float, row: Data, top: float) -> dict[str, Any]:
+    count = f"{row['damped']} of {row['neurons']}"
+    return {"name": name, "bar": charts.bar(share, top), "text": number(100 * share, ".1f") + " %", "count": count}
+
+
 def _lean(summary: Data) -> dict[str, Any]:
-    """Small multiples: one panel a label, one line a group; of two groups the first alone."""
+    """Small multiples: one panel for each label, one line for each group; of two groups the first alone."""
     leans = [summary, *summary["others"]]
     cells = [cell["lean"] for each in leans for row in each["rows"] for cell in row["curve"]]
-    reach = max(1.0, *(abs(value) for value in cells if value is not None), 1.0)
+    reach = max([1.0, *(abs(value) for value in cells if value is not None)])
     panels = []
     for p, row in enumerate(summary["rows"]):
+        curves = [(each["toward"], each["rows"][p]["curve"]) for each in leans]
         lines = [
-            charts.Curve(
-                each["toward"],
-                [cell["lean"] for cell in each["rows"][p]["curve"]],
-                [cell["stderr"] for cell in each["rows"][p]["curve"]],
-            )
-            for each in leans
+            charts.Curve(toward, [cell["lean"] for cell in curve], [cell["stderr"] for cell in curve])
+            for toward, curve in curves
         ]
-        panels.append(
-            {
-                "label": row["label"],
-                "mean": number(row["mean"]["lean"], "+.2f") if len(leans) == 1 else "",
-                "chart": charts.curves(lines, summary["timesteps"], reach),
-            }
-        )
+        mean = number(row["mean"]["lean"], "+.2f") if len(leans) == 1 else ""
+        panels.append({"label": row["label"], "mean": mean, "chart": charts.curves(lines, summary["timesteps"], reach)})
     return {
         "toward": summary["toward"],
         "reach": number(reach, ".2g"),
@@ -235,18 +186,18 @@ def _lean(summary: Data) -> dict[str, Any]:
 
 
 def _reader(provenance: Data) -> dict[str, Any]:
-    """What the reader says of itself: its name, what it cannot tell, and how often it is known to be wrong."""
+    """The reader's name, its limits, and how often it is known to be wrong."""
     limits, errors = (value if isinstance(value := provenance.get(key), list) else [] for key in _READER)
     return {"name": provenance.get("reader", ""), "limits": limits, "errors": errors}
 
 
 def _settings(provenance: Data) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Headings and the settings below them: those of the run, of each mask, and of whatever else is a table."""
-    tables = {key: value for key, value in provenance.items() if isinstance(value, Mapping)}
-    masks = tables.pop("masks", {})
+    """Headings and the settings below them: of the run, of each mask, and of whatever else is a table."""
+    nested = {key: value for key, value in provenance.items() if isinstance(value, Mapping)}
+    masks = nested.pop("masks", {})
     run = {key: value for key, value in provenance.items() if not isinstance(value, Mapping) and key not in _READER}
-    named = {"": run, **{f"mask {name}": each for name, each in masks.items()}, **tables}
-    return [(heading, _flat(each)) for heading, each in named.items() if isinstance(each, Mapping) and each]
+    named = {"": run, **{f"mask {name}": record for name, record in masks.items()}, **nested}
+    return [(heading, _flat(part)) for heading, part in named.items() if isinstance(part, Mapping) and part]
 
 
 def _flat(settings: Data) -> list[tuple[str, str]]:
@@ -258,5 +209,5 @@ def _flat(settings: Data) -> list[tuple[str, str]]:
             found += [(f"{name}.{below}", text) for below, text in _flat(value)]
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            found.append((name, text if len(text) <= _LONG or key == "command" else "see below"))
+            found.append((name, text if len(text) <= _LONG or key == "command" else "see the JSON below"))
     return found

@@ -1,8 +1,7 @@
-"""Pictures for the report: the same seeds by several arms, small enough to be embedded.
+"""Pictures for the report: the same seeds by several arms, small enough to embed; and text in pictures.
 
-Names in pictures: in signs that the font has, no longer than they have room, and never taken for a formula.
-
-All pictures are lettered in DejaVu Sans, which comes with matplotlib.
+All text in pictures is set in DejaVu Sans, which comes with matplotlib. Long names are cut, signs that the font lacks
+are escaped, and no name is read as a formula.
 """
 
 import base64
@@ -23,10 +22,10 @@ from stereoclinic.evaluation.arms import BALANCED, UNTREATED, Drawn, Experiment
 from stereoclinic.io.text import escaped, printable
 from stereoclinic.prompts.sets import write
 
-SEEDS = 4  # a prompt, as long as they fit
+SEEDS = 4  # for each prompt, as long as they fit
 BUDGET = 2_200_000  # characters of all pictures of a report; with them it stays below 3 MB
 _SIDE = 128  # pixels; larger pictures are made smaller
-_SURE = 0.8  # as `bias.unsure_rate` counts
+_SURE = 0.8  # as `shares.unsure_rate` counts
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,9 @@ class Grid:
 
 
 def grids(experiments: Sequence[Experiment], budget: int = BUDGET) -> list[Grid]:
-    """One grid an experiment, of the untreated model and every mask, or the balanced oracle where there is none.
+    """One grid for each experiment: the untreated model and every mask, or the balanced oracle where there is none.
 
-    Where the budget does not hold four seeds a prompt, there are fewer seeds; where it does not hold one, fewer
-    prompts.
+    Where the budget is too small for four seeds of each prompt there are fewer seeds, and if need be fewer prompts.
 
     Args:
         experiments: With their pictures.
@@ -95,7 +93,7 @@ def _row(experiment: Experiment, arm: Drawn, p: int, seeds: int) -> list[Thumbna
 
 
 def embedded(picture: Tensor) -> str:
-    """(3, H, W) uint8 -> a data: address. Small pictures stay as they are, larger ones become small JPEGs."""
+    """(3, H, W) uint8 -> a data: address. Small pictures are unchanged; larger ones become small JPEGs."""
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
     whole = max(image.size) <= _SIDE
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
@@ -128,11 +126,11 @@ def lettered(text: str, most: int) -> str:
     r"""A text as a picture shows it.
 
     Args:
-        text: Whatever somebody wrote; its length costs nothing.
-        most: How many letters it may have; what is longer ends in "...".
+        text: Any text of any length.
+        most: How many letters it may have; longer texts end in "...".
 
     Returns:
-        The text with `\uXXXX` for each sign that the font has not.
+        The text with `\uXXXX` for each sign that the font lacks.
     """
     signs = printable(text[: most + 1])
     shown = "".join(sign if ord(sign) in _known() else escaped(sign) for sign in signs)

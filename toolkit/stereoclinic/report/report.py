@@ -3,10 +3,10 @@
     FOLDER/results.json             every figure and where it came from
     FOLDER/images/.../*.png         every image, with metadata.jsonl, so that `datasets` reads it as an imagefolder
     FOLDER/before_after*.png        the same seeds untreated and treated, one sheet a mask
-    FOLDER/report.html              all of it to be read, in one file
+    FOLDER/report.html              all of it as one page
 
-Everything is written into a temporary folder first and moved from there at the end; a run that is stopped before leaves
-what was there. One that is killed while things are moved leaves the rest to the next run (`files.whole_results`).
+Everything is written to a temporary folder and moved at the end. A run that is stopped before leaves what was there;
+one that is killed while moving leaves the rest to the next run (`files.whole_results`).
 """
 
 import json
@@ -51,8 +51,8 @@ def write_results(
     """Write figures, images, the before-and-after sheets and the report.
 
     Args:
-        folder: Made if it is not there; its earlier results are replaced.
-        experiments: One for each guidance scale, say; of one axis.
+        folder: Made if it does not exist; its earlier results are replaced.
+        experiments: One for each guidance scale, of one axis.
         provenance: Plain data: model and digests, masks, versions, settings.
         masks: Those that were judged; the report shows where their neurons are.
         relevance: What they were chosen from; the report shows its leans.
@@ -113,7 +113,7 @@ class ImageFolder:
         return self
 
     def add(self, entry: dict[str, Any], picture: Tensor) -> None:
-        """Add one picture (3, H, W) uint8 under `entry["file_name"]`, with the rest of the entry beside it."""
+        """Add a picture (3, H, W) uint8 as `entry["file_name"]`, and the entry to the metadata."""
         path = self.path / entry["file_name"]
         path.parent.mkdir(parents=True, exist_ok=True)
         to_image(picture).save(path, format="PNG")
@@ -127,61 +127,61 @@ class ImageFolder:
 def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Every picture of an experiment with its line of metadata."""
     protocol = experiment.protocol
-    groups, rows = protocol.axis.groups, list(protocol.prompts)
-    scale = f"guidance-{protocol.guidance:g}"
-    # Names of masks may differ in what a file name cannot hold.
+    groups, rows = protocol.axis.groups, list(enumerate(protocol.prompts))
+    named = list(zip(groups, protocol.axis.words, strict=True))
+    # By part: the arms, and of each of their prompts its label, text, the group it names, and the name of its files.
+    parts: dict[str, tuple[list[Drawn], list[tuple[str, str, str | None, str]]]] = {
+        "neutral": (experiment.neutral, [(row["label"], write(row), None, f"{p:03d}") for p, row in rows]),
+        "group": (
+            experiment.grouped,
+            [
+                (row["label"], write(row, word), group, f"{p:03d}-{slug(group)}")
+                for p, row in rows
+                for group, word in named
+            ],
+        ),
+        "unrelated": (
+            experiment.unrelated,
+            [(row["label"], write(row), None, f"{p:03d}") for p, row in enumerate(protocol.unrelated or [])],
+        ),
+    }
+    # Masks may differ in what a file name cannot hold, hence the number.
     folders = {arm.name: f"{i:02d}-{slug(arm.name)}" for i, arm in enumerate(experiment.neutral)}
+    for part, (arms, prompts) in parts.items():
+        for arm in arms:
+            seeds = arm.seeds_from(protocol.seed + (arm.images.shape[1] if arm.name == OTHER else 0))
+            for p, (label, prompt, wanted, name) in enumerate(prompts):
+                for i, seed in enumerate(seeds):
+                    path = f"guidance-{protocol.guidance:g}/{part}/{folders[arm.name]}/{name}-{slug(label)}-{seed}.png"
+                    entry = {
+                        "file_name": path,
+                        "arm": arm.name,
+                        "guidance": protocol.guidance,
+                        "part": part,
+                        "label": prompt if part == "unrelated" else label,
+                        "prompt": prompt,
+                        "seed": seed,
+                        "wanted_group": wanted,
+                    }
+                    read = _read(arm, groups, p, i)
+                    # An unrelated picture shows nobody, whatever the reader sees in it.
+                    yield entry | (dict.fromkeys(read) if part == "unrelated" else read), arm.images[p, i]
 
-    def entry(
-        arm: Drawn, part: str, p: int, i: int, name: str, prompt: str, seed: int, wanted: str | None
-    ) -> dict[str, Any]:
-        reads = [round(each, 4) for each in arm.reads[p, i].tolist()]
-        best = int(arm.reads[p, i].argmax())
-        whom: dict[str, Any] = {"group": groups[best], "probability": reads[best]}
-        whom["probabilities"] = dict(zip(groups, reads, strict=True))
-        if arm.no_group is not None:
-            whom["no_group"] = round(float(arm.no_group[p, i]), 4)
-        if part == "unrelated":  # shows nobody, whatever the reader sees in it
-            whom = dict.fromkeys(whom)
-        return {
-            "file_name": f"{scale}/{part}/{folders[arm.name]}/{name}-{seed}.png",
-            "arm": arm.name,
-            "guidance": protocol.guidance,
-            "part": part,
-            "label": prompt if part == "unrelated" else rows[p // len(groups) if wanted else p]["label"],
-            "prompt": prompt,
-            "seed": seed,
-            "wanted_group": wanted,
-            **whom,
-        }
 
-    for arm in experiment.neutral:
-        n = arm.images.shape[1]
-        seeds = arm.seeds_from(protocol.seed + (n if arm.name == OTHER else 0))
-        for p, row in enumerate(rows):
-            for i in range(n):
-                name = f"{p:03d}-{slug(row['label'])}"
-                yield entry(arm, "neutral", p, i, name, write(row), seeds[i], None), arm.images[p, i]
-    for arm in experiment.grouped:
-        for p, row in enumerate(rows):
-            for k, (group, word) in enumerate(zip(groups, protocol.axis.words, strict=True)):
-                at, prompt = p * len(groups) + k, write(row, word)
-                for i, seed in enumerate(arm.seeds_from(protocol.seed)):
-                    name = f"{p:03d}-{slug(group)}-{slug(row['label'])}"
-                    line = entry(arm, "group", at, i, name, prompt, seed, group)
-                    yield line, arm.images[at, i]
-
-    for arm in experiment.unrelated:
-        n = arm.images.shape[1]
-        seeds = arm.seeds_from(protocol.seed + (n if arm.name == OTHER else 0))
-        for p, row in enumerate(protocol.unrelated or []):
-            name = f"{p:03d}-{slug(row['label'])}"
-            for i in range(n):
-                yield entry(arm, "unrelated", p, i, name, write(row), seeds[i], None), arm.images[p, i]
+def _read(arm: Drawn, groups: Sequence[str], p: int, i: int) -> dict[str, Any]:
+    """What the reader sees in a picture."""
+    reads = [round(probability, 4) for probability in arm.reads[p, i].tolist()]
+    best = int(arm.reads[p, i].argmax())
+    read = {
+        "group": groups[best],
+        "probability": reads[best],
+        "probabilities": dict(zip(groups, reads, strict=True)),
+    }
+    return read if arm.no_group is None else read | {"no_group": round(float(arm.no_group[p, i]), 4)}
 
 
 def before_after(experiment: Experiment, name: str, seeds: int = 6) -> Image.Image:
-    """The same seeds untreated and by one arm, a row an occupation."""
+    """The same seeds untreated and by one arm, one row for each prompt."""
     before, after = experiment.arm(UNTREATED), experiment.arm(name)
     rows = [
         SheetRow(label, list(before.images[p, :seeds]), list(after.images[p, :seeds]))
@@ -202,11 +202,11 @@ class SheetRow:
 def side_by_side(rows: Sequence[SheetRow], titles: tuple[str, str]) -> Image.Image:
     """A sheet with two halves under their titles and the label left of each row.
 
-    Pictures are shown 128 pixels high: small ones enlarged without smoothing, so that what was drawn is what is seen.
-    Labels have as many lines of 26 letters as stand beside a picture; of very many rows the first 250 are drawn.
+    Pictures are shown 128 pixels high; small ones are enlarged without smoothing. Labels have lines of 26 letters.
+    At most 250 rows are drawn.
 
     Args:
-        rows: One or more; every side of every row has as many pictures.
+        rows: One or more; all sides have the same number of pictures.
         titles: Of the left and the right half.
     """
     label_font, title_font = font(_LABEL), font(_TITLE)
@@ -244,7 +244,7 @@ def to_image(picture: Tensor) -> Image.Image:
 
 
 def slug(text: str) -> str:
-    """Text as part of a file name, on any system."""
+    """Text as part of a file name on any system."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "x"
 
 
@@ -261,6 +261,6 @@ def _sized(picture: Tensor, size: tuple[int, int]) -> Image.Image:
 
 
 def _wrapped(text: str, most: int) -> list[str]:
-    """At most so many lines of a label."""
+    """A label as at most this many lines."""
     whole = lettered(" ".join(text.split()), _LETTERS * most)
     return textwrap.wrap(whole, _LETTERS, max_lines=most, placeholder="...") or [""]

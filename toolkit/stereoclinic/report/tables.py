@@ -1,37 +1,40 @@
-"""The report's tables: figures by their parts, shares without the reader's error, where axes meet, prompts tested one
-by one, what other methods need.
+"""The tables of the report: a row for each figure, a column for each arm, and the sampling noise.
 
-All of it is left out where results do not hold it.
-
-Tables of the report: a row a figure, a column an arm, and what chance alone shows beside them.
+Whatever results do not hold is left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stereoclinic.evaluation.arms import UNTREATED
-from stereoclinic.evaluation.figures.registry import (
-    AGAINST,
-    BIAS,
-    FLOOR,
-    FURTHER,
-    PUBLISHED,
-    SIDE,
-    Value,
-    as_value,
-    figure_of,
-    in_order,
-    values_of,
-)
-from stereoclinic.evaluation.wording import MISSING, interval, number, p_value, spelt
+from stereoclinic.evaluation.figures.registry import NOISE, figure_of, in_order
+from stereoclinic.evaluation.figures.values import as_value, noise_of, tabled, values_of
+from stereoclinic.evaluation.wording import MISSING, bracket, details, number, p_value, spelt
 from stereoclinic.report import charts
 from stereoclinic.sns.allocate import JOINT
+from stereoclinic.statistics.intervals import Interval, NoiseFloor
+
+Data = Mapping[str, Any]
+
+MAIN_ROWS = 8  # of the table that is not folded
+
+_TIMES = " \N{MULTIPLICATION SIGN}"
+_INTERVALS = "Brackets are 95 % intervals over other seeds of these prompts."
+_CORRECTED = (
+    "Estimated from the confusion table that was given. Below each interval is the share as read. Gaps, changes and the"
+    " verdict use the shares as read."
+)
+_TESTED = (
+    "p-values of no change in the shares of a prompt on the same seeds (exact test). The large one is corrected for the"
+    " number of prompts (Holm). BH: Benjamini-Hochberg. Moved: images that are read as another group than before."
+)
+_MEETINGS = f"Gaps of joint groups to the product of the axes' targets. {_INTERVALS}"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as it is printed: the number, and below it what belongs to it."""
+    """A figure as it is printed: the number, and the lines below it."""
 
     text: str
     below: tuple[str, ...] = ()
@@ -39,65 +42,105 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of every arm; `floor` is what a fair model shows by chance, None where that is not known."""
+    """One figure of every arm, and its sampling noise; None where that is not known."""
 
     title: str
     note: str
     cells: list[Cell]
-    floor: Cell | None
+    noise: Cell | None = None
 
 
-def figure_rows(results: Mapping[str, Any], part: str) -> list[Row]:
-    """The rows of one part, those that are known in their order first, then whatever else results hold.
-
-    A row is there if any arm has the figure.
+@dataclass(frozen=True)
+class Table:
+    """A table of the report.
 
     Args:
-        results: Of one experiment.
-        part: Where `Figure` says that they are shown.
+        title: Heading.
+        rows: One or more.
+        arms: Names of its columns.
+        caption: One sentence or two below it.
+        wraps: Whether the lines below a number may wrap.
     """
-    values = {arm: values_of(results, arm) for arm in results["arms"]}
-    keys = dict.fromkeys(key for found in values.values() for key in found)
-    belongs = [
-        key
-        for key in in_order(keys)
-        if figure_of(key).part == part and not (key.endswith(FLOOR) and key.removesuffix(FLOOR) in keys)
-    ]
-    return [_row(results, values, key) for key in belongs]
+
+    title: str
+    rows: list[Row]
+    arms: list[str]
+    caption: str = ""
+    wraps: bool = False
+
+    @property
+    def has_noise(self) -> bool:
+        return any(row.noise for row in self.rows)
 
 
-def _row(results: Mapping[str, Any], values: dict[str, dict[str, Value]], key: str) -> Row:
-    figure = figure_of(key)
-    cells = []
-    for found in values.values():
-        value = found.get(key)
-        cells.append(Cell(MISSING) if value is None else cell_of(value, found.get(key + FLOOR), figure.form))
-    known = {
-        BIAS: results.get("noise_floor") or {},
-        PUBLISHED: {key: (results.get("published") or {}).get("noise_floor")},
+def main_keys(keys: Iterable[str]) -> list[str]:
+    """Of these figures those that the main table shows, at most `MAIN_ROWS`."""
+    return [key for key in in_order(keys) if figure_of(key).shown][:MAIN_ROWS]
+
+
+def main_table(results: Data) -> Table:
+    """Bias and cost: the figures that are shown by default."""
+    values = tabled(results)
+    keys = main_keys(dict.fromkeys(key for arm in values.values() for key in arm))
+    rows = [_row(results, values, key) for key in keys]
+    caption = f"{_INTERVALS} p is for no change on the same seeds.{allotment_note(results)}"
+    return Table("Bias and cost", rows, list(values), caption)
+
+
+def allotment_note(results: Data) -> str:
+    """What sampling noise does not say of masks that allot groups; nothing where there is none."""
+    if not any("allotment_obeyed" in results["arms"][mask] for mask in results.get("masks") or []):
+        return ""
+    return " Masks that allot groups: allotted groups are dealt evenly, so compare with the allocation oracle."
+
+
+def further_tables(results: Data) -> list[Table]:
+    """All other figures by part."""
+    values = tabled(results)
+    keys = dict.fromkeys(key for arm in values.values() for key in arm)
+    main = main_keys(keys)
+    rest = [key for key in in_order(keys) if key not in main]
+    published = results.get("published") or {}
+    titles = {
+        "bias": "Further bias figures",
+        "published": f"Protocol {published.get('name')}",
+        "reference": "Compared with the reference",
+        "cost": "Further side effects and cost",
+        "option": "Figures of options",
+        "further": "Further figures",
     }
-    chance = known.get(figure.part, {}).get(key)
-    floor = None
-    if isinstance(chance, Mapping) and "upper" in chance:
-        floor = Cell(number(chance.get("mean"), figure.form), (f"below {number(chance['upper'], figure.form)}",))
-    return Row(figure.title, figure.note, cells, floor)
+    tables = []
+    for part, title in titles.items():
+        caption = f"{published.get('figure')}. Sources: see “How this was made”." if part == "published" else ""
+        rows = [_row(results, values, key) for key in rest if figure_of(key).part == part]
+        tables += [Table(title, rows, list(values), caption)] if rows else []
+    return tables
 
 
-def cell_of(value: Value, floor: Value | None, form: str) -> Cell:
-    """A value with its interval, p-value and floor, as far as there are any."""
-    below = []
-    if value.has_interval:
-        below.append(interval(value, form))
-    if value.p_value is not None:
-        below.append(p_value(value.p_value))
-    if floor is not None:
-        below.append(f"floor {number(floor.estimate, form)}")
-    return Cell(number(value.estimate, form), tuple(below))
+def _row(results: Data, values: Mapping[str, Mapping[str, Interval]], key: str) -> Row:
+    figure = figure_of(key)
+    form = figure.unit.form
+    cells = []
+    for arm, found in values.items():
+        value = found.get(key)
+        noise = values_of(results, arm).get(key + NOISE)
+        more = [] if noise is None else [f"noise {number(noise.estimate, form)}"]
+        cells.append(_cell(value, form, *more))
+    return Row(figure.heading, figure.meaning, cells, _noise_cell(noise_of(results, key), form))
 
 
-Data = Mapping[str, Any]
+def _cell(value: Interval | None, form: str = ".2f", *more: str) -> Cell:
+    if value is None:
+        return Cell(MISSING)
+    return Cell(number(value.estimate, form), (*details(value, form), *more))
 
-_TIMES = " \N{MULTIPLICATION SIGN}"
+
+def _noise_cell(noise: Interval | NoiseFloor | None, form: str) -> Cell | None:
+    if noise is None:
+        return None
+    if isinstance(noise, NoiseFloor):
+        return Cell(number(noise.mean, form), (f"below {number(noise.upper, form)}",))
+    return Cell(number(noise.estimate, form))
 
 
 def prompt_labels(results: Data) -> list[str]:
@@ -107,75 +150,28 @@ def prompt_labels(results: Data) -> list[str]:
     return labels if len(set(labels)) == len(labels) else [row.get("prompt", row["label"]) for row in rows]
 
 
-_BIAS = (
-    "Means over prompts. Brackets are 95 % intervals over other seeds of these prompts. By chance: what a perfectly"
-    " fair model would show with as many images, and what 95 % of such runs stay below; allotted groups are dealt"
-    " evenly, so that chance adds less there (full obedience: the allocation oracle)."
-)
-_SIDE = "What a treatment should leave as it was. The row of each figure says what chance alone shows of it."
-_CORRECTED = (
-    "The same shares with the reader's error taken out, as far as the pictures of known groups that were given tell how"
-    " often it is wrong. Brackets are 95 % intervals for what these images and those pictures leave open; beside them"
-    " is the share as read. Gaps, changes and the verdict are of shares as they were read. Other arms: results.json."
-)
+def shown_groups(results: Data) -> list[str]:
+    """The groups that tables of shares have: of two groups only the first, because the second mirrors it."""
+    groups: list[str] = results["groups"]
+    return groups if len(groups) > 2 else groups[:1]
 
 
-def figure_tables(results: Data) -> list[dict[str, Any]]:
-    """A table for each part of the figures that the results hold: title, caption, rows, whether there are floors."""
-    parts = (
-        *_published(results),
-        ("Bias", _BIAS, BIAS),
-        *_against(results),
-        ("Side effects", _SIDE, SIDE),
-        ("Further figures", "By the names they have in results.json.", FURTHER),
-    )
-    return [
-        {"title": title, "caption": caption, "rows": rows, "floors": any(row.floor for row in rows)}
-        for title, caption, part in parts
-        if (rows := figure_rows(results, part))
+def corrected_table(results: Data, arms: Sequence[str]) -> list[Table]:
+    """Shares without the reader's error: a row for each prompt and group."""
+    found = results.get("corrected_shares") or {}
+    groups = shown_groups(results)
+    of = "Shares" if len(groups) > 1 else f"Share of {groups[0]}"
+    rows = [
+        Row(
+            f"{label}: {group}" if len(groups) > 1 else label,
+            "",
+            [_corrected(found.get(arm), results["arms"][arm], p, group) for arm in arms],
+        )
+        for p, label in enumerate(prompt_labels(results))
+        for group in groups
     ]
-
-
-def _published(results: Data) -> list[tuple[str, str, str]]:
-    if not (published := results.get("published")):
-        return []
-    caption = (
-        f"The figure of a published evaluation: {published['figure']}. By chance: what a perfectly fair model would"
-        " show with as many images, and what 95 % of such runs stay below. Its sources, and what they leave open, stand"
-        " under “How this was made”."
-    )
-    return [(f"Protocol {published['name']}", caption, PUBLISHED)]
-
-
-def _against(results: Data) -> list[tuple[str, str, str]]:
-    if not (found := results.get("amplification")):
-        return []
-    known = next(iter(found.values()))["labels"]
-    caption = (
-        f"How far shares exaggerate the reference that was given, over the {len(known)} prompts that it has. Brackets"
-        " are 95 % intervals over other seeds of these prompts."
-    )
-    return [("Against the reference", caption, AGAINST)]
-
-
-def corrected_table(results: Data, arms: Sequence[str]) -> dict[str, Any] | None:
-    """Shares without the reader's error: a row a prompt and group (of two groups the first), a column an arm.
-
-    Args:
-        results: Of one experiment.
-        arms: Those with a column.
-    """
-    if not (found := results.get("corrected_shares")):
-        return None
-    groups = results["groups"]
-    title = "Shares" if len(groups) > 2 else f"Share of {groups[0]}"
-    rows = []
-    for p, label in enumerate(prompt_labels(results)):
-        for group in groups if len(groups) > 2 else groups[:1]:
-            cells = [_corrected(found.get(arm), results["arms"][arm], p, group) for arm in arms]
-            rows.append(Row(f"{label}: {group}" if len(groups) > 2 else label, "", cells, None))
-    title = f"{title} without the reader's error"
-    return {"title": title, "caption": _CORRECTED, "rows": rows, "floors": False, "kind": "wraps"}
+    title = f"{of} without the reader's error"
+    return [Table(title, rows, list(arms), _CORRECTED, wraps=True)] if found else []
 
 
 def _corrected(found: Sequence[Data] | None, arm: Data, p: int, group: str) -> Cell:
@@ -183,34 +179,51 @@ def _corrected(found: Sequence[Data] | None, arm: Data, p: int, group: str) -> C
     if value is None:
         return Cell(MISSING)
     read = as_value(arm["prompts"][p]["shares"].get(group))
-    return Cell(number(value.estimate), (interval(value), f"read {MISSING if read is None else number(read.estimate)}"))
+    return Cell(number(value.estimate), (bracket(value), f"read {number(read.estimate if read else None)}"))
 
 
-def meeting_rows(results: Data, arms: Sequence[str]) -> list[Row]:
-    """The gaps of every intersection of axes: a row a gap, a column an arm, and what a fair model would show."""
+def tested_table(results: Data, arms: Sequence[str]) -> list[Table]:
+    """Whether each prompt's shares changed: a row for each prompt."""
+    rows = []
+    for p, label in enumerate(prompt_labels(results)):
+        changes = [(results["arms"][arm].get("prompts") or [{}] * (p + 1))[p].get("change") for arm in arms]
+        if any(changes):
+            rows.append(Row(label, "", [_tested(change, results) for change in changes]))
+    return [Table("Prompts tested one by one", rows, list(arms), _TESTED, wraps=True)] if rows else []
+
+
+def _tested(change: Data | None, results: Data) -> Cell:
+    if change is None:
+        return Cell(MISSING)
+    images = results.get("images_per_prompt")
+    moved = f"{change['moved']} of {images} moved" if images else f"{change['moved']} moved"
+    alone, less_strict = p_value(change["p_value"]), p_value(change["p_value_benjamini_hochberg"])
+    return Cell(p_value(change["p_value_holm"]), (f"{moved};", f"uncorrected {alone}, BH {less_strict}"))
+
+
+def meeting_table(results: Data, arms: Sequence[str]) -> list[Table]:
+    """The gaps of every intersection of axes: a row for each gap."""
     rows = []
     for name, meeting in (results.get("intersections") or {}).items():
         for gap, floor in meeting["noise_floor"].items():
             figure = figure_of(gap)
-            found = [as_value((meeting["arms"].get(arm) or {}).get(gap)) for arm in arms]
-            chance = Cell(number(floor["mean"], figure.form), (f"below {number(floor['upper'], figure.form)}",))
-            cells = [Cell(MISSING) if each is None else cell_of(each, None, figure.form) for each in found]
-            rows.append(Row(f"{_crossed(name)}: {figure.title}", "", cells, chance))
-    return rows
+            form = figure.unit.form
+            cells = [_cell(as_value((meeting["arms"].get(arm) or {}).get(gap)), form) for arm in arms]
+            noise = _noise_cell(NoiseFloor(floor["mean"], floor["upper"]), form)
+            rows.append(Row(f"{_crossed(name)}: {figure.title}", "", cells, noise))
+    return [Table("Where axes meet", rows, list(arms), _MEETINGS)] if rows else []
 
 
 def meeting_charts(results: Data, arms: Sequence[str]) -> list[dict[str, Any]]:
-    """The shares of the joint groups, all prompts together: a chart an intersection, a row a joint group."""
+    """The shares of the joint groups, all prompts together: one chart for each intersection."""
     found = []
     for name, meeting in (results.get("intersections") or {}).items():
         rows = []
         for group, target in zip(meeting["groups"], meeting["target_shares"], strict=True):
             values = [as_value(meeting["arms"][arm]["shares"].get(group)) for arm in arms if arm in meeting["arms"]]
-            shown: list[Value] = [value for value in values if value is not None]
-            label = group.replace(JOINT, ", ")
-            rows.append(
-                {"label": label, "chart": charts.interval_rows(shown, target), "texts": list(map(spelt, shown))}
-            )
+            shown = [value for value in values if value is not None]
+            chart, texts = charts.interval_rows(shown, target), [spelt(value) for value in shown]
+            rows.append({"label": group.replace(JOINT, ", "), "chart": chart, "texts": texts})
         found.append({"title": _crossed(name), "rows": rows})
     return found
 
@@ -219,54 +232,20 @@ def _crossed(name: str) -> str:
     return name.replace(JOINT, _TIMES + " ")
 
 
-def tested_rows(results: Data, arms: Sequence[str]) -> list[Row]:
-    """Whether each prompt's shares changed: a row a prompt, a column an arm that shares untreated's seeds.
-
-    Args:
-        results: Of one experiment.
-        arms: Those with a column.
-    """
-    rows = []
-    for p, label in enumerate(prompt_labels(results)):
-        changes = [(results["arms"][arm].get("prompts") or [{}] * (p + 1))[p].get("change") for arm in arms]
-        if any(changes):
-            rows.append(Row(label, "", [_tested(each, results) for each in changes], None))
-    return rows
-
-
-def _tested(change: Data | None, results: Data) -> Cell:
-    if change is None:
-        return Cell(MISSING)
-    images = results.get("images_per_prompt")
-    holm, alone, less_strict = (
-        p_value(change[key]).removeprefix("p ").removeprefix("= ")
-        for key in ("p_value_holm", "p_value", "p_value_benjamini_hochberg")
-    )
-    moved = f"{change['moved']} of {images} moved" if images else f"{change['moved']} moved"
-    return Cell(holm, (f"{moved};", f"alone {alone}, BH {less_strict}"))
-
-
 def needs(results: Data) -> list[dict[str, Any]]:
-    """What masks and other methods need and cost: a row each, with its cells by their heading."""
-    if not results.get("baselines"):
-        return []
+    """What masks and other methods need and cost: one row each, with its cells by their heading."""
+    costs = results.get("baselines") or {}
     plain = results["arms"][UNTREATED].get("seconds")
     rows = []
-    for name in [*(results.get("masks") or []), *results["baselines"]]:
-        seconds = results["arms"][name].get("seconds")
-        cost = results["baselines"].get(name) or {}
-        rows.append(
-            {
-                "name": name,
-                "cells": {
-                    "needs": cost.get("needs", "prompts"),
-                    "made in": f"{number(cost['seconds'], '.0f')} s" if "seconds" in cost else MISSING,
-                    "images drawn for it": str(cost.get("images", MISSING)),
-                    "passes forward": str(cost.get("forward", MISSING)),
-                    "passes backward": str(cost.get("backward", MISSING)),
-                    "drawing, per step": f"{number(seconds / plain)}{_TIMES}" if seconds and plain else MISSING,
-                },
-                "source": cost.get("source", ""),
-            }
-        )
+    for name in [*(results.get("masks") or []), *costs] if costs else []:
+        seconds, cost = results["arms"][name].get("seconds"), costs.get(name) or {}
+        cells = {
+            "needs": cost.get("needs", "prompts"),
+            "made in": f"{number(cost['seconds'], '.0f')} s" if "seconds" in cost else MISSING,
+            "images drawn for it": str(cost.get("images", MISSING)),
+            "passes forward": str(cost.get("forward", MISSING)),
+            "passes backward": str(cost.get("backward", MISSING)),
+            "drawing time": f"{number(seconds / plain)}{_TIMES}" if seconds and plain else MISSING,
+        }
+        rows.append({"name": name, "cells": cells, "source": cost.get("source", "")})
     return rows

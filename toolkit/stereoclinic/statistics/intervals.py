@@ -4,6 +4,7 @@ A *statistic* maps reads to one number per leading index, (..., P, n, K) -> (...
 Intervals say what other seeds of the same prompts would show. Paired differences compare the same seeds.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,21 +29,23 @@ Statistic = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the ends of its confidence interval."""
+    """An estimate with the ends of its confidence interval; the ends are NaN where there is no interval."""
 
     estimate: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether there is an interval around the estimate."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
 
 
 @dataclass(frozen=True)
-class PairedDifference:
+class PairedDifference(Interval):
     """After minus before on the same seeds, its confidence interval, and the p-value of no difference."""
 
-    estimate: float
-    low: float
-    high: float
-    p_value: float
+    p_value: float = math.nan
 
 
 @dataclass(frozen=True)

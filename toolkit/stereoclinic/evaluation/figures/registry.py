@@ -1,34 +1,71 @@
-"""The figures of an arm as flat values, and what is known of each: its name, its form, and which way is better.
+"""The registry of figures: what each is called and means, its unit, which way is better, and how it is computed.
 
-Results nest their figures, and later versions add to them. Whatever reads results (the report, `stereo compare`,
-TensorBoard) walks them here, so that a figure nobody has heard of is still shown, under its own key.
+A figure is a function with a decorator:
+
+    @figure("occupation right", "Images that show the occupation of their prompt.", SHARE, "higher", shown=True)
+    def occupation_right(case: Case) -> Interval | None:
+        ...
+
+Its results, tables, report page, JSON schema, `--fail-above` name, comparison and TensorBoard scalars follow from that.
+The function's name is the key in results.json. It returns None where the figure does not apply (it is then left out)
+and NaN where it applies but is not defined (null). One that returns a dict is a family, with a member for each key;
+its key ends in a dot and its title holds `{}` for the member.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeVar, get_type_hints
 
-from stereoclinic.statistics.intervals import wilson_interval
+from stereoclinic.errors import InputError
 
-#: Where a report shows a figure; what stands in its head is in no table.
-PUBLISHED, BIAS, AGAINST, SIDE, FURTHER, HEAD = (
-    "published", "bias", "against a reference", "side effects", "further", "head",
-)  # fmt: skip
+Measure = TypeVar("Measure", bound=Callable[..., Any])
+
+Better = Literal["lower", "higher", ""]
+#: The table that a figure belongs to; figures of "head" are in no table.
+Part = Literal["bias", "cost", "option", "reference", "published", "further", "head"]
+
+#: What a figure is computed on. Results hold all but the first under these names, outside the arms.
+NEUTRAL, GROUPED, UNRELATED = "neutral", "group_prompts", "unrelated"
+AMPLIFICATION, PROTOCOL = "amplification", "published"
+
+#: Other ways to count the shares behind a gap: name -> (in words, hard reads, prompts pooled).
+VARIANTS = {
+    "soft": ("soft reads", False, False),
+    "pooled": ("prompts pooled", True, True),
+    "pooled_soft": ("prompts pooled, soft reads", False, True),
+}
+
+NOISE = "_floor"  # a figure's key and this: the sampling noise of it
+INTERVAL = "_interval"  # the key of a plain number and this: the same number with its interval
 
 
 @dataclass(frozen=True)
-class Value:
-    """A number, with the ends of its interval and its p-value where it has them."""
+class Unit:
+    """What a figure is counted in.
 
-    estimate: float
+    Args:
+        name: In words.
+        form: Number format, as `format` takes it; "+" in front for changes.
+        low: The least value there can be, if any.
+        high: The greatest, if any.
+        symbol: As in headings; none for shares and other plain numbers.
+    """
+
+    name: str
+    form: str = ".2g"
     low: float | None = None
     high: float | None = None
-    p_value: float | None = None
+    symbol: str = ""
 
-    @property
-    def has_interval(self) -> bool:
-        return self.low is not None and self.high is not None
+
+SHARE, SHARE_CHANGE = Unit("share", ".2f", 0, 1), Unit("change of a share", "+.2f", -1, 1)
+GAP, PERCENT, SLOPE = Unit("gap", ".2f", 0), Unit("percent", ".0%"), Unit("slope", ".2f")
+NATS, KAPPA, SIMILARITY = Unit("nats", ".2f", 0, symbol="nats"), Unit("kappa", ".2f", -1, 1), Unit("similarity", ".2f")
+DISTANCE = Unit("distance")
+TIMES_NOISE = Unit("times sampling noise", ".1f", 0, symbol="\N{MULTIPLICATION SIGN} noise")
+SCORE, SCORE_CHANGE = Unit("score", ".1f", 0, 100), Unit("change of a score", "+.2f")
+SECONDS, MEBIBYTES = Unit("seconds", ".1f", 0, symbol="s"), Unit("mebibytes", ".0f", 0, symbol="MiB")
+IMAGES = Unit("images", ".0f", 0)
 
 
 @dataclass(frozen=True)
@@ -36,229 +73,165 @@ class Figure:
     """What is known of a figure.
 
     Args:
-        title: As a reader meets it.
-        part: One of those above.
-        better: -1 where lower is better, 1 where higher is, 0 where neither.
-        form: Of the number, as `format` takes it; "+" in front for what has a sign.
-        by_size: Chance moves it by an amount that depends on how many images there are, so that runs of different
-            sizes cannot be compared by it.
-        note: One sentence on what it is.
+        name: Its key in results; it ends in a dot for a family.
+        title: Heading in tables.
+        meaning: One sentence.
+        unit: What it is counted in.
+        better: Whether "lower" or "higher" is better; "" where neither is.
+        part: The table that it belongs to, one of `Part`.
+        shown: Whether the default tables show it.
+        by_size: Whether its sampling noise depends on the number of images. Runs of different sizes cannot be
+            compared by it.
+        asked: Whether it is computed on request only.
+        variants: Whether it is also computed for each of `VARIANTS`.
+        noise: Its sampling noise: a number, or the arm whose value shows it.
+        on: What it is computed on.
+        kind: Type of its values: float, Interval or PairedDifference; of a family's members where it is one.
+        measure: Computes it from a case; None where results bring it from elsewhere.
     """
 
+    name: str
     title: str
-    part: str = FURTHER
-    better: int = 0
-    form: str = ".2g"
+    meaning: str = ""
+    unit: Unit = DISTANCE
+    better: Better = ""
+    part: Part = "further"
+    shown: bool = False
     by_size: bool = False
-    note: str = ""
+    asked: bool = False
+    variants: bool = False
+    noise: float | str | None = None
+    on: tuple[str, ...] = (NEUTRAL,)
+    kind: Any = float
+    measure: Callable[[Any], Any] | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is, 0 where neither is."""
+        return {"lower": -1, "higher": 1}.get(self.better, 0)
+
+    @property
+    def heading(self) -> str:
+        """The title with its unit."""
+        return f"{self.title} ({self.unit.symbol})" if self.unit.symbol else self.title
+
+    @property
+    def is_family(self) -> bool:
+        return self.name.endswith(".")
 
 
-def _gap(title: str, note: str) -> Figure:
-    return Figure(title, BIAS, -1, ".2f", True, note)
+#: By name, in the order in which tables show them.
+FIGURES: dict[str, Figure] = {}
 
 
-#: By dotted key; one that ends in a dot stands for all below it.
-FIGURES = {
-    "parity_gap": _gap("parity gap", "Mean over groups of |share - target|, and over prompts."),
-    "parity_gap_change": Figure(
-        "change of the gap", BIAS, -1, "+.2f", True, "After minus before on the same seeds; p is for no change."
-    ),
-    "share_of_balanced_oracle": Figure(
-        "part of the oracle's gain", BIAS, 1, ".0%", True, "Of what the balanced oracle gains, where it surely gains."
-    ),
-    "fairness_discrepancy": _gap("fairness discrepancy", "Length of shares - target."),
-    "deviation_ratio": _gap("deviation ratio", "Largest |share - target|, as a part of the largest there can be."),
-    "sdtv": _gap("SDTV", "Total variation between shares and target."),
-    "kl": _gap("KL divergence", "Of shares from the target, in nats."),
-    "normalised_entropy": Figure(
-        "normalised entropy", BIAS, 1, ".2f", True, "1 where all groups have the same share, 0 where one has all."
-    ),
-    "allotment_obeyed": Figure(
-        "allotment obeyed", BIAS, 1, ".2f", False, "Images that show the group they were allotted to."
-    ),
-    "published.": Figure("figure of protocol ", PUBLISHED, -1, ".3f", True),
-    "amplification.slope": Figure(
-        "slope on the reference", AGAINST, 0, ".2f", False,
-        "Of the generated tilt: 1 as the reference, above 1 exaggerated, below 0 the other way round.",
-    ),
-    "amplification.excess": Figure(
-        "gap beyond the reference's", AGAINST, -1, "+.2f", True, "The parity gap less the reference's own."
-    ),
-    "amplification.distance": Figure(
-        "distance to the reference", AGAINST, 0, ".2f", True, "Share of images that would have to change group."
-    ),
-    "occupation_right": Figure(
-        "occupation right", SIDE, 1, ".2f", False, "Images on which the prompt's own occupation is read."
-    ),
-    "occupation_right_change": Figure(
-        "occupation right, change", SIDE, 1, "+.2f", False, "Against untreated, on the same seeds."
-    ),
-    "group_prompts.all": Figure(
-        "group prompts obeyed", SIDE, 1, ".2f", False, "Prompts that name a group and show it, treated without a gate."
-    ),
-    "group_prompts.occupation_right": Figure(
-        "occupation right in them", SIDE, 1, ".2f", False, "The same for the pictures of prompts that name a group."
-    ),
-    "group_prompts.": Figure("", SIDE, 1, ".2f", False, "Obeyed, of the prompts that name this group."),
-    "unsure": Figure("unsure", SIDE, -1, ".2f", False, "Images whose top group the reader gives less than 0.8."),
-    "no_group": Figure(
-        "no group seen", SIDE, -1, ".2f", False,
-        "Images that rather show none, such as no face; they still count in the shares, by what is read beside that.",
-    ),
-    "frechet_within_groups": Figure(
-        "Fréchet distance within groups", SIDE, -1, ".2g", True,
-        "To untreated images of prompts that name the same groups: what a change of groups does not account for.",
-    ),
-    "frechet_within_groups_ratio": Figure(
-        "Fréchet distance within groups, over its floor", SIDE, -1, ".1f", True,
-        "1 is what two samples of such prompts show, untreated; with more images small differences weigh more."
-    ),
-    "frechet_to_other_seeds": Figure(
-        "Fréchet distance to other seeds", SIDE, -1, ".2g", True,
-        "To untreated images of other seeds; the untreated model shows what two samples of it differ by.",
-    ),
-    "frechet_to_untreated": Figure(
-        "Fréchet distance to untreated", SIDE, -1, ".2g", True, "To the untreated images of the same seeds."
-    ),
-    "kid_to_other_seeds": Figure(
-        "kernel distance to other seeds", SIDE, -1, ".2g", False, "Unlike Fréchet's its mean does not depend on size."
-    ),
-    "kid_to_untreated": Figure("kernel distance to untreated", SIDE, -1, ".2g"),
-    "feature_distance_to_untreated": Figure(
-        "feature distance to untreated", SIDE, 0, ".2g", False, "Between pictures of the same seed."
-    ),
-    "ssim_to_untreated": Figure(
-        "similarity to untreated", SIDE, 0, ".2f", False, "Of structure, between pictures of the same seed."
-    ),
-    "lpips_to_untreated": Figure(
-        "LPIPS to untreated", SIDE, 0, ".2f", False, "As a network sees it, between pictures of the same seed."
-    ),
-    "diversity_within_groups": Figure(
-        "diversity within groups", SIDE, 1, ".2g", False, "How far pictures of one prompt and group lie apart."
-    ),
-    "clip_score": Figure(
-        "CLIPScore", SIDE, 1, ".1f", False, "How well pictures fit their neutral prompts, from 0 to 100."
-    ),
-    "clip_score_change": Figure(
-        "CLIPScore, change", SIDE, 1, "+.2f", False, "Against untreated on the same seeds; p is for no change."
-    ),
-    "readers_agree": Figure(
-        "readers agree", SIDE, 0, ".2f", False, "Images on which all readers name the same group."
-    ),
-    "readers_kappa.": Figure(
-        "kappa of ", SIDE, 0, ".2f", False,
-        "Their agreement beyond what chance would bring: 1 is full, 0 none beyond it.",
-    ),
-    "readers_agree_on.": Figure(
-        "readers agree on ", SIDE, 0, ".2f", False, "Of the images that either reads so, the part that both do."
-    ),
-    "drift.": Figure(
-        "drift of ", SIDE, -1, ".2f", True,
-        "How far a prompt's shares on another axis moved; other seeds show what chance moves them by.",
-    ),
-    "unrelated.": Figure(
-        "unrelated prompts: ", SIDE, 0, ".2g", True, "Of prompts that have nothing to do with the axis."
-    ),
-    "seconds": Figure("seconds", SIDE, -1, ".1f", False, "Of drawing these images; on a busy machine a rough guide."),
-    "peak_memory": Figure("peak memory, MiB", SIDE, -1, ".0f", False, "The most that tensors took on a GPU meanwhile."),
-    "images": Figure("images", HEAD, 0, ".0f"),
-}  # fmt: skip
+def register(figure: Figure) -> Figure:
+    """Add a figure whose values come from elsewhere, such as a published protocol."""
+    FIGURES[figure.name] = figure
+    return figure
 
-UNRELATED = "unrelated"  # family of figures of prompts that have nothing to do with the axis
 
-#: Families of figures that repeat those above, otherwise counted.
-_COUNTED = {"soft": "soft reads", "pooled": "prompts pooled", "pooled_soft": "prompts pooled, soft reads"}
+def figure(
+    title: str, unit: Unit, better: Better = "", *, part: Part = "cost", **settings: Any
+) -> Callable[[Measure], Measure]:
+    """Register a function as a figure; arguments as of `Figure`. Its docstring is the meaning."""
 
-FLOOR = "_floor"  # a figure's key and this: what chance alone shows of it
-INTERVAL = "_interval"  # the key of a bare number and this: the same with its interval
+    def decorate(function: Measure) -> Measure:
+        name = settings.pop("name", function.__name__)
+        kind = get_type_hints(function)["return"]
+        kinds = [each for each in getattr(kind, "__args__", (kind,)) if each is not type(None)]
+        family = next((each for each in (kind, *kinds) if getattr(each, "__origin__", None) is dict), None)
+        if family is not None:
+            name, kinds = f"{name.removesuffix('.')}.", [family.__args__[1]]
+        elif len(kinds) > 1:
+            kinds = [each for each in kinds if each is not float]
+        meaning = " ".join((function.__doc__ or "").split())
+        register(Figure(name, title, meaning, unit, better, part, kind=kinds[0], measure=function, **settings))
+        return function
+
+    return decorate
 
 
 def figure_of(key: str) -> Figure:
-    """What is known of a figure; one that is not known is named by its key."""
+    """What is known of the figure with this key; an unknown one is named by its key."""
     if key in FIGURES:
         return FIGURES[key]
     family, dot, member = key.partition(".")
-    if dot and family in _COUNTED and member in FIGURES:
-        return replace(FIGURES[member], title=f"{FIGURES[member].title}, {_COUNTED[family]}", part=FURTHER, note="")
+    if dot and family in VARIANTS and member in FIGURES:
+        known = FIGURES[member]
+        title = f"{known.title}, {VARIANTS[family][0]}"
+        return replace(known, name=key, title=title, meaning="", part="further", shown=False, noise=None, asked=True)
     if family == UNRELATED and member in FIGURES:
-        return replace(FIGURES[member], title=FIGURES[f"{UNRELATED}."].title + FIGURES[member].title)
+        return replace(FIGURES[member], name=key, title=f"unrelated prompts: {FIGURES[member].title}", shown=False)
+    if dot and (named := FIGURES.get(f"{family}.")):
+        return replace(named, name=key, title=named.title.format(member.replace("_", " ")))
     spoken = key.replace("_", " ").replace(".", ", ")
-    if dot and (known := FIGURES.get(family + dot)):
-        title = (known.title or "obeyed for ") + member.replace("_", " ")
-        return Figure(title, known.part, known.better, known.form, known.by_size, known.note)
-    if any(name.part == BIAS and key.startswith(f"{known}_") for known, name in FIGURES.items()):
-        return Figure(spoken, BIAS, 0, ".2f", True)
-    return Figure(spoken)
+    if any(each.part == "bias" and key.startswith(f"{name}_") for name, each in FIGURES.items()):
+        return Figure(key, spoken, unit=GAP, part="bias", by_size=True)
+    return Figure(key, spoken)
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Keys in the order of `FIGURES`, members of a family in its place, and those that are not known at the end."""
+    """Keys in the order of the registry, members of a family in its place; then variants, and unknown ones last."""
     order = {known: i for i, known in enumerate(FIGURES)}
+    groups = [*VARIANTS, UNRELATED]
 
-    def place(key: str) -> int:
-        return order.get(key, order.get(key.partition(".")[0] + ".", len(order)))
+    def place(key: str) -> tuple[int, int]:
+        family, _, member = key.partition(".")
+        if family in groups and member in order:
+            return 1 + groups.index(family), order[member]
+        known = order.get(key, order.get(f"{family}."))
+        return (0, known) if known is not None else (1 + len(groups), 0)
 
     return sorted(keys, key=place)
 
 
-def values_of(results: Mapping[str, Any], arm: str) -> dict[str, Value]:
-    """Every figure of one arm by its dotted key, also those that stand beside the arms: of its group prompts and of
-    unrelated ones, against a reference, and of a published protocol by that protocol's name.
+def is_known(name: str) -> bool:
+    """Whether there is a figure of this name: one of the registry, a family's member, or a variant."""
+    family, dot, member = name.partition(".")
+    if name in FIGURES:
+        return not name.endswith(".")
+    if family in VARIANTS:
+        return member in FIGURES and FIGURES[member].variants
+    if family == UNRELATED:
+        return member in FIGURES and UNRELATED in FIGURES[member].on
+    return bool(dot and member) and f"{family}." in FIGURES
 
-    The prompts one by one are left out.
+
+def requested(figures: str, *more: str) -> str:
+    """The value of `Protocol.figures` that also computes further figures.
 
     Args:
-        results: Of one experiment, as in results.json.
-        arm: Name of an arm; one that is not there has no figures.
+        figures: "default", "all", or names with commas between them.
+        more: Names of figures.
+
+    Raises:
+        InputError: A name is not known.
     """
-    published = results.get("published") or {}
-    beside = {
-        "published": {name: {published["name"]: value} for name, value in (published.get("arms") or {}).items()},
-        "amplification": results.get("amplification") or {},
-        "group_prompts": results.get("group_prompts") or {},
-        UNRELATED: (results.get(UNRELATED) or {}).get("arms") or {},
-    }
-    return _rated(flat(results["arms"].get(arm) or {})) | {
-        f"{family}.{key}": value for family, arms in beside.items() for key, value in flat(arms.get(arm) or {}).items()
-    }
+    names = [name.strip().replace("-", "_") for name in figures.split(",")]
+    if "all" in names:
+        return "all"
+    names = [name for name in dict.fromkeys([*names, *more]) if name not in ("", "default")]
+    for name in names:
+        if name not in VARIANTS and not is_known(name):
+            raise InputError(f"no figure {name!r}; there are default, all, {', '.join(optional())}")
+    return ",".join(names) or "default"
 
 
-def _rated(values: dict[str, Value]) -> dict[str, Value]:
-    """The same with the interval of `unsure`, which follows from the number of images where results do not hold it."""
-    found, images = values.get("unsure"), values.get("images")
-    if found is None or found.has_interval or images is None:
-        return values
-    if not (0 <= found.estimate <= 1 and 1 <= images.estimate < math.inf):
-        return values
-    n = round(images.estimate)
-    return values | {"unsure": Value(**vars(wilson_interval(found.estimate * n, n)))}
+def optional() -> list[str]:
+    """Names of the figures that are computed on request only."""
+    return [*(name for name, figure in FIGURES.items() if figure.asked), *VARIANTS]
 
 
-def flat(figures: Mapping[str, Any]) -> dict[str, Value]:
-    """Numbers and intervals by dotted key; what is neither, or was not measured, is left out.
+def selector(figures: str) -> Callable[[str], bool]:
+    """Whether to compute a figure, by its key, under this value of `Protocol.figures`.
 
-    A number whose interval stands beside it (`INTERVAL`) is one figure with that.
+    Raises:
+        InputError: A name is not known.
     """
-    found: dict[str, Value] = {}
-    for key, figure in figures.items():
-        if key.endswith(INTERVAL) and key.removesuffix(INTERVAL) in figures:
-            continue
-        if (value := as_value(figures.get(key + INTERVAL)) or as_value(figure)) is not None:
-            found[key] = value
-        elif isinstance(figure, Mapping) and "estimate" not in figure:
-            found |= {f"{key}.{below}": each for below, each in flat(figure).items()}
-    return found
+    names = set(requested(figures).split(","))
 
+    def wanted(key: str) -> bool:
+        is_asked = figure_of(key).asked
+        return not is_asked or "all" in names or key in names or ("." in key and key.partition(".")[0] in names)
 
-def as_value(figure: Any) -> Value | None:
-    """A number, or an interval as results hold it; None for anything else."""
-    if _is_number(figure):
-        return Value(float(figure))
-    if not isinstance(figure, Mapping) or not _is_number(figure.get("estimate")):
-        return None
-    ends = (figure.get(name) for name in ("low", "high", "p_value"))
-    return Value(float(figure["estimate"]), *(float(end) if _is_number(end) else None for end in ends))
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return wanted

@@ -1,176 +1,285 @@
-"""The side effects of an arm as plain data: what a treatment did besides what it was for.
+"""The side effects of an arm: what a treatment did besides what it was for.
 
-What a treatment does to prompts that have nothing to do with its axis: a mountain should stay that mountain.
-
-Every figure stands beside what other seeds of the untreated model show. Of pictures of one seed that is how far apart
-two seeds are; of sets of pictures, how far apart two samples are.
+Every figure is compared with what other seeds of the untreated model show. For pictures of one seed that is how far
+apart two seeds are; for sets of pictures, how far apart two samples are.
 """
 
-from typing import Any
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from stereoclinic.evaluation.arms import ALLOCATION, OTHER, UNTREATED, Drawn, Experiment
-from stereoclinic.evaluation.instruments import SMALLEST, structural_similarity
-from stereoclinic.prompts.sets import write
-from stereoclinic.sns.policy import is_neutral
-from stereoclinic.statistics.distances import (
-    diversity_within,
-    frechet_between,
-    frechet_within_groups,
-    kernel_distance,
-    within_groups_ratio,
+from stereoclinic.evaluation.arms import OTHER, UNTREATED, Drawn
+from stereoclinic.evaluation.figures.case import Case, cells
+from stereoclinic.evaluation.figures.registry import (
+    DISTANCE,
+    GROUPED,
+    IMAGES,
+    KAPPA,
+    MEBIBYTES,
+    NEUTRAL,
+    SCORE,
+    SCORE_CHANGE,
+    SECONDS,
+    SHARE,
+    SHARE_CHANGE,
+    SIMILARITY,
+    TIMES_NOISE,
+    UNRELATED,
+    figure,
 )
-from stereoclinic.statistics.intervals import mean_change, mean_interval, wilson_interval
-from stereoclinic.statistics.shares import no_group_rate, sdtv, shares_from_reads, top_group, unsure_rate
+from stereoclinic.evaluation.instruments import SMALLEST, structural_similarity
+from stereoclinic.statistics.distances import diversity_within, frechet_between, kernel_distance
+from stereoclinic.statistics.intervals import Interval, PairedDifference, mean_change, mean_interval, wilson_interval
+from stereoclinic.statistics.shares import no_group_rate, shares_from_reads, top_group, unsure_rate
+from stereoclinic.statistics.shares import sdtv as total_variation
 
-_COMPARED = 8  # images a prompt of which pairs are compared: convolutions take their time, and their mean needs no more
-
-
-def distances(arm: Drawn, before: Drawn, distant: Drawn) -> dict[str, Any]:
-    """How far its pictures are from untreated ones.
-
-    Pictures of the same seeds pair up, which brings them closer than two samples ever are. Against other seeds every
-    arm is a sample of its own, and the untreated one shows the floor. Of the similarity of pairs the floor is what
-    other seeds show.
-
-    Args:
-        arm: Whose pictures.
-        before: The untreated arm of the same prompts.
-        distant: The untreated arm on other seeds.
-    """
-    figures: dict[str, Any] = {}
-    for name, distance in (("frechet", frechet_between), ("kid", kernel_distance)):
-        figures[f"{name}_to_untreated"] = None if arm is before else distance(_flat(arm), _flat(before))
-        figures[f"{name}_to_other_seeds"] = None if arm is distant else distance(_flat(arm), _flat(distant))
-    if arm is not before and min(arm.images.shape[-2:]) >= SMALLEST:
-        pairs = structural_similarity(arm.images[:, :_COMPARED], before.images[:, :_COMPARED])
-        figures["ssim_to_untreated"] = vars(mean_interval(pairs))
-    return figures
+_COMPARED = 8  # images of each prompt of which pairs are compared: their mean needs no more
+_BOTH = (NEUTRAL, UNRELATED)
 
 
-def asked_for(arm: Drawn, before: Drawn | None) -> dict[str, Any]:
-    """What was measured because it was asked for (`instruments`); `before` is None where seeds do not pair up."""
-    figures: dict[str, Any] = {}
-    if arm.lpips is not None:
-        figures["lpips_to_untreated"] = vars(mean_interval(arm.lpips))
-    if arm.clip is not None:
-        figures["clip_score"] = vars(mean_interval(arm.clip))
-        if before is not None and before.clip is not None:
-            figures["clip_score_change"] = vars(mean_change(before.clip, arm.clip))
-    return figures
+@figure("images", IMAGES, part="head")
+def images(case: Case) -> int:
+    """Images of this arm."""
+    return case.arm.reads.shape[0] * case.arm.reads.shape[1]
 
 
-def within_groups(arm: Drawn, experiment: Experiment) -> dict[str, Any]:
-    """Distance to untreated images of the same people on other seeds with its floor, and diversity beside theirs."""
-    oracle, reference = experiment.arm(ALLOCATION), experiment.reference
-    if reference is None or oracle.allotted is None or reference.allotted is None:
-        return {}
-    groups = len(experiment.protocol.axis)
-    own, there, fair = (_cells(each, groups) for each in (arm.reads.argmax(2), reference.allotted, oracle.allotted))
-    figures: dict[str, Any] = {}
-    judged, compared = diversity_within(_flat(arm), own.flatten(), _flat(reference), there.flatten())
-    if judged == judged:
-        figures = {"diversity_within_groups": judged, "diversity_within_groups_reference": compared}
-    if arm.name == OTHER:  # it shares its seeds with the reference, which brings them closer than two samples are
-        return figures
-    samples = (arm.features, own), (reference.features, there), (oracle.features, fair)
-    cells = len(own) * groups
-    mine, others, chance = ((features.flatten(0, 1), numbers.flatten()) for features, numbers in samples)
-    distance, floor = frechet_within_groups(mine, others, chance, cells)
-    if distance == distance:  # there is something to compare with
-        ratio = within_groups_ratio(*samples, cells)
-        figures |= {
-            "frechet_within_groups": distance,
-            "frechet_within_groups_floor": floor,
-            "frechet_within_groups_ratio": None if ratio is None else vars(ratio),
-        }
-    return figures
+@figure("occupation right", SHARE, "higher", shown=True)
+def occupation_right(case: Case) -> Interval | None:
+    """Images that show the occupation of their prompt."""
+    return None if case.arm.right is None else rate(case.arm.right)
 
 
-def drift(arm: Drawn, before: Drawn) -> dict[str, float]:
-    """How far the shares of each other axis moved: mean over prompts of their total variation."""
+@figure("group prompts obeyed", SHARE, "higher", shown=True, name="group_prompts.all", on=(GROUPED,))
+def obeyed(case: Case) -> Interval:
+    """Prompts that name a group and show it, treated without a gate."""
+    shown = _shown(case)
+    return wilson_interval(float(shown.sum()), shown.numel())
+
+
+@figure("shift within groups", TIMES_NOISE, "lower", shown=True, by_size=True, noise=1.0)
+def frechet_within_groups_ratio(case: Case) -> Interval | float | None:
+    """Fréchet distance to untreated images of the same groups, divided by that of two untreated samples."""
+    if case.within_groups is None:
+        return None
+    return math.nan if case.within_groups[2] is None else case.within_groups[2]
+
+
+@figure("unsure", SHARE, "lower", shown=True)
+def unsure(case: Case) -> float:
+    """Images whose top group the reader gives less than 0.8."""
+    return unsure_interval(case).estimate
+
+
+@figure("unsure", SHARE, "lower")
+def unsure_interval(case: Case) -> Interval:
+    """The same, with its interval."""
+    none = None if case.arm.no_group is None else case.arm.no_group[..., None]
+    return rate(unsure_rate(case.arm.reads[:, :, None], no_group=none))
+
+
+@figure("no group seen", SHARE, "lower", shown=True)
+def no_group(case: Case) -> Interval | None:
+    """Images that show no group, such as no face; they still count in the shares."""
+    if case.arm.no_group is None:
+        return None
+    return rate(no_group_rate(case.arm.reads[:, :, None], case.arm.no_group[..., None]))
+
+
+@figure("drift of {}", SHARE, "lower", shown=True, by_size=True, noise=OTHER)
+def drift(case: Case) -> dict[str, float] | None:
+    """How far a prompt's shares on another axis moved from untreated."""
+    if case.arm is case.before:
+        return None
+    pairs = {axis: (reads, case.before.others[axis]) for axis, reads in case.arm.others.items()}
     return {
-        axis: float(sdtv(shares_from_reads(reads, hard=True), shares_from_reads(before.others[axis], hard=True)).mean())
-        for axis, reads in arm.others.items()
+        axis: float(total_variation(*(shares_from_reads(reads, hard=True) for reads in pair)).mean())
+        for axis, pair in pairs.items()
     }
 
 
-def certainty(arm: Drawn) -> dict[str, Any]:
-    """How often the reader is unsure of the group, and where it can say so, how often it sees none.
-
-    `unsure` is a bare number in every version of results; its interval is beside it.
-    """
-    none = None if arm.no_group is None else arm.no_group[..., None]
-    reads = arm.reads[:, :, None]  # (P, n, 1, K): a rate an image
-    unsure = rate(unsure_rate(reads, no_group=none))
-    figures: dict[str, Any] = {"unsure": unsure["estimate"], "unsure_interval": unsure}
-    if none is not None:
-        figures["no_group"] = rate(no_group_rate(reads, none))
-    return figures
+@figure("occupation right, change", SHARE_CHANGE, "higher")
+def occupation_right_change(case: Case) -> float | None:
+    """Against untreated, on the same seeds."""
+    if case.paired is None or case.arm.right is None or case.before.right is None:
+        return None
+    return float(case.arm.right.nanmean() - case.before.right.nanmean())
 
 
-def obeyed(arm: Drawn) -> dict[str, Any]:
-    """Share of images that show the group they were allotted to."""
-    assert arm.allotted is not None
-    asked = arm.allotted >= 0
-    hits = top_group(arm.reads).gather(2, arm.allotted.clamp_min(0)[..., None])[..., 0]
-    return vars(wilson_interval(float(hits[asked].sum()), int(asked.sum())))
+@figure("occupation right in group prompts", SHARE, "higher", name="group_prompts.occupation_right", on=(GROUPED,))
+def occupation_right_in_group_prompts(case: Case) -> Interval | None:
+    """The same for prompts that name a group."""
+    return occupation_right(case)
 
 
-def fidelity(arm: Drawn, experiment: Experiment) -> dict[str, Any]:
-    """How often a prompt that names a group was obeyed: rows of a seed run through the groups of each prompt."""
-    groups = experiment.protocol.axis.groups
-    shown = top_group(arm.reads).unflatten(0, (-1, len(groups))).diagonal(dim1=1, dim2=3)  # (P, m, K)
-    total = {"all": (shown.sum(), shown.numel())}
-    total |= {group: (shown[..., k].sum(), shown[..., k].numel()) for k, group in enumerate(groups)}
-    figures: dict[str, Any] = {name: vars(wilson_interval(float(hits), count)) for name, (hits, count) in total.items()}
-    if arm.right is not None:
-        figures["occupation_right"] = rate(arm.right)
-    return figures
+@figure("obeyed for {}", SHARE, "higher", name="group_prompts.", on=(GROUPED,))
+def obeyed_by_group(case: Case) -> dict[str, Interval]:
+    """Of the prompts that name this group."""
+    shown = _shown(case)
+    groups = case.experiment.protocol.axis.groups
+    return {group: wilson_interval(float(shown[..., k].sum()), shown[..., k].numel()) for k, group in enumerate(groups)}
 
 
-def rate(true: Tensor) -> dict[str, Any]:
-    """Share of pictures of which something is true, of those of which it is known (the others are NaN)."""
-    return vars(wilson_interval(float(true.nansum()), int(true.isfinite().sum())))
+@figure("Fréchet distance within groups", DISTANCE, "lower", by_size=True)
+def frechet_within_groups(case: Case) -> float | None:
+    """To untreated images of prompts that name the same groups: what a change of groups does not explain."""
+    return None if case.within_groups is None else case.within_groups[0]
 
 
-def _cells(group: Tensor, groups: int) -> Tensor:
-    """(P, n) group of each image -> (P, n) number of its prompt x group."""
-    return torch.arange(len(group))[:, None] * groups + group
+@figure("Fréchet distance within groups, two samples", DISTANCE, by_size=True)
+def frechet_within_groups_floor(case: Case) -> float | None:
+    """Of two untreated samples."""
+    return None if case.within_groups is None else case.within_groups[1]
 
 
-def _flat(arm: Drawn) -> Tensor:
-    return arm.features.flatten(0, 1)
+@figure("Fréchet distance to other seeds", DISTANCE, "lower", by_size=True, noise=UNTREATED, on=_BOTH)
+def frechet_to_other_seeds(case: Case) -> float:
+    """To untreated images of other seeds."""
+    return (
+        math.nan
+        if case.arm is case.distant
+        else frechet_between(_flat(case.arm.features), _flat(case.distant.features))
+    )
 
 
-def unrelated_figures(experiment: Experiment) -> dict[str, Any]:
-    """Figures of the unrelated prompts as plain data: `prompts`, how they were drawn, and by arm what became of them.
-
-    `left_alone` counts the prompts that the gate leaves alone, for they name a group; they cannot change.
-    """
-    protocol, arms = experiment.protocol, {arm.name: arm for arm in experiment.unrelated}
-    assert protocol.unrelated is not None
-    prompts, n = [write(row) for row in protocol.unrelated], protocol.unrelated_images
-    seeds = arms[UNTREATED].seeds_from(protocol.seed)
-    return {
-        "prompts": prompts,
-        "left_alone": sum(not is_neutral(prompt, protocol.axis) for prompt in prompts),
-        "images_per_prompt": n,
-        "seeds": [seeds[0], seeds[-1]],
-        "arms": {name: _arm(arm, arms[UNTREATED], arms[OTHER]) for name, arm in arms.items()},
-    }
+@figure("Fréchet distance to untreated", DISTANCE, "lower", by_size=True, on=_BOTH)
+def frechet_to_untreated(case: Case) -> float:
+    """To the untreated images of the same seeds."""
+    return (
+        math.nan if case.arm is case.before else frechet_between(_flat(case.arm.features), _flat(case.before.features))
+    )
 
 
-def _arm(arm: Drawn, before: Drawn, distant: Drawn) -> dict[str, Any]:
-    figures = distances(arm, before, distant)
-    if arm is not before:
-        figures["feature_distance_to_untreated"] = vars(mean_interval(feature_distance(arm, before)))
-    return figures | asked_for(arm, None if arm is before or arm is distant else before)
+@figure("kernel distance to other seeds", DISTANCE, "lower", noise=UNTREATED, on=_BOTH)
+def kid_to_other_seeds(case: Case) -> float:
+    """KID; unlike Fréchet's, its mean does not depend on the number of images."""
+    return (
+        math.nan
+        if case.arm is case.distant
+        else kernel_distance(_flat(case.arm.features), _flat(case.distant.features))
+    )
 
 
-def feature_distance(arm: Drawn, before: Drawn) -> Tensor:
-    """Euclidean distance of the features of each picture to those of the other arm's in its place: (P, n)."""
-    distance: Tensor = torch.linalg.vector_norm(arm.features.double() - before.features.double(), dim=-1)
-    return distance
+@figure("kernel distance to untreated", DISTANCE, "lower", on=_BOTH)
+def kid_to_untreated(case: Case) -> float:
+    """KID to the untreated images of the same seeds."""
+    return (
+        math.nan if case.arm is case.before else kernel_distance(_flat(case.arm.features), _flat(case.before.features))
+    )
+
+
+@figure("feature distance to untreated", DISTANCE, noise=OTHER, on=(UNRELATED,))
+def feature_distance_to_untreated(case: Case) -> Interval | None:
+    """Between pictures of the same seed."""
+    if case.arm is case.before:
+        return None
+    difference = case.arm.features.double() - case.before.features.double()
+    return mean_interval(torch.linalg.vector_norm(difference, dim=-1))
+
+
+@figure("similarity to untreated", SIMILARITY, noise=OTHER, on=_BOTH)
+def ssim_to_untreated(case: Case) -> Interval | None:
+    """SSIM between pictures of the same seed."""
+    if case.arm is case.before or min(case.arm.images.shape[-2:]) < SMALLEST:
+        return None
+    return mean_interval(structural_similarity(case.arm.images[:, :_COMPARED], case.before.images[:, :_COMPARED]))
+
+
+@figure("diversity within groups", DISTANCE, "higher")
+def diversity_within_groups(case: Case) -> float | None:
+    """Mean distance between pictures of one prompt and group."""
+    return _diversity(case)[0]
+
+
+@figure("diversity within groups, untreated", DISTANCE)
+def diversity_within_groups_reference(case: Case) -> float | None:
+    """The same of untreated images of the same groups."""
+    return _diversity(case)[1]
+
+
+@figure("LPIPS to untreated", SIMILARITY, part="option", noise=OTHER, on=_BOTH)
+def lpips_to_untreated(case: Case) -> Interval | None:
+    """How far pictures of the same seed are for a network that judges as people do."""
+    return None if case.arm.lpips is None else mean_interval(case.arm.lpips)
+
+
+@figure("CLIPScore", SCORE, "higher", part="option", on=_BOTH)
+def clip_score(case: Case) -> Interval | None:
+    """How well pictures fit their neutral prompts, from 0 to 100."""
+    return None if case.arm.clip is None else mean_interval(case.arm.clip)
+
+
+@figure("CLIPScore, change", SCORE_CHANGE, "higher", part="option", on=_BOTH)
+def clip_score_change(case: Case) -> PairedDifference | None:
+    """Against untreated on the same seeds; p is for no change."""
+    if case.arm.clip is None or case.paired is None or case.paired.clip is None:
+        return None
+    return mean_change(case.paired.clip, case.arm.clip)
+
+
+@figure("readers agree", SHARE, part="option")
+def readers_agree(case: Case) -> Interval | None:
+    """Images on which all readers name the same group."""
+    return Interval(**case.agreement["readers_agree"]) if case.agreement else None
+
+
+@figure("kappa of {}", KAPPA, part="option")
+def readers_kappa(case: Case) -> dict[str, Interval] | None:
+    """Agreement of two readers beyond chance: 1 is full, 0 none."""
+    return _by_key(case, "readers_kappa")
+
+
+@figure("readers agree on {}", SHARE, "", part="further")
+def readers_agree_on(case: Case) -> dict[str, Interval] | None:
+    """Of the images that either reader gives this group, those that both do."""
+    return _by_key(case, "readers_agree_on")
+
+
+@figure("drawing time", SECONDS, "lower")
+def seconds(case: Case) -> float:
+    """Of these images."""
+    return math.nan if case.arm.seconds is None else round(case.arm.seconds, 2)
+
+
+@figure("peak memory", MEBIBYTES, "lower")
+def peak_memory(case: Case) -> float | None:
+    """Largest memory of tensors on a GPU while drawing."""
+    return None if case.arm.memory is None else round(case.arm.memory / 2**20, 1)
+
+
+def rate(true: Tensor) -> Interval:
+    """Share of pictures of which something is true, among those of which it is known (the others are NaN)."""
+    return wilson_interval(float(true.nansum()), int(true.isfinite().sum()))
+
+
+def _by_key(case: Case, name: str) -> dict[str, Interval] | None:
+    found = case.agreement.get(name)
+    return None if found is None else {key: Interval(**values) for key, values in found.items()}
+
+
+def _shown(case: Case) -> Tensor:
+    """(P, m, K) whether a prompt that names a group shows it: rows of a seed run through the groups of each prompt."""
+    groups = len(case.experiment.protocol.axis)
+    by_prompt: Tensor = top_group(case.arm.reads).unflatten(0, (-1, groups))
+    return by_prompt.diagonal(dim1=1, dim2=3)
+
+
+def _diversity(case: Case) -> tuple[float | None, float | None]:
+    """Of this arm, and of untreated images of the same groups."""
+    reference = case.experiment.reference
+    if reference is None or reference.allotted is None:
+        return None, None
+    groups = len(case.experiment.protocol.axis)
+    own, others = cells(case.arm.reads.argmax(2), groups), cells(reference.allotted, groups)
+    found = diversity_within(_flat(case.arm.features), own.flatten(), _flat(reference.features), others.flatten())
+    return (None, None) if math.isnan(found[0]) else found
+
+
+def _distance(case: Case, other: Drawn, distance: Callable[[Tensor, Tensor], float]) -> float:
+    """Between the pictures of two arms; NaN from an arm to itself."""
+    return math.nan if case.arm is other else distance(_flat(case.arm.features), _flat(other.features))
+
+
+def _flat(features: Tensor) -> Tensor:
+    return features.flatten(0, 1)

@@ -1,47 +1,43 @@
-"""The figures of an experiment: bias, side effects, and what chance alone would show, as plain data."""
+"""The figures of an experiment as plain data, as results.json holds them; intervals are 95 %."""
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
-from stereoclinic.evaluation.figures.bias import gap_figures, joint_figures, prompt_figures
-from stereoclinic.evaluation.figures.side_effects import (
-    asked_for,
-    certainty,
-    distances,
-    drift,
-    fidelity,
-    obeyed,
-    rate,
-    unrelated_figures,
-    within_groups,
-)
+from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Experiment
+from stereoclinic.evaluation.figures.bias import prompt_figures
+from stereoclinic.evaluation.figures.case import Case
+from stereoclinic.evaluation.figures.intersections import joint_figures
+from stereoclinic.evaluation.figures.registry import FIGURES, GROUPED, NEUTRAL, UNRELATED, VARIANTS, selector
 from stereoclinic.prompts.sets import group_prompts, write
 from stereoclinic.sns.policy import is_neutral
-from stereoclinic.statistics.agreement import agreement_figures
 from stereoclinic.statistics.gaps import gap_changes
-from stereoclinic.statistics.intervals import PairedDifference, noise_floor
+from stereoclinic.statistics.intervals import Interval, noise_floor
 from stereoclinic.statistics.shares import GAPS, parity_gap
+
+Selector = Callable[[str], bool]
 
 
 def summarise(experiment: Experiment, masks: list[str]) -> dict[str, Any]:
-    """Every figure of the comparison as plain data; intervals are 95 %."""
+    """Every figure of an experiment that its protocol asks for, as plain data."""
     protocol = experiment.protocol
     axis, labels, target = protocol.axis, list(protocol.prompts["label"]), protocol.target
     n, groups = protocol.images, len(axis)
-    before, distant = experiment.arm(UNTREATED), experiment.arm(OTHER)
+    before = experiment.arm(UNTREATED)
     seeds = before.seeds_from(protocol.seed)
+    wanted = selector(protocol.figures)
 
-    def floors(images: int, prompts: int) -> dict[str, Any]:
+    def noise(images: int, prompts: int, family: str = "") -> dict[str, Any]:
         return {
-            name: vars(noise_floor(images, groups, prompts, metric, target=target)) for name, metric in GAPS.items()
+            name: vars(noise_floor(images, groups, prompts, gap, target=target))
+            for name, gap in GAPS.items()
+            if wanted(family + name)
         }
 
-    changes = {
-        arm.name: gap_changes(before.reads, arm.reads, {"parity_gap": parity_gap}, target)["parity_gap"]
-        for arm in experiment.neutral
-        if arm is not before and arm is not distant
-    }
-    unrelated = {"unrelated": unrelated_figures(experiment)} if experiment.unrelated else {}
+    cases = _cases(experiment)
+    unrelated = {UNRELATED: _unrelated(experiment, wanted)} if experiment.unrelated else {}
+    grouped = {arm.name: Case(arm, before, before, experiment) for arm in experiment.grouped}
     return {
         "schema": SCHEMA,
         "axis": axis.name,
@@ -53,46 +49,84 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict[str, Any]:
         "steps": protocol.steps,
         "guidance": protocol.guidance,
         "masks": masks,
-        "noise_floor": floors(n, len(labels)),
+        "noise_floor": noise(n, len(labels)),
         "noise_floor_one_prompt": vars(noise_floor(n, groups, 1, parity_gap, target=target)),
-        "noise_floor_pooled": floors(n * len(labels), 1),
-        "arms": {arm.name: _arm(arm, experiment, changes) for arm in experiment.neutral},
+        "noise_floor_pooled": noise(n * len(labels), 1, "pooled."),
+        "arms": {
+            name: figures_of(case, NEUTRAL, wanted) | {"prompts": prompt_figures(case, protocol)}
+            for name, case in cases.items()
+        },
         "intersections": joint_figures(experiment.neutral, protocol),
-        "group_prompts": {arm.name: fidelity(arm, experiment) for arm in experiment.grouped},
+        GROUPED: {name: figures_of(case, GROUPED, wanted) for name, case in grouped.items()},
         "gate": _gate(experiment),
         **unrelated,
     }
 
 
-def _arm(arm: Drawn, experiment: Experiment, changes: dict[str, PairedDifference]) -> dict[str, Any]:
-    protocol, before, ceiling = experiment.protocol, experiment.arm(UNTREATED), changes[BALANCED]
-    same_seeds = before if arm.name in changes else None
-    figures: dict[str, Any] = {
-        "images": arm.reads.shape[0] * arm.reads.shape[1],
-        "seconds": None if arm.seconds is None else round(arm.seconds, 2),
-        **({} if arm.memory is None else {"peak_memory": round(arm.memory / 2**20, 1)}),
-        **certainty(arm),
-        "prompts": prompt_figures(arm, same_seeds, protocol),
-        **distances(arm, before, experiment.arm(OTHER)),
-        **gap_figures(arm.reads, protocol.target),
-        **within_groups(arm, experiment),
+def _cases(experiment: Experiment) -> dict[str, Case]:
+    """The arms of neutral prompts, each with its change of the gap."""
+    before, distant = experiment.arm(UNTREATED), experiment.arm(OTHER)
+    cases = {arm.name: Case(arm, before, distant, experiment) for arm in experiment.neutral}
+    changes = {
+        name: gap_changes(before.reads, case.arm.reads, {"": parity_gap}, case.target)[""]
+        for name, case in cases.items()
+        if case.paired is not None
     }
-    if arm is not before:
-        figures["drift"] = drift(arm, before)
-    if arm.allotted is not None and (arm.allotted >= 0).any():  # the gate may have left every prompt alone
-        figures["allotment_obeyed"] = obeyed(arm)
-    if arm.right is not None:
-        figures["occupation_right"] = rate(arm.right)
-    if arm.by_reader:
-        figures |= agreement_figures(arm.by_reader, protocol.axis.groups)
-    figures |= asked_for(arm, same_seeds)
-    if arm.name in changes:
-        figures["parity_gap_change"] = vars(changes[arm.name])
-        if arm.right is not None and before.right is not None:
-            figures["occupation_right_change"] = float(arm.right.nanmean() - before.right.nanmean())
-        if ceiling.high < 0:  # a share of a gain that may be none says nothing
-            figures["share_of_balanced_oracle"] = changes[arm.name].estimate / ceiling.estimate
-    return figures
+    return {name: replace(case, change=changes.get(name), ceiling=changes[BALANCED]) for name, case in cases.items()}
+
+
+def figures_of(case: Case, prompts: str, wanted: Selector) -> dict[str, Any]:
+    """The figures of one arm by key, as plain data.
+
+    Args:
+        case: The arm.
+        prompts: One of NEUTRAL, GROUPED, UNRELATED.
+        wanted: From `registry.selector`.
+    """
+    found: dict[str, Any] = {}
+    measured = [(figure, figure.measure) for figure in FIGURES.values() if figure.measure and prompts in figure.on]
+    for figure, measure in measured:
+        value = measure(case) if wanted(figure.name) else None
+        key = figure.name.removeprefix(f"{prompts}.").removesuffix(".")
+        if value is not None:
+            found |= {key: _plain(value)} if key else _plain(value)
+    for variant, (_, hard, pooled) in VARIANTS.items():
+        other = replace(case, hard=hard, pooled=pooled)
+        varied = {
+            figure.name: _plain(measure(other))
+            for figure, measure in measured
+            if figure.variants and wanted(f"{variant}.{figure.name}")
+        }
+        found |= {variant: varied} if varied else {}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return vars(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(member) for key, member in value.items()}
+    return None if math.isnan(value) else value
+
+
+def _unrelated(experiment: Experiment, wanted: Selector) -> dict[str, Any]:
+    """Figures of the unrelated prompts, and how they were drawn.
+
+    `left_alone` counts the prompts that the gate leaves alone, for they name a group; they cannot change.
+    """
+    protocol, arms = experiment.protocol, {arm.name: arm for arm in experiment.unrelated}
+    before, distant = arms[UNTREATED], arms[OTHER]
+    prompts = [write(row) for row in protocol.unrelated or []]
+    seeds = before.seeds_from(protocol.seed)
+    return {
+        "prompts": prompts,
+        "left_alone": sum(not is_neutral(prompt, protocol.axis) for prompt in prompts),
+        "images_per_prompt": protocol.unrelated_images,
+        "seeds": [seeds[0], seeds[-1]],
+        "arms": {
+            name: figures_of(Case(arm, before, distant, experiment), UNRELATED, wanted) for name, arm in arms.items()
+        },
+    }
 
 
 def _gate(experiment: Experiment) -> dict[str, Any]:
