@@ -149,6 +149,15 @@ class DDTD(L.LightningModule):
         earlier = self.kept.sums(self.labels, self.sums.shapes) if self.global_rank == 0 else {}
         self.total = {name: value + earlier.get(name, 0) for name, value in sums.items()}
 
+    def relevance(self, about: dict[str, Any]) -> Relevance:
+        """The result, with metadata of how it was made."""
+        if not self.done:
+            raise InputError(f"{about['prompts']}: no prompts in it")
+        counts = {"samples": self.done, "dropped": self.dropped}
+        metadata = {**about, **gate_words(self.axis), **counts, **created_now()}
+        bins = {"bin_edges": self.edges, "timesteps": self.timesteps}
+        return Relevance(self.sites, self.axis.groups, self.labels, **bins, **self.total, metadata=metadata)
+
     def _sum_over_ranks(self, *numbers: int) -> list[int]:
         summed: Tensor = self.trainer.strategy.reduce(torch.tensor(numbers, device=self.device), reduce_op="sum")
         return [int(number) for number in summed]
@@ -222,9 +231,9 @@ def run_ddtd(
 
     Raises:
         InputError: Fewer samples than ranks at the start of a run, an empty stream, more labels than fit in memory, a
-            bin that no measured step falls in, prompts or predictions that are the same for all groups, a target
-            without its classifier, a single sample that does not fit in memory, an accelerator without float64, or
-            something that shared-out weights do not allow.
+            bin without a measured step, prompts or predictions that are the same for all groups, a target without its
+            classifier, a sample that does not fit in memory, an accelerator without float64, or something that
+            shared-out weights do not allow.
         Incomplete: Samples are missing at the end, or more than 1 % of them had values that are not finite.
         KeyboardInterrupt: As pressed.
     """
@@ -235,27 +244,17 @@ def run_ddtd(
         check_sharded(inner(model.network), samples, settings.composite, trainer.get("precision"), ranks)
         # Lightning's own "fsdp" is torch's first one.
         trainer["strategy"] = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
-    store, kept = None, Checkpoint()
-    if shards is not None:
-        more = {name: getattr(settings, name) for name in ("bins", "collateral_every")}
-        lists = {name: list(getattr(settings, name)) for name in ("kinds", "sites")}
-        store = Shards(shards, {**about, **more, **lists})
-        kept = store.kept()
+    store = None if shards is None else _shards(shards, about, settings)
+    kept = Checkpoint() if store is None else store.kept()
     module = DDTD(model, axis, settings, samples.without(kept.done), classifier, progress, warn, store, kept)
     items: Samples | Stream | Evened = module.samples
-    if isinstance(items, Stream) or len(items):
-        if isinstance(items, Samples) and (together or (kept.done and isinstance(ranks, int) and len(items) < ranks)):
-            items = Evened(items, ranks)  # a resumed run may have fewer samples left than ranks
-        if not predict(module, model, items, batch_size, **trainer).is_global_zero:
-            return None
-    else:
+    if isinstance(items, Samples) and not len(items):
         module.finish(module.sums.tensors)
-    if not module.done:
-        raise InputError(f"{about['prompts']}: no prompts in it")
-    counts = {"samples": module.done, "dropped": module.dropped}
-    metadata = {**about, **gate_words(axis), **counts, **created_now()}
-    bins = {"bin_edges": module.edges, "timesteps": module.timesteps}
-    return Relevance(module.sites, axis.groups, module.labels, **bins, **module.total, metadata=metadata)
+        return module.relevance(about)
+    if isinstance(items, Samples) and (together or (kept.done and isinstance(ranks, int) and len(items) < ranks)):
+        items = Evened(items, ranks)  # a resumed run may have fewer samples left than ranks
+    runner = predict(module, model, items, batch_size, **trainer)
+    return module.relevance(about) if runner.is_global_zero else None
 
 
 locate = run_ddtd
@@ -268,6 +267,12 @@ def _with_float64(accelerator: Any) -> Any:
     if accelerator == "mps":
         raise InputError("accelerator 'mps': relevance is summed in float64, which mps does not have; give cpu")
     return "cpu"
+
+
+def _shards(folder: Path, about: dict[str, Any], settings: Settings) -> Shards:
+    more = {name: getattr(settings, name) for name in ("bins", "collateral_every")}
+    lists = {name: list(getattr(settings, name)) for name in ("kinds", "sites")}
+    return Shards(folder, {**about, **more, **lists})
 
 
 def _about(
