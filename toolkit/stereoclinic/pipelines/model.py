@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,11 +41,19 @@ _OTHER_TASKS = {
 }
 
 
-class Defaults(Form):
+@dataclass(frozen=True)
+class Defaults:
     """Steps and guidance scale where the user gives none."""
 
-    steps: int = Field(default=50, ge=1)
-    guidance: float = Field(default=7.5, ge=0)
+    steps: int = 50
+    guidance: float = 7.5
+
+
+class _File(Form):
+    """`stereoclinic.json`, which may lie in a model's folder."""
+
+    steps: int = Field(default=Defaults.steps, ge=1)
+    guidance: float = Field(default=Defaults.guidance, ge=0)
 
 
 def check_class(kind: type, components: Iterable[str], model: str) -> None:
@@ -177,7 +186,8 @@ class Model:
     def _read_defaults(self) -> Defaults:
         path = self.folder / "stereoclinic.json" if self.folder else None
         if path is not None and path.is_file():
-            return parse(Defaults, read_json(path, "model's defaults"), f"model's defaults {path}")
+            file = parse(_File, read_json(path, "model's defaults"), f"model's defaults {path}")
+            return Defaults(file.steps, file.guidance)
         names = ("num_inference_steps", "guidance_scale")
         steps, guidance = (getattr(self._parameters.get(name), "default", None) for name in names)
         return Defaults(

@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
             "images": options.images,
             "hardware": options.hardware,
             "samples": options.samples,
-            **model.defaults.model_dump(),
+            **asdict(model.defaults),
         }
         write_text(options.card, card(found, table, **about))
     raise SystemExit(0 if all(line.met is not False for line in found) else 1)
