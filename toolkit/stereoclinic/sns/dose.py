@@ -142,8 +142,8 @@ def lean_left(
     if not treated:
         raise InputError(f"the mask treats none of the sampler's {steps} steps; give more --steps, or another mask")
 
-    def left(own: slice) -> Tensor:
-        part, total = rows[own], torch.zeros(len(rows[own]))
+    def left(batch: slice) -> Tensor:
+        part, total = rows[batch], torch.zeros(len(rows[batch]))
         treatment = Treatment(model, mask, (), strength, shares, force=force)
         goals = [numbers[name] if isinstance(name, str) else None for name in treatment.begin(part)]
 

@@ -31,7 +31,7 @@ from stereoclinic.prompts.sets import Samples
 from stereoclinic.runtime.exchange import Ranks
 from stereoclinic.runtime.predict import predict
 from stereoclinic.sns.mask import NeuronMask
-from stereoclinic.sns.select import labels_said
+from stereoclinic.sns.select import label_metadata
 from stereoclinic.sns.stepwise import PlannedStep, PlanTask, StepPlanner, Stepwise
 
 KIND, VERSION = "unfinished plan", 1
@@ -207,7 +207,7 @@ def _record(task: PlanTask) -> tuple[dict[str, Any], dict[str, Any]]:
         "axis": axis.name,
         "words": list(axis.words),
         **samples.about(),
-        **labels_said(samples.labels),
+        **label_metadata(samples.labels),
         "scheduler": type(model.pipe.scheduler).__name__,
         "steps": settings.steps,
         "guidance": settings.guidance,

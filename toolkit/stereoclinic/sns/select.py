@@ -179,12 +179,12 @@ def mask_from(
         relevance.bin_edges,
         factors.float(),
         roots_for(relevance, root, per_bin),
-        metadata={**relevance.metadata, **labels_said(relevance.labels), "selection": selection},
+        metadata={**relevance.metadata, **label_metadata(relevance.labels), "selection": selection},
     )
     return mask if window is None else mask.windowed(window)
 
 
-def labels_said(labels: Sequence[str]) -> dict[str, list[str]]:
+def label_metadata(labels: Sequence[str]) -> dict[str, list[str]]:
     """The labels as metadata of a mask, which show what labels are held out; empty if there are too many."""
     return {"labels": list(labels)} if len(labels) <= MOST_LABELS else {}
 
@@ -244,8 +244,8 @@ def neurons_of(sites: Sequence[Site], kinds: Sequence[str] | None) -> Tensor:
     known = (*SITE_KINDS, "image", *STREAMS)
     for name in sorted(set().union(*wanted) - set(known)):
         raise InputError(f"site kind {name!r} is not known; choose from {', '.join(known)}")
-    of = [kinds is None or any(each <= {site.kind, site.stream} for each in wanted) for site in sites]
-    chosen = torch.cat([torch.full((site.width,), own) for site, own in zip(sites, of, strict=True)])
+    fits = [kinds is None or any(names <= {site.kind, site.stream} for names in wanted) for site in sites]
+    chosen = torch.cat([torch.full((site.width,), fit) for site, fit in zip(sites, fits, strict=True)])
     if not chosen.any():
         present = sorted({f"{site.kind}:{site.stream}" for site in sites})
         raise InputError(f"no site is of kind {', '.join(kinds or ())!r}; there are {', '.join(present)}")

@@ -243,10 +243,10 @@ class StepPlanner:
     def _asked(self, step: int) -> Tensor:
         """Which directions each sample has rows for at a step, (E, B): each equally often, shuffled at every step."""
         samples = len(self.task.samples)
-        each = max(1, -(-self.directions // samples))
+        number = max(1, -(-self.directions // samples))
         order = torch.randperm(samples, generator=torch.Generator().manual_seed(step))
         order = order[[row["number"] for row in self.rows]]
-        return (each * order + torch.arange(each)[:, None]) % self.directions
+        return (number * order + torch.arange(number)[:, None]) % self.directions
 
     def _direction(self, asked: Tensor, call: Call, directions: Tensor, text: Tensor | None) -> Tensor:
         """The direction that each sample has a row for, off the axis and in units of ||d||: (B, D)."""
