@@ -188,21 +188,24 @@ def run(
 def _note_left_out(experiment: Experiment) -> dict[str, Any]:
     """What results say of seeds that are left out, if any; the experiment's protocol then counts the others alone."""
     protocol = experiment.protocol
-    parts = {"neutral": experiment.neutral, "group": experiment.grouped, "unrelated": experiment.unrelated}
-    asked = {"neutral": protocol.images, "group": protocol.group_images, "unrelated": protocol.unrelated_images}
+    parts = {
+        "neutral": ("images", experiment.neutral),
+        "group": ("group_images", experiment.grouped),
+        "unrelated": ("unrelated_images", experiment.unrelated),
+    }
     every = [*experiment.neutral, *experiment.grouped, *experiment.unrelated]
     every += [] if experiment.reference is None else [experiment.reference]
     if not (blank := sum(arm.blank for arm in every)):
         return {}
-    first, seeds, kept = protocol.seed, dict[str, list[int]](), dict(asked)
-    for part, arms in parts.items():
+    seeds, kept = dict[str, list[int]](), dict[str, Any]()
+    for part, (field, arms) in parts.items():
         if arms:
-            seeds[part] = sorted({*range(first, first + asked[part])} - {*arms[0].seeds})
-            kept[part] = len(arms[0].seeds)
-    experiment.protocol = replace(
-        protocol, images=kept["neutral"], group_images=kept["group"], unrelated_images=kept["unrelated"]
-    )
-    return {"left_out": {"pictures": blank, "seeds": {part: each for part, each in seeds.items() if each}}}
+            kept[field] = len(arms[0].seeds)
+            asked = range(protocol.seed, protocol.seed + getattr(protocol, field))
+            if missing := sorted({*asked} - {*arms[0].seeds}):
+                seeds[part] = missing
+    experiment.protocol = replace(protocol, **kept)
+    return {"left_out": {"pictures": blank, "seeds": seeds}}
 
 
 def drawn(
