@@ -20,6 +20,7 @@ Data = dict[str, Any]
 #: Parts whose figures are there only where something asks for them.
 _ASKED = {"published": "Published protocol", "reference": "Compared with the reference", "option": "Options"}
 _BRACKETS = "[95 % interval]; p: no change on the same seeds. Groups are perceived presentation."
+_NOISE = "Sampling noise: what a mask that changes nothing shows. "
 _COLUMNS = 3  # of a table of further figures
 
 
@@ -40,7 +41,7 @@ def bench_tables(results: Data, figures: str = "default") -> list[Group]:
     tables = [
         _table(results, "Bias", _of_part(shown, "bias"), f"{facts} {_BRACKETS}{allotment_note(results)}"),
         *(_table(results, title, _of_part(keys, part)) for part, title in _ASKED.items()),
-        _table(results, "Cost", _of_part(shown, "cost"), "Sampling noise: what a mask that changes nothing shows."),
+        _table(results, "Cost", _of_part(shown, "cost"), _NOISE + _features(results)),
         *(_table(results, "Further figures", further[i : i + _COLUMNS]) for i in range(0, len(further), _COLUMNS)),
         _needs_table(results),
     ]
@@ -59,6 +60,11 @@ def reader_says(provenance: Data) -> Group | None:
         return None
     shown = (styled(f"- {line}", "dim") for line in lines)
     return Group(styled(f"Limits of the reader: {provenance['reader']}", "bold"), *shown, "")
+
+
+def _features(results: Data) -> str:
+    name = results.get("features", "reader")
+    return "Distances use the reader's features." if name == "reader" else f"Distances use {name} features."
 
 
 def _of_part(keys: Sequence[str], part: str) -> list[str]:

@@ -79,7 +79,7 @@ def test_images_of_no_group_stand_in_the_table_where_the_reader_can_tell(stereo,
         folder = write_classifier(tmp_path / f"vit-{len(labels)}", labels)
         result = stereo("bench", "--model", model, "--reader", f"hf:{folder}", *given)
         assert result.exit_code == 0, result.stderr
-        assert ("No group: images that rather show none" in " ".join(result.stdout.split())) == says
+        assert ("no group seen" in " ".join(result.stdout.split())) == says
         (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["experiments"]
         assert all(("no_group" in arm) == says for arm in found["arms"].values())
 

@@ -130,7 +130,7 @@ def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]
     groups, rows = protocol.axis.groups, list(enumerate(protocol.prompts))
     named = list(zip(groups, protocol.axis.words, strict=True))
     # By part: the arms, and of each of their prompts its label, text, the group it names, and the name of its files.
-    parts = {
+    parts: dict[str, tuple[list[Drawn], list[tuple[str, str, str | None, str]]]] = {
         "neutral": (experiment.neutral, [(row["label"], write(row), None, f"{p:03d}") for p, row in rows]),
         "group": (
             experiment.grouped,
