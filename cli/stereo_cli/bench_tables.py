@@ -38,10 +38,12 @@ def bench_tables(results: Data, figures: str = "default") -> list[Group]:
     further = [key for key in rest if "all" in names or key in names or key.partition(".")[0] in names]
     n, (first, last) = results["images_per_prompt"], results["seeds"]
     facts = f"{len(results['labels'])} prompts, {n} images each, seeds {first} to {last}, {results['steps']} steps."
+    published = results.get("published") or {}
+    captions = {"published": f"{published.get('name')}: {published.get('figure')}."}
     tables = [
         _table(results, "Bias", _of_part(shown, "bias"), f"{facts} {_BRACKETS}{allotment_note(results)}"),
-        *(_table(results, title, _of_part(keys, part)) for part, title in _ASKED.items()),
-        _table(results, "Cost", _of_part(shown, "cost"), _NOISE + _features(results)),
+        *(_table(results, title, _of_part(keys, part), captions.get(part, "")) for part, title in _ASKED.items()),
+        _table(results, "Cost", _of_part(shown, "cost"), _NOISE + _measured(results)),
         *(_table(results, "Further figures", further[i : i + _COLUMNS]) for i in range(0, len(further), _COLUMNS)),
         _needs_table(results),
     ]
@@ -62,9 +64,13 @@ def reader_says(provenance: Data) -> Group | None:
     return Group(styled(f"Limits of the reader: {provenance['reader']}", "bold"), *shown, "")
 
 
-def _features(results: Data) -> str:
-    name = results.get("features", "reader")
-    return "Distances use the reader's features." if name == "reader" else f"Distances use {name} features."
+def _measured(results: Data) -> str:
+    """What distances are measured in, and how the gate read the prompts."""
+    name, gate = results.get("features", "reader"), results["gate"]
+    features = "the reader's" if name == "reader" else name
+    alone = f"{gate['group_prompts'] - gate['missed']} of {gate['group_prompts']} group prompts"
+    alarms = f"{gate['false_alarms']} of {gate['neutral_prompts']} neutral prompts"
+    return f"Distances use {features} features. The gate leaves {alone} and {alarms} alone."
 
 
 def _of_part(keys: Sequence[str], part: str) -> list[str]:
