@@ -38,12 +38,11 @@ def bench_tables(results: Data, figures: str = "default") -> list[Group]:
     further = [key for key in rest if "all" in names or key in names or key.partition(".")[0] in names]
     n, (first, last) = results["images_per_prompt"], results["seeds"]
     facts = f"{len(results['labels'])} prompts, {n} images each, seeds {first} to {last}, {results['steps']} steps."
-    asked = (
-        {"published": f"{published['name']}: {published['figure']}."} if (published := results.get("published")) else {}
-    )
+    published = results.get("published") or {}
+    captions = {"published": f"{published.get('name')}: {published.get('figure')}."}
     tables = [
         _table(results, "Bias", _of_part(shown, "bias"), f"{facts} {_BRACKETS}{allotment_note(results)}"),
-        *(_table(results, title, _of_part(keys, part), asked.get(part, "")) for part, title in _ASKED.items()),
+        *(_table(results, title, _of_part(keys, part), captions.get(part, "")) for part, title in _ASKED.items()),
         _table(results, "Cost", _of_part(shown, "cost"), _NOISE + _measured(results)),
         *(_table(results, "Further figures", further[i : i + _COLUMNS]) for i in range(0, len(further), _COLUMNS)),
         _needs_table(results),

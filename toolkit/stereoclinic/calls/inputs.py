@@ -38,7 +38,6 @@ def open_named(
     Raises:
         InputError: It cannot be opened, or height or width is given alone.
     """
-    from dataclasses import replace
 
     from stereoclinic.pipelines import open_model
     from stereoclinic.pipelines.model import Model
@@ -48,7 +47,8 @@ def open_named(
         opened = open_model(model, place, settings.dtype, settings.variant, call, reporter.note)
     else:
         opened = model if isinstance(model, Model) else Model(model, call=call)
-    opened.defaults = replace(opened.defaults, steps=settings.steps or opened.defaults.steps)
+    steps = settings.steps or opened.defaults.steps
+    opened.defaults = opened.defaults.model_copy(update={"steps": steps})
     return opened
 
 

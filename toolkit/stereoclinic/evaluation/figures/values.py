@@ -94,8 +94,7 @@ def noise_of(results: Mapping[str, Any], key: str) -> Interval | NoiseFloor | No
     """
     noise = figure_of(key).noise
     if isinstance(noise, str):
-        prompts = f"{UNRELATED}." if key.startswith(f"{UNRELATED}.") else ""
-        return values_of(results, noise).get(key) if prompts or not key.startswith(GROUPED) else None
+        return values_of(results, noise).get(key)
     if noise is not None:
         return Interval(noise)
     published = results.get("published") or {}
