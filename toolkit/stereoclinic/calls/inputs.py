@@ -48,7 +48,7 @@ def open_named(
     else:
         opened = model if isinstance(model, Model) else Model(model, call=call)
     steps = settings.steps or opened.defaults.steps
-    opened.defaults = opened.defaults.model_copy(update={"steps": steps})
+    opened.defaults = replace(opened.defaults, steps=steps)
     return opened
 
 
