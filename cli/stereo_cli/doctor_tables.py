@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stereo_cli.tables import captioned, new_table, styled
-from stereoclinic.calls.texts import call_texts
+from stereoclinic.calls.settings import call_texts
 from stereoclinic.io.text import printable
 
 Data = dict[str, Any]

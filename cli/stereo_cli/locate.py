@@ -31,8 +31,8 @@ def locate(
     images. It is decomposed down to the neurons (Diffusion Deep Taylor Decomposition), and a mask is chosen from that.
     """
     from stereo_cli.tables import lean_table, mask_table
+    from stereoclinic.calls.inputs import relevance_file
     from stereoclinic.calls.locate import prepare_locate
-    from stereoclinic.calls.paths import relevance_file
     from stereoclinic.prompts.axes import load_axis
     from stereoclinic.report.summary import lean_summary, mask_summary
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from stereo_cli.terminal import say
-from stereoclinic.calls.settings import MODEL, ModelSettings, OpenSettings
-from stereoclinic.calls.texts import call_texts
+from stereoclinic.calls.settings import MODEL, ModelSettings, OpenSettings, call_texts
 
 S = TypeVar("S", bound=OpenSettings)
 

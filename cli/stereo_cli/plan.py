@@ -45,8 +45,8 @@ def plan(
     aims every lean at 0. No relevance file is needed.
     """
     from stereo_cli.tables import mask_table
+    from stereoclinic.calls.inputs import PLANNED
     from stereoclinic.calls.mask import model_of
-    from stereoclinic.calls.paths import PLANNED
     from stereoclinic.calls.plan import prepare_plan
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.prompts.axes import load_axis

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from stereo_cli.terminal import note, stderr, warn
-from stereoclinic.calls.reporter import Advance, Reporter
+from stereoclinic.calls.work import Advance, Reporter
 from stereoclinic.io.text import printable
 from stereoclinic.runtime.ranks import is_rank_zero
 

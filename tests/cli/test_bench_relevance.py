@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stereoclinic.calls.paths import relevance_near
+from stereoclinic.calls.inputs import relevance_near
 from stereoclinic.ddtd.relevance import Relevance
 
 SMALL = ("--limit", 1, "--images", 2, "--group-images", 0, "--steps", 1, "--quiet", "--seed", 50)

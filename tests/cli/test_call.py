@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stereoclinic.calls.inputs import call_of
-from stereoclinic.calls.settings import ModelSettings, checked
-from stereoclinic.calls.texts import call_options, call_texts
+from stereoclinic.calls.settings import ModelSettings, call_options, call_texts, checked
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.sns.mask import NeuronMask

@@ -17,7 +17,7 @@ from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Call, Conditions, Walk, encode_groups
 from stereoclinic.prompts.axes import Axis, load_axis
 from stereoclinic.prompts.sets import Row, load_prompts, with_seeds
-from stereoclinic.runtime.exchange import Ranks
+from stereoclinic.runtime.predict import Ranks
 from stereoclinic.sns.damp import suppress
 from stereoclinic.sns.dose import lean_left
 from stereoclinic.sns.plan import plan_stepwise

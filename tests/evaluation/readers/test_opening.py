@@ -21,7 +21,7 @@ from stereoclinic.evaluation.readers import (
     read_rows,
 )
 from stereoclinic.evaluation.readers.base import KnownError
-from stereoclinic.evaluation.readers.ensemble import EnsembleReader, by_reader_key
+from stereoclinic.evaluation.readers.opening import EnsembleReader, by_reader_key
 from stereoclinic.prompts.axes import Axis, load_axis
 
 GENDER, AGE, SKIN = (load_axis(name) for name in ("gender", "age", "skin"))

@@ -11,11 +11,10 @@ from datasets import Dataset
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from stereoclinic.calls.doctor import DoctorSettings
-from stereoclinic.calls.duration import Duration, Workload, estimate
+from stereoclinic.calls.doctor import DoctorSettings, Duration, Workload, estimate
 from stereoclinic.calls.inputs import call_of, neutral_prompts, open_named
-from stereoclinic.calls.reporter import Reporter
-from stereoclinic.calls.texts import call_texts
+from stereoclinic.calls.settings import call_texts
+from stereoclinic.calls.work import Reporter
 from stereoclinic.ddtd.conservation import Conservation, check
 from stereoclinic.ddtd.rules.composites import Composite, get_composite
 from stereoclinic.ddtd.rules.operations import tensors

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stereoclinic.calls.reporter import Reporter
 from stereoclinic.calls.settings import DOSE, Settings, option
+from stereoclinic.calls.work import Reporter
 from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:

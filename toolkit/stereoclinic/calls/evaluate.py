@@ -1,9 +1,13 @@
-"""`evaluate`: draw the same seeds with and without masks, and compare. `stereo bench` is this call."""
+"""`evaluate`: draw the same seeds with and without masks, and compare. `stereo bench` is this call.
+
+`compare`: which figures of two results differ, by how much, and whether B is better or worse.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from diffusers import DiffusionPipeline
@@ -11,11 +15,12 @@ from diffusers import DiffusionPipeline
 from stereoclinic.calls import inputs
 from stereoclinic.calls.evaluate_settings import EvaluateSettings
 from stereoclinic.calls.evaluation import Evaluation, References, baseline_samples
-from stereoclinic.calls.reporter import Reporter
+from stereoclinic.calls.work import Reporter
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation import instruments
 from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED, Protocol
+from stereoclinic.evaluation.compare import compare_results
 from stereoclinic.evaluation.figures.registry import requested
 from stereoclinic.evaluation.methods import check_names
 from stereoclinic.evaluation.protocols import PublishedProtocol, load_protocol
@@ -292,3 +297,22 @@ def _check_model(model: Model, masks: dict[str, NeuronMask], protocols: list[Pro
         if made_for is not None and first.axis.name not in [made_for, *str(made_for).split("+")]:
             reporter.note(f"mask {name} was made for axis {made_for}, and is judged on {first.axis.name}")
         inputs.note_differences(reporter, name, mask, model)
+
+
+def compare(a: str | Path | Results, b: str | Path | Results) -> dict[str, Any]:
+    """Compare two results of `evaluate`. This is `stereo compare`.
+
+    Arms are compared by their names; a single mask on either side is compared whatever it is called.
+
+    Args:
+        a: A results.json, the folder that it is in, or what `evaluate` returned.
+        b: The same.
+
+    Returns:
+        Plain data, see `evaluation.compare.compare_results`.
+
+    Raises:
+        InputError: One cannot be read, or they cannot be compared: another axis, shares, prompts or guidance scales.
+    """
+    first, second = (each if isinstance(each, Results) else Results.load(each) for each in (a, b))
+    return compare_results(first.data, second.data)

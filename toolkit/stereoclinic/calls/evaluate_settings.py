@@ -16,9 +16,9 @@ from stereoclinic.calls.settings import (
     ModelSettings,
     PromptSettings,
     Settings,
+    group_shares,
     option,
 )
-from stereoclinic.calls.texts import group_shares
 
 
 class ReaderSettings(Settings):

@@ -9,9 +9,8 @@ from typing import Any
 from datasets import Dataset
 
 from stereoclinic.calls.evaluate_settings import EvaluateSettings
-from stereoclinic.calls.paths import relevance_near
-from stereoclinic.calls.reporter import Reporter
-from stereoclinic.calls.work import claimed
+from stereoclinic.calls.inputs import relevance_near
+from stereoclinic.calls.work import Reporter, claimed
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.evaluation.arms import Experiment, Protocol
 from stereoclinic.evaluation.experiment import arms_of, run

@@ -1,4 +1,10 @@
-"""What a call is given by name: its axis, prompts, model, reader and files, resolved and checked."""
+"""What a call is given by name: its axis, prompts, model, reader and files, resolved and checked.
+
+The files near a mask: the relevance that it was chosen from.
+
+stereo locate    NAME.pt                                  and NAME.relevance.safetensors
+stereo plan      NAME-allocated.pt, NAME-balanced.pt      beside those
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,18 +12,52 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stereoclinic.calls.reporter import Reporter
-from stereoclinic.calls.settings import ModelSettings, OpenSettings
-from stereoclinic.calls.texts import call_texts
+from stereoclinic.calls.settings import ModelSettings, OpenSettings, call_texts
+from stereoclinic.calls.work import Reporter
 from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from diffusers import DiffusionPipeline
 
+    from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.pipelines.model import Model
     from stereoclinic.prompts.axes import Axis
     from stereoclinic.sns.mask import NeuronMask
+
+
+PLANNED = ("-allocated", "-balanced")
+_DIGESTS = ("unet_shapes", "unet_weights")
+
+
+def relevance_file(stem: str) -> str:
+    """The name that `stereo locate` gives to relevance, by the stem of its mask."""
+    return f"{stem}.relevance.safetensors"
+
+
+def relevance_near(mask: Path, groups: Sequence[str], model: Mapping[str, Any]) -> "tuple[Path, Relevance] | None":
+    """The relevance beside a mask, and its file; None where there is none, or it is of something else.
+
+    Args:
+        mask: The mask's file.
+        groups: Of the axis that is judged.
+        model: Digests of the model that is judged, `unet_shapes` and `unet_weights`; the relevance must carry the same.
+    """
+    from stereoclinic.ddtd.relevance import Relevance
+    from stereoclinic.errors import InputError
+
+    for stem in dict.fromkeys([mask.stem, *map(mask.stem.removesuffix, PLANNED)]):
+        path = mask.with_name(relevance_file(stem))
+        if not path.is_file():
+            continue
+        try:
+            found = Relevance.load(path)
+        except InputError:
+            continue
+        same = all(found.metadata.get(digest) == model[digest] for digest in _DIGESTS)
+        if same and tuple(found.groups) == tuple(groups):
+            return path, found
+    return None
 
 
 def open_named(

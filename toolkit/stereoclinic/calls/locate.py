@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from stereoclinic.calls.paths import relevance_file
-from stereoclinic.calls.reporter import Reporter
+from stereoclinic.calls.inputs import relevance_file
 from stereoclinic.calls.settings import (
     CHOOSING,
     DEVICES,
@@ -20,7 +19,7 @@ from stereoclinic.calls.settings import (
     SiteSettings,
     option,
 )
-from stereoclinic.calls.work import claimed, keeps_progress, refuse_left_over
+from stereoclinic.calls.work import Reporter, claimed, keeps_progress, refuse_left_over
 from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:

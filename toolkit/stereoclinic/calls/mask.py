@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from stereoclinic.calls.dose import DoseSettings
 from stereoclinic.calls.locate import ChoosingSettings
-from stereoclinic.calls.reporter import Reporter
 from stereoclinic.calls.settings import CHOOSING, DEVICES, DOSE, MODEL, ModelSettings, PromptSettings, option
+from stereoclinic.calls.work import Reporter
 from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:

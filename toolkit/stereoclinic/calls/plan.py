@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stereoclinic.calls.dose import DoseSettings
-from stereoclinic.calls.reporter import Reporter
 from stereoclinic.calls.settings import (
     CHOOSING,
     DEVICES,
@@ -15,7 +14,7 @@ from stereoclinic.calls.settings import (
     SiteSettings,
     option,
 )
-from stereoclinic.calls.work import claimed, keeps_progress, refuse_left_over
+from stereoclinic.calls.work import Reporter, claimed, keeps_progress, refuse_left_over
 from stereoclinic.errors import InputError
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stereoclinic.calls.reporter import Reporter
 from stereoclinic.calls.settings import RESPONSES, OpenSettings, option
+from stereoclinic.calls.work import Reporter
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from stereoclinic.errors import InputError
-from stereoclinic.io.forms import Form, parse
+from stereoclinic.io.metadata import Form, parse
 from stereoclinic.io.reading import read_json
 from stereoclinic.pipelines.arguments import inner
 

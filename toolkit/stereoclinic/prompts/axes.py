@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, StrictBool
 
 from stereoclinic.errors import InputError
-from stereoclinic.io.forms import Form, parse
+from stereoclinic.io.metadata import Form, parse
 from stereoclinic.io.reading import LONGEST_NAME, MOST_GROUPS, is_name, read_toml
 
 _FOLDER = Path(__file__).with_name("axes")

@@ -28,8 +28,7 @@ from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.prompts.axes import Axis, gate_words
 from stereoclinic.prompts.sets import Samples
-from stereoclinic.runtime.exchange import Ranks
-from stereoclinic.runtime.predict import predict
+from stereoclinic.runtime.predict import Ranks, predict
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import label_metadata
 from stereoclinic.sns.stepwise import PlannedStep, PlanTask, StepPlanner, Stepwise

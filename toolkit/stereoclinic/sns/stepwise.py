@@ -44,7 +44,7 @@ from stereoclinic.pipelines.sites import SITE_KINDS, Site
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, Samples
-from stereoclinic.runtime.exchange import Ranks
+from stereoclinic.runtime.predict import Ranks
 from stereoclinic.sns.linear import SHRINK, bounded_least_squares
 from stereoclinic.sns.mask import check_not_negative, in_unit
 from stereoclinic.sns.trial import TrialDamping

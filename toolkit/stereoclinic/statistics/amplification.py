@@ -23,8 +23,7 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 from stereoclinic.statistics.gaps import gap_interval
 from stereoclinic.statistics.intervals import Interval
-from stereoclinic.statistics.noise import noise_of
-from stereoclinic.statistics.resampling import or_seeded, percentiles
+from stereoclinic.statistics.resampling import noise_of, or_seeded, percentiles
 from stereoclinic.statistics.shares import distribution, parity_gap, sdtv
 
 Reference = Mapping[str, Mapping[str, float]]  # label -> group -> share

@@ -38,8 +38,16 @@ import torch
 from torch import Tensor
 
 from stereoclinic.statistics.intervals import Interval, PairedDifference, paired_difference_interval, share_statistic
-from stereoclinic.statistics.noise import Noise, noise_of, on_simplex, resampled_shares
-from stereoclinic.statistics.resampling import HIGH, LOW, check_draws, or_seeded
+from stereoclinic.statistics.resampling import (
+    HIGH,
+    LOW,
+    Noise,
+    check_draws,
+    noise_of,
+    on_simplex,
+    or_seeded,
+    resampled_shares,
+)
 from stereoclinic.statistics.shares import Gap
 
 _BEYOND_DOUBT = 2.5  # standard errors from the target

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.statistics.intervals import Interval
-from stereoclinic.statistics.noise import on_simplex
-from stereoclinic.statistics.resampling import LOW, check_draws, dirichlet, or_seeded, percentiles
+from stereoclinic.statistics.resampling import LOW, check_draws, dirichlet, on_simplex, or_seeded, percentiles
 from stereoclinic.statistics.shares import distribution, top_group
 
 _NEAR_SINGULAR = 0.1  # smallest singular value: below it, errors of reads are multiplied by more than ten

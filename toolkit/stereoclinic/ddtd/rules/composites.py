@@ -32,7 +32,7 @@ from stereoclinic.ddtd.rules.functions import Rule
 from stereoclinic.ddtd.rules.layers import LayerRule
 from stereoclinic.ddtd.rules.order import find_layers
 from stereoclinic.errors import InputError
-from stereoclinic.io.forms import Form, parse
+from stereoclinic.io.metadata import Form, parse
 from stereoclinic.io.reading import read_toml
 
 

@@ -11,7 +11,7 @@ from stereoclinic.evaluation.arms import ALLOCATION, OTHER, Drawn, Experiment
 from stereoclinic.statistics.agreement import agreement_figures
 from stereoclinic.statistics.distances import frechet_within_groups, within_groups_ratio
 from stereoclinic.statistics.intervals import Interval, PairedDifference
-from stereoclinic.statistics.noise import Noise, noise_of
+from stereoclinic.statistics.resampling import Noise, noise_of
 
 DRAWS = 600  # of the interval of a gap
 

@@ -20,7 +20,7 @@ from stereoclinic.evaluation.arms import Drawn, Protocol
 from stereoclinic.sns.allocate import JOINT
 from stereoclinic.statistics.gaps import interval_of
 from stereoclinic.statistics.intervals import noise_floor, wilson_interval
-from stereoclinic.statistics.noise import noise_of
+from stereoclinic.statistics.resampling import noise_of
 from stereoclinic.statistics.shares import GAPS, distribution, top_group
 
 #: The mean over groups, and the group that is farthest off.
