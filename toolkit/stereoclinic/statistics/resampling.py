@@ -22,7 +22,7 @@ from stereoclinic.statistics.shares import shares_from_reads, target_of, top_gro
 
 #: Every interval is of 95 % confidence: the share below its low end, the share below its high end, and the normal
 #: quantile there.
-LOW, HIGH, NORMAL = 0.025, 0.975, NormalDist().inv_cdf(0.975)
+LOW, HIGH, NORMAL = (1 - 0.95) / 2, (1 + 0.95) / 2, NormalDist().inv_cdf(0.975)
 
 # Resamples are drawn in chunks of about this many numbers (32 MB in float64), so that memory stays flat.
 CHUNK_NUMBERS = 2**22
