@@ -84,8 +84,8 @@ def typecheck(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation into site/; a warning, such as a link that leads nowhere, fails."""
     project = nox.project.load_toml("pyproject.toml")["project"]
-    # The reference of the commands is made from the command line itself, which needs these two and no torch.
-    light = [each for each in project["dependencies"] if each.startswith(("typer", "rich"))]
+    # The reference of the commands is made from the command line itself, which needs these and no torch.
+    light = [each for each in project["dependencies"] if each.startswith(("typer", "rich", "pydantic", "lazy-loader"))]
     session.install("-c", "constraints.txt", *light, *project["optional-dependencies"]["docs"])
     session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
 

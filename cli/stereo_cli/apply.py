@@ -63,7 +63,7 @@ def apply(
 def _fuse(
     masks: list[Path], settings: ApplySettings, run: Run, model: str, out: Path | None, reporter: TerminalReporter
 ) -> None:
-    from stereoclinic.calls.apply import prepare_fuse
+    from stereoclinic.calls.fuse import prepare_fuse
 
     job = prepare_fuse(masks, model, settings, out)
     if run.dry_run:

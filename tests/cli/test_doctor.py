@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from stereoclinic import check, load_axis, load_prompts, open_model, with_seeds
 from stereoclinic.calls.diagnosis import describe
-from stereoclinic.calls.doctor import Workload, estimate
+from stereoclinic.calls.duration import Workload, estimate
 from stereoclinic.ddtd.conservation import Conservation
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites

@@ -11,7 +11,8 @@ from datasets import Dataset
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from stereoclinic.calls.doctor import DoctorSettings, Duration, Workload, estimate
+from stereoclinic.calls.doctor import DoctorSettings
+from stereoclinic.calls.duration import Duration, Workload, estimate
 from stereoclinic.calls.inputs import call_of, neutral_prompts, open_named
 from stereoclinic.calls.settings import call_texts
 from stereoclinic.calls.work import Reporter
