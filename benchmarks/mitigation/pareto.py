@@ -5,7 +5,7 @@
     done
     python benchmarks/mitigation/pareto.py judged-*/results.json --figure docs/pareto.png
 
-The figures of docs/results/treatments.md are in `results`, one file for each results.json, without the figures by
+The figures of docs/results/map.md are in `results`, one file for each results.json, without the figures by
 prompt (`--condense FOLDER` writes such files). Every file is one seed set. Values are means over seed sets, ± half of
 their 95 % t interval; with one seed set, the interval of the bench. The figure shows the parity gap against the Frechet
 distance within groups over its floor, and against group prompts that are obeyed.

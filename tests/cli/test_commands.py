@@ -176,13 +176,12 @@ def test_images_load_as_an_imagefolder(benched):
 
 
 def test_distances_have_the_floor_that_two_samples_show(benched):
-    result, out = benched
+    _, out = benched
     for results in json.loads((out / "results.json").read_text())["experiments"]:
         arms = results["arms"]
         floor = arms["untreated"]["frechet_to_other_seeds"]
         assert floor == pytest.approx(arms["other seeds"]["frechet_to_untreated"])  # the distance is symmetric
         assert arms["untreated"]["frechet_to_untreated"] is arms["other seeds"]["frechet_to_other_seeds"] is None
-        assert f"is {floor:.2g} in the row `untreated`" in " ".join(result.stdout.split())
         for arm in arms.values():
             gains = arms["balanced oracle"]["parity_gap_change"]["high"] < 0
             assert ("share_of_balanced_oracle" in arm) == (gains and "parity_gap_change" in arm)
@@ -204,7 +203,11 @@ def test_side_effects_have_their_floors(benched):
                 assert list(arm["drift"]) == ["age", "skin"] and all(0 <= each <= 1 for each in arm["drift"].values())
         assert results["gate"] == {"group_prompts": 4, "missed": 0, "neutral_prompts": 2, "false_alarms": 0}
         assert results["target_shares"] == [0.5, 0.5]
-    assert "drift" in result.stdout and "4 of 4 alone" in " ".join(result.stdout.split())
+    printed = " ".join(result.stdout.split())
+    assert (
+        "sampling noise" in printed
+        and "The gate leaves 4 of 4 group prompts and 0 of 2 neutral prompts alone." in printed
+    )
 
 
 def test_masks_whose_names_a_file_name_cannot_tell_apart(model, located, stereo, tmp_path: Path):

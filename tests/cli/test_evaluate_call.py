@@ -20,7 +20,7 @@ from stereoclinic import (
     evaluate,
     open_model,
 )
-from stereoclinic.evaluation.limits import exceeded, read_limits
+from stereoclinic.evaluation.limits import exceeded, parse_limit
 
 SMALL = {"limit": 2, "images": 2, "group_images": 1, "steps": 2, "accelerator": "cpu"}
 
@@ -70,17 +70,18 @@ def test_compare_takes_files_and_results(benched: Path, stereo):
 
 
 def test_a_limit_is_exceeded_by_what_is_above_it_or_was_not_measured(benched: Path):
-    results = written(benched)
-    gap = results["experiments"][0]["arms"]["gender"]["parity_gap"]["estimate"]
-    assert exceeded(results, read_limits([f"parity-gap={gap + 1}"])) == []
-    lines = exceeded(results, read_limits(["parity_gap=-1"]))
+    experiments = written(benched)["experiments"]
+    gap = experiments[0]["arms"]["gender"]["parity_gap"]["estimate"]
+    assert exceeded(experiments, "gender", [parse_limit(f"parity-gap={gap + 1}")]) == []
+    lines = exceeded(experiments, "gender", [parse_limit("parity_gap=-1")])
     assert len(lines) == 2 and lines[0].startswith("parity_gap of gender at guidance 1 is ")
-    results["experiments"] = results["experiments"][:1]
-    results["experiments"][0]["arms"]["gender"]["parity_gap"] = None
-    assert exceeded(results, [("parity_gap", 9.0)]) == ["parity_gap of gender at guidance 1 could not be measured"]
+    experiments[0]["arms"]["gender"]["parity_gap"] = None
+    assert exceeded(experiments[:1], "gender", [("parity_gap", 9.0)]) == [
+        "parity_gap of gender at guidance 1 could not be measured"
+    ]
     for wrong in ("nothing=1", "parity_gap", "parity_gap=low"):
         with pytest.raises(InputError, match="--fail-above"):
-            read_limits([wrong])
+            parse_limit(wrong)
 
 
 def test_doctor_is_the_command(model: Path, stereo):

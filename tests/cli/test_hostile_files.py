@@ -14,6 +14,7 @@ from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.provenance import provenance
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.evaluation.readers.base import as_reader
 from stereoclinic.io.metadata import check_metadata
 from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines import open_model
@@ -109,7 +110,7 @@ def test_a_config_that_asks_for_more_than_plain_values(stereo, tmp_path: Path, c
 def test_what_was_judged_is_named_whatever_the_mask_says_of_itself(little):
     said = {"file": "another.pt", "other_weights": False, "unet_weights": "0" * 64, "axis": "gender"}
     mask = NeuronMask(a_mask().sites, torch.tensor([1000.0, 0.0]), torch.ones(1, 7), metadata=said)
-    reader = SimpleNamespace(name="mine", classes={})
+    reader = as_reader(SimpleNamespace(name="mine", classes={}, read=dict))
     rows, paths = load_prompts("portraits", 1), {"m": Path("m.pt")}
     found = provenance(little, "gender", rows, {"m": mask}, paths, 1.0, reader)
     assert found["masks"]["m"] == {**said, "file": "m.pt", "other_weights": True}

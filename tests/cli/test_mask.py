@@ -140,7 +140,7 @@ def test_it_prints_the_table_of_locate_and_says_what_is_next(model, stereo, file
     out = tmp_path / "again.pt"
     result = stereo("mask", file, "-o", out)
     assert "neurons damped" in result.stdout
-    assert "Chosen by plan; damped toward zero; branch: both." in " ".join(result.stdout.split())
+    assert "Chosen by plan; damped toward zero. Branch: both." in " ".join(result.stdout.split())
     assert result.stdout.splitlines()[-2:] == [
         f"wrote {out}, chosen by plan from {file}",
         f"next: stereo bench --mask {out} --model {model}",

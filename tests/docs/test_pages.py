@@ -198,10 +198,8 @@ def test_the_python_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 LOCATE = "settings=stereoclinic.LocateSettings(limit=2, seeds=1, steps=5, every=1)"
 PLAN = "settings=stereoclinic.PlanSettings(limit=2, seeds=1, steps=5, replans=1, check=0)"
 EVALUATE = "settings=stereoclinic.EvaluateSettings(limit=2, images=2, group_images=1, steps=2)"
-needs_calls = pytest.mark.skipif(not hasattr(stereoclinic, "evaluate"), reason="the calls are not public yet")
 
 
-@needs_calls
 def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     unet = open_pipeline("portraits").unet
@@ -218,7 +216,6 @@ def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "stereo-bench" / "report.html").is_file()
 
 
-@needs_calls
 def test_the_python_of_the_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = run(
@@ -230,7 +227,6 @@ def test_the_python_of_the_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert made["mask"].allocates and (tmp_path / "stereo-bench" / "results.json").is_file()
 
 
-@needs_calls
 @pytest.mark.slow
 def test_the_python_of_your_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a model of that family, tiny and random, and fewer prompts."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
-from stereo_cli.common import PlainConsole
 from tests.evaluation.test_page import Page, results
 
 from stereo_cli.bench_tables import bench_tables
+from stereo_cli.terminal import PlainConsole
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.arms import UNTREATED
 from stereoclinic.evaluation.compare import BETTER, compare_results

@@ -249,7 +249,7 @@ class ExperimentResults(Loose):
 class MaskRecord(Loose):
     """A judged mask: its file, and its own metadata."""
 
-    file: str
+    file: str | None
 
 
 class Provenance(Loose):
