@@ -21,6 +21,7 @@ from stereoclinic import (
     open_model,
 )
 from stereoclinic.evaluation.limits import exceeded, parse_limit
+from stereoclinic.evaluation.results import Results
 
 SMALL = {"limit": 2, "images": 2, "group_images": 1, "steps": 2, "accelerator": "cpu"}
 
@@ -45,8 +46,8 @@ def test_evaluate_is_the_command(model: Path, located: Path, benched: Path, tmp_
     assert figures(mine) == figures(theirs)
     assert theirs["provenance"].pop("command").startswith("stereo ")
     assert {**mine["provenance"], "created": ""} == {**theirs["provenance"], "created": ""}
-    assert results["provenance"] == mine["provenance"] and results["schema"] == mine["schema"]
-    assert [each["guidance"] for each in results["experiments"]] == [1, 2]
+    assert results.data == mine and "parity gap" in results.verdict
+    assert [each.guidance for each in results.experiments] == [1, 2]
     names = ("before_after.png", "report.html", "images/metadata.jsonl")
     assert all((tmp_path / "out" / name).is_file() for name in names)
 
@@ -58,12 +59,12 @@ def test_an_open_model_and_a_mask_in_memory_give_the_same_figures(
     masks = {"gender": NeuronMask.load(located)}
     results = evaluate(open_model(model), masks, settings=settings, out=tmp_path / "out")
     assert figures(written(tmp_path / "out")) == figures(written(benched))
-    assert results["provenance"]["masks"]["gender"]["file"] is None
-    assert "relevance" not in results["provenance"]  # there is no file that it could be next to
+    assert results.provenance.masks["gender"].file is None
+    assert "relevance" not in results.data["provenance"]  # there is no file that it could be next to
 
 
 def test_compare_takes_files_and_results(benched: Path, stereo):
-    found = compare(benched, written(benched))
+    found = compare(benched, Results.load(benched))
     printed = json.loads(stereo("compare", benched, benched / "results.json", "--json").stdout)
     del printed["files"]
     assert json.loads(json.dumps(found)) == printed
