@@ -21,12 +21,12 @@ class DoseSettings(Settings):
     """How far a mask is weakened."""
 
     dose: float | None = option(
-        None, "Weaken the mask to the smallest strength that keeps mean |lean - target| under this, on further seeds.",
+        None, "Weaken the mask as far as the mean |lean - target| stays below this value on new seeds, such as 0.3.",
         DOSE, ge=0, advanced=True,
     )  # fmt: skip
     confirm: int | None = option(
-        None, "--dose: then draw this many images per prompt, on further seeds, without and with the mask; 0 for none.",
-        DOSE, ge=0, advanced=True, default_text="4, where the model brings a reader",
+        None, "With --dose: number of images per prompt, without and with the mask, to confirm the dose; 0 for none.",
+        DOSE, ge=0, advanced=True, default_text="4, or 0 if the model has no reader",
     )  # fmt: skip
 
     def check_confirm(self) -> None:
