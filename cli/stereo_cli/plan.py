@@ -1,7 +1,7 @@
 """`stereo plan`: plan a mask step by step."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,17 +10,16 @@ from stereo_cli.command import Run, command
 from stereo_cli.progress import TerminalReporter
 from stereoclinic.calls.plan import PlanSettings
 
+if TYPE_CHECKING:
+    from stereoclinic.calls.plan import Planned
+
 
 @command
 def plan(
     *,
     relevance: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[RELEVANCE]",
-            help="Relevance file; it names model and axis.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="[RELEVANCE]", help="Relevance file; it names model and axis.", show_default=False),
     ] = None,
     model: options.ModelOfFile = None,
     axis: options.AxisOfFile = None,
@@ -28,11 +27,7 @@ def plan(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
-            "-o",
-            metavar="PATH",
-            help="Mask file, .pt or .safetensors.",
-            show_default="AXIS-allocated.pt",
+            "--out", "-o", metavar="PATH", help="Mask file, .pt or .safetensors.", show_default="AXIS-allocated.pt"
         ),
     ] = None,
     settings: PlanSettings,
@@ -44,7 +39,6 @@ def plan(
     alone, and the neurons that push away from that group are damped. With --balance the mask holds one damping, which
     aims every lean at 0. No relevance file is needed.
     """
-    from stereo_cli.tables import mask_table
     from stereoclinic.calls.inputs import PLANNED
     from stereoclinic.calls.mask import model_of
     from stereoclinic.calls.plan import prepare_plan
@@ -69,16 +63,27 @@ def plan(
         found = {"mask": summary, "held_out": planned.held_out, "dose": planned.dose, "file": str(file)}
         terminal.print_json(found)
         return
-    terminal.stdout().print(mask_table(summary))
-    if planned.dose is not None and settings.dose is not None:
-        options.say_dose(settings.dose, planned.dose)
-    if (held := planned.held_out) is not None:
-        spread = "" if held["standard_error"] is None else f" ±{held['standard_error']:.2f}"
-        terminal.say(
-            f"on {held['samples']} further samples the lean misses its target by {held['left']:.2f}{spread} in the"
-            f" mean, on those planned on by {held['planned']:.2f}"
-            + ("; plan on more --seeds to come nearer" if held["left"] > 2 * held["planned"] else "")
-        )
+    _print(planned, summary, settings.dose)
     terminal.say(f"wrote {file}")
     own = axis if axis and Path(axis).suffix else None
     options.say_next(file, settings, model=name, axis=own, prompts=prompts, guidance=settings.guidance)
+
+
+def _print(planned: "Planned", summary: dict[str, Any], bound: float | None) -> None:
+    from stereo_cli.tables import mask_table
+
+    terminal.stdout().print(mask_table(summary))
+    if planned.dose is not None and bound is not None:
+        options.say_dose(bound, planned.dose)
+    if planned.held_out is not None:
+        _say_held_out(planned.held_out)
+
+
+def _say_held_out(held: dict[str, Any]) -> None:
+    """Print how well the plan fits samples that it was not planned on."""
+    spread = "" if held["standard_error"] is None else f" ±{held['standard_error']:.2f}"
+    terminal.say(
+        f"on {held['samples']} further samples the lean misses its target by {held['left']:.2f}{spread} in the"
+        f" mean, on those planned on by {held['planned']:.2f}"
+        + ("; plan on more --seeds to come nearer" if held["left"] > 2 * held["planned"] else "")
+    )

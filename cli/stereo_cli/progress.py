@@ -3,11 +3,28 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 from stereo_cli.terminal import note, stderr, warn
 from stereoclinic.calls.work import Advance, Reporter
 from stereoclinic.io.text import printable
 from stereoclinic.runtime.ranks import is_rank_zero
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+class _Count:
+    """How much is done; it stops at the total."""
+
+    def __init__(self, total: int | None) -> None:
+        self.total, self.done, self.began = total, 0, time.monotonic()
+
+    def add(self, count: int) -> int:
+        """Count more as done; returns how much of it was below the total."""
+        added = count if self.total is None else min(count, self.total - self.done)
+        self.done += added
+        return added
 
 
 @contextmanager
@@ -17,66 +34,54 @@ def progress_bar(total: int | None, what: str, quiet: bool) -> Iterator[Advance]
     It stops at the total: the first rank speaks for all, and may have a sample more than the others. Of a stream no
     total is known: the bar then counts and gives the rate, and a line comes each time that twice as much is done.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    if quiet or not is_rank_zero():
+        yield lambda count, description="": None
+    elif not stderr().is_terminal:
+        yield _lines(_Count(total), what)
+    else:
+        with _bar() as bar:
+            task, counted = bar.add_task(printable(what), total=total), _Count(total)
+
+            def move(count: int, description: str = "") -> None:
+                bar.update(task, advance=counted.add(count), description=printable(description or what))
+
+            yield move
+
+
+def _lines(counted: _Count, what: str) -> Advance:
+    """Ten lines in all, or one for each doubling where the total is not known."""
+    total = counted.total
+
+    def due() -> int:
+        return counted.done.bit_length() if total is None else counted.done * 10 // max(total, 1)
+
+    def line(count: int, description: str = "") -> None:
+        before = due()
+        counted.add(count)
+        if due() > before:
+            done = counted.done
+            rate = done / max(time.monotonic() - counted.began, 1e-3)
+            of = "" if total is None else f" of {total}"
+            left = "" if total is None else f", {(total - done) / rate:.0f} s left"
+            stderr().print(f"{what}: {done}{of} {description}".rstrip() + f" ({rate:.3g}/s{left})")
+
+    return line
+
+
+def _bar() -> "Progress":
+    """A bar with its rate and times."""
+    from rich import progress
     from rich.text import Text
 
-    console = stderr()
-    if quiet or not is_rank_zero():
-
-        def nothing(count: int, description: str = "") -> None:
-            pass
-
-        yield nothing
-        return
-
-    done, began = 0, time.monotonic()
-
-    def capped(count: int) -> int:
-        return count if total is None else min(count, total - done)
-
-    if not console.is_terminal:
-
-        def line(count: int, description: str = "") -> None:
-            nonlocal done
-            before, done = done, done + capped(count)
-            # How many lines are due: ten in all, or one for each doubling.
-            due = [n.bit_length() if total is None else n * 10 // max(total, 1) for n in (before, done)]
-            if due[1] > due[0]:
-                rate = done / max(time.monotonic() - began, 1e-3)
-                of = "" if total is None else f" of {total}"
-                left = "" if total is None else f", {(total - done) / rate:.0f} s left"
-                console.print(f"{what}: {done}{of} {description}".rstrip() + f" ({rate:.3g}/s{left})")
-
-        yield line
-        return
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
+    class Rate(progress.ProgressColumn):
+        def render(self, task: progress.Task) -> Text:
             return Text(f"{task.speed:.3g}/s" if task.speed else "")
 
     columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}", markup=False), progress.BarColumn(), progress.MofNCompleteColumn(),
+        Rate(), progress.TimeElapsedColumn(), progress.TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(printable(what), total=total)
-
-        def move(count: int, description: str = "") -> None:
-            nonlocal done
-            count = capped(count)
-            done += count
-            bar.update(task, advance=count, description=printable(description or what))
-
-        yield move
+    return progress.Progress(*columns, console=stderr(), transient=True)
 
 
 class TerminalReporter(Reporter):

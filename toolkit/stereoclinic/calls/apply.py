@@ -24,26 +24,22 @@ if TYPE_CHECKING:
 class ApplySettings(DeviceSettings, ModelSettings):
     """What is drawn, and how the masks are applied."""
 
-    images: int = option(6, "Number of images per prompt and side.", ge=1, flags=("--images", "-n"))
-    seed: int = option(0, "First seed.", ge=0)
-    strength: float = option(1.0, "Strength, from 0 (no mask) to 1.", ge=0, le=1)
+    images: int = option(6, "Number of images per prompt, without and with the mask.", ge=1, flags=("--images", "-n"))
+    seed: int = option(0, "Seed of the first image of each prompt.", ge=0)
+    strength: float = option(1.0, "Strength of the damping, from 0 (none) to 1.", ge=0, le=1)
     shares: Annotated[tuple[dict[str, float], ...], BeforeValidator(group_shares)] = option(
-        (), "Allocating masks: share of the images for each group, such as female=0.5,male=0.5; once per axis.",
+        (), "Target share of images for each group, such as female=0.5,male=0.5; for allocating masks, once per axis.",
         DRAWN, advanced=True, metavar="GROUP=SHARE,...", default_text="equal shares", texts=True,
     )  # fmt: skip
-    allocate: bool = option(
-        False, "Refuse a mask that only balances; it must allot each image a group.", DRAWN, advanced=True
-    )
-    gate: bool = option(True, "Leave prompts alone that name a group.", flags=("--gate/--no-gate",))
+    allocate: bool = option(False, "Accept only allocating masks, as `stereo plan` makes them.", DRAWN, advanced=True)
+    gate: bool = option(True, "Apply no mask to prompts that name a group.", flags=("--gate/--no-gate",))
     axis: tuple[str, ...] = option(
-        (), "Axis whose words the gate looks for, a name or a .toml file; may repeat.",
-        DRAWN, advanced=True, default_text="the mask's",
+        (), "Axis whose group words --gate looks for, a name or a TOML file; may repeat.",
+        DRAWN, advanced=True, metavar="NAME", default_text="the mask's",
     )  # fmt: skip
     guidance: float | None = option(None, "Guidance scale.", MODEL, ge=0, advanced=True, default_text="the model's own")
-    force: bool = option(
-        False, "Accept masks that were made for other weights, if all sites fit.", MODEL, advanced=True
-    )
-    batch_size: int = option(50, "Number of images drawn together on one device.", DEVICES, ge=1, advanced=True)
+    force: bool = option(False, "Accept masks made for other weights if all layers fit.", MODEL, advanced=True)
+    batch_size: int = option(50, "Number of images in a batch on each device.", DEVICES, ge=1, advanced=True)
 
 
 def apply(

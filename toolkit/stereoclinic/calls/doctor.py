@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 class DoctorSettings(SiteSettings, PromptSettings, ModelSettings):
     """What is checked, and the workload that times are estimated for."""
 
-    composite: str = option("epsilon-cp", "Relevance rules to check, see locate.")
+    composite: str = option("epsilon-cp", "Relevance rules to check; `stereo locate --help-all` lists them.")
     seed: int = option(0, "Seed of the noise.", ge=0, advanced=True)
-    batch_size: int = option(1, "Number of samples in the pass.", ge=1, advanced=True)
+    batch_size: int = option(1, "Number of samples in the batch.", ge=1, advanced=True)
     guidance: float | None = option(None, "Guidance scale.", MODEL, ge=0, default_text="the model's own")
-    seeds: int = option(16, "Number of seeds per prompt of locate.", DURATION, ge=1)
-    images: int = option(25, "Number of images per neutral prompt of a bench.", DURATION, ge=1)
-    accelerator: str = option("auto", "cpu, cuda, mps, or auto.", MODEL, advanced=True)
+    seeds: int = option(16, "Estimate the time of locate for N seeds per prompt.", DURATION, ge=1)
+    images: int = option(25, "Estimate the time of bench for N images per neutral prompt.", DURATION, ge=1)
+    accelerator: str = option("auto", "Type of device: cpu, cuda, mps or auto.", MODEL, advanced=True)
 
 
 def doctor(

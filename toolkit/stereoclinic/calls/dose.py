@@ -10,6 +10,7 @@ from stereoclinic.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from stereoclinic.evaluation.arms import Protocol
     from stereoclinic.evaluation.readers import Reader
     from stereoclinic.pipelines.model import Model
     from stereoclinic.prompts.axes import Axis
@@ -20,12 +21,12 @@ class DoseSettings(Settings):
     """How far a mask is weakened."""
 
     dose: float | None = option(
-        None, "Weaken the mask to the smallest strength that keeps mean |lean - target| under this, on further seeds.",
+        None, "Weaken the mask as far as the mean |lean - target| stays below this value on new seeds, such as 0.3.",
         DOSE, ge=0, advanced=True,
     )  # fmt: skip
     confirm: int | None = option(
-        None, "--dose: then draw this many images per prompt, on further seeds, without and with the mask; 0 for none.",
-        DOSE, ge=0, advanced=True, default_text="4, where the model brings a reader",
+        None, "With --dose: number of images per prompt, without and with the mask, to confirm the dose; 0 for none.",
+        DOSE, ge=0, advanced=True, default_text="4, or 0 if the model has no reader",
     )  # fmt: skip
 
     def check_confirm(self) -> None:
@@ -93,9 +94,7 @@ def give_dose(
         InputError: No strength meets the bound, or the mask does not fit.
     """
     from stereoclinic.evaluation.arms import Protocol
-    from stereoclinic.evaluation.confirm import confirm
     from stereoclinic.prompts.sets import with_seeds
-    from stereoclinic.runtime.devices import hush_lightning
     from stereoclinic.sns.dose import dosed, find_dose
 
     images, reader = confirmed_by
@@ -107,17 +106,32 @@ def give_dose(
             progress=lambda strength, left: advance(1, f"strength {strength:.2f} leaves {left:.2f}"),
         )  # fmt: skip
     made = dosed(mask, found, bound, samples)
-    said: dict[str, Any] = {**vars(found), "confirmed": None}
-    if reader is not None:
-        hush_lightning()
-        protocol = Protocol(axis, prompts, images, 0, seeds.stop, steps, guidance, batch_size)
-        with reporter.progress(2 * images * len(prompts), "confirming") as advance:
-            seen = confirm(
-                model, reader, protocol, made, lambda arm, count: advance(count, arm), reporter.warn, force,
-                accelerator=device, devices=1,
-            )  # fmt: skip
-        said["confirmed"] = seen.plain()
-        last = seeds.stop + images - 1
-        dose = {**made.metadata["dose"], "confirmed": seen.plain(), "seeds": [seeds.start, last]}
-        made = replace(made, metadata={**made.metadata, "dose": dose})
-    return made, said
+    if reader is None:
+        return made, {**vars(found), "confirmed": None}
+    protocol = Protocol(axis, prompts, images, 0, seeds.stop, steps, guidance, batch_size)
+    seen = _confirmed(made, model, reader, protocol, device, force, reporter)
+    dose = {**made.metadata["dose"], "confirmed": seen, "seeds": [seeds.start, seeds.stop + images - 1]}
+    made = replace(made, metadata={**made.metadata, "dose": dose})
+    return made, {**vars(found), "confirmed": seen}
+
+
+def _confirmed(
+    mask: "NeuronMask",
+    model: "Model",
+    reader: "Reader",
+    protocol: "Protocol",
+    device: str,
+    force: bool,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """What images without and with the mask show, as plain data."""
+    from stereoclinic.evaluation.confirm import confirm
+    from stereoclinic.runtime.devices import hush_lightning
+
+    hush_lightning()
+    with reporter.progress(2 * protocol.images * len(protocol.prompts), "confirming") as advance:
+        seen = confirm(
+            model, reader, protocol, mask, lambda arm, count: advance(count, arm), reporter.warn, force,
+            accelerator=device, devices=1,
+        )  # fmt: skip
+    return seen.plain()

@@ -45,24 +45,49 @@ class ChoosingSettings(Settings):
     """How neurons are chosen from relevance, see `sns.linear.Selection`."""
 
     select: str = option(
-        "plan", "plan: bounded least squares. top-k: the most relevant, the paper's own form.", CHOOSING, advanced=True
+        "plan",
+        "Way to choose: plan (least squares, partial damping) or top-k (silence the most relevant neurons).",
+        CHOOSING,
+        advanced=True,
     )
     mu: float = option(
-        1.0, "plan: price of moving the prediction off the axis; a higher damps less.", CHOOSING, ge=0, advanced=True
+        1.0,
+        "With --select plan: price of moving the prediction off the axis; a higher price damps less.",
+        CHOOSING,
+        ge=0,
+        advanced=True,
     )
     overshoot: float = option(
-        0.0, "plan: overshoot, remove this fraction more than the measured lean.", CHOOSING, ge=0, advanced=True
+        0.0,
+        "With --select plan: remove this fraction more than the measured lean, such as 0.25.",
+        CHOOSING,
+        ge=0,
+        advanced=True,
     )
     until: float | None = option(
-        None, "Damp only the noisy steps, down to this timestep.", CHOOSING, ge=0, advanced=True, default_text="600"
+        None,
+        "Damp only from noise (timestep about 1000) down to this timestep; 0 damps at all steps.",
+        CHOOSING,
+        ge=0,
+        advanced=True,
+        default_text="600",
     )
     branch: str | None = option(
-        None, "Halves of a guided batch to damp: both, or conditional.", CHOOSING, advanced=True, default_text="both"
+        None,
+        "Halves of the guidance batch to damp: both, or conditional (with the prompt).",
+        CHOOSING,
+        advanced=True,
+        default_text="both",
     )
     top: float = option(
-        0.01, "top-k: number of neurons, or a share of them when below 1.", CHOOSING, ge=0, advanced=True
+        0.01, "With --select top-k: number of neurons; below 1, a fraction of them.", CHOOSING, ge=0, advanced=True
     )
-    mask_root: str = option("zero", "Damp toward zero, balanced, or a group's mean.", CHOOSING, advanced=True)
+    mask_root: str = option(
+        "zero",
+        "Value to damp toward: zero, balanced (mean over the group prompts), or a group's name (its mean).",
+        CHOOSING,
+        advanced=True,
+    )
 
     def selection(self, **more: Any) -> "Selection":
         """As `choose` takes it.
@@ -87,43 +112,49 @@ class ChoosingSettings(Settings):
 class LocateSettings(DeviceSettings, ChoosingSettings, SiteSettings, PromptSettings, ModelSettings):
     """How relevance is measured, and how a mask is chosen from it."""
 
-    seed: int = option(0, "First calibration seed.", ge=0, advanced=True)
+    seed: int = option(0, "First seed to measure on.", ge=0, advanced=True)
     seeds: int = option(16, "Number of seeds per prompt.", ge=1)
     stream: bool = option(
-        False, "Read the prompts while the run goes on, each device its own part: for a file or hub data set that does"
-        " not fit in memory. It needs a column `occupation`.",
+        False, "Read prompts during the run, for a file or hub data set that does not fit in memory; needs a column"
+        " `occupation`.",
         MODEL, advanced=True,
     )  # fmt: skip
     target: str = option(
-        "lean", "What is decomposed. lean: see above. contrast: the lean, not divided by how far the groups differ."
-        " guidance: the lean that guidance adds. classifier: what the model's reader sees in the predicted clean"
-        " image.",
+        "lean", "Quantity to decompose: lean, contrast (the lean, not divided by the distance between groups), guidance"
+        " (the lean that guidance adds), or classifier (output of the model's reader for the predicted clean image).",
         RELEVANCE, advanced=True,
     )  # fmt: skip
     composite: str = option(
-        "gradient", "Relevance rules: gradient (the most faithful where it was measured), epsilon-cp, epsilon-attnlrp,"
-        " gamma-cp, gamma-attnlrp, zplus-cp, deep-taylor, or your own TOML file.",
+        "gradient", "Relevance rules: gradient (most faithful in our tests), epsilon-cp, epsilon-attnlrp, gamma-cp,"
+        " gamma-attnlrp, zplus-cp, deep-taylor, or a TOML file.",
         RELEVANCE, advanced=True,
     )  # fmt: skip
     root: str | None = option(
-        None, "plain: R = a g. rooted: R = (a - mean over the groups) g.",
+        None, "Relevance of an activation a with gradient g: plain (a g) or rooted ((a - mean over groups) g).",
         RELEVANCE, advanced=True, default_text="the composite's own",
     )  # fmt: skip
     every: int | None = option(
-        None, "Measure every Nth step.", RELEVANCE, ge=1, advanced=True, default_text="2, or 1 of 8 steps or fewer"
+        None,
+        "Measure every Nth sampler step.",
+        RELEVANCE,
+        ge=1,
+        advanced=True,
+        default_text="2, or 1 with 8 steps or fewer",
     )
-    bins: int = option(5, "Number of timestep bins that relevance is kept in.", RELEVANCE, ge=1, advanced=True)
+    bins: int = option(5, "Number of timestep bins; relevance is summed in each.", RELEVANCE, ge=1, advanced=True)
     guidance: float | None = option(
-        None, "Guidance scale along the trajectory; 1 is none.",
+        None, "Guidance scale to measure at; 1 is no guidance.",
         RELEVANCE, ge=0, default_text="1, or a distilled model's own",
     )  # fmt: skip
-    batch_size: int = option(16, "Number of samples that are run together on one device.", DEVICES, ge=1, advanced=True)
+    batch_size: int = option(16, "Number of samples in a batch on each device.", DEVICES, ge=1, advanced=True)
     strategy: str = option(
-        "auto", "auto, ddp: each device holds the whole model; auto is ddp on more than one. fsdp: each holds a share"
-        " of the denoiser's weights, for a denoiser that does not fit one device.",
+        "auto", "Lightning strategy: ddp (whole model on each device), fsdp (denoiser split over devices, if it does"
+        " not fit on one), or auto (ddp on several devices).",
         DEVICES, advanced=True,
     )  # fmt: skip
-    precision: str = option("32-true", "Lightning's name: 32-true, bf16-mixed, ...", DEVICES, advanced=True)
+    precision: str = option(
+        "32-true", "Lightning precision of the run, such as 32-true or bf16-mixed.", DEVICES, advanced=True
+    )
     resume: bool = option(False, "Continue an interrupted run.")
 
 

@@ -21,37 +21,53 @@ class MaskSettings(DoseSettings, ChoosingSettings, PromptSettings, ModelSettings
     Of a mask, `until` and `branch` stay as they are where none is given.
     """
 
-    at_most: int | None = option(None, "plan: damp at most N neurons.", CHOOSING, ge=1)
-    z: float = option(2.0, "top-k: rank by the mean minus this many standard errors.", CHOOSING, advanced=True)
+    at_most: int | None = option(None, "Damp at most N neurons (--select plan).", CHOOSING, ge=1)
+    z: float = option(
+        2.0,
+        "With --select top-k: rank neurons by mean relevance minus this many standard errors.",
+        CHOOSING,
+        advanced=True,
+    )
     kinds: str | None = option(
-        None, "relevance: kinds of site to choose among: ff, attention, conv, other; those of one stream (image, text,"
-        " joint) by its name, as in ff:text.",
+        None, "Kinds of layer to choose from: ff, attention, conv, other; with a stream (image, text, joint) after a"
+        " colon, as in ff:text.",
         CHOOSING, advanced=True, metavar="KIND,...", default_text="all",
     )  # fmt: skip
     per_bin: bool = option(
-        False, "relevance: choose anew in each timestep bin, or once for all of them; once for all with --until 0 can"
-        " be fused into the weights.",
+        False, "Choose neurons in each timestep bin, or once for all; a mask of --one-for-all --until 0 can be fused.",
         CHOOSING, advanced=True, flags=("--per-bin/--one-for-all",),
     )  # fmt: skip
     since: float | None = option(
-        None, "Damp from this timestep on.",
+        None, "Damp only from this timestep down to --until.",
         CHOOSING, ge=0, advanced=True, default_text="the noisiest", flags=("--from",),
     )  # fmt: skip
     strength: tuple[float, ...] = option(
-        (), "Scale the damping, from 0 (none) to 1; once for all masks, or once for each.", metavar="X"
+        (), "Strength of the damping, from 0 (none) to 1 (unchanged); give it once, or once per mask.", metavar="X"
     )
-    axis: str | None = option(None, "--dose: axis of the lean.", DOSE, advanced=True, default_text="the file's")
+    axis: str | None = option(
+        None,
+        "With --dose: axis of bias, a name or a TOML file.",
+        DOSE,
+        advanced=True,
+        metavar="NAME",
+        default_text="the file's",
+    )
     seed: int | None = option(
-        None, "--dose: first seed.", DOSE, ge=0, advanced=True, default_text="after those that the mask was made on"
+        None,
+        "With --dose: first seed.",
+        DOSE,
+        ge=0,
+        advanced=True,
+        default_text="the first that the mask was not made on",
     )
-    seeds: int = option(2, "--dose: number of seeds per prompt.", DOSE, ge=1, advanced=True)
+    seeds: int = option(2, "With --dose: number of seeds per prompt.", DOSE, ge=1, advanced=True)
     guidance: float | None = option(
-        None, "--dose: guidance scale that the mask will be used at.",
+        None, "With --dose: guidance scale to use the mask at.",
         MODEL, ge=0, advanced=True, default_text="the model's own",
     )  # fmt: skip
-    batch_size: int = option(36, "--dose: number of samples that are run together.", DEVICES, ge=1, advanced=True)
-    accelerator: str = option("auto", "cpu, cuda, mps, or auto.", DEVICES, advanced=True)
-    force: bool = option(False, "Accept masks made for other weights if all sites fit.", advanced=True)
+    batch_size: int = option(36, "With --dose: number of samples in a batch.", DEVICES, ge=1, advanced=True)
+    accelerator: str = option("auto", "Type of device: cpu, cuda, mps or auto.", DEVICES, advanced=True)
+    force: bool = option(False, "Accept masks made for other weights if all layers fit.", advanced=True)
 
     def choosing(self) -> list[str]:
         """Flags of the given settings that choose neurons, which a mask has no more use for."""

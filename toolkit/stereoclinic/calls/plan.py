@@ -35,42 +35,58 @@ class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, M
     """How a plan is made."""
 
     allocate: bool = option(
-        True, "Plan one damping for each group, or one that balances.", flags=("--allocate/--balance",),
+        True, "Plan one damping per group, or one for all images.", flags=("--allocate/--balance",),
     )  # fmt: skip
-    seed: int = option(0, "First calibration seed.", ge=0, advanced=True)
+    seed: int = option(0, "First seed to plan on.", ge=0, advanced=True)
     seeds: int = option(16, "Number of seeds per prompt.", ge=1)
     stay: tuple[str, ...] | None = option(
-        None, "Axes along which nothing should move; may repeat, none for none.",
-        CHOOSING, advanced=True, default_text="the other built-in axes", texts=True,
+        None, "Axis to leave unchanged, a name or a TOML file; may repeat; 'none' for no axis.",
+        CHOOSING, advanced=True, default_text="the other built-in axes", metavar="NAME", texts=True,
     )  # fmt: skip
     among: float = option(
-        1.0, "Damp only this share of the neurons, those most surely relevant.", CHOOSING, ge=0, advanced=True
+        1.0,
+        "Damp only this fraction of the neurons, the most relevant; below 1 it needs RELEVANCE.",
+        CHOOSING,
+        ge=0,
+        advanced=True,
     )
-    mu: float = option(0.1, "Price of moving the prediction off the axis.", CHOOSING, ge=0, advanced=True)
-    keep: float = option(1.0, "Price of moving it along other axes and the text itself.", CHOOSING, ge=0, advanced=True)
+    mu: float = option(
+        0.1, "Price of moving the prediction off the axis; a higher price damps less.", CHOOSING, ge=0, advanced=True
+    )
+    keep: float = option(
+        1.0,
+        "Price of moving the prediction along the other axes or the prompt; a higher price damps less.",
+        CHOOSING,
+        ge=0,
+        advanced=True,
+    )
     overshoot: float = option(
-        0.0, "Overshoot: remove this fraction more than the measured lean. Without guidance, 0.25 with --seeds 32"
-        " removed more of the gap.",
+        0.0, "Remove this fraction more than the measured lean; without guidance, try 0.25 with --seeds 32.",
         CHOOSING, ge=0, advanced=True,
     )  # fmt: skip
     root: str = option(
-        "zero", "Damp toward zero, or toward the mean when the allotted group is asked for: group.",
+        "zero", "Value to damp toward: zero, or group (mean over prompts of the group to draw).",
         CHOOSING, advanced=True,
     )  # fmt: skip
-    until: float = option(400.0, "Damp only the noisy steps, down to this timestep.", CHOOSING, ge=0, advanced=True)
+    until: float = option(
+        400.0,
+        "Damp only from noise (timestep about 1000) down to this timestep; 0 damps at all steps.",
+        CHOOSING,
+        ge=0,
+        advanced=True,
+    )
     replans: int = option(
-        3, "Number of times that each step is planned, each time where the last plan led.",
+        3, "Number of plans for each step; each starts from the result of the plan before it.",
         CHOOSING, ge=1, advanced=True,
     )  # fmt: skip
     guidance: float | None = option(None, "Guidance scale to plan at.", ge=0, default_text="the model's own")
     check: int = option(
-        2, "Number of further seeds per prompt to check the plan on; 0 for none. A plan fits its own samples better"
-        " than others.",
+        2, "Number of new seeds per prompt to check the plan on; 0 for no check.",
         CHOOSING, ge=0, advanced=True,
     )  # fmt: skip
-    batch_size: int = option(36, "Number of samples that are run together on one device.", DEVICES, ge=1, advanced=True)
+    batch_size: int = option(36, "Number of samples in a batch on each device.", DEVICES, ge=1, advanced=True)
     resume: bool = option(False, "Continue an interrupted plan.")
-    force: bool = option(False, "Accept relevance made for other weights if all sites fit.", advanced=True)
+    force: bool = option(False, "Accept relevance made for other weights if all layers fit.", advanced=True)
 
 
 class Planned(NamedTuple):

@@ -13,15 +13,25 @@ if TYPE_CHECKING:
 class ResponseSettings(OpenSettings):
     """The model that draws, and the prompts."""
 
-    model: str | None = option(None, "Model that draws.", RESPONSES, default_text="the one the file names")
+    model: str | None = option(None, "Model to draw the images with.", RESPONSES, default_text="the one the file names")
     prompts: str | None = option(
-        None, "Neutral prompts with the file's labels.", RESPONSES, advanced=True, default_text="a photo of a LABEL"
+        None,
+        "Prompts to draw; they need labels of the file.",
+        RESPONSES,
+        advanced=True,
+        default_text="a photo of a LABEL",
     )
-    seed: int = option(0, "Seed of the images.", RESPONSES, ge=0, advanced=True)
-    composite: str | None = option(None, "Relevance rules.", RESPONSES, advanced=True, default_text="the file's own")
-    batch_size: int = option(8, "Number of images drawn together.", RESPONSES, ge=1, advanced=True)
-    force: bool = option(False, "Accept other weights, if all sites fit.", RESPONSES, advanced=True)
-    accelerator: str = option("auto", "cpu, cuda, mps, or auto.", RESPONSES, advanced=True)
+    seed: int = option(0, "Seed of the first image.", RESPONSES, ge=0, advanced=True)
+    composite: str | None = option(
+        None,
+        "Relevance rules; `stereo locate --help-all` lists them.",
+        RESPONSES,
+        advanced=True,
+        default_text="the file's own",
+    )
+    batch_size: int = option(8, "Number of images in a batch.", RESPONSES, ge=1, advanced=True)
+    force: bool = option(False, "Accept other weights if all layers fit.", RESPONSES, advanced=True)
+    accelerator: str = option("auto", "Type of device: cpu, cuda, mps or auto.", RESPONSES, advanced=True)
 
 
 def draw_responses(

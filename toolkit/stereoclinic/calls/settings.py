@@ -85,7 +85,7 @@ def group_shares(given: Sequence[str | Mapping[str, float]] | Mapping[str, float
 
 MODEL, DEVICES, OUTPUT = "Model, prompts and sampler", "Devices", "Output"
 RELEVANCE, CHOOSING, DOSE, DURATION = "Relevance", "Choosing neurons", "Dose", "Estimated time"
-DRAWN, READ, OTHERS = "What is drawn", "How it is read", "Other methods"
+DRAWN, READ, OTHERS = "Images", "Reader and figures", "Other methods"
 RESPONSES = "Model for --images"
 #: Headings of the help, in their order; the unnamed one is first.
 PANELS = (MODEL, DRAWN, READ, OTHERS, RELEVANCE, CHOOSING, DOSE, DURATION, RESPONSES, DEVICES, OUTPUT)
@@ -157,12 +157,10 @@ def checked(kind: type[S], given: dict[str, Any]) -> S:
 class OpenSettings(Settings):
     """How the pipeline is opened and called."""
 
-    dtype: str = option(
-        "float32", "Precision of the model's weights: float32, bfloat16, float16.", MODEL, advanced=True
-    )
+    dtype: str = option("float32", "Precision of the weights: float32, bfloat16 or float16.", MODEL, advanced=True)
     variant: str | None = option(None, "Variant of the model's weight files, such as fp16.", MODEL, advanced=True)
     call: Annotated[dict[str, Any], BeforeValidator(call_options)] = option(
-        {}, "Option of the pipeline's own call, such as true_cfg_scale=4; may repeat.",
+        {}, "Extra argument of the pipeline call, such as true_cfg_scale=4; may repeat.",
         MODEL, advanced=True, metavar="KEY=VALUE", texts=True,
     )  # fmt: skip
     height: int | None = option(
@@ -190,10 +188,12 @@ class PromptSettings(Settings):
 class DeviceSettings(Settings):
     """Where the work is done."""
 
-    devices: int = option(1, "Number of devices.", DEVICES, ge=1)
+    devices: int = option(1, "Number of devices on each machine.", DEVICES, ge=1)
     num_nodes: int = option(1, "Number of machines.", DEVICES, ge=1, advanced=True)
-    strategy: str = option("auto", "Lightning's strategy; auto is ddp on more than one device.", DEVICES, advanced=True)
-    accelerator: str = option("auto", "cpu, cuda, mps, or auto.", DEVICES, advanced=True)
+    strategy: str = option(
+        "auto", "Lightning strategy, such as ddp; auto is ddp on several devices.", DEVICES, advanced=True
+    )
+    accelerator: str = option("auto", "Type of device: cpu, cuda, mps or auto.", DEVICES, advanced=True)
 
     @property
     def ranks(self) -> int:
@@ -205,7 +205,7 @@ class SiteSettings(Settings):
     """Which layers are watched."""
 
     sites: tuple[str, ...] = option(
-        (), "Module path of the layers to watch, in place of the built-in table, such as 'blocks.*.proj_out'; may"
-        " repeat.",
+        (), "Module path of layers whose neurons to use, in place of the built-in choice, such as"
+        " 'blocks.*.proj_out'; may repeat.",
         MODEL, advanced=True, metavar="PATTERN",
     )  # fmt: skip

@@ -240,24 +240,30 @@ def run_ddtd(
     trainer["accelerator"] = _with_float64(trainer.get("accelerator", "auto"))
     about = _about(model, axis, samples, settings, classifier, trainer.get("precision"))
     ranks: Any = trainer.get("devices", 1) * trainer.get("num_nodes", 1)  # no number where Lightning is to choose
-    if together := trainer.get("strategy") == SHARDED:  # ranks must make the same passes
+    if together := trainer.get("strategy") == SHARDED:
         check_sharded(inner(model.network), samples, settings.composite, trainer.get("precision"), ranks)
         # Lightning's own "fsdp" is torch's first one.
         trainer["strategy"] = ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
     store = None if shards is None else _shards(shards, about, settings)
     kept = Checkpoint() if store is None else store.kept()
     module = DDTD(model, axis, settings, samples.without(kept.done), classifier, progress, warn, store, kept)
-    items: Samples | Stream | Evened = module.samples
-    if isinstance(items, Samples) and not len(items):
+    if isinstance(module.samples, Samples) and not len(module.samples):
         module.finish(module.sums.tensors)
         return module.relevance(about)
-    if isinstance(items, Samples) and (together or (kept.done and isinstance(ranks, int) and len(items) < ranks)):
-        items = Evened(items, ranks)  # a resumed run may have fewer samples left than ranks
+    items = _evened(module.samples, ranks, together, resumed=bool(kept.done))
     runner = predict(module, model, items, batch_size, **trainer)
     return module.relevance(about) if runner.is_global_zero else None
 
 
 locate = run_ddtd
+
+
+def _evened(samples: Samples | Stream, ranks: Any, together: bool, resumed: bool) -> Samples | Stream | Evened:
+    """The samples, evened out where ranks must make the same passes or there are fewer samples left than ranks."""
+    if isinstance(samples, Stream):
+        return samples
+    few = resumed and isinstance(ranks, int) and len(samples) < ranks
+    return Evened(samples, ranks) if together or few else samples
 
 
 def _with_float64(accelerator: Any) -> Any:
