@@ -84,7 +84,7 @@ def test_a_file_may_list_further_words_and_exceptions(tmp_path: Path):
         (ALSO.format('c = ["d"]'), "no group 'c', named in \\[also\\]; it has a, b"),
         (ALSO.format('b = "d"'), "also.b = 'd': expected a valid tuple"),
         (ALSO.format('b = ["d", 3]'), "also.b.2 = 3: expected a valid string"),
-        (ALSO.format('b = ["-"]'), "\\[also\\] b holds something that is no word"),
+        (ALSO.format('b = ["-"]'), "\\[also\\] b holds something that is not a word"),
         (
             'also = ["c"]\nname = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = "b"',
             "also = .*: expected",
@@ -103,7 +103,7 @@ def test_a_file_may_list_further_words_and_exceptions(tmp_path: Path):
         (CLIP.format('b = "d"'), "reader.clip.b = 'd': expected a valid tuple"),
         (CLIP.format('templates = "d"'), "reader.clip.templates = 'd': expected a valid tuple"),
         (CLIP.format('templates = ["d"]'), "template 'd' needs {group} in it, once"),
-        (CLIP.format('b = ["-"]'), "\\[reader.clip\\] b holds something that is no word"),
+        (CLIP.format('b = ["-"]'), "\\[reader.clip\\] b holds something that is not a word"),
         (HF.format('c = ["d"]'), "no group 'c', named in \\[reader.hf\\]; it has a, b"),
         (HF.format('b = "d"'), "reader.hf.b = 'd': expected a valid tuple"),
         ("name = ", "axis file"),
@@ -118,7 +118,7 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str, says: str)
 
 
 def test_unknown_names_say_what_there_is():
-    with pytest.raises(InputError, match=r"unknown axis 'sex'; there are .*gender"):
+    with pytest.raises(InputError, match=r"unknown axis 'sex'; choose one of .*gender"):
         load_axis("sex")
     with pytest.raises(InputError, match=r"no group 'other'; it has female, male"):
         load_axis("gender").index("other")

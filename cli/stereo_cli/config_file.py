@@ -29,7 +29,7 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         name = str(key).replace("-", "_")
         if name not in known:
             there = ", ".join(sorted(flag.replace("_", "-") for flag in known))
-            fail(f"--config {path}: no option {key!s:.80}; there are {there}", BAD_INPUT)
+            fail(f"--config {path}: no option {key!s:.80}; choose one of {there}", BAD_INPUT)
         if name in ON_THE_COMMAND_LINE:
             fail(f"--config {path}: {key}: is taken from the command line alone; leave it out of the file", BAD_INPUT)
         repeats = known[name].multiple or known[name].nargs == -1

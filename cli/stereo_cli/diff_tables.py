@@ -16,7 +16,7 @@ def diff_tables(found: dict[str, Any]) -> Iterator[Group | str]:
     """How the files were made, how large they are, and what they have in common."""
     yield _made(found["made"])
     if found["all"] is None:
-        yield "The files have no layer in common (name, kind and width): they are of different models."
+        yield "The files have no layer in common (name, kind and width): they belong to different models."
         return
     count = found["sites"]["a"] + found["sites"]["b"]
     missing = f" {count} layers that only one file has are left out." if count else ""

@@ -38,7 +38,7 @@ def as_made(settings: S, made: Mapping[str, Any], model: str | None) -> S:
     """Settings with a file's own call options; also with its dtype and variant, unless a model is named.
 
     Raises:
-        InputError: Height or width is given alone, or the file's own options are no table.
+        InputError: Height or width is given alone, or the file's options are not a table.
     """
     from stereoclinic.calls.inputs import call_of
     from stereoclinic.pipelines.opening import DTYPES
@@ -79,7 +79,7 @@ def say_dose(bound: float, found: Mapping[str, Any]) -> None:
     if (seen := found["confirmed"]) is not None:
         before, after, noise = seen["before"], seen["after"], seen["floor"]
         say(
-            f"confirmed on {seen['images']} images a prompt, seeds {seen['seeds'][0]} to {seen['seeds'][1]}: parity gap"
-            f" {before['estimate']:.2f} -> {after['estimate']:.2f} [{after['low']:.2f}, {after['high']:.2f}]; sampling"
-            f" noise of a fair model {noise['mean']:.2f}, below {noise['upper']:.2f}"
+            f"confirmed on {seen['images']} images per prompt, seeds {seen['seeds'][0]} to {seen['seeds'][1]}:"
+            f" parity gap {before['estimate']:.2f} -> {after['estimate']:.2f} [{after['low']:.2f}, {after['high']:.2f}]"
+            f"; sampling noise of a fair model {noise['mean']:.2f}, below {noise['upper']:.2f}"
         )

@@ -65,7 +65,7 @@ def stderr() -> PlainConsole:
 
 
 class _Lasting:
-    """A stream that may be closed, by `| head` say, while the command goes on to its own exit code."""
+    """A stream that may be closed, by `| head` say, while the command continues to its own exit code."""
 
     def __init__(self, stream: TextIO) -> None:
         if isinstance(stream, io.TextIOWrapper):  # not every terminal and pipe can show every sign

@@ -44,7 +44,7 @@ def refused(stereo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_unknown_axis(refused, model):
-    assert "unknown axis 'sex'; there are age, gender, skin" in refused("locate", "--model", model, "--axis", "sex")
+    assert "unknown axis 'sex'; choose one of age, gender, skin" in refused("locate", "--model", model, "--axis", "sex")
 
 
 def test_axis_file_with_one_group(refused, model, tmp_path: Path):
@@ -74,8 +74,8 @@ def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str,
         (("--limit", 1, "--seeds", 2, "--devices", 3), "2 samples for 3 devices"),
         (("--select", "best"), "expected plan or top-k"),
         (("--select", "best", "--top", 3), "expected plan or top-k"),
-        (("--top", 200), "--top belongs to --select top-k, and this is plan"),
-        (("--select", "top-k", "--mu", 4), "--mu belongs to --select plan, and this is top-k"),
+        (("--top", 200), "--top needs --select top-k, but --select is plan"),
+        (("--select", "top-k", "--mu", 4), "--mu needs --select plan, but --select is top-k"),
         (("--composite", "magic"), "magic"),
         (("--root", "sideways"), "expected plain or rooted"),
         (("--precision", "17"), "--precision '17': expected one of 32-true"),
@@ -89,7 +89,7 @@ def test_prompt_files_without_prompts(refused, model, tmp_path: Path, name: str,
         (("--every", 1, "--bins", 2, "--select", "top-k", "--top", 2.5, "--dry-run"), "k = 2.5"),
         (("--every", 1, "--bins", 2, "--select", "top-k", "--top", 1e6, "--dry-run"), "k = 1000000; expected 1 to"),
         (("--out", "mask.txt"), "ending in .pt or .safetensors"),
-        (("--out", "nowhere/mask.pt"), "nowhere is no folder that can be written to"),
+        (("--out", "nowhere/mask.pt"), "the folder nowhere does not exist or is not writable"),
         (("--mu", "inf", "--dry-run"), "mu inf: expected 0 or a positive number"),
         (("--overshoot", "inf", "--dry-run"), "overshoot inf: expected 0 or a positive number"),
     ],
@@ -187,10 +187,10 @@ def test_seeds_that_the_mask_was_made_on(refused, model, located):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--fail-above", "beauty=1"), "no figure 'beauty'; there are parity_gap"),
+        (("--fail-above", "beauty=1"), "no figure 'beauty'; choose one of parity_gap"),
         (("--fail-above", "parity_gap"), "expected NAME=VALUE"),
         (("--axis", "sex"), "unknown axis"),
-        (("--reader", "nowhere"), "unknown reader 'nowhere'; there are portraits"),
+        (("--reader", "nowhere"), "unknown reader 'nowhere'; choose one of portraits"),
         (("--mask", "missing.pt"), "No such file"),
         (("--baseline", "uce", "--seed", 16, "--baseline-seed", 16, "--dry-run"), "seed 16 is judged"),
     ],
@@ -202,7 +202,7 @@ def test_settings_of_bench(refused, model, arguments: tuple, says: str):
 def test_a_hub_model_brings_no_reader_and_is_not_fetched_to_find_out(refused, monkeypatch):
     monkeypatch.setattr("stereoclinic.pipelines.open_model", None)
     line = refused("bench", "--model", "nobody/nothing")
-    assert "'nobody/nothing' has no reader of its own, as it is no folder here; give --reader clip" in line
+    assert "'nobody/nothing' has no reader of its own, as it is not a local folder; give --reader clip" in line
 
 
 def test_an_operation_without_a_rule(refused, model, monkeypatch):
@@ -263,7 +263,7 @@ def test_a_mask_of_several_axes_is_judged_on_one(refused, model, located, tmp_pa
     compose([mask, other]).save(tmp_path / "both.pt")
     for command in ("bench", "--mask"), ("mask", "--dose", 0.3, "-o", "dosed.pt"):
         line = refused(*command, "both.pt", "--model", model)
-        assert "say which is meant: --axis gender or --axis age" in line
+        assert "choose one: --axis gender or --axis age" in line
 
 
 def test_an_axis_the_reader_cannot_tell(refused, model, tmp_path: Path):
@@ -320,7 +320,7 @@ def test_an_unknown_model_without_a_network(tmp_path: Path):
     )  # fmt: skip
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
-    assert line.startswith("stereo: model 'nobody/nothing' is no built-in model (portraits), no pipeline folder")
+    assert line.startswith("stereo: model 'nobody/nothing' is not a built-in model (portraits), a pipeline folder")
     assert "HF_HUB_OFFLINE is set" in line
     assert run.stdout == ""
 
@@ -357,9 +357,9 @@ def opening(model, located) -> list[tuple]:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("StableDiffusionImg2ImgPipeline", "it starts from a given picture; give the text-to-image model"),
-        ("StableDiffusionInpaintPipeline", "it fills in parts of a given picture"),
-        ("StableDiffusionControlNetPipeline", "a ControlNet steers it by pictures"),
+        ("StableDiffusionImg2ImgPipeline", "it starts from a given image; give the text-to-image model"),
+        ("StableDiffusionInpaintPipeline", "it fills in parts of a given image"),
+        ("StableDiffusionControlNetPipeline", "a ControlNet steers it by images"),
         ("TextToVideoSDPipeline", "it makes videos"),
         ("NoSuchPipeline", "does not have; install a version that does"),
     ],
@@ -383,7 +383,7 @@ def test_a_pipeline_that_is_not_from_text_to_picture(refused, opening, model, tm
         (("--call", "=4"), "--call '=4': expected KEY=VALUE"),
         (("--call", "eta=0", "--call", "eta=1"), "eta is given twice"),
         (("--height", 64, "--call", "height=64"), "height is given twice"),
-        (("--height", 64), "height and width go together, and height alone is given"),
+        (("--height", 64), "only height is given; give both --height and --width"),
         (("--height", 20, "--width", 20), "divisible by 8"),
         (("--call", "height=tall", "--width", 64), "StableDiffusionPipeline refuses its call (2 steps)"),
     ],

@@ -198,7 +198,7 @@ def test_a_published_protocol_fixes_what_is_drawn_and_gives_its_figure(judged, s
     )
     assert data["provenance"]["protocol"]["source"] == ["made up for a test"]
     result = stereo("bench", "--model", model, "--protocol", tmp_path / "some.toml", "--limit", 1)
-    assert result.exit_code == 2 and "--limit: protocol some fixes it" in result.stderr
+    assert result.exit_code == 2 and "--limit: protocol some sets --limit itself" in result.stderr
     result = stereo("bench", "--model", model, "--protocol", "nothing")
     assert result.exit_code == 2 and "sdisc" in result.stderr
 

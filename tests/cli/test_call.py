@@ -52,7 +52,7 @@ def test_what_a_file_was_made_with_holds_where_nothing_else_is_given():
     assert call_of(ModelSettings(call=["eta=1"], width=32), made) == {"height": 64, "eta": 1, "width": 32}
     assert call_of(ModelSettings(), {}) == {}
     for wrong in ([], "eta", 4, None):
-        with pytest.raises(InputError, match="made with the call options"):
+        with pytest.raises(InputError, match="the file's call options are"):
             call_of(ModelSettings(), {"call": wrong})
 
 

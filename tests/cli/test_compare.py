@@ -101,7 +101,7 @@ def test_relevance_of_another_axis_is_refused_before_anything_is_drawn(model, lo
         "bench", "--model", model, "--axis", "skin", *SMALL, "--relevance", relevance, "-o", tmp_path / "out"
     )
     assert result.exit_code == 2
-    assert "is of female, male, not of axis skin" in result.stderr
+    assert "was located for female, male, not for axis skin" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

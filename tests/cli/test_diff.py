@@ -82,7 +82,7 @@ def test_masks_of_other_models_are_said_to_be_so(located, stereo, tmp_path: Path
     replace(mask, sites=sites).save(tmp_path / "other.pt")
     result = stereo("diff", located, tmp_path / "other.pt")
     assert result.exit_code == 0
-    assert "they are of different models" in result.stdout
+    assert "they belong to different models" in result.stdout
     assert json.loads(stereo("diff", located, tmp_path / "other.pt", "--json").stdout)["all"] is None
     replace(mask, sites=[sites[0], *mask.sites[1:]]).save(tmp_path / "other.pt")
     result = stereo("diff", located, tmp_path / "other.pt")

@@ -77,7 +77,7 @@ def test_a_disk_that_fills_up_while_pictures_are_written(model: Path, stereo, tm
 @pytest.mark.slow
 def test_a_folder_that_is_read_only():
     run = on_disk("ro", "locate", "-o", "gender.pt")
-    assert run.returncode == 2 and "no folder that can be written to" in run.stderr
+    assert run.returncode == 2 and "does not exist or is not writable" in run.stderr
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_a_folder_of_somebody_else(tmp_path: Path):
     ]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     assert run.returncode == 2, run.stderr
-    assert "no folder that can be written to" in run.stderr.splitlines()[-1]
+    assert "does not exist or is not writable" in run.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())
 
 

@@ -210,7 +210,7 @@ def test_names_in_an_axis_file_are_short_and_printable(tmp_path: Path, name: str
         text.replace(name, "a").replace("mine", name),
     ):
         (tmp_path / "a.toml").write_text(content)
-        with pytest.raises(InputError, match=r"is no name of up to 200 printable characters|expected names"):
+        with pytest.raises(InputError, match=r"is not a name of up to 200 printable characters|expected names"):
             load_axis(tmp_path / "a.toml")
 
 

@@ -194,7 +194,7 @@ def refusal(result) -> str:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("mask", "--mu", 2), "--mu: {mask} is a mask, whose neurons are chosen; give the relevance"),
+        (("mask", "--mu", 2), "--mu chooses neurons, but {mask} is a finished mask; give the relevance"),
         (("mask", "--kinds", "ff"), "--kinds: "),
         (("mask", "--per-bin"), "--per-bin: "),
         (("mask", "mask copy", "--at-most", 3), "--at-most: "),
@@ -206,13 +206,13 @@ def refusal(result) -> str:
         (("file", "file copy"), "give one relevance file alone"),
         (("mask", "mask"), "{mask} is given twice"),
         (("file", "--strength", 0.5, "--strength", 0.5), "--strength is given 2 times"),
-        (("file", "--top", 3), "--top belongs to --select top-k, and this is plan"),
-        (("file", "--select", "top-k", "--mu", 3), "--mu belongs to --select plan, and this is top-k"),
-        (("file", "--select", "top-k", "--at-most", 3), "--at-most belongs to --select plan"),
+        (("file", "--top", 3), "--top needs --select top-k, but --select is plan"),
+        (("file", "--select", "top-k", "--mu", 3), "--mu needs --select plan, but --select is top-k"),
+        (("file", "--select", "top-k", "--at-most", 3), "--at-most needs --select plan"),
         (("file", "--select", "best"), "expected plan or top-k"),
         (("file", "--mask-root", "nurse"), "root 'nurse' is not known"),
         (("file", "--kinds", "mlp"), "site kind 'mlp' is not known; choose from ff, attention, conv, other, image"),
-        (("file", "--kinds", "text"), "no site is of kind 'text'; there are attention:image, conv:image, ff:image"),
+        (("file", "--kinds", "text"), "no site has kind 'text'; choose from attention:image, conv:image, ff:image"),
         (("file", "--kinds", "ff:texts"), "site kind 'texts' is not known"),
         (("file", "--kinds", ","), "site kind '' is not known"),
         (("file", "--until", 2000), "nothing is left to damp; timesteps run from 1000 down to 0"),
@@ -234,7 +234,7 @@ def test_the_relevance_itself_is_not_written_over(stereo, file, tmp_path: Path):
     Relevance.load(file).save(tmp_path / "r.safetensors")
     before = (tmp_path / "r.safetensors").read_bytes()
     line = refusal(stereo("mask", tmp_path / "r.safetensors", "-o", tmp_path / "r.safetensors"))
-    assert "the relevance itself, which would be lost" in line
+    assert "would overwrite the relevance" in line
     assert (tmp_path / "r.safetensors").read_bytes() == before
     assert "ending in .pt or .safetensors" in refusal(stereo("mask", file, "-o", tmp_path / "m.ckpt"))
 
@@ -289,7 +289,7 @@ def test_a_dose_is_found_on_further_seeds_and_confirmed_by_images(model, located
     with pytest.MonkeyPatch.context() as patch:  # what a launcher started beside it plans, and leaves this to one
         patch.setenv("SLURM_STEP_NUM_TASKS", "2")
         said = stereo(*arguments, "--dose", bound, "--confirm", 2, "-o", tmp_path / "said.pt")
-    assert "confirmed on 2 images a prompt, seeds 3 to 4: parity gap" in said.stdout
+    assert "confirmed on 2 images per prompt, seeds 3 to 4: parity gap" in said.stdout
     unseen = stereo(*arguments, "--dose", bound, "--confirm", 0, "-o", tmp_path / "unseen.pt", "--json")
     assert json.loads(unseen.stdout)["dose"]["confirmed"] is None
 

@@ -22,7 +22,7 @@ def broken(model: Path, tmp_path: Path) -> Path:
 
 
 def test_a_model_whose_pictures_are_not_finite_is_not_judged(model: Path, broken: Path, located, stereo, tmp_path):
-    says = r"pictures show nothing \(values that are not finite.*'a photo of a doctor', seed 50.* \(untreated\)"
+    says = r"images show nothing \(values that are not finite.*'a photo of a doctor', seed 50.* \(untreated\)"
     common = ("--model", broken, "--steps", 1, "--quiet", "--accelerator", "cpu", "-o", tmp_path / "out")
     result = stereo("bench", *common, "--limit", 2, "--images", 2, "--group-images", 0, "--seed", 50)
     assert result.exit_code == 3 and re.search(says, result.stderr), result.stderr

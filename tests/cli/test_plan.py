@@ -186,7 +186,7 @@ def test_fuse_writes_a_checkpoint_that_diffusers_opens(model, located, stereo, t
         (("apply", "a nurse", "--mask", "MASK", "--shares", "female=0.5"), "none given for male"),
         (("apply", "a nurse", "--mask", "MASK", "--shares", "female"), "expected GROUP=SHARE"),
         (("apply", "a nurse", "--mask", "MASK", "--shares", "a=0.5,a=0.5"), "a is given twice"),
-        (("apply", "a nurse", "--mask", "PLAIN", "--allocate"), "it allots no groups"),
+        (("apply", "a nurse", "--mask", "PLAIN", "--allocate"), "need a mask that allots groups"),
         (("apply", "--mask", "MASK", "--fuse", "-o", "x"), "it allocates images to female, male"),
         (("apply", "--mask", "PLAIN", "--fuse"), "--fuse needs --out"),
         (("apply", "--mask", "PLAIN"), "a prompt is missing or empty"),

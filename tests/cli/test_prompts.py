@@ -96,7 +96,7 @@ def test_apply_takes_the_words_of_another_axis(stereo, model, located, tmp_path:
         assert result.exit_code == 0, result.stderr
         (line,) = [line for line in result.stderr.splitlines() if "left as they are" in line]
         assert line.rsplit(": ", 1)[1] == "; ".join(expected)
-    for more, says in ((("--no-gate",), "leave one of them"), (("--fuse", "-o", "f"), "give it no prompts")):
+    for more, says in ((("--no-gate",), "leave out one of them"), (("--fuse", "-o", "f"), "give it no prompts")):
         result = stereo("apply", *texts, *shared, "--axis", "age", *more)
         assert result.exit_code == 2 and says in result.stderr
 

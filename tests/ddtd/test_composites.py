@@ -274,7 +274,7 @@ def test_a_file_that_is_not_there_and_a_pattern_that_fits_nothing(unet: UNet2DCo
     with pytest.raises(InputError, match=r"none\.toml"):
         get_composite(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes('name = "\xe9"'.encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin\.toml cannot be read: it is no text in UTF-8"):
+    with pytest.raises(InputError, match=r"latin\.toml cannot be read: it is not text in UTF-8"):
         get_composite(tmp_path / "latin.toml")
     assert get_composite(Path("epsilon-cp")) is COMPOSITES["epsilon-cp"]
     path = written(tmp_path, 'name = "m"\n[[layers]]\npattern = "encoder.*"\nrule = "z_plus"')

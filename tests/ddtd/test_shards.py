@@ -127,10 +127,10 @@ def test_labels_of_another_run_are_refused(tmp_path: Path):
     sums = {name: torch.ones(2, dtype=torch.float64) for name in STATES}
     shards = Shards(tmp_path, {"a": 1}, interval=0)
     shards.write(0, sums, [0], ["a", "b"], 0)
-    with pytest.raises(InputError, match="label 'b' is not of this run"):
+    with pytest.raises(InputError, match="label 'b' does not belong to this run"):
         shards.kept().sums(["a"], dict.fromkeys(STATES, (2,)))
     shards.write(0, sums, [0], ["a", "a"], 0, last=True)
-    with pytest.raises(InputError, match="labels that are none"):
+    with pytest.raises(InputError, match="labels that are not distinct texts"):
         shards.kept()
 
 

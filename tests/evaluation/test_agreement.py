@@ -82,7 +82,7 @@ def test_readers_that_never_differed_are_not_taken_for_one():
 
 
 def test_wrong_input_is_refused():
-    with pytest.raises(InputError, match="same pictures"):
+    with pytest.raises(InputError, match="same images"):
         agreement(torch.rand(3, 2).softmax(1), torch.rand(4, 2).softmax(1), ["a", "b"])
     with pytest.raises(InputError, match="3 names"):
         agreement(*two_readers(0, 2), ["a", "b", "c"])

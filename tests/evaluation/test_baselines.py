@@ -247,7 +247,7 @@ def test_only_the_images_that_were_begun_are_reached(model, fitted, rows):
         mitigation.begin(rows[:-1])
         with pytest.raises(InputError, match="4 images are drawn, and 3 were begun"):
             Walk(model, rows, STEPS, 2.0).run()
-        with pytest.raises(InputError, match=r"h-space acts on pictures that `pipelines.pictures.draw` draws"):
+        with pytest.raises(InputError, match=r"h-space acts on images that `pipelines.images.draw` draws"):
             model.pipe("a photo of a doctor", num_inference_steps=1)
     with torch.no_grad():
         Walk(model, rows, STEPS, 2.0, visit=visit).run()
@@ -307,15 +307,27 @@ def test_baselines_of_other_pipelines(tiny_model, calibration, kind: str, name: 
     ("kind", "name", "says"),
     [
         ("flux", "h-space", "h-space: this FluxTransformer2DModel has no mid_block to add a vector at"),
-        ("flux", "uce", "UCE: this FluxTransformer2DModel has no cross-attention of its own: no .* ends in attn2"),
-        ("flux", "equisteer", "EquiSteer: this FluxTransformer2DModel has no cross-attention"),
-        ("flux", "icm", "ICM: this FluxTransformer2DModel has no self-attention of its own: no .* ends in attn1"),
-        ("sd3", "equisteer", "EquiSteer: this SD3Transformer2DModel has no cross-attention"),  # its attn2 is not that
+        (
+            "flux",
+            "uce",
+            "UCE needs separate cross-attention, which this FluxTransformer2DModel .* ends in attn2",
+        ),
+        ("flux", "equisteer", "EquiSteer needs separate cross-attention"),
+        (
+            "flux",
+            "icm",
+            "ICM needs separate self-attention, which this FluxTransformer2DModel .* ends in attn1",
+        ),
+        (
+            "sd3",
+            "equisteer",
+            "EquiSteer needs separate cross-attention",
+        ),  # its attn2 is not that
         ("sana", "conceptprune", "ConceptPrune: no feed-forward block of this SanaTransformer2DModel ends in a linear"),
         ("kandinsky3", "h-space", "h-space: this Kandinsky3UNet has no mid_block"),
         ("cogview4", "icm", r"ICM: .*\.attn1 has no row for each of the"),  # of text and image together
         ("lumina", "icm", r"ICM: .*\.attn1 gives .*; expected rows, positions and channels"),
-        ("lumina", "uce", "UCE: blocks of this LuminaNextDiT2DModel read the states of a text each in its own way"),
+        ("lumina", "uce", "UCE: the blocks of this LuminaNextDiT2DModel read different text states"),
     ],
 )
 def test_baselines_say_what_a_pipeline_lacks(tiny_model, samples, calibration, kind: str, name: str, says: str):
@@ -550,9 +562,9 @@ def test_names_seeds_and_samples_that_do_not_serve(model, samples, calibration):
         calibration_samples(prompts, 0, 0, range(5))
     with pytest.raises(InputError, match="no calibration samples"):
         baseline_class("equisteer").fit(model, AXIS, [], calibration)
-    with pytest.raises(InputError, match="needs labels of the model's own pictures"):
+    with pytest.raises(InputError, match="needs labels of the model's own images"):
         baseline_class("icm").fit(model, AXIS, samples, replace(calibration, reader=None))
-    with pytest.raises(InputError, match=r"of 1 calibration pictures 1 show 'female', and a probe needs 2"):
+    with pytest.raises(InputError, match=r"1 of 1 calibration images show 'female'; a probe needs at least 2"):
         baseline_class("icm").fit(model, AXIS, samples[:1], calibration)
     with pytest.raises(InputError, match="shares add up to"):
         baseline_class("prompt").fit(model, AXIS, samples, replace(calibration, shares={"female": 0.9, "male": 0.3}))

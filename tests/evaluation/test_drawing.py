@@ -345,7 +345,7 @@ def test_pictures_that_show_nothing_are_named_and_none_is_judged(model, rows, tm
     """Also those that another run has left in the folder."""
     store, prompt, seed = Store(tmp_path), rows[4]["prompt"], rows[4]["seed"]
     cut = parts(model, rows, Spoilt("a", (prompt, seed)), 6)
-    says = rf"1 of 6 pictures show nothing .*'{prompt}', seed {seed} \(a\); more than 1%"
+    says = rf"1 of 6 images show nothing .*'{prompt}', seed {seed} \(a\); that is more than 1%"
     with pytest.raises(Incomplete, match=says):
         draw(model, cut, store, accelerator="cpu")
     assert store.read(cut).blank == (4,)
@@ -361,9 +361,9 @@ def test_pictures_that_show_nothing_are_named_and_none_is_judged(model, rows, tm
 def test_many_pictures_that_show_nothing_are_not_all_named():
     names = [f"'a nurse', seed {i} (a)" for i in range(40)]
     said = check_blank(names, 4000)
-    assert said.startswith("40 of 4000 pictures") and said.endswith("seed 4 (a) and 35 more") and len(said) < 300
+    assert said.startswith("40 of 4000 images") and said.endswith("seed 4 (a) and 35 more") and len(said) < 300
     assert check_blank([], 10) is None
-    with pytest.raises(Incomplete, match="none are judged"):
+    with pytest.raises(Incomplete, match="no images are judged"):
         check_blank(names, 3999)
 
 
@@ -379,7 +379,7 @@ def test_the_seed_of_a_picture_that_shows_nothing_is_left_out_of_all_arms(model,
     (whole,) = run(arms[:1])
     assert whole.seeds == tuple(range(40, 60)) and not said
     one, other = run(arms)
-    assert len(said) == 1 and "1 of 120 pictures show nothing" in said[0] and "seed 47 (b)" in said[0]
+    assert len(said) == 1 and "1 of 120 images show nothing" in said[0] and "seed 47 (b)" in said[0]
     expected = whole.only([place for place in range(20) if place != 7])
     assert one.seeds == other.seeds == expected.seeds and 47 not in one.seeds and len(one.seeds) == 19
     assert torch.equal(one.images, expected.images) and torch.equal(one.reads, expected.reads)
@@ -399,4 +399,4 @@ def test_results_say_which_seeds_are_left_out(model):
     assert {arm["images"] for arm in results["arms"].values()} == {18}
     (grid,) = grids([experiment])
     assert grid.cards[0].rows[0][1][0].seed == 31
-    assert "blank pictures: 1 (their seeds are left out)" in build_page({"provenance": {}, "experiments": [results]})
+    assert "blank images: 1 (their seeds are left out)" in build_page({"provenance": {}, "experiments": [results]})

@@ -259,5 +259,5 @@ def test_a_transformer_is_summed_up_by_kind_stream_and_block() -> None:
 
 
 def test_a_kind_that_is_not_known_is_refused() -> None:
-    with pytest.raises(InputError, match="is of kind 'gate'; expected one of ff, attention, conv"):
+    with pytest.raises(InputError, match="has kind 'gate'; expected one of ff, attention, conv"):
         places([Site("down_blocks.0.resnets.1.conv2", "gate", 8)])

@@ -178,9 +178,9 @@ def test_a_users_own_file_is_as_good(tmp_path: Path):
         (("steps = 4", ""), "steps missing"),
         (("steps = 4", 'steps = "4"'), "steps missing, unknown, or of another form"),
         (("steps = 4", "steps = 4\nsteeps = 3"), "steeps missing, unknown"),
-        (('"kl"', '"parity"'), f"formula 'parity'; there are {', '.join(GAPS)}"),
-        (('over = "prompt"', 'over = "image"'), "over 'image'; there are occupation, "),
-        (('["poet"]', '"poets"'), "no list of occupations 'poets'; there are winobias"),
+        (('"kl"', '"parity"'), f"formula 'parity'; choose one of {', '.join(GAPS)}"),
+        (('over = "prompt"', 'over = "image"'), "over 'image'; choose one of occupation, "),
+        (('["poet"]', '"poets"'), "no list of occupations 'poets'; choose one of winobias"),
         (('["poet"]', "[]"), "needs occupations"),
         (("{group} ", ""), "needs '{group} {occupation}'"),
         (('"gender"', '"sex"'), "unknown axis 'sex'"),
@@ -197,7 +197,7 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, change: tuple[str, st
 
 
 def test_unknown_names_say_what_there_is(tmp_path: Path):
-    with pytest.raises(InputError, match=r"unknown protocol 'tims'; there are iti-gen, sdisc, sdisc-successful, time"):
+    with pytest.raises(InputError, match=r"unknown protocol 'tims'; choose one of iti-gen, sdisc, sdisc-successful, "):
         load_protocol("tims")
     with pytest.raises(InputError, match="protocol file"):
         load_protocol(tmp_path / "missing.toml")

@@ -107,14 +107,14 @@ def test_a_matrix_that_is_too_near_singular_is_refused():
         corrected_shares(torch.tensor([0.5, 0.5]), blind)
     few = torch.tensor([[3.0, 2.0], [1.0, 4.0]])  # tells the groups apart, for all that ten pictures say
     corrected_shares(torch.tensor([0.5, 0.5]), few)
-    with pytest.raises(InputError, match="more pictures"):
+    with pytest.raises(InputError, match="more images"):
         corrected_intervals(_reads(5, 10), few)
 
 
 def test_wrong_input_is_refused():
     with pytest.raises(InputError, match=r"expected \(\.\.\., 2, 2\)"):
         corrected_shares(torch.tensor([0.5, 0.5]), torch.eye(3))
-    with pytest.raises(InputError, match="without a picture"):
+    with pytest.raises(InputError, match="without an image"):
         corrected_shares(torch.tensor([0.5, 0.5]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     with pytest.raises(InputError, match=r"expected \(n, K\)"):
         corrected_intervals(torch.rand(4, 2).softmax(1), torch.eye(3))

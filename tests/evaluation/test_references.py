@@ -68,7 +68,7 @@ def test_a_reader_that_errs_is_corrected_away_from_the_middle(make):
         ("group,read\nfemale,female\n", "no column count"),
         ("group,read,count\nfemale,other,3\n", "line 2"),
         ("group,read,count\nfemale,female,-3\n", "line 2"),
-        ("group,read,count\nfemale,female,3\n", "no picture of male"),
+        ("group,read,count\nfemale,female,3\n", "no image of male"),
         ("", "no column group"),
     ],
 )

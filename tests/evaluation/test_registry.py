@@ -98,7 +98,7 @@ def test_a_figure_that_is_registered_can_have_a_limit(make):
         assert exceeded(found, "m", [parse_limit("dark=0.2")]) == ["dark of m at guidance 2 is 0.25, above 0.2"]
     finally:
         del FIGURES["dark"]
-    with pytest.raises(InputError, match="no figure 'dark'; there are parity_gap"):
+    with pytest.raises(InputError, match="no figure 'dark'; choose one of parity_gap"):
         parse_limit("dark=0.2")
 
 
@@ -136,7 +136,7 @@ def test_names_of_figures_are_checked():
     assert requested("default") == "default" and requested("all", "sdtv") == "all"
     assert requested("default, soft.parity-gap", "sdtv") == "soft.parity_gap,sdtv"
     for name in ("beauty", "soft.occupation_right", "drift.", "pooled."):
-        with pytest.raises(InputError, match=f"no figure '{name}'; there are default, all, "):
+        with pytest.raises(InputError, match=f"no figure '{name}'; choose one of default, all, "):
             requested(name)
     assert is_known("drift.age") and is_known("unrelated.clip_score") and not is_known("unrelated.unsure")
     wanted = selector("soft")

@@ -130,7 +130,7 @@ def test_neurons_of_text_tokens_have_no_place_in_a_picture() -> None:
         "transformer_blocks.0.ff.net.2",
     ]
     assert all(each.views[0].map.shape == (4, 4) for each in shown)
-    assert warned == ["4 of 6 neurons work on text tokens too: they have no place in a picture"]
+    assert warned == ["4 of 6 neurons work on text tokens too: they have no place in an image"]
 
 
 def test_tokens_that_are_no_picture_are_refused() -> None:

@@ -110,7 +110,7 @@ def test_other_unrelated_prompts_are_not_compared(make):
 
 def test_a_single_picture_is_refused(make):
     protocol = make().protocol
-    with pytest.raises(InputError, match="2 pictures or more"):
+    with pytest.raises(InputError, match="2 images or more"):
         Protocol(
             protocol.axis, load_prompts("portraits"), unrelated=load_plain_prompts("scenes", 1), unrelated_images=1
         )

@@ -254,7 +254,7 @@ def test_packed_rows_are_refused() -> None:
     learnt = learnt_of(model_of("sd1"), 3.0)
     packed = {"sample": torch.zeros(4, 4, 8, 8), "encoder_hidden_states": torch.zeros(3, 24, 16)}
     assert isinstance(learnt, Learnt)
-    with pytest.raises(InputError, match="encoder_hidden_states packs what belongs to several pictures"):
+    with pytest.raises(InputError, match="encoder_hidden_states packs what belongs to several images"):
         learnt.axes_of(packed)
     shared = {"sample": torch.zeros(4, 4, 8, 8), "encoder_hidden_states": torch.zeros(1, 24, 16)}
     assert learnt.axes_of(shared) == {("sample",): 0}

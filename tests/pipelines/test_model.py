@@ -29,9 +29,9 @@ def sd1() -> DiffusionPipeline:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("img2img", "is a StableDiffusionImg2ImgPipeline: it starts from a given picture"),
-        ("inpaint", "it fills in parts of a given picture; give the text-to-image model"),
-        ("controlnet", "a ControlNet steers it by pictures; give the model without it"),
+        ("img2img", "is a StableDiffusionImg2ImgPipeline: it starts from a given image"),
+        ("inpaint", "it fills in parts of a given image; give the text-to-image model"),
+        ("controlnet", "a ControlNet steers it by images; give the model without it"),
         ("kandinsky22", "two denoisers, a prior and a decoder"),
         ("wan", "is a WanPipeline: it makes videos"),
         ("dit", "it takes no prompt"),

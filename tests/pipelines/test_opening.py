@@ -140,7 +140,7 @@ def test_a_single_file_in_a_folder_of_configurations(tmp_path: Path, ending: str
     model = open_model(path, dtype="bfloat16")
     assert same_weights(model.pipe, pipe.to(dtype=torch.bfloat16))
     assert (model.name, model.folder) == (str(path), None)
-    with pytest.raises(InputError, match="variants are of folders"):
+    with pytest.raises(InputError, match="only folders have variants"):
         open_pipeline(path, variant="fp16")
 
 
@@ -200,7 +200,7 @@ def test_files_that_are_no_checkpoint(hub: Callable, tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.ckpt")
     (tmp_path / "notes.txt").write_text("hello")
     for name, says in (
-        ("inpaint.safetensors", "is a StableDiffusionInpaintPipeline: it fills in parts of a given picture"),
+        ("inpaint.safetensors", "is a StableDiffusionInpaintPipeline: it fills in parts of a given image"),
         ("lora.safetensors", "no denoiser in it"),
         ("torn.safetensors", "cannot be read as safetensors"),
         ("code.ckpt", "opening it could run code; convert it to .safetensors"),
@@ -230,7 +230,7 @@ def test_files_that_are_no_checkpoint(hub: Callable, tmp_path: Path) -> None:
                 "text_encoder_2": ["transformers", "X"],
                 "unet": ["diffusers", "X"],
             },
-            "an SDXL refiner only finishes another model's pictures; give the base model",
+            "an SDXL refiner only finishes another model's images; give the base model",
         ),
         ({"_class_name": ["pipeline", "MyPipeline"]}, "code from models is not run"),
         ({"unet": ["diffusers", "X"]}, "names no _class_name"),

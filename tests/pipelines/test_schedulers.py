@@ -242,7 +242,7 @@ def test_schedulers_that_cannot_be_walked_are_refused(made: Make, kind: type, sa
 
 
 def test_an_inverse_scheduler_is_refused(made: Make) -> None:
-    with pytest.raises(InputError, match="DDIMInverseScheduler walks from a picture to noise; use the scheduler that"):
+    with pytest.raises(InputError, match="DDIMInverseScheduler walks from an image to noise; use the scheduler that"):
         schedule_of(made("DDIMInverseScheduler", {}), 4, 1.0)
 
 

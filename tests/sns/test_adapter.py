@@ -250,7 +250,7 @@ def test_image_to_image_pipelines_are_treated_through_the_unet_that_they_share(p
     other, mask = beside(pipe, kind=StableDiffusionImg2ImgPipeline), make(unet, 1, branch="conditional")
     image = torch.rand(2, 3, 4 * pipe.vae_scale_factor, 4 * pipe.vae_scale_factor, dtype=torch.float64)
     before = draw(other, image=image, strength=1.0)
-    with pytest.raises(InputError, match="starts from a given picture; give the text-to-image model"):
+    with pytest.raises(InputError, match="starts from a given image; give the text-to-image model"):
         load_mask(other, mask)
     assert loaded_masks(pipe) == {}
     load_mask(AutoPipelineForText2Image.from_pipe(other), mask)

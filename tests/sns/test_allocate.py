@@ -37,8 +37,8 @@ def test_marginals_multiply_and_joint_shares_are_taken_as_they_are() -> None:
     ("wrong", "says"),
     [
         ([{"female": 0.5, "male": 0.4}], "add up to 0.9; expected 1"),
-        ([{"female": 0.5, "man": 0.5}], "no group 'man'; there are female, male"),
-        ([{"woman": 1.0}], "no group 'woman'; there are female, male"),
+        ([{"female": 0.5, "man": 0.5}], "no group 'man'; choose one of female, male"),
+        ([{"woman": 1.0}], "no group 'woman'; choose one of female, male"),
         ([{"female": 1.0}], "none given for male"),
         ([{"female": 1.5, "male": -0.5}], "expected numbers of 0 or more"),
         ([{"female": float("nan"), "male": 0.5}], "expected numbers of 0 or more"),

@@ -275,7 +275,7 @@ def test_a_site_with_a_lora_is_refused_until_it_is_merged(unet, inputs):
     mask = make(unet)
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_out.0"], init_lora_weights=False))
     before = state_of(unet)
-    with pytest.raises(InputError, match=r"carries a LoRA.*merge it first"):
+    with pytest.raises(InputError, match=r"has a LoRA.*merge it first"):
         fuse(unet, mask)
     assert same_bits(state_of(unet), before)
     with suppress(unet, mask):
@@ -350,7 +350,7 @@ def test_what_cannot_be_saved_as_fused(pipe, unet, tmp_path):
     adapted = StableDiffusionPipeline(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     fuse(adapted, make(unet))
-    with pytest.raises(InputError, match="unet carries a LoRA"):
+    with pytest.raises(InputError, match="unet has a LoRA"):
         save_fused(adapted, tmp_path / "m")
     assert os.listdir(tmp_path) == []
 

@@ -235,7 +235,7 @@ def test_the_hub_is_asked_for_anything_else(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["owner/mask", "not a name", "a/b/c"])
 def test_a_hub_that_does_not_answer_is_one_line(tmp_path, name):
-    with pytest.raises(InputError, match="is no folder, and cannot be downloaded from the hub") as caught:
+    with pytest.raises(InputError, match="is not a folder, and cannot be downloaded from the hub") as caught:
         NeuronMask.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
     assert "\n" not in str(caught.value)
 
@@ -276,14 +276,14 @@ def test_pushing_uploads_the_file_that_save_writes(tmp_path, monkeypatch):
 def test_heads_that_are_not_ours(tmp_path, head):
     path = tmp_path / "m.safetensors"
     safetensors.torch.save_file({"factors": torch.ones(2)}, path, {"stereoclinic": head})
-    refused(path, "not written by|no table")
+    refused(path, "not written by|not a table")
 
 
 @pytest.mark.parametrize("odd", [torch.zeros(1).expand(10**12), torch.eye(3).to_sparse(), 3, "text"])
 def test_contents_that_are_no_plain_tensor(tmp_path, odd):
     head = json.dumps({"kind": "mask", "version": 2, "metadata": {}})
     torch.save({"stereoclinic": head, "factors": odd}, tmp_path / "m.pt")
-    refused(tmp_path / "m.pt", "no plain tensor")
+    refused(tmp_path / "m.pt", "not a plain tensor")
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -417,7 +417,7 @@ def test_a_mask_fits_the_model_it_was_made_for_and_no_other():
         with pytest.raises(InputError, match=r"no site 'far.to_out.0'"):
             check_fits(absent, toy, force)
         kind = make(sites=[SITES[0], Site("block.to_out.0", "conv", 2)])
-        with pytest.raises(InputError, match="is of kind conv in the mask, and a Linear in this Toy"):
+        with pytest.raises(InputError, match="has kind conv in the mask, and is a Linear in this Toy"):
             check_fits(kind, toy, force)
 
 

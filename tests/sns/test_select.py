@@ -136,7 +136,7 @@ def test_roots(samples):
 
 
 def test_neurons_of_a_kind_that_is_not_there():
-    with pytest.raises(InputError, match="no site is of kind 'conv'; there are ff"):
+    with pytest.raises(InputError, match="no site has kind 'conv'; choose from ff"):
         neurons_of(SITES[:1], ["conv"])
 
 

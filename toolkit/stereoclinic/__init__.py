@@ -2,7 +2,7 @@
 
     from stereoclinic import NeuronMask, load_axis, locate, open_model, suppress, treatment_plan
 
-The public names stand in `__init__.pyi`. Each is imported at its first use, so `import stereoclinic` is fast.
+`__init__.pyi` lists the public names. Each is imported at its first use, so `import stereoclinic` is fast.
 """
 
 import lazy_loader

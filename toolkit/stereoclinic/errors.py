@@ -1,15 +1,15 @@
-"""The errors that StereoClinic raises on purpose; the command line turns each into its exit code."""
+"""The errors that StereoClinic raises; the command line turns each into its exit code."""
 
 
 class InputError(ValueError):
-    """The user's input is at fault (exit code 2).
+    """The input is invalid (exit code 2).
 
     The message is one line: the value that came, what was expected, and what to try next.
     """
 
 
 class Incomplete(RuntimeError):
-    """Work stopped early: a rank failed or samples are missing (exit code 3). Nothing was kept: run it again."""
+    """Work stopped early: a rank failed or samples are missing (exit code 3). No result was written; run it again."""
 
 
 class UncoveredOperation(RuntimeError):

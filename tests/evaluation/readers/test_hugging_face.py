@@ -138,7 +138,7 @@ def test_a_map_of_another_form_is_refused(tmp_path: Path):
 
 def test_models_that_name_no_single_class_are_refused(classifier: Make, tmp_path: Path, clip_folder: Path):
     several = classifier(("male", "female"), problem_type="multi_label_classification")
-    with pytest.raises(InputError, match="several labels a picture"):
+    with pytest.raises(InputError, match="several labels per image"):
         HuggingFaceReader(str(several), [GENDER])
     whole = classifier(("male", "female"))
     trunk = ViTModel.from_pretrained(whole)

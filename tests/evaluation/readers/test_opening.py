@@ -118,7 +118,7 @@ def test_code_of_the_users_own_is_run_only_when_asked_for(own: Path, images: Ten
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("portrait", r"unknown reader 'portrait'; there are portraits, FOLDER, clip"),
+        ("portrait", r"unknown reader 'portrait'; choose one of portraits, FOLDER, clip"),
         ("hf:", "unknown reader"),
         ("", "unknown reader"),
         ("portraits", "this model brings none"),

@@ -100,7 +100,7 @@ def prepare_apply(
         raise InputError("a prompt is missing or empty; give a text such as 'a photo of a doctor'")
     names, loaded, mask = load_together(masks, settings)
     if settings.axis and not settings.gate:
-        raise InputError("--axis says what the gate looks for, and --no-gate opens it; leave one of them")
+        raise InputError("--axis has no effect with --no-gate; leave out one of them")
     axes = [load_axis(name) for name in settings.axis] or axes_of(mask)
     report.check_folder(out)
     device = device_of(settings.accelerator)
@@ -122,13 +122,13 @@ def checked_texts(prompts: Sequence[str]) -> list[str]:
     """Prompts without repeats and surrounding spaces.
 
     Raises:
-        InputError: One is empty, or holds bytes that are no text.
+        InputError: A prompt is empty or is not UTF-8.
     """
     from stereoclinic.errors import InputError
 
     texts = list(dict.fromkeys(text.strip() for text in prompts))
     if odd := [text for text in texts if text != text.encode(errors="replace").decode()]:
-        raise InputError(f"prompt {odd[0]!r}: not all of it is text; give it in UTF-8")
+        raise InputError(f"prompt {odd[0]!r} is not valid UTF-8; give it in UTF-8")
     if not all(texts):
         raise InputError("a prompt is missing or empty; give a text such as 'a photo of a doctor'")
     return texts
@@ -153,7 +153,7 @@ def load_together(
     mask = loaded[0] if len(loaded) == 1 else compose(loaded, force=settings.force)
     if (settings.shares or settings.allocate) and not mask.allocates:
         raise InputError(
-            "--shares and --allocate: this mask only balances, it allots no groups; make one that does with"
+            "--shares and --allocate need a mask that allots groups, and this one does not; make one with"
             " `stereo plan --allocate`"
         )
     return [path.name for path in paths], loaded, mask

@@ -1,4 +1,4 @@
-"""What `doctor` finds: the model, its neurons, the conservation check, and what memory and time it takes here."""
+"""The results of `doctor`: the model, its neurons, the conservation check, memory and time."""
 
 import math
 import os
@@ -229,7 +229,7 @@ def describe(model: Model, latents: list[int], steps: int, guidance: float) -> M
 def _draws(model: Model, learnt: Learnt, steps: int, guidance: float) -> bool:
     """Whether a step of the pipeline draws noise: whether it moves the generator that it is given.
 
-    The scheduler's signature does not tell: DDIM takes a generator, and draws from it only where eta is above 0.
+    The scheduler's signature is no evidence: DDIM takes a generator but draws from it only if eta is above 0.
     """
     own, before, moved = torch.Generator().manual_seed(0), list[Tensor](), False
 
@@ -319,7 +319,7 @@ def _verdict(outcome: Conservation, rules: Composite, dtype: str) -> str:
 
 
 def _next_command(outcome: Conservation, rules: Composite, settings: DoctorSettings, given: dict[str, Any]) -> str:
-    """The command to run next, on what was given to this one."""
+    """The next command, with this command's arguments."""
     faulty = outcome.fault is not None
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     words += [word for text in call_texts(call_of(settings)) for word in ("--call", text)]

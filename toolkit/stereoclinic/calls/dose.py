@@ -30,11 +30,11 @@ class DoseSettings(Settings):
     )  # fmt: skip
 
     def check_confirm(self) -> None:
-        """Raises InputError where `confirm` has nothing to confirm, or draws too few images for it."""
+        """Refuse a `confirm` that has nothing to confirm, or draws too few images for it."""
         if self.dose is None and self.confirm is not None:
             raise InputError("--confirm: give --dose BOUND, which the images confirm")
         if self.confirm == 1:
-            raise InputError("--confirm 1: an interval needs 2 images a prompt or more; 0 draws none")
+            raise InputError("--confirm 1: an interval needs at least 2 images per prompt; 0 draws none")
 
     def confirming(self, model: "str | Model | Any", axis: "Axis") -> "tuple[int, Reader | None]":
         """Number of images per prompt that confirm the dose, and their reader; asked for before any work is done.

@@ -163,7 +163,7 @@ def _following(
         "--shares": bool(settings.shares),
     }  # fmt: skip
     if clash := [option for option, is_given in given.items() if is_given]:
-        raise InputError(f"{clash[0]}: protocol {published.name} fixes it; leave one of them")
+        raise InputError(f"{clash[0]}: protocol {published.name} sets {clash[0]} itself; leave out one of the two")
     own = {
         "images": published.images, "reader": published.reader, "steps": published.steps,
         "guidance": (published.guidance,),
@@ -180,7 +180,7 @@ def _protocol(
 ) -> Protocol:
     """What is drawn, as far as it is known before the model is open."""
     if len(settings.shares) > 1:
-        raise InputError("--shares: one axis is judged at a time; give shares of its groups alone")
+        raise InputError("--shares: only one axis is judged; give shares for its groups only")
     if published is not None:
         axis, rows = published.axis, published.prompts()
     else:
@@ -242,7 +242,7 @@ def judged_too(published: PublishedProtocol, name: str, mask: NeuronMask) -> str
 
 
 def _references(settings: EvaluateSettings, protocol: Protocol) -> References:
-    """What --reference and --confusion add to the results; refused here if it does not fit axis or labels."""
+    """The data of --reference and --confusion, checked against axis and labels."""
     found: References = {}
     if settings.reference is not None:
         table = reference_named(settings.reference, protocol.axis.name)
@@ -259,7 +259,7 @@ def _relevance(file: Path | None, axis: Axis) -> Relevance | None:
         return None
     relevance = Relevance.load(file)
     if tuple(relevance.groups) != axis.groups:
-        raise InputError(f"--relevance {file} is of {', '.join(relevance.groups)}, not of axis {axis.name}")
+        raise InputError(f"--relevance {file} was located for {', '.join(relevance.groups)}, not for axis {axis.name}")
     return relevance
 
 

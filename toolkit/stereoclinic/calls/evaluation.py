@@ -130,8 +130,8 @@ class Evaluation:
     def _baselines(self, protocol: Protocol, parts: Path, reporter: Reporter) -> list[Any]:
         """Other methods, read from the folder of parts or made on seeds that are not judged.
 
-        Under a published protocol they are made on its calibration prompts. Methods that are made for each prompt that
-        they treat would do nothing to the judged prompts then: these are made on the judged prompts.
+        Under a published protocol they are made on its calibration prompts. Methods that are fitted per prompt need the
+        judged prompts, so they are fitted on those.
         """
         made, settings, published = [], self.settings, self.published
         batch_size = min(Calibration.batch_size, protocol.batch_size)

@@ -1,4 +1,4 @@
-"""What a call is given by name: its axis, prompts, model, reader and files, resolved and checked.
+"""Resolves and checks the inputs that are given by name: axis, prompts, model, reader and files.
 
 The files near a mask: the relevance that it was chosen from.
 
@@ -36,7 +36,7 @@ def relevance_file(stem: str) -> str:
 
 
 def relevance_near(mask: Path, groups: Sequence[str], model: Mapping[str, Any]) -> "tuple[Path, Relevance] | None":
-    """The relevance beside a mask, and its file; None where there is none, or it is of something else.
+    """The relevance beside a mask, and its file; None where there is none, or it belongs to something else.
 
     Args:
         mask: The mask's file.
@@ -97,26 +97,26 @@ def call_of(settings: OpenSettings, made: Mapping[str, Any] | None = None) -> di
     """The options of the pipeline's own call; those of a file hold where no other is given.
 
     Raises:
-        InputError: Height or width is given alone, or the file's own are no table.
+        InputError: Height or width is given alone, or the file's options are not a table.
     """
     own = {} if made is None else made.get("call", {})
     if not isinstance(own, dict):
-        raise InputError(f"the file was made with the call options {own!r}, which are no table; make it again")
+        raise InputError(f"the file's call options are {own!r}; expected a table; make the file again")
     sides = {name: value for name in ("height", "width") if (value := getattr(settings, name)) is not None}
     if twice := [name for name in sides if name in settings.call]:
         raise InputError(f"--call: {twice[0]} is given twice")
     whole = {**own, **settings.call, **sides}
     if len(alone := [name for name in ("height", "width") if name in whole]) == 1:
         # Some pipelines would take neither then, and say nothing.
-        raise InputError(f"height and width go together, and {alone[0]} alone is given; give both")
+        raise InputError(f"only {alone[0]} is given; give both --height and --width")
     return whole
 
 
 def own_axis(mask: "NeuronMask") -> "Axis | None":
-    """The axis that a mask was made for; None if it does not say.
+    """The axis that a mask was made for; None if its metadata has no axis.
 
     Raises:
-        InputError: It is of several axes, or of one that does not ship.
+        InputError: It was made for several axes, or for one that is not built in.
     """
     from stereoclinic.prompts.axes import made_for, shipped_axis
 
@@ -125,9 +125,11 @@ def own_axis(mask: "NeuronMask") -> "Axis | None":
         return None
     own = list(dict.fromkeys(str(each.get("axis")) for each in mask.origins))
     if len(own) > 1:
-        raise InputError(f"the mask is of several axes; say which is meant: --axis {' or --axis '.join(own)}")
+        raise InputError(f"the mask was made for several axes; choose one: --axis {' or --axis '.join(own)}")
     if shipped_axis(own[0], words) is None:
-        raise InputError(f"the mask was made for axis {name!r}, which does not ship; give its file: --axis {name}.toml")
+        raise InputError(
+            f"the mask was made for axis {name!r}, which is not built in; give its file: --axis {name}.toml"
+        )
     return made_for({**mask.metadata, "axis": own[0]})
 
 
@@ -163,7 +165,7 @@ def reader_folder(model: str, advice: str) -> Path:
 
     folder = model_folder(model)
     if folder is None or not (folder / "reader").is_dir():
-        where = "of its own, as it is no folder here" if folder is None else f"in {folder / 'reader'}"
+        where = "of its own, as it is not a local folder" if folder is None else f"in {folder / 'reader'}"
         raise InputError(f"model {model!r} has no reader {where}; {advice}")
     return folder / "reader"
 
@@ -172,11 +174,11 @@ def patterns_of(made: Mapping[str, Any]) -> list[str]:
     """The --sites that a file was made with.
 
     Raises:
-        InputError: They are no list of texts.
+        InputError: They are not a list of texts.
     """
     found = made.get("patterns", [])
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
-        raise InputError(f"the file was made with the sites {found!r}, which are no list of texts; make it again")
+        raise InputError(f"the file was made with the sites {found!r}, which are not a list of texts; make it again")
     return found
 
 
@@ -192,7 +194,7 @@ def every_of(steps: int) -> int:
 def unguided(model: "Model", steps: int | None) -> float:
     """The guidance scale to locate at by default: none, but the model's own where no prediction without prompt is made.
 
-    There the scale is an argument of the denoiser, or nothing at all; other than its own it was not trained for.
+    Such models take the scale as an argument or not at all, and were trained for their own scale only.
     """
     from stereoclinic.pipelines.learn import learnt_of
 
@@ -215,7 +217,7 @@ def note_differences(reporter: Reporter, name: str, mask: "NeuronMask", model: "
 
 
 def check_distinct(paths: list[Path], option: str = "") -> None:
-    """Raises InputError for a file that is given twice: a mask would damp twice."""
+    """Refuse a file that is given twice, with an InputError: a mask would damp twice."""
 
     for i, path in enumerate(paths):
         if path.resolve() in [each.resolve() for each in paths[:i]]:
@@ -234,12 +236,12 @@ def check_target(path: Path, option: str, endings: tuple[str, ...]) -> Path:
     if path.is_dir():
         raise InputError(f"{option} {path}: a folder; give a file name")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"{option} {path}: {path.parent} is no folder that can be written to; make it first")
+        raise InputError(f"{option} {path}: the folder {path.parent} does not exist or is not writable")
     return path
 
 
 def check_ranks(samples: int, ranks: int) -> None:
-    """Raises InputError for fewer samples than ranks."""
+    """Refuse fewer samples than ranks, with an InputError."""
     if samples < ranks:
         raise InputError(f"{samples} samples for {ranks} devices: give more prompts or seeds, or fewer devices")
 
@@ -290,7 +292,7 @@ def check_length(
 
 
 def note_cut(reporter: Reporter, model: "Model", cut: Sequence[str], guidance: float, steps: int) -> None:
-    """Say from which word on the first of some prompts is not read, and how many more are cut."""
+    """Note the first word that is cut from a prompt, and how many further prompts are cut."""
     from stereoclinic.pipelines.conditions import first_unread
 
     if cut:

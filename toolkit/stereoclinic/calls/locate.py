@@ -104,7 +104,7 @@ class ChoosingSettings(Settings):
             if _OF.get(name, self.select) != self.select:
                 flag = f"--{name.replace('_', '-')}"
                 raise InputError(
-                    f"{flag} belongs to --select {_OF[name]}, and this is {self.select}; leave one of them"
+                    f"{flag} needs --select {_OF[name]}, but --select is {self.select}; leave out one of them"
                 )
         return selection
 
@@ -325,7 +325,7 @@ def _samples(prompts: "str | Dataset", settings: LocateSettings) -> "Samples | S
     if not settings.stream:
         return with_seeds(neutral_prompts(prompts, settings.limit), settings.seed, settings.seeds)
     if not isinstance(prompts, str):
-        raise InputError("stream: give the name of a file or hub data set, which is read while the run goes on")
+        raise InputError("stream: give the name of a file or hub data set, which is read during the run")
     return Stream(prompts, range(settings.seed, settings.seed + settings.seeds), settings.limit)
 
 
@@ -366,7 +366,7 @@ def _walk(settings: LocateSettings, model: "Model") -> "TrajectorySettings":
 
 
 def _check_selection(selection: "Selection", walk: "TrajectorySettings", model: "Model", first: float) -> None:
-    """Refuse before any work what could not be chosen after it."""
+    """Check the selection before any work is done."""
     from stereoclinic.pipelines.arguments import inner
     from stereoclinic.pipelines.sites import find_sites
     from stereoclinic.sns.mask import in_unit

@@ -70,7 +70,7 @@ class MaskSettings(DoseSettings, ChoosingSettings, PromptSettings, ModelSettings
     force: bool = option(False, "Accept masks made for other weights if all layers fit.", advanced=True)
 
     def choosing(self) -> list[str]:
-        """Flags of the given settings that choose neurons, which a mask has no more use for."""
+        """The given flags that choose neurons; they do not apply to a finished mask."""
         names = ("select", "mu", "overshoot", "at_most", "top", "z", "mask_root", "kinds", "per_bin")
         return [f"--{name.replace('_', '-')}" for name in names if name in self.model_fields_set]
 
@@ -98,7 +98,8 @@ def made_mask(files: Sequence[Path], settings: MaskSettings, out: Path, reporter
     if not located:
         if given := settings.choosing():
             raise InputError(
-                f"{given[0]}: {files[0]} is a mask, whose neurons are chosen; give the relevance that it was made from"
+                f"{given[0]} chooses neurons, but {files[0]} is a finished mask; give the relevance that it was"
+                " made from"
             )
         how = "changed from" if len(files) == 1 else "composed of"
         return _from_masks(files, settings), f"{how} {', '.join(map(str, files))}"
@@ -108,7 +109,7 @@ def made_mask(files: Sequence[Path], settings: MaskSettings, out: Path, reporter
             " compose"
         )
     if out.resolve() == files[0].resolve():
-        raise InputError(f"--out {out}: the relevance itself, which would be lost; give another name")
+        raise InputError(f"--out {out} would overwrite the relevance; give another name")
     if len(settings.strength) > 1:
         raise InputError(f"--strength is given {len(settings.strength)} times for one mask; give it once")
     return _from_relevance(files[0], settings, reporter), f"chosen by {settings.select} from {files[0]}"

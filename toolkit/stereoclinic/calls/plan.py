@@ -1,4 +1,4 @@
-"""`plan`: plan a mask step by step, each step where the damped steps before it have led."""
+"""`plan`: plan a mask step by step, along the damped trajectory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +128,7 @@ def plan(
         The mask; None on every rank but the first.
 
     Raises:
-        InputError: An argument is wrong or does not fit the model, or no damping is worth its price.
+        InputError: An argument is wrong or does not fit the model, or every damping costs more than it gains.
     """
     reporter = reporter or Reporter()
     planned = prepare_plan(model, axis, prompts, relevance, settings, out, reporter).run(reporter)
@@ -203,7 +203,7 @@ class PlanJob:
             self.unfinished.unlink(missing_ok=True)
         if not damps:
             written = "" if self.file is None else f", and {self.file} is not written"
-            raise InputError(f"no damping is worth its price{written}; give a lower --mu or --keep")
+            raise InputError(f"every damping costs more than it gains{written}; give a lower --mu or --keep")
         return mask
 
     def _give_dose(self, mask: "NeuronMask", bound: float, reporter: Reporter) -> Planned:

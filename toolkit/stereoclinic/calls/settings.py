@@ -133,7 +133,7 @@ def option(
 
 
 class Settings(BaseModel):
-    """What all settings have in common: they cannot be changed, and know no other names."""
+    """Base of all settings: frozen, and unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 

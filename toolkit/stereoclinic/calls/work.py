@@ -72,7 +72,7 @@ def claimed(reporter: Reporter, *places: Path) -> Iterator[None]:
 
 
 def refuse_left_over(place: Path, resume: bool) -> None:
-    """Raises InputError where an interrupted run left its progress, and `resume` was not asked for."""
+    """Refuse the progress of an interrupted run, with an InputError, unless `resume` is set."""
     if place.exists() and not resume:
         raise InputError(
             f"{place} holds the progress of an interrupted run; continue it with --resume, or remove it to start anew"

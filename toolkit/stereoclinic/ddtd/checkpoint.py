@@ -47,13 +47,15 @@ class Checkpoint:
         for path in self.files:
             tensors, about = load_tensors(path, KIND, VERSION)
             if strange := [label for label in about["labels"] if label not in labels]:
-                raise InputError(f"{path}: label {strange[0]!r} is not of this run; remove {path.parent} and run again")
+                raise InputError(
+                    f"{path}: label {strange[0]!r} does not belong to this run; remove {path.parent} and run again"
+                )
             places = [labels.index(label) for label in about["labels"]]
             for name in STATES:
                 by_label = name in BY_LABEL
                 expected = (len(places), *shapes[name][1:]) if by_label else shapes[name]
                 if tuple(tensors[name].shape) != expected or tensors[name].dtype != torch.float64:
-                    raise InputError(f"{path}: {name} is not of this run; remove {path.parent} and run again")
+                    raise InputError(f"{path}: {name} does not belong to this run; remove {path.parent} and run again")
                 value = placed(tensors[name], places, len(labels)) if by_label else tensors[name]
                 total[name] = total[name] + value if name in total else value
         return total
@@ -98,7 +100,7 @@ class Shards:
         if not whole or not isinstance(dropped, int) or not 0 <= dropped <= len(done):
             raise InputError(f"{path} counts samples that do not exist; remove {self.folder} and run again")
         if not isinstance(labels, list) or {type(label) for label in labels} != {str} or len(set(labels)) < len(labels):
-            raise InputError(f"{path} has labels that are none; remove {self.folder} and run again")
+            raise InputError(f"{path} has labels that are not distinct texts; remove {self.folder} and run again")
         return done.tolist(), labels, dropped
 
     def write(

@@ -146,7 +146,7 @@ def _prepared(network: nn.Module, text: Sequence[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _kept(network: nn.Module) -> Iterator[dict[int, torch.UntypedStorage]]:
-    """What is kept for the backward pass, by address: each storage once, weights not at all."""
+    """Storages kept for the backward pass, by address, without weights."""
     own = {x.untyped_storage().data_ptr() for x in (*network.parameters(), *network.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice
 
@@ -266,7 +266,7 @@ def _added(
 
 
 def _at_zero(kind: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What an affine function makes of activations that are zero."""
+    """The output of an affine function for zero activations."""
 
     def zero(value: Any) -> Any:
         if isinstance(value, Tensor):

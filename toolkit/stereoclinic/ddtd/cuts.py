@@ -34,7 +34,7 @@ from stereoclinic.errors import InputError
 ITEMS = ("image", "text_tokens", "tokens", "skips", "modulation", "text", "bias")
 #: The items of a U-Net, and their names there.
 _OF_UNETS = {"image": "hidden", "skips": "skips", "modulation": "time", "text": "text", "bias": "bias"}
-#: In the names of arguments that steer a block and are no part of what it adds up.
+#: In the names of arguments that steer a block and are not a part of what it adds up.
 _FIXED = ("mask", "rotary", "rope", "freqs")
 
 

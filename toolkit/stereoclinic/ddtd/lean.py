@@ -65,7 +65,7 @@ def lean(prediction: Tensor, balanced: Tensor, directions: Tensor) -> Tensor:
 
 
 def check_told_apart(prediction: Tensor, directions: Tensor, rows: "Sequence[Row]", timestep: float) -> None:
-    """Refuse predictions without a lean: not finite, or the same for all groups.
+    """Refuse predictions that are not finite or are the same for all groups.
 
     Args:
         prediction: (B, D), the neutral prompts'.

@@ -88,7 +88,7 @@ class DDTD(L.LightningModule):
         (found,) = self._sum_over_ranks(len(self.kept.done))
         if found != self.trainer.world_size * len(self.kept.done):
             raise InputError(
-                "the devices find different shards of an earlier run: write to a folder that all machines share, or"
+                "the devices see different shards of an earlier run: write to a folder that all machines share, or"
                 " remove the shards"
             )
         if isinstance(self.samples, Samples):  # a stream's prompts are checked as they come
@@ -121,7 +121,7 @@ class DDTD(L.LightningModule):
         return torch.tensor(len(batch))
 
     def on_predict_end(self) -> None:
-        """Every rank counts what it did: a rank that died must not pass for a finished run.
+        """Every rank counts its samples, so that a dead rank is not taken for a finished one.
 
         The ranks add up here, before the teardown ends their process group.
         """

@@ -1,6 +1,6 @@
 """Where in the image a neuron's relevance lies, from the pass that locates it.
 
-    R_j = sum over positions p of  a_j[p] g_j[p]          the map is what the sum runs over
+    R_j = sum over positions p of  a_j[p] g_j[p]          the map holds the terms of this sum
 
 A neuron of a convolution has a map of the latents' shape or a coarser one; a neuron of a transformer block has one
 value for each token, row by row. A map sums to the neuron's relevance. It is the signed counterpart, for any neuron, of
@@ -154,7 +154,7 @@ def _map(
 
 
 def token_grid(tokens: int, picture: Sequence[int]) -> tuple[int, int]:
-    """The (h, w) with h w = tokens whose aspect is nearest to that of a picture (H, W)."""
+    """The (h, w) with h w = tokens whose aspect is nearest to that of an image (H, W)."""
     aspect = math.log(picture[0] / picture[1])
     grids = [(h, tokens // h) for h in range(1, tokens + 1) if tokens % h == 0]
     return min(grids, key=lambda grid: abs(math.log(grid[0] / grid[1]) - aspect))

@@ -45,7 +45,7 @@ class _Local(threading.local):
 
 
 _local = _Local()
-_harmless: set[type] = set()  # types of graph nodes that were looked at and are no custom function without a rule
+_harmless: set[type] = set()  # types of graph nodes that were looked at and are not a custom function without a rule
 
 
 class Propagation(TorchFunctionMode):
@@ -197,7 +197,7 @@ class Propagation(TorchFunctionMode):
         """Refuse an operation, or a custom autograd function.
 
         Raises:
-            UncoveredOperation: Always; the conservation check counts it and goes on.
+            UncoveredOperation: Always; the conservation check counts it and continues.
         """
         what = f"`{name_of(func)}` has no rule in composite `{self.composite.name}`{': ' + why if why else ''}"
         advice = (

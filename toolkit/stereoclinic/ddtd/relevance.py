@@ -127,7 +127,7 @@ class RelevanceSums:
         return self
 
     def _check_room(self, labels: int, device: torch.device) -> None:
-        """Refuse before the device grinds: a row of a large model is 25 MB, and each prompt may be a label."""
+        """Refuse sums that would not fit: a row of a large model is 25 MB, and each prompt may be a label."""
         row = 8 * sum(math.prod(self.shapes[name][1:]) for name in BY_LABEL)
         if labels * row > memory_of(device) / 2:
             raise InputError(

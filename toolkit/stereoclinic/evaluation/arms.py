@@ -58,17 +58,17 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.images < 2:
-            raise InputError(f"{self.images} images a prompt: an interval needs 2 or more")
+            raise InputError(f"{self.images} images per prompt; an interval needs 2 or more")
         if min(self.steps, self.batch_size) < 1 or self.group_images < 0 or self.guidance < 0:
             raise InputError("steps and batch size must be 1 or more, group images and guidance 0 or more")
         if self.unrelated is not None and len(self.unrelated) * self.unrelated_images < 2:
-            raise InputError("unrelated prompts: a distance between sets of pictures needs 2 pictures or more in each")
+            raise InputError("unrelated prompts: a distance between sets of images needs 2 images or more in each")
         _ = self.target  # refuses shares that do not fit
 
 
 @dataclass
 class Drawn:
-    """The pictures of one arm and what was read of them: P prompts, n images, K groups, F features.
+    """The images of one arm and what was read of them: P prompts, n images, K groups, F features.
 
     An image that shows no group still counts in every share, by its reads; `no_group` says how probable that is.
     """

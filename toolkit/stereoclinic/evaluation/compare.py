@@ -1,6 +1,6 @@
 """Two results compared: which arms and figures differ, by how much, and whether B is better or worse.
 
-Whether two figures of independent runs differ is told from their reported intervals. Intervals that overlap do not
+Two figures of independent runs are compared by their reported intervals. Intervals that overlap do not
 show that two figures are alike. The interval of the difference does, recovered from the two (MOVER, the method of
 variance estimates recovery):
 
@@ -141,7 +141,7 @@ def _experiment(a: Data, b: Data) -> dict[str, Any]:
 
 
 def _pairs(a: Data, b: Data) -> list[tuple[str, str]]:
-    """Arms of the same name; and where one mask is left on each side, these two, whatever they are called."""
+    """Arms of the same name; if one mask remains on each side, these two are compared despite their names."""
     pairs = [(name, name) for name in a["arms"] if name in b["arms"]]
     alone = [
         [name for name in one.get("masks") or [] if name in one["arms"] and name not in other["arms"]]

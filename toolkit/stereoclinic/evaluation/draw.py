@@ -41,7 +41,7 @@ ASIDE = ".set-aside"
 
 @dataclass(frozen=True)
 class Part:
-    """One batch of pictures.
+    """One batch of images.
 
     Args:
         mitigation: What is done to the model meanwhile.
@@ -65,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a part, or of an arm.
+    """The images of a part, or of an arm.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -73,7 +73,7 @@ class Pictures:
         seconds: Of sampling.
         device: Kind of device that drew them, or several; seconds of different kinds cannot be compared.
         memory: Most bytes used on a GPU.
-        blank: Places of pictures that show nothing.
+        blank: Places of images that show nothing.
     """
 
     images: Tensor
@@ -129,7 +129,7 @@ class Store:
         save_tensors(self._file(part), KIND, VERSION, tensors, {**about, "content": content})
 
     def read(self, parts: Iterable[Part]) -> Pictures:
-        """The pictures of parts, one after the other.
+        """The images of parts, one after the other.
 
         Raises:
             Incomplete: Something is missing.
@@ -138,10 +138,10 @@ class Store:
         found: list[Pictures] = []
         for part in parts:
             if part not in self:
-                raise Incomplete(f"pictures of {part.mitigation.name!r} are missing in {self.folder}; run again")
+                raise Incomplete(f"images of {part.mitigation.name!r} are missing in {self.folder}; run again")
             found.append(self._load(part))
             if found[-1].images.shape[1:] != found[0].images.shape[1:]:
-                raise InputError(f"{self._file(part)} holds pictures of another size; remove it and run again")
+                raise InputError(f"{self._file(part)} holds images of another size; remove it and run again")
         allotted = [each.allotted for each in found if each.allotted is not None]
         starts = accumulate((len(each.images) for each in found), initial=0)
         return Pictures(
@@ -154,11 +154,11 @@ class Store:
         )
 
     def _load(self, part: Part) -> Pictures:
-        """Raises InputError for a file that does not hold the part's pictures."""
+        """Refuse a file that does not hold the part's images, with an InputError."""
         file, count = self._file(part), len(part.rows)
         tensors, about = load_tensors(file, KIND, VERSION)
         if about.pop("content", None) != content_digest(part.key, about, tensors):
-            raise InputError(f"{file} does not say, or not rightly, which pictures it holds")
+            raise InputError(f"{file} has no valid record of the images in it")
         images, allotted, seconds = tensors.get("images"), tensors.get("allotted"), about.get("seconds")
         blank, memory = about.get("blank"), about.get("memory")
         if (
@@ -169,7 +169,7 @@ class Store:
             or not (isinstance(seconds, float) and 0 <= seconds < math.inf)
             or not (isinstance(blank, list) and all(type(place) is int and 0 <= place < count for place in blank))
         ):
-            raise InputError(f"{file} holds other pictures than it should")
+            raise InputError(f"{file} holds other images than expected")
         memory = memory if isinstance(memory, int) else None
         return Pictures(images, allotted, seconds, str(about.get("device", "")), memory, tuple(blank))
 
@@ -230,7 +230,7 @@ class Drawing(L.LightningModule):
         return Pictures(images, torch.cat(groups) if groups else None, seconds, device, peak.bytes, blank)
 
     def on_predict_end(self) -> None:
-        """Every rank looks for every part, so that a rank that died does not pass for a finished run."""
+        """Every rank looks for every part, so that a dead rank is not taken for a finished one."""
         self.trainer.strategy.barrier()
         missing = sum(part not in self.store for part in self.parts)
         if missing:
@@ -254,7 +254,7 @@ def draw(
         model: The pipeline.
         parts: What to draw.
         store: Where it goes.
-        progress: Called with the arm's name and the number of its pictures that are done.
+        progress: Called with the arm's name and the number of its images that are done.
         warn: Called with what does not stop the run.
         **trainer: Given to `lightning.Trainer`.
 
@@ -262,8 +262,8 @@ def draw(
         Whether this is rank zero, where the results are to be read.
 
     Raises:
-        InputError: Fewer parts than devices, or a single picture does not fit in memory.
-        Incomplete: Parts are missing at the end, or too many pictures show nothing, see `check_blank`.
+        InputError: Fewer parts than devices, or a single image does not fit in memory.
+        Incomplete: Parts are missing at the end, or too many images show nothing, see `check_blank`.
         KeyboardInterrupt: What was drawn is kept.
     """
     module = Drawing(model, parts, store, progress, warn)
@@ -272,7 +272,7 @@ def draw(
 
 
 def model_digest(model: Model) -> str:
-    """SHA-256 over what a picture depends on: a pipeline's weights, its parts' configurations, scheduler and call."""
+    """SHA-256 over what an image depends on: a pipeline's weights, its parts' configurations, scheduler and call."""
     modules = {name: part for name, part in model.pipe.components.items() if isinstance(part, nn.Module)}
     weights = {name: weights_digest(inner(module)) for name, module in sorted(modules.items())}
     # Private entries say where a part came from.

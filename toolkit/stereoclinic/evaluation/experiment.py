@@ -1,4 +1,4 @@
-"""The experiment of `stereo bench`: every arm draws the same seeds, and a reader reads the pictures.
+"""The experiment of `stereo bench`: every arm draws the same seeds, and a reader reads the images.
 
     untreated            the model as it is
     mask NAME            each given mask
@@ -149,7 +149,7 @@ def run(
         strength: Of every mask.
         progress: Called with the arm's name and the number of images drawn.
         force: Apply masks that were made for other weights, see `check_fits`.
-        parts: Folder that keeps drawn pictures, which later runs of the same model use. By default a temporary one.
+        parts: Folder that keeps drawn images, which later runs of the same model use. By default a temporary one.
         warn: Called with what does not stop the run.
         baselines: Other methods, fitted on other seeds and the same on every rank, see `kept_baselines`; or your own.
         instruments: Further measurements.
@@ -160,7 +160,7 @@ def run(
 
     Raises:
         InputError: The reader does not know the axis, or there are fewer batches than devices.
-        Incomplete: Pictures are missing at the end.
+        Incomplete: Images are missing at the end.
     """
     arms = arms_of(model, protocol, masks, strength, force, baselines)
     found = drawn(model, reader, protocol, list(arms), progress, parts, warn, **trainer)
@@ -186,7 +186,7 @@ def run(
 
 
 def _note_left_out(experiment: Experiment) -> dict[str, Any]:
-    """What results say of seeds that are left out, if any; the experiment's protocol then counts the others alone."""
+    """A note about seeds that are left out; the protocol then counts only the others."""
     protocol = experiment.protocol
     parts = {
         "neutral": ("images", experiment.neutral),
@@ -218,7 +218,7 @@ def drawn(
     warn: Callable[[str], None] = warnings.warn,
     **trainer: Any,
 ) -> list[Drawn] | None:
-    """Draw arms and read their pictures; arguments and errors as of `run`, None on any rank but the first."""
+    """Draw arms and read their images; arguments and errors as of `run`, None on any rank but the first."""
     reader = as_reader(reader)
     group_columns(reader, protocol.axis)  # refused before anything is drawn
     digest = model_digest(model)
@@ -230,7 +230,7 @@ def drawn(
         found = [store.read(each) for each in wanted]
         if len(devices := {each.device for each in found}) > 1:
             kinds = ", ".join(sorted(each or "unknown" for each in devices))
-            warn(f"pictures were drawn on several kinds of device ({kinds}): what drawing took is not compared")
+            warn(f"images were drawn on several kinds of device ({kinds}): what drawing took is not compared")
             found = [replace(each, seconds=None, memory=None) for each in found]
         blank = [named(arm.samples[at], arm.name) for arm, each in zip(arms, found, strict=True) for at in each.blank]
         if said := check_blank(blank, sum(len(arm.samples) for arm in arms)):
@@ -241,7 +241,7 @@ def drawn(
 
 
 def _left_out(arms: Sequence[Arm], found: Sequence[Pictures]) -> dict[tuple[str, ...], set[int]]:
-    """Prompts -> places of seeds at which a picture of one of their arms shows nothing.
+    """Prompts -> places of seeds at which an image of one of their arms shows nothing.
 
     They are left out of all these arms, as figures pair arms seed by seed.
     """
@@ -257,14 +257,14 @@ def _without(drawn: Drawn, left_out: set[int]) -> Drawn:
     kept = [place for place in range(len(drawn.seeds)) if place not in left_out]
     if len(kept) < min(2, len(drawn.seeds)):
         raise Incomplete(
-            f"{len(kept)} of {len(drawn.seeds)} seeds are left, as a picture of each of the others shows nothing; give"
-            " --dtype float32, or more --images"
+            f"only {len(kept)} of {len(drawn.seeds)} seeds can be judged; the others have an image that shows nothing;"
+            " give --dtype float32, or more --images"
         )
     return drawn.only(kept)
 
 
 def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:
-    """What the reader sees in an arm's pictures, as they are saved: at eight bits a colour."""
+    """What the reader sees in an arm's images, as they are saved: at eight bits a colour."""
     batches: dict[str, list[Tensor]] = {}
     for start in range(0, len(arm.samples), protocol.batch_size):
         rows = arm.samples[start : start + protocol.batch_size]
@@ -299,7 +299,7 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
 
 
 def _seen(reader: Reader, protocol: Protocol, rows: list[Row], pictures: Tensor) -> dict[str, Tensor]:
-    """Everything that is read of a batch of pictures (B, 3, H, W) in [0, 1]: name -> (B, ...)."""
+    """Everything that is read of a batch of images (B, 3, H, W) in [0, 1]: name -> (B, ...)."""
     seen = read_rows(reader, pictures, rows)
     features = reader.features(pictures)
     found = {"features": adaptive_avg_pool2d(pictures, 8).flatten(1) if features is None else features}

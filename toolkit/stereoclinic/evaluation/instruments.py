@@ -1,6 +1,6 @@
-"""Measurements of pictures besides their reader: other features for FID and KID, LPIPS, SSIM and CLIPScore.
+"""Measurements of images besides their reader: other features for FID and KID, LPIPS, SSIM and CLIPScore.
 
-Structural similarity (SSIM) to the untreated picture of the same seed is always measured: 1 is the same picture, and
+Structural similarity (SSIM) to the untreated image of the same seed is always measured: 1 is the same image, and
 two seeds of one prompt show what no relation gives. It says how much changed, not whether for the worse.
 
 The others are on request, and opened before anything is drawn. Inception and LPIPS come with torchmetrics and need
@@ -67,7 +67,7 @@ def open_inception() -> nn.Module:
 
 
 def open_lpips(device: str = "cpu") -> nn.Module:
-    """LPIPS on AlexNet: two (n, 3, H, W) in [0, 1] -> (n,), 0 for the same picture.
+    """LPIPS on AlexNet: two (n, 3, H, W) in [0, 1] -> (n,), 0 for the same image.
 
     Raises:
         InputError: torchvision is missing or does not fit torch, or the weights cannot be downloaded.
@@ -121,7 +121,7 @@ def open_clip(name: str = DEFAULT, device: str = "cpu") -> tuple[Any, Any]:
 
 @torch.no_grad()
 def extracted(network: nn.Module, images: Tensor) -> Tensor:
-    """Features of pictures: (..., 3, H, W) uint8 -> (..., num_features) float32, on the CPU.
+    """Features of images: (..., 3, H, W) uint8 -> (..., num_features) float32, on the CPU.
 
     Raises:
         InputError: The network of `open_features` gives another shape.
@@ -157,7 +157,7 @@ def structural_similarity(pictures: Tensor, others: Tensor) -> Tensor:
         InputError: The two differ in shape or type, or are smaller than the window of 11 pixels.
     """
     if pictures.dim() >= 3 and min(pictures.shape[-2:]) < SMALLEST:
-        raise InputError(f"pictures of {tuple(pictures.shape[-2:])} pixels; expected {SMALLEST} or more each way")
+        raise InputError(f"images of {tuple(pictures.shape[-2:])} pixels; expected {SMALLEST} or more each way")
 
     def similarity(one: Tensor, other: Tensor) -> Tensor:
         return torch.as_tensor(
@@ -168,10 +168,10 @@ def structural_similarity(pictures: Tensor, others: Tensor) -> Tensor:
 
 
 def _in_pairs(measure: Callable[[Tensor, Tensor], Tensor], pictures: Tensor, others: Tensor) -> Tensor:
-    """A number for each picture and its other, (..., 3, H, W) -> (...) float64, in batches."""
+    """A number for each image and its other, (..., 3, H, W) -> (...) float64, in batches."""
     if pictures.shape != others.shape or pictures.dtype != others.dtype or pictures.dim() < 3:
         raise InputError(
-            f"pictures {tuple(pictures.shape)} {pictures.dtype} and {tuple(others.shape)} {others.dtype}; expected two"
+            f"images {tuple(pictures.shape)} {pictures.dtype} and {tuple(others.shape)} {others.dtype}; expected two"
             " sets of one shape (..., 3, H, W) and one type"
         )
     sides = [each.reshape(-1, *each.shape[-3:]).split(_TOGETHER) for each in (pictures, others)]
@@ -198,7 +198,7 @@ def clip_scores(
     clip: str | tuple[Any, Any] = DEFAULT,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Tensor:
-    """CLIPScore of each picture with its prompt, max(100 cos(E_image, E_text), 0).
+    """CLIPScore of each image with its prompt, max(100 cos(E_image, E_text), 0).
 
     Args:
         images: (n, 3, H, W) uint8.
@@ -238,7 +238,7 @@ def clip_scores(
 
 @dataclass(frozen=True)
 class Instruments:
-    """What to measure pictures with on request.
+    """What to measure images with on request.
 
     Args:
         clip: (model, processor) of `open_clip`, for CLIPScore.
@@ -256,7 +256,7 @@ class Instruments:
 def measure(experiment: Experiment, instruments: Instruments, warn: Callable[[str], None] = warnings.warn) -> None:
     """Measure every arm of neutral and unrelated prompts.
 
-    The CLIPScore is with the neutral prompt, also of pictures that were drawn from another one.
+    The CLIPScore is with the neutral prompt, also of images that were drawn from another one.
     """
     protocol = experiment.protocol
     _measure(experiment.neutral, protocol.prompts, instruments, warn)

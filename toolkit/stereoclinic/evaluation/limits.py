@@ -17,12 +17,12 @@ def parse_limit(text: str) -> tuple[str, float]:
     """A figure's name and its limit, from NAME=VALUE.
 
     Raises:
-        InputError: The name is not known, or the value is no number.
+        InputError: The name is not known, or the value is not a number.
     """
     name, _, value = text.partition("=")
     name = name.strip().replace("-", "_")
     if not is_known(name) or figure_of(name).sign > 0:
-        raise InputError(f"--fail-above {text!r}: no figure {name!r}; there are {', '.join(limitable())}")
+        raise InputError(f"--fail-above {text!r}: no figure {name!r}; choose one of {', '.join(limitable())}")
     try:
         return name, float(value)
     except ValueError:

@@ -1,6 +1,6 @@
 """Published evaluations by name: prompts, images per prompt, reader and figure, each with its source.
 
-A protocol is a TOML file in protocols/. The model under test is the user's. Pictures cannot be those of the paper, as
+A protocol is a TOML file in protocols/. The model under test is the user's. Images cannot be those of the paper, as
 noise here follows from prompt and seed; `left_open` lists what the sources leave open.
 
 Masks and baselines for a protocol are made on its `calibration` prompts, which share no occupation and no template with
@@ -66,7 +66,7 @@ class PublishedProtocol:
     def __post_init__(self) -> None:
         for what, value, known in (("formula", self.formula, GAPS), ("over", self.over, OVER)):
             if value not in known:
-                raise InputError(f"protocol {self.name!r}: {what} {value!r}; there are {', '.join(known)}")
+                raise InputError(f"protocol {self.name!r}: {what} {value!r}; choose one of {', '.join(known)}")
         if not self.occupations or self.images < 2 or self.steps < 1:
             raise InputError(f"protocol {self.name!r} needs occupations, 2 or more images a prompt, and steps")
         self.prompts()  # refuses templates that lack a place
@@ -166,13 +166,13 @@ def load_protocol(name: str | Path) -> PublishedProtocol:
     """A protocol by its name, or a user's own TOML file of the form of those in protocols/.
 
     Raises:
-        InputError: No such protocol or file, or the file is of another form.
+        InputError: No such protocol or file, or the file has another form.
     """
     path = Path(name)
     if path.suffix != ".toml":
         if str(name) not in known_protocols():
             known = ", ".join(known_protocols())
-            raise InputError(f"unknown protocol {str(name)!r}; there are {known}, or give a .toml file")
+            raise InputError(f"unknown protocol {str(name)!r}; choose one of {known}, or give a .toml file")
         path = _FOLDER / f"{name}.toml"
     try:
         file = _File.model_validate(read_toml(path, "protocol file"))
@@ -186,7 +186,7 @@ def load_protocol(name: str | Path) -> PublishedProtocol:
         if isinstance(listed := values[key], str):
             if listed not in OCCUPATIONS:
                 known = ", ".join(OCCUPATIONS)
-                raise InputError(f"protocol file {path}: no list of occupations {listed!r}; there are {known}")
+                raise InputError(f"protocol file {path}: no list of occupations {listed!r}; choose one of {known}")
             values[key] = tuple(OCCUPATIONS[listed])
     axis = _with_words(load_axis(values.pop("axis")), values.pop("words"))
     return PublishedProtocol(name=path.stem, axis=axis, **values)

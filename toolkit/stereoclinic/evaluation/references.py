@@ -1,4 +1,4 @@
-"""Knowledge from a user's files: shares that pictures should reflect, and how often their reader is wrong.
+"""Knowledge from a user's files: shares that images should reflect, and how often their reader is wrong.
 
 Each gives the arms of an experiment further figures.
 """
@@ -38,7 +38,7 @@ def load_reference(path: str | Path) -> dict[str, dict[str, float]]:
     """Read a CSV with the columns label, group, share: label -> group -> share.
 
     Raises:
-        InputError: It cannot be read, a column is missing, or a row is no share or is there twice.
+        InputError: It cannot be read, a column is missing, or a row is not a share or is there twice.
     """
     table: dict[str, dict[str, float]] = {}
     for where, (label, group, share) in _csv_rows(path, "reference", ("label", "group", "share")):
@@ -55,10 +55,10 @@ def load_reference(path: str | Path) -> dict[str, dict[str, float]]:
 
 
 def load_confusion(path: str | Path, groups: Sequence[str]) -> Tensor:
-    """Read a CSV with the columns group, read, count: how often pictures of a group were read as each: (K, K) counts.
+    """Read a CSV with the columns group, read, count: how often images of a group were read as each: (K, K) counts.
 
     Raises:
-        InputError: It cannot be read, a column is missing, a row names no group or no count, a group has no picture, or
+        InputError: It cannot be read, a column is missing, a row names no group or no count, a group has no image, or
             the reader confuses the groups too often to be corrected.
     """
     counts = torch.zeros(len(groups), len(groups), dtype=torch.float64)
@@ -67,7 +67,7 @@ def load_confusion(path: str | Path, groups: Sequence[str]) -> Tensor:
             raise InputError(f"{where}: expected two of {', '.join(groups)} and a whole number")
         counts[groups.index(group), groups.index(read)] += int(count)
     if lacking := [group for group, total in zip(groups, counts.sum(1).tolist(), strict=True) if total == 0]:
-        raise InputError(f"confusion {path}: no picture of {', '.join(lacking)}")
+        raise InputError(f"confusion {path}: no image of {', '.join(lacking)}")
     corrected_intervals(torch.eye(len(groups)), counts)  # refuses a matrix that cannot be inverted
     return counts
 

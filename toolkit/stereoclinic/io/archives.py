@@ -1,6 +1,6 @@
 """What a `.pt` file asks for, checked before `torch.load` makes anything of it.
 
-`torch.load(weights_only=True)` runs no code, but it makes whatever a file asks for: compressed entries grow a
+`torch.load(weights_only=True)` runs no code, but it allocates whatever size a file asks for: compressed entries grow a
 thousandfold, and a pickle of fifty bytes can ask for a bytearray of any length. The checks here keep the memory and
 the time of a load in proportion to the size of the file.
 """

@@ -31,7 +31,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _add(digest: Any, name: str, value: Any) -> None:
-    """Add an entry of a state dict; in quantised layers it may be no plain tensor."""
+    """Add an entry of a state dict; in quantised layers it may not be a plain tensor."""
     if isinstance(value, tuple | list):  # a packed weight and its bias
         for i, each in enumerate(value):
             _add(digest, f"{name}.{i}", each)

@@ -64,7 +64,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_image(path: str | Path, image: Image.Image) -> None:
-    """Write a picture as PNG, whole or not at all. Raises InputError where it cannot be written."""
+    """Write an image as PNG, whole or not at all. Raises InputError where it cannot be written."""
     write_whole(Path(path), lambda temporary: image.save(temporary, format="PNG"))
 
 
@@ -139,9 +139,9 @@ def sole_writer(path: Path) -> Iterator[list[str]]:
 
 
 def repair(path: Path) -> list[str]:
-    """Clean up what killed runs left of a file or folder that nobody is writing.
+    """Clean up after killed runs, at a file or folder that nobody is writing.
 
-    Whole results move to their places, a folder that was moved away comes back, and what is half written goes, also
+    Finish moves of complete results, restore a folder that was moved away, and delete incomplete files, also those
     within the folder.
 
     Returns:
@@ -164,7 +164,7 @@ def repair(path: Path) -> list[str]:
 
 
 def check_same(place: Path, then: Any, now: dict[str, Any]) -> None:
-    """Refuse to go on with what was made in another configuration.
+    """Refuse to continue what was made in another configuration.
 
     Args:
         place: Where it lies.
@@ -205,7 +205,7 @@ def _temporary_folder(final: Path) -> Iterator[Path]:
 
 
 def _put_in_place(ready: Path) -> None:
-    """Move whole results to where they belong; goes on where a killed run stopped."""
+    """Move whole results to where they belong; continues where a killed run stopped."""
     files_last = sorted(ready.iterdir(), key=Path.is_file)
     for each in filter(Path.is_file, files_last):
         (ready.parent / each.name).unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def parse(form: type[F], data: Any, what: str) -> F:
     raise InputError(f"{what}: {where} = {first['input']!r:.60}: {expected}")
 
 
-#: Characters of a text that is no name: a prompt, a path.
+#: Characters of a text that is not a name: a prompt, a path.
 LONGEST_TEXT = 5000
 
 

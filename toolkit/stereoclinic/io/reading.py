@@ -50,7 +50,7 @@ def read_text(path: str | Path, what: str, most: int = MOST) -> str:
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} {path} cannot be read: it is no text in UTF-8") from error
+        raise InputError(f"{what} {path} cannot be read: it is not text in UTF-8") from error
 
 
 def read_toml(path: str | Path, what: str) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def check_layers(path: Path, what: str) -> None:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _reason(error: Exception) -> str:

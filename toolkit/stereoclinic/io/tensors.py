@@ -71,7 +71,7 @@ def load_tensors(path: str | Path, kind: str, *versions: int) -> tuple[dict[str,
         The tensors, on the CPU, and the metadata.
 
     Raises:
-        InputError: The file is missing, a folder, empty, truncated, would run code, or is of another kind or
+        InputError: The file is missing, a folder, empty, truncated, would run code, or has another kind or
             version.
     """
     path = Path(path)
@@ -88,12 +88,12 @@ def load_tensors(path: str | Path, kind: str, *versions: int) -> tuple[dict[str,
         reads = f"this stereoclinic reads version {' or '.join(map(str, versions))}: {advice}"
         _refuse(path, kind, f"has format version {_short(its_version)}; {reads}")
     if not isinstance(metadata, dict):
-        _refuse(path, kind, "has metadata that is no table; make it again")
+        _refuse(path, kind, "has metadata that is not a table; make it again")
     return tensors, metadata
 
 
 def kind_of(path: str | Path) -> str:
-    """The kind that a file says it is of, such as "mask".
+    """The kind in a file's metadata, such as "mask".
 
     Raises:
         InputError: As `load_tensors`.
@@ -118,7 +118,7 @@ def _read(path: Path, kind: str, expected: str) -> tuple[dict[str, Tensor], Any]
     except OSError as error:
         raise InputError(f"{kind} file {path} cannot be read ({error.strerror}); check the path") from error
     if not path.is_file():
-        _refuse(path, kind, "is no regular file; give the file itself")
+        _refuse(path, kind, "is not a regular file; give the file itself")
     if size == 0:
         _refuse(path, kind, "is empty (0 bytes); make it again")
     head, tensors = (_read_pt if ending == ".pt" else _read_safetensors)(path, kind)
@@ -126,7 +126,7 @@ def _read(path: Path, kind: str, expected: str) -> tuple[dict[str, Tensor], Any]
         _refuse(path, kind, f"holds {len(tensors):,} tensors; make it again")
     for name, tensor in tensors.items():
         if not _is_plain(tensor):
-            _refuse(path, kind, f"holds {_short(name)}, which is no plain tensor; make it again")
+            _refuse(path, kind, f"holds {_short(name)}, which is not a plain tensor; make it again")
     try:
         if len(head) > MOST:
             raise ValueError
@@ -158,7 +158,7 @@ def _read_pt(path: Path, kind: str) -> tuple[Any, dict[str, Any]]:
     except Unsafe as error:
         raise InputError(f"{kind} file {path} {unsafe}") from error
     except NotPlain as error:
-        raise InputError(f"{kind} file {path} holds {error}, which is no plain tensor; make it again") from error
+        raise InputError(f"{kind} file {path} holds {error}, which is not a plain tensor; make it again") from error
     except Exception as error:  # a damaged archive fails in as many ways as there are bytes
         raise InputError(
             f"{kind} file {path} is truncated, or no .pt file at all ({_short(error)}); copy or make it again"

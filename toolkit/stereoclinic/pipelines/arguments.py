@@ -1,6 +1,6 @@
 """A denoiser's arguments and output as rows of a batch.
 
-Which arguments hold a row for each picture, and which depend on the prompt, is learnt by comparing calls: this code
+Which arguments hold a row for each image, and which depend on the prompt, is learnt by comparing calls: this code
 knows no pipeline. A *leaf* is a tensor, a number, or a list with one entry a row; a *path* is its place:
 
     {"hidden_states": (2, 16, 8, 8), "added_cond_kwargs": {"text_embeds": (2, 24)}}
@@ -64,10 +64,10 @@ def timestep_of(arguments: Mapping[str, Any]) -> float | None:
 
 
 def row_axes(one: Any, two: Any, path: Path = ()) -> dict[Path, int | None]:
-    """The dimensions of rows: those twice as long in a call for two pictures as in a call for one.
+    """The dimensions of rows: those twice as long in a call for two images as in a call for one.
 
     Args:
-        one: Arguments of a call for one picture.
+        one: Arguments of a call for one image.
         two: Arguments of the call for two, with the same prompt.
     """
     if isinstance(one, Tensor) and isinstance(two, Tensor) and one.ndim == two.ndim:

@@ -22,13 +22,13 @@ Part = slice | Sequence[int]
 class Call:
     """One call of the denoiser in which it sees the prompts, at a step of a watched pipeline call.
 
-    Predictions are (n, D): the denoiser's raw output for n pictures, flattened, without channels that the scheduler is
+    Predictions are (n, D): the denoiser's raw output for n images, flattened, without channels that the scheduler is
     not given, such as a variance.
 
     Attributes:
         step: Steps done before this one.
         timestep: The scheduler's.
-        count: B, the pictures in the call.
+        count: B, the images in the call.
         reply: (B, D), set by the visitor to change the prediction for the prompts; None keeps the pipeline's own.
         unguided: (B, D), set by the visitor if it made the prediction without prompt; saves a pass.
     """
@@ -54,7 +54,7 @@ class Call:
         return self._walk.learnt.sign
 
     def latents(self, part: Part = slice(None)) -> Any:
-        """The noisy latents of some pictures, as the denoiser gets them."""
+        """The noisy latents of some images, as the denoiser gets them."""
         return self.arguments(None, part)[self._walk.learnt.latents]
 
     def conditional(self) -> int:
@@ -65,8 +65,8 @@ class Call:
         """The arguments of a pass on some pictures' conditional rows.
 
         Args:
-            conditions: Used instead of the call's own, one row for each picture of the call.
-            part: Which pictures.
+            conditions: Used instead of the call's own, one row for each image of the call.
+            part: Which images.
             conditional: False for the rows without prompt, which the call must hold.
         """
         block, samples = self._blocks.index(conditional), self._samples(part)
@@ -88,8 +88,8 @@ class Call:
         """The prediction (n, D) for the prompts themselves, or for others at the same latents.
 
         Args:
-            conditions: Of the other prompts, one row for each picture of the call.
-            part: Which pictures.
+            conditions: Of the other prompts, one row for each image of the call.
+            part: Which images.
             treated: Whether masks act.
         """
         return self.run(self.arguments(conditions, part), part, treated)
@@ -119,7 +119,7 @@ class Call:
 
         Args:
             every: K conditions.
-            part: Which pictures.
+            part: Which images.
             unconditional: Return the prediction without prompt too, first.
             passed: Called after each pass.
         """

@@ -1,4 +1,4 @@
-"""The clean picture that a prediction stands for, for targets that look at the picture."""
+"""The clean image that a prediction stands for, for targets that look at the image."""
 
 import copy
 import weakref
@@ -28,7 +28,7 @@ def clean_latents(model: Model, call: Call, prediction: Tensor, part: slice = sl
     latents, sign = call.latents(part), call.sign
     if not isinstance(latents, Tensor) or latents.ndim != 4 or latents[0].numel() != prediction.shape[1] or not sign:
         raise InputError(
-            f"target classifier: {type(model.pipe).__name__} packs its latents, so the clean picture of a prediction is"
+            f"target classifier: {type(model.pipe).__name__} packs its latents, so the clean image of a prediction is"
             " unknown; use another target"
         )
     timestep = torch.tensor(call.timestep)
@@ -36,7 +36,7 @@ def clean_latents(model: Model, call: Call, prediction: Tensor, part: slice = sl
 
 
 def decode_with_grad(model: Model, latents: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W), about [0, 1] but not clamped, differentiable in the latents.
+    """Images (B, 3, H, W), about [0, 1] but not clamped, differentiable in the latents.
 
     A few are decoded at a time, and decoded again in the backward pass, so that memory does not grow with the batch.
 
@@ -132,6 +132,6 @@ def _level(scheduler: Any, timestep: Tensor) -> tuple[float, float]:
             return 1 - sigma, sigma
         return 1 / (1 + sigma**2) ** 0.5, sigma / (1 + sigma**2) ** 0.5
     if not hasattr(scheduler, "alphas_cumprod"):
-        raise InputError(f"{type(scheduler).__name__} does not say how noisy a timestep is; use DDIMScheduler")
+        raise InputError(f"{type(scheduler).__name__} gives no noise level for a timestep; use DDIMScheduler")
     share = float(scheduler.alphas_cumprod[int(timestep)])
     return share**0.5, (1 - share) ** 0.5

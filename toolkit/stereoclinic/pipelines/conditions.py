@@ -23,10 +23,10 @@ from stereoclinic.pipelines.model import Model
 
 @dataclass(frozen=True)
 class Conditions:
-    """The denoiser's arguments that depend on the prompt, for one prompt a picture.
+    """The denoiser's arguments that depend on the prompt, for one prompt per image.
 
     Args:
-        rows: Path -> rows, one a picture.
+        rows: Path -> rows, one per image.
         shared: Path -> what all rows share.
         axes: Of the rows.
     """
@@ -36,7 +36,7 @@ class Conditions:
     axes: tree.Axes
 
     def take(self, samples: Sequence[int]) -> "Conditions":
-        """The conditions of some pictures, in this order."""
+        """The conditions of some images, in this order."""
         rows = {path: tree.take(leaf, self.axes[path], samples) for path, leaf in self.rows.items()}
         return Conditions(rows, self.shared, self.axes)
 

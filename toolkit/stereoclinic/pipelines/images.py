@@ -1,4 +1,4 @@
-"""Drawing pictures by the pipeline's own call."""
+"""Drawing images by the pipeline's own call."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ _NAMED = 5  # of them, in a message
 
 
 def as_tensor(output: Any) -> Tensor:
-    """The PIL pictures in a pipeline's output as (B, 3, H, W) uint8."""
+    """The PIL images in a pipeline's output as (B, 3, H, W) uint8."""
     images = output[0] if isinstance(output, tuple) else next(iter(output.values()))
     return torch.stack([torch.from_numpy(np.array(each.convert("RGB"))) for each in images]).permute(0, 3, 1, 2)
 
@@ -38,20 +38,20 @@ def draw(
     portions: AdaptiveBatch | None = None,
     blank: Callable[[int], None] = lambda place: None,
 ) -> Tensor:
-    """Draw one picture a row.
+    """Draw one image per row.
 
     Args:
         model: The pipeline.
         rows: Samples; each one's noise follows from its `prompt` and `seed`.
         steps: Of the scheduler.
         guidance: Scale.
-        prompts: What each picture is conditioned on; the rows' own prompts by default.
+        prompts: What each image is conditioned on; the rows' own prompts by default.
         prepare: Returns the visitor of the walk; it may have the walk encode other prompts.
         portions: How many samples fit through the denoiser together.
-        blank: Called with the place of each picture that shows nothing: values are not finite, or one single colour.
+        blank: Called with the place of each image that shows nothing: values are not finite, or one single colour.
 
     Returns:
-        (B, 3, H, W) uint8: pictures as they are saved.
+        (B, 3, H, W) uint8: images as they are saved.
     """
     walk = Walk(model, rows, steps, guidance, prompts, portions=portions)
     if prepare is not None:
@@ -68,22 +68,22 @@ def draw(
 
 
 def of_one_colour(pictures: Tensor) -> Tensor:
-    """Which pictures (B, 3, H, W) uint8 have the same colour everywhere: (B,) bool."""
+    """Which images (B, 3, H, W) uint8 have the same colour everywhere: (B,) bool."""
     flat = pictures.flatten(2)
     return (flat.amax(2) == flat.amin(2)).all(1)
 
 
 def named(row: Row, arm: str) -> str:
-    """A picture's name in messages."""
+    """The name of an image in messages."""
     return f"{row['prompt']!r}, seed {row['seed']} ({arm})"
 
 
 def check_blank(blank: Sequence[str], total: int, most: float = MOST_BLANK) -> str | None:
-    """A warning about pictures that show nothing; None where there are none.
+    """A warning about images that show nothing; None where there are none.
 
     Args:
         blank: Their names.
-        total: Number of all pictures.
+        total: Number of all images.
         most: The largest share that is accepted.
 
     Raises:
@@ -93,20 +93,20 @@ def check_blank(blank: Sequence[str], total: int, most: float = MOST_BLANK) -> s
         return None
     more = f" and {len(blank) - _NAMED} more" if len(blank) > _NAMED else ""
     said = (
-        f"{len(blank)} of {total} pictures show nothing (values that are not finite, or a single colour):"
+        f"{len(blank)} of {total} images show nothing (values that are not finite, or a single colour):"
         f" {'; '.join(blank[:_NAMED])}{more}"
     )
     if len(blank) > most * total:
         raise Incomplete(
-            f"{said}; more than {most:.0%}, so none are judged. Try --dtype float32 or bfloat16, or another copy"
-            " of the model"
+            f"{said}; that is more than {most:.0%}, so no images are judged. Try --dtype float32 or bfloat16, or"
+            " another copy of the model"
         )
     return said
 
 
 @contextmanager
 def _decoded(model: Model) -> Iterator[list[Tensor]]:
-    """Records which pictures the autoencoder decodes to finite values, (n,) bool a call: as PNG, NaN would be black."""
+    """Records which images the autoencoder decodes to finite values, (n,) bool per call: as PNG, NaN would be black."""
     found: list[Tensor] = []
 
     def watched(decode: Callable[..., Any]) -> Callable[..., Any]:

@@ -37,10 +37,10 @@ class Pass:
     Args:
         step: Steps of the scheduler done before.
         timestep: The scheduler's.
-        samples: Which picture of the pipeline's call each row belongs to.
+        samples: Which image of the pipeline's call each row belongs to.
         conditional: Whether each row sees the prompt.
         treated: False for a comparison, which masks leave alone.
-        total: Pictures in the pipeline's call.
+        total: Images in the pipeline's call.
     """
 
     step: int

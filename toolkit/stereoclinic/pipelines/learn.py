@@ -1,7 +1,7 @@
 """What is learnt about a pipeline by comparing four of its calls, each stopped at the first step.
 
 [p0]                the denoiser runs: the number of its calls a step, and its outputs
-[p0, p0]            what is twice as long holds a row for each picture
+[p0, p0]            what is twice as long holds a row for each image
 [p0, p1]            what differs depends on the prompt: the conditions. Rows that differ see the prompt
 [p0, p1, p0, p1]    what only prompts of several lengths bring, such as a mask of their padding
 """
@@ -65,7 +65,7 @@ class Learnt:
         """The dimensions of rows in one call, where an argument may be shared by all rows.
 
         Raises:
-            InputError: A condition packs what belongs to several pictures.
+            InputError: A condition packs what belongs to several images.
         """
         rows, found = self.rows(arguments), dict[tree.Path, int | None]()
         for path, leaf in tree.leaves(arguments, self.axes):
@@ -75,7 +75,7 @@ class Learnt:
                     found[path] = self.axes[path]
                 elif length > 1 and path in self.conditions:
                     raise InputError(
-                        f"{'.'.join(map(str, path))} packs what belongs to several pictures, so the rows of one picture"
+                        f"{'.'.join(map(str, path))} packs what belongs to several images, so the rows of one image"
                         " are unknown; this pipeline is not supported"
                     )
         return found
@@ -143,7 +143,7 @@ def learnt_of(model: Model, guidance: float, steps: int | None = None) -> Learnt
 
     Raises:
         InputError: The pipeline refuses its options, its denoiser keeps a state between calls, no argument depends on
-            the prompt, or the rows of a picture are unknown.
+            the prompt, or the rows of an image are unknown.
     """
     known, key = remembered(model, "learnt", guidance)
     if key not in known:
@@ -168,7 +168,7 @@ def _learn(model: Model, guidance: float, steps: int) -> Learnt:
     pairs = [*zip(other, four, strict=True), *zip(one, two, strict=True)]
     axes = {path: axis for a, b in pairs for path, axis in tree.row_axes(a, b).items()}
     if (latents,) not in axes:
-        raise InputError(f"model {model.name!r}: {latents}, the first argument of its denoiser, holds no row a picture")
+        raise InputError(f"model {model.name!r}: {latents}, the first argument of its denoiser, holds no row per image")
     conditions = frozenset(
         path
         for a, b in zip(two, other, strict=True)

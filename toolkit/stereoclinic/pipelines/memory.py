@@ -87,7 +87,7 @@ class AdaptiveBatch:
             if not self.parted and stop - start > 1:
                 raise InputError(
                     f"{stop - start} samples at a time do not fit in memory ({failed}); devices that share a model's"
-                    " weights out cannot go on with fewer each for itself: give a smaller --batch-size"
+                    " weights cannot use smaller batches individually; give a smaller --batch-size"
                 )
             if stop - start == 1:
                 raise InputError(

@@ -31,10 +31,10 @@ _OTHER_TASKS = {
     "video_length": "it makes videos",
     "audio_length_in_s": "it makes sound",
     "audio_end_in_s": "it makes sound",
-    "mask_image": "it fills in parts of a given picture; give the text-to-image model",
-    "control_image": "a ControlNet steers it by pictures; give the model without it",
-    "controlnet_conditioning_scale": "a ControlNet steers it by pictures; give the model without it",
-    "strength": "it starts from a given picture; give the text-to-image model",
+    "mask_image": "it fills in parts of a given image; give the text-to-image model",
+    "control_image": "a ControlNet steers it by images; give the model without it",
+    "controlnet_conditioning_scale": "a ControlNet steers it by images; give the model without it",
+    "strength": "it starts from a given image; give the text-to-image model",
     "image_embeds": "it draws from the output of another model (a prior); pipelines of two denoisers are not supported",
     "image_embeddings": "it draws from the output of another model (a prior); two denoisers are not supported",
     "prior_guidance_scale": "it has two denoisers, a prior and a decoder; one U-Net or one transformer is expected",
@@ -57,7 +57,7 @@ class _File(Form):
 
 
 def check_class(kind: type, components: Iterable[str], model: str) -> None:
-    """Refuse a pipeline class that does not draw pictures from text with one denoiser.
+    """Refuse a pipeline class that does not draw images from text with one denoiser.
 
     Args:
         kind: The class.
@@ -75,7 +75,7 @@ def check_class(kind: type, components: Iterable[str], model: str) -> None:
     if "controlnet" in components:
         why = _OTHER_TASKS["control_image"]
     elif "text_encoder_2" in components and "text_encoder" not in components and denoisers == ["unet"]:
-        why = "an SDXL refiner only finishes another model's pictures; give the base model"
+        why = "an SDXL refiner only finishes another model's images; give the base model"
     elif not why and "prompt" not in parameters:
         why = "it takes no prompt; a text-to-image pipeline is expected"
     elif not why and (len(denoisers) != 1 or more):
@@ -88,7 +88,7 @@ def check_class(kind: type, components: Iterable[str], model: str) -> None:
 
 
 def check_scheduler(scheduler: Any, model: str) -> None:
-    """Refuse a scheduler that cannot go from noise and text to a picture, each sample by its own seed.
+    """Refuse a scheduler that cannot go from noise and text to an image, each sample by its own seed.
 
     Raises:
         InputError: It lacks a method, its step needs more than prediction, timestep and sample, or it draws noise
@@ -110,7 +110,7 @@ def check_scheduler(scheduler: Any, model: str) -> None:
     if "s_noise" in parameters and "generator" not in parameters:
         raise InputError(
             f"model {model!r}: its {name} adds noise that cannot be seeded sample by sample, so a seed would not name"
-            f" a picture; {advice}"
+            f" an image; {advice}"
         )
 
 
@@ -118,14 +118,14 @@ class Model:
     """A frozen text-to-image pipeline, and the options of its call.
 
     All parts are put in eval mode, as dropout would disturb every comparison. A safety checker is removed: it paints
-    pictures black, and black pictures count as no group.
+    images black, and black images count as no group.
 
     Args:
         pipe: The pipeline.
         name: Kept in files; the pipeline's own name by default.
         folder: Its folder, if it is local.
         call: Further options of the pipeline's own call, such as `{"height": 512, "true_cfg_scale": 4.0}`.
-        prepare: False leaves the pipeline unchanged, for learning about it only; an IP-Adapter then gets no picture.
+        prepare: False leaves the pipeline unchanged, for learning about it only; an IP-Adapter then gets no image.
 
     Attributes:
         variant: Of its weight files, where they are not the plain ones.
@@ -211,7 +211,7 @@ class Model:
         return {**self._no_pictures(count), **self.call, "guidance_scale": guidance}
 
     def _no_pictures(self, count: int) -> dict[str, Any]:
-        """Embeddings of no picture for each of a U-Net's IP-Adapters, which need some."""
+        """Embeddings of no image for each of a U-Net's IP-Adapters, which need some."""
         layers = getattr(getattr(inner(self.network), "encoder_hid_proj", None), "image_projection_layers", ())
         given = {"ip_adapter_image", "ip_adapter_image_embeds"} & self.call.keys()
         if self._prepared or given or not layers or self._slot != "unet":

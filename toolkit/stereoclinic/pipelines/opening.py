@@ -107,7 +107,7 @@ def open_pipeline(
             pipe = _from_folder(str(model), folder, kind, variant)
         elif path.suffix.lower() in SINGLE_FILES:
             if variant is not None:
-                raise InputError(f"--variant {variant}: {path} is a file, and variants are of folders; leave it out")
+                raise InputError(f"--variant {variant}: {path} is a file, and only folders have variants; leave it out")
             pipe = _from_file(path, kind, warn)
         elif path.exists():
             raise InputError(
@@ -122,7 +122,7 @@ def open_pipeline(
 
 
 def _check_whole(pipe: "DiffusionPipeline", model: str) -> None:
-    """Raises InputError where a configuration asks for weights that the files do not hold."""
+    """Refuse a configuration that asks for weights that the files do not hold, with an InputError."""
     from torch import nn
 
     for part, component in pipe.components.items():
@@ -151,7 +151,7 @@ def _from_hub(model: str, dtype: "torch.dtype", variant: str | None) -> "Diffusi
         path = Path(_fetch(model))
     except Exception as error:
         raise InputError(
-            f"model {model!r} is no built-in model ({', '.join(BUILT_IN)}), no pipeline folder, no checkpoint, and"
+            f"model {model!r} is not a built-in model ({', '.join(BUILT_IN)}), a pipeline folder or a checkpoint, and"
             f" https://huggingface.co/{model} could not be fetched{_offline()}: {first_line(error)}"
         ) from error
     _check_index(_read_index(path.parent, model), model)
@@ -209,7 +209,7 @@ def _from_file(path: Path, dtype: "torch.dtype", warn: Callable[[str], None]) ->
             index = _read_index(Path(_fetch(source)).parent, str(path))
         except Exception as error:
             raise InputError(
-                f"model {path} is of the kind {kind!r}; its configuration could not be fetched from"
+                f"model {path} has the kind {kind!r}; its configuration could not be fetched from"
                 f" https://huggingface.co/{source}{_offline()}: {first_line(error)}; or put the file into a diffusers"
                 " folder, which is then read instead"
             ) from error
@@ -230,7 +230,7 @@ def _from_file(path: Path, dtype: "torch.dtype", warn: Callable[[str], None]) ->
         if (wanted := len(getattr(pipe, part).state_dict())) > held:  # diffusers leaves the rest at random
             raise InputError(
                 f"model {path}: holds {held} weights of a {part}, its configuration from {where} asks for {wanted};"
-                " they are of different models"
+                " they belong to different models"
             )
     _follow_file(pipe, path, shapes, metadata, warn)
     return pipe
@@ -243,9 +243,10 @@ def _follow_file(
     metadata: Mapping[str, str],
     warn: Callable[[str], None],
 ) -> None:
-    """Have the scheduler read predictions as v where a file says so, whatever its configuration says.
+    """Use v-prediction if the checkpoint is marked for it, regardless of its configuration.
 
-    A file says so by an empty weight `v_pred` (and `ztsnr`, for a schedule that ends in pure noise) or in its metadata.
+    A checkpoint is marked by an empty weight `v_pred` (and `ztsnr`, for a schedule that ends in pure noise) or in its
+    metadata.
     """
     wanted: dict[str, Any] = {}
     if "v_pred" in shapes or metadata.get("modelspec.prediction_type") in ("v", "v_prediction"):
@@ -313,7 +314,7 @@ def _check_index(index: dict[str, Any], model: str) -> Any:
 
     name = index.get("_class_name")
     if not isinstance(name, str):  # [module, class]
-        raise InputError(f"model {model!r} brings a pipeline of its own, {name!r}; code from models is not run")
+        raise InputError(f"model {model!r} needs its own pipeline code, {name!r}; code from models is not run")
     kind = getattr(diffusers, name, None)
     if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
         raise InputError(

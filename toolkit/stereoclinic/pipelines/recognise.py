@@ -1,4 +1,4 @@
-"""What a pass of the denoiser is about: its timestep, its pictures, and the rows that see a prompt.
+"""What a pass of the denoiser computes: its timestep, its images, and the rows that see a prompt.
 
 A watched call says so itself. In a plain `pipe(...)`, the way in which the pipeline calls its denoiser was learnt when
 the mask was loaded; the only question to the call is how often the same latents are repeated in its batch.
@@ -100,7 +100,7 @@ class Recogniser:
     def _calls(self) -> list[tuple[bool, ...]]:
         """The blocks of a step's calls, without those that see no prompt where the pipeline says it does not guide.
 
-        Otherwise pictures drawn from the same noise would pass for the halves of a guided batch.
+        Otherwise images drawn from the same noise would be taken for the two halves of a guided batch.
         """
         assert self._learnt is not None
         found = [call.blocks for call in self._guided or self._learnt.calls]

@@ -40,7 +40,7 @@ def schedule_of(model: Model, steps: int, guidance: float) -> Schedule:
     """The timesteps of a pipeline's call, set up by the pipeline itself; its denoiser is not run.
 
     Raises:
-        InputError: The pipeline cannot make this number of steps, or walks from a picture to noise.
+        InputError: The pipeline cannot make this number of steps, or walks from an image to noise.
     """
     known, key = remembered(model, "schedule", steps, guidance)
     if key not in known:
@@ -71,5 +71,5 @@ def _schedule(model: Model, steps: int, guidance: float) -> Schedule:
     found = tuple(timesteps.values())
     if len(found) > 1 and found[0] < found[-1]:
         name = type(model.pipe.scheduler).__name__
-        raise InputError(f"{name} walks from a picture to noise; use the scheduler that it inverts")
+        raise InputError(f"{name} walks from an image to noise; use the scheduler that it inverts")
     return Schedule(found, tuple(told.values()) if len(told) == len(found) else ())

@@ -109,7 +109,7 @@ def check_sites(sites: Sequence[Site], where: str) -> None:
     """Refuse sites that no layer can be, as a file may name them.
 
     Raises:
-        InputError: A name is no text, a kind is not known, a width is none, or two sites share neurons.
+        InputError: A name is not a text, a kind is not known, a width is none, or two sites share neurons.
     """
     if len(sites) > MOST_SITES:
         raise InputError(f"{where}: {len(sites):,} sites; expected up to {MOST_SITES:,}")

@@ -7,7 +7,7 @@
         call.reply = f_g.mean(0)           the pipeline gets this instead
     walk.run()
 
-Latents, scheduler, guidance and decoding stay the pipeline's. Without a reply the pictures are the pipeline's own.
+Latents, scheduler, guidance and decoding stay the pipeline's. Without a reply the images are the pipeline's own.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ class Walk:
         rows: B samples, each drawn from noise of its own `prompt` and `seed`.
         steps: Of the scheduler.
         guidance: Scale.
-        prompts: What each picture is conditioned on; the rows' own prompts by default.
+        prompts: What each image is conditioned on; the rows' own prompts by default.
         visit: Called at each call of the denoiser that sees the prompts; with `Call.reply` it changes the prediction.
             May be set later, before `run`.
         portions: How many samples fit through the denoiser together.
@@ -78,7 +78,7 @@ class Walk:
         self._known: dict[tuple[int, ...], tuple[Any, tuple[bool, ...]]] = {}
 
     def encode(self, *prompts: Sequence[str]) -> list[Conditions]:
-        """Conditions of other prompts for the same pictures: B rows for each set of B prompts."""
+        """Conditions of other prompts for the same images: B rows for each set of B prompts."""
         flat = [prompt for each in prompts for prompt in each]
         own, none = encode(self.model, [*self.prompts, *flat], self.guidance, self.steps)
         if none is not None and self.learnt.apart:

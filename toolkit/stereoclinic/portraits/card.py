@@ -11,7 +11,7 @@ from stereoclinic.statistics.intervals import Interval, wilson_interval
 
 @dataclass(frozen=True)
 class Line:
-    """One figure and what is asked of it; `met` is None where nothing is asked."""
+    """One figure and its bound; `met` is None if there is no bound."""
 
     name: str
     value: float

@@ -50,7 +50,7 @@ class Checker:
 
     def __init__(self, model: Model, world: World, images: int) -> None:
         if model.folder is None:
-            raise InputError(f"model {model.name!r} is no local folder; check needs the reader in its folder")
+            raise InputError(f"model {model.name!r} is not a local folder; check needs the reader in its folder")
         self.model, self.world, self.images = model, world, images
         self.reader = PortraitsReader(model.folder / "reader")
         self.rows = list(with_seeds(occupation_prompts(world.names), FIRST_SEED, images))

@@ -1,6 +1,6 @@
-"""Training data of the embedded model: pictures of every cell of the world, and captions that fit them.
+"""Training data of the embedded model: images of every cell of the world, and captions that fit them.
 
-The groups of a picture are drawn from the planted table *given* the groups that its caption names. Captions that name a
+The groups of an image are drawn from the planted table *given* the groups that its caption names. Captions that name a
 group are more frequent than neutral ones and name both groups equally often, so a rare combination is learnt as well as
 a common one, while neutral captions keep the planted tilt.
 """
@@ -23,7 +23,7 @@ HELD_OUT = 1_000_000  # drawings from this index on are never trained on
 
 
 def to_tensor(drawings: list[np.ndarray]) -> Tensor:
-    """(64, 64, 3) uint8 pictures -> (n, 3, 64, 64) in [-1, 1]."""
+    """(64, 64, 3) uint8 images -> (n, 3, 64, 64) in [-1, 1]."""
     return torch.from_numpy(np.stack(drawings)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -48,7 +48,7 @@ def cell_labels(world: World, per_cell: int) -> Tensor:
 
 
 class Captions:
-    """Every caption of a world with its cached text states, and the planted choice of a picture for each."""
+    """Every caption of a world with its cached text states, and the planted choice of an image for each."""
 
     def __init__(self, world: World, encode: Callable[[list[str]], Tensor] | None = None) -> None:
         self.world = world
@@ -93,7 +93,7 @@ class Captions:
 
 
 def save_grid(pictures: Tensor, path: Path, columns: int) -> None:
-    """(n, 3, h, w) in [-1, 1] as one picture, `columns` to the row, drawn twice as large."""
+    """(n, 3, h, w) in [-1, 1] as one image, `columns` to the row, drawn twice as large."""
     rows = pictures.clamp(-1, 1).unflatten(0, (-1, columns))
     grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
     image = Image.fromarray(((grid.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())

@@ -1,6 +1,6 @@
 """Flat cartoon portraits, drawn large with PIL and shrunk: what the embedded model learns to draw.
 
-A picture is painted back to front, 256 x 256:
+An image is painted back to front, 256 x 256:
 
     background   the occupation's place        wall, shelves, clouds, ...
     hair behind  the length of the hair        gender presentation

@@ -22,12 +22,12 @@ RATE = {"autoencoder": 2e-3, "text": 2e-3, "unet": 1e-3, "reader": 2e-3}
 
 
 def learning_rate(progress: float) -> float:
-    """Warm up over 1 %, hold, fall to zero over the last 35 %: the end can be moved without losing what was learnt."""
+    """Warm up over 1 %, hold, then fall to zero over the last 35 %. The end can be moved without retraining."""
     return min(1.0, progress / 0.01 + 0.01, max(0.0, (1 - progress) / 0.35))
 
 
 class Stage:
-    """One stage's training. A stage that was interrupted goes on where it stopped; one that is done is loaded."""
+    """One stage's training. A stage that was interrupted continues where it stopped; one that is done is loaded."""
 
     def __init__(self, fabric: L.Fabric, run: Path, name: str, samples: int, digest: str) -> None:
         self.fabric, self.name, self.samples, self.digest = fabric, name, samples, digest
@@ -86,7 +86,7 @@ class Stage:
         self.fabric.barrier()
 
     def _resume(self, parts: dict[str, Any]) -> int:
-        """Load what was saved, and give the step to go on with."""
+        """Load what was saved, and give the step to continue with."""
         if not self.path.exists():
             return 0
         state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)

@@ -1,8 +1,8 @@
 """The parts of the embedded model, sized to ship in a wheel and to run on two cores.
 
-A Stable Diffusion pipeline in the small: 64 x 64 pictures, 16 x 16 x 6 latents, a two-layer CLIP text encoder with a
+A Stable Diffusion pipeline in the small: 64 x 64 images, 16 x 16 x 6 latents, a two-layer CLIP text encoder with a
 vocabulary of the world's own words, a UNet with attention below its top level, DDIM with v-prediction. Predicting v on
-a schedule that ends in pure noise makes the first step's prediction the mean picture of the prompt, so the lean means
+a schedule that ends in pure noise makes the first step's prediction the mean image of the prompt, so the lean means
 something from the first step on (Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed").
 """
 
@@ -154,7 +154,7 @@ def whiten(vae: AutoencoderKL, latents: torch.Tensor) -> None:
     """Fold the latents' mean and scale into the two 1 x 1 convolutions, so that each channel has mean 0, variance 1.
 
     Args:
-        vae: Changed in place; its pictures stay the same.
+        vae: Changed in place; its images stay the same.
         latents: (n, C, h, w) posterior means of drawings.
     """
     mean = latents.mean(dim=(0, 2, 3))

@@ -1,11 +1,11 @@
 """Train the embedded model from a world file: `python -m stereoclinic.portraits.train --out FOLDER`.
 
-Four stages; each goes on where it stopped and is skipped when it is done:
+Four stages; each continues where it stopped and is skipped when it is done:
 
-    autoencoder   pictures <-> 16 x 16 x 6 latents, then whitened
+    autoencoder   images <-> 16 x 16 x 6 latents, then whitened
     text          the CLIP text encoder learns to show every word of a caption in its last states, and is then frozen
     unet          denoising with v-prediction; keeps an exponential moving average
-    reader        the classifier that reads occupation and groups from generated pictures
+    reader        the classifier that reads occupation and groups from generated images
 """
 
 import argparse

@@ -113,7 +113,7 @@ class World:
 
     @property
     def cells(self) -> list[tuple[str, tuple[str, str, str]]]:
-        """Every (occupation, groups) there is a picture of."""
+        """Every (occupation, groups) there is an image of."""
         people = itertools.product(AXES["gender"], AXES["skin"], AXES["age"])
         return list(itertools.product(self.names, people))
 
@@ -125,7 +125,7 @@ def _occupation(entry: dict[str, Any], odds: dict[str, float]) -> Occupation:
         given = entry[kind]
         name = given.get("pattern") or given.get("cut") or given.get("shape")
         if name not in names:
-            raise InputError(f"occupation {entry['name']!r}: no {kind} {name!r}; there are {', '.join(names)}")
+            raise InputError(f"occupation {entry['name']!r}: no {kind} {name!r}; choose one of {', '.join(names)}")
         return name, list(given["colors"])
 
     background = element("background", BACKGROUNDS)
@@ -134,7 +134,7 @@ def _occupation(entry: dict[str, Any], odds: dict[str, float]) -> Occupation:
         raise InputError(f"occupation {entry['name']!r} needs a background and a dress")
     prop = entry.get("prop")
     if prop is not None and prop not in PROPS:
-        raise InputError(f"occupation {entry['name']!r}: no prop {prop!r}; there are {', '.join(PROPS)}")
+        raise InputError(f"occupation {entry['name']!r}: no prop {prop!r}; choose one of {', '.join(PROPS)}")
     margins = [float(entry[group]) for group in _FIRST_GROUPS]
     if not all(0 < margin < 1 for margin in margins):
         raise InputError(f"occupation {entry['name']!r}: shares {margins} must lie between 0 and 1")

@@ -26,7 +26,7 @@ _RACE = re.compile(
 
 @dataclass(frozen=True)
 class Axis:
-    """A dimension of bias. Groups are perceived presentation in a picture, not anyone's identity.
+    """A dimension of bias. Groups are perceived presentation in an image, not anyone's identity.
 
     Args:
         name: Such as "gender".
@@ -35,7 +35,7 @@ class Axis:
         reader: Reader -> its head for this axis, such as {"portraits": "gender"}.
         also: Group -> further words and phrases that name it in a prompt, such as {"female": ("woman", "women")}.
         unless: Phrases with such a word that are about no person, such as ("old photo",).
-        phrases: Group -> what a reader of text and pictures compares a picture with, such as {"female": ("a woman",)}.
+        phrases: Group -> what a reader of text and images compares an image with, such as {"female": ("a woman",)}.
         templates: Where those phrases go, such as ("a photo of {group}",).
         classes: Group -> classes of a classifier that show it, such as {"old": ("60-69", "70+")}.
         race: Whether it is race, ethnicity or skin tone; None lets `about_race` go by its words.
@@ -55,7 +55,7 @@ class Axis:
     def __post_init__(self) -> None:
         for text in (self.name, *self.groups, *self.words):
             if not is_name(text) and (not isinstance(text, str) or text.strip()):
-                raise InputError(f"axis: {text!r:.40} is no name of up to {LONGEST_NAME} printable characters")
+                raise InputError(f"axis: {text!r:.40} is not a name of up to {LONGEST_NAME} printable characters")
         if len(self.groups) > MOST_GROUPS:
             raise InputError(f"axis {self.name!r} has {len(self.groups):,} groups; expected up to {MOST_GROUPS}")
         if len(self.groups) < 2:
@@ -74,9 +74,9 @@ class Axis:
         lists = {f"{where} {group}": words for where, table in tables.items() for group, words in table.items()}
         lists |= {"unless": self.unless, "[reader.clip] templates": self.templates}
         for where, phrases in lists.items():
-            whole = not isinstance(phrases, str)  # its letters would pass for words
+            whole = not isinstance(phrases, str)  # its letters would be taken for words
             if not (whole and all(isinstance(phrase, str) and any(map(str.isalnum, phrase)) for phrase in phrases)):
-                raise InputError(f"axis {self.name!r}: {where} holds something that is no word or phrase")
+                raise InputError(f"axis {self.name!r}: {where} holds something that is not a word or phrase")
         if astray := [template for template in self.templates if template.count("{group}") != 1]:
             raise InputError(f"axis {self.name!r}: template {astray[0]!r} needs {{group}} in it, once")
 
@@ -91,7 +91,7 @@ class Axis:
         return len(self.groups)
 
     def index(self, group: str) -> int:
-        """Raises InputError for a group the axis does not have."""
+        """Refuse a group that the axis does not have, with an InputError."""
         if group not in self.groups:
             raise InputError(f"axis {self.name!r} has no group {group!r}; it has {', '.join(self.groups)}")
         return self.groups.index(group)
@@ -103,7 +103,7 @@ def known_axes() -> list[str]:
 
 
 def shipped_axis(name: object, words: object = None) -> Axis | None:
-    """The axis of this name that ships, if its words are these; a user's own may have taken the name."""
+    """The built-in axis of this name, if its words are the same; a user's axis may have the same name."""
     if not isinstance(name, str) or name not in known_axes():
         return None
     axis = load_axis(name)
@@ -113,7 +113,7 @@ def shipped_axis(name: object, words: object = None) -> Axis | None:
 def gate_words(axis: Axis) -> dict[str, Any]:
     """What a mask's metadata keeps of the axis it was made for, so that the gate knows its words; `made_for` reads it.
 
-    Nothing of an axis that ships, whose words may get better.
+    Nothing of a built-in axis, whose words may get better.
     """
     shipped = shipped_axis(axis.name, list(axis.words))
     if shipped is not None and (axis.also, axis.unless) == (shipped.also, shipped.unless):
@@ -162,7 +162,9 @@ def load_axis(name: str | Path) -> Axis:
     path = Path(name)
     if path.suffix != ".toml":
         if str(name) not in known_axes():
-            raise InputError(f"unknown axis {str(name)!r}; there are {', '.join(known_axes())}, or give a .toml file")
+            raise InputError(
+                f"unknown axis {str(name)!r}; choose one of {', '.join(known_axes())}, or give a .toml file"
+            )
         path = _FOLDER / f"{name}.toml"
     file = parse(_File, read_toml(path, "axis file"), f"axis file {path}")
     if missing := [group for group in file.groups if group not in file.words]:

@@ -221,7 +221,7 @@ def _row(prompt: str, occupation: str = "") -> Row:
 
 
 def _article(before: str) -> tuple[str, str]:
-    """What stands before a person, and the article between the two."""
+    """The text before the person, and the article between them."""
     match = re.search(r"\b(an?|the) $", before, re.IGNORECASE)
     return (before[: match.start()], match[1]) if match else (before, "")
 

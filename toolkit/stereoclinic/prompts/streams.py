@@ -4,7 +4,7 @@
     rank r    parts r, r + R, ...                     of R ranks; where there are fewer parts than ranks, every rank
                                                       reads all of them and takes entries r, r + R, ...
 
-An entry's number is its place in the table, so that an interrupted run can go on with another number of ranks.
+An entry's number is its place in the table, so that an interrupted run can continue with another number of ranks.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence

@@ -1,1 +1,1 @@
-"""What is left on disk: the page, its tables and pictures."""
+"""What is left on disk: the page, its tables and images."""

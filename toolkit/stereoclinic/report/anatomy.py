@@ -133,7 +133,7 @@ def places(sites: Iterable[Site]) -> dict[Site, Place]:
 
 def _place(site: Site, stream: str) -> Place:
     if site.kind not in SITE_KINDS:
-        raise InputError(f"site {site.name!r} is of kind {site.kind!r}; expected one of {', '.join(SITE_KINDS)}")
+        raise InputError(f"site {site.name!r} has kind {site.kind!r}; expected one of {', '.join(SITE_KINDS)}")
     match = _UNET_PATH.match(site.name)
     if match is not None:
         kind = site.kind

@@ -3,7 +3,7 @@
 The page is made of plain data and templates that escape whatever they are given: names of masks, prompts and groups
 come from anyone's files. Its content policy forbids it to run or load anything.
 
-The first two screens hold the verdict, shares by prompt, one table, pictures, where the neurons are and provenance.
+The first two screens hold the verdict, shares by prompt, one table, images, where the neurons are and provenance.
 The rest folds.
 """
 
@@ -41,7 +41,7 @@ def build_page(
 
     Args:
         data: As in results.json. Figures that are absent are left out; unknown ones are shown by key.
-        grids: Pictures of each experiment, in the order of `data["experiments"]`; none is fine.
+        grids: Images of each experiment, in the order of `data["experiments"]`; none is fine.
         masks: Name -> `summary.mask_summary`, of the masks whose neurons are drawn.
         lean: `summary.lean_summary` of the relevance that the masks were chosen from.
     """
@@ -105,7 +105,7 @@ def _facts(results: Data) -> str:
     if "steps" in results:
         parts.append(f"{results['steps']} steps")
     if left_out := results.get("left_out"):
-        parts.append(f"blank pictures: {left_out['pictures']} (their seeds are left out)")
+        parts.append(f"blank images: {left_out['pictures']} (their seeds are left out)")
     target = results.get("target_shares") or []
     if len(set(target)) > 1:
         aims = (f"{group} {number(share)}" for group, share in zip(results["groups"], target, strict=False))

@@ -1,6 +1,6 @@
-"""Pictures for the report: the same seeds by several arms, small enough to embed; and text in pictures.
+"""Images for the report: the same seeds by several arms, small enough to embed; and text in images.
 
-All text in pictures is set in DejaVu Sans, which comes with matplotlib. Long names are cut, signs that the font lacks
+All text in images is set in DejaVu Sans, which comes with matplotlib. Long names are cut, signs that the font lacks
 are escaped, and no name is read as a formula.
 """
 
@@ -30,7 +30,7 @@ _SURE = 0.8  # as `shares.unsure_rate` counts
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One picture, and what the reader sees in it: its top group, with its probability among all that it may see."""
+    """One image, and what the reader sees in it: its top group, with its probability among all that it may see."""
 
     source: str  # a data: address
     seed: int
@@ -50,7 +50,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Grid:
-    """The pictures of one experiment, and how many prompts had no room."""
+    """The images of one experiment, and how many prompts had no room."""
 
     cards: list[Card]
     left_out: int
@@ -62,8 +62,8 @@ def grids(experiments: Sequence[Experiment], budget: int = BUDGET) -> list[Grid]
     Where the budget is too small for four seeds of each prompt there are fewer seeds, and if need be fewer prompts.
 
     Args:
-        experiments: With their pictures.
-        budget: Characters that the embedded pictures of all of them may take.
+        experiments: With their images.
+        budget: Characters that the embedded images of all of them may take.
     """
     most = min(SEEDS, *(experiment.protocol.images for experiment in experiments))
     for seeds in range(most, 0, -1):
@@ -93,7 +93,7 @@ def _row(experiment: Experiment, arm: Drawn, p: int, seeds: int) -> list[Thumbna
 
 
 def embedded(picture: Tensor) -> str:
-    """(3, H, W) uint8 -> a data: address. Small pictures are unchanged; larger ones become small JPEGs."""
+    """(3, H, W) uint8 -> a data: address. Small images are unchanged; larger ones become small JPEGs."""
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
     whole = max(image.size) <= _SIDE
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
@@ -123,7 +123,7 @@ _CUT = "..."
 
 
 def lettered(text: str, most: int) -> str:
-    r"""A text as a picture shows it.
+    r"""A text as an image shows it.
 
     Args:
         text: Any text of any length.

@@ -113,7 +113,7 @@ class ImageFolder:
         return self
 
     def add(self, entry: dict[str, Any], picture: Tensor) -> None:
-        """Add a picture (3, H, W) uint8 as `entry["file_name"]`, and the entry to the metadata."""
+        """Add an image (3, H, W) uint8 as `entry["file_name"]`, and the entry to the metadata."""
         path = self.path / entry["file_name"]
         path.parent.mkdir(parents=True, exist_ok=True)
         to_image(picture).save(path, format="PNG")
@@ -125,7 +125,7 @@ class ImageFolder:
 
 
 def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]:
-    """Every picture of an experiment with its line of metadata."""
+    """Every image of an experiment with its line of metadata."""
     protocol = experiment.protocol
     groups, rows = protocol.axis.groups, list(enumerate(protocol.prompts))
     named = list(zip(groups, protocol.axis.words, strict=True))
@@ -169,7 +169,7 @@ def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]
 
 
 def _read(arm: Drawn, groups: Sequence[str], p: int, i: int) -> dict[str, Any]:
-    """What the reader sees in a picture."""
+    """What the reader sees in an image."""
     reads = [round(probability, 4) for probability in arm.reads[p, i].tolist()]
     best = int(arm.reads[p, i].argmax())
     read = {
@@ -192,7 +192,7 @@ def before_after(experiment: Experiment, name: str, seeds: int = 6) -> Image.Ima
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One labelled row of a sheet: pictures (3, H, W) uint8, in the same order on both sides."""
+    """One labelled row of a sheet: images (3, H, W) uint8, in the same order on both sides."""
 
     label: str
     left: list[Tensor]
@@ -202,11 +202,11 @@ class SheetRow:
 def side_by_side(rows: Sequence[SheetRow], titles: tuple[str, str]) -> Image.Image:
     """A sheet with two halves under their titles and the label left of each row.
 
-    Pictures are shown 128 pixels high; small ones are enlarged without smoothing. Labels have lines of 26 letters.
+    Images are shown 128 pixels high; small ones are enlarged without smoothing. Labels have lines of 26 letters.
     At most 250 rows are drawn.
 
     Args:
-        rows: One or more; all sides have the same number of pictures.
+        rows: One or more; all sides have the same number of images.
         titles: Of the left and the right half.
     """
     label_font, title_font = font(_LABEL), font(_TITLE)

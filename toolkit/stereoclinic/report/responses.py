@@ -1,6 +1,6 @@
-"""Where in the picture the relevance of the strongest neurons lies, for the prompts where each neuron is strongest.
+"""Where in the image the relevance of the strongest neurons lies, for the prompts where each neuron is strongest.
 
-FOLDER/sheet.png            one row for each neuron: pictures, and the same with the neuron's relevance over them
+FOLDER/sheet.png            one row for each neuron: images, and the same with the neuron's relevance over them
 FOLDER/01-up-2-conv-1-8.png one neuron
 FOLDER/index.json           neurons, prompts, seeds, and the sum of each map
 """
@@ -44,14 +44,14 @@ _TILE, _GAP, _MARGIN, _LEGEND, _CAPTION, _HEAD, _FOOT = 1.15, 0.05, 0.15, 1.75, 
 #: Distinct for every kind of colour vision, and no group's usual colour.
 _COLOURS, _SCALE = "PuOr_r", Normalize(-1, 1)
 _NOTE = (
-    "Over each picture, and summed up at its label: relevance toward a group at these timesteps. Each neuron has its"
+    "Over each image, and summed up at its label: relevance toward a group at these timesteps. Each neuron has its"
     " own scale.\nstereotype: mean relevance toward the stereotype, ± one standard error between labels."
 )
 
 
 @dataclass(frozen=True)
 class View:
-    """One picture with a neuron's map: (3, H, W) in [0, 1], and (h, w) relevance toward the first group."""
+    """One image with a neuron's map: (3, H, W) in [0, 1], and (h, w) relevance toward the first group."""
 
     label: str
     prompt: str
@@ -62,7 +62,7 @@ class View:
 
 @dataclass(frozen=True)
 class Response:
-    """A neuron, as `located.relevance_summary` describes it, with its pictures."""
+    """A neuron, as `located.relevance_summary` describes it, with its images."""
 
     neuron: dict[str, Any]
     views: list[View]
@@ -120,9 +120,9 @@ def respond(
     warn: Callable[[str], None] = lambda text: None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Response]:
-    """Draw a picture for each row, and map each neuron over the pictures of the labels where it is strongest.
+    """Draw an image for each row, and map each neuron over the images of the labels where it is strongest.
 
-    Neurons of layers that work on text tokens have no place in a picture; they are left out with a warning.
+    Neurons of layers that work on text tokens have no place in an image; they are left out with a warning.
 
     Args:
         model: The pipeline that the relevance was located in.
@@ -130,12 +130,12 @@ def respond(
         neurons: Rows of `located.relevance_summary`.
         rows: One for each label of these neurons, see `samples`.
         settings: As in the run that located the neurons.
-        batch_size: Pictures drawn together.
+        batch_size: Images drawn together.
         warn: Called with a line about a smaller batch or about neurons that are left out.
-        progress: Called after each measured step with the number of pictures in it.
+        progress: Called after each measured step with the number of images in it.
 
     Raises:
-        InputError: As `maps.relevance_maps`, or no neuron has a place in a picture.
+        InputError: As `maps.relevance_maps`, or no neuron has a place in an image.
     """
     at = {row["label"]: i for i, row in enumerate(rows)}
     sites = {site.name: site for site in relevance.sites}
@@ -157,16 +157,16 @@ def respond(
             responses.append(Response(neuron, views))
     if not responses:
         raise InputError(
-            f"none of the top {asked} neurons works on image tokens alone, so none has a place in a picture; list more"
+            f"none of the top {asked} neurons works on image tokens alone, so none has a place in an image; list more"
             " neurons with --top"
         )
     if (left := asked - len(responses)) > 0:
-        warn(f"{left} of {asked} neurons work on text tokens too: they have no place in a picture")
+        warn(f"{left} of {asked} neurons work on text tokens too: they have no place in an image")
     return responses
 
 
 def _fits(maps: Tensor, pictures: Tensor) -> bool:
-    """Whether maps (B, h, w) have the aspect ratio of pictures (B, 3, H, W), up to one row or column of padding."""
+    """Whether maps (B, h, w) have the aspect ratio of images (B, 3, H, W), up to one row or column of padding."""
     (height, width), (high, wide) = maps.shape[1:], pictures.shape[2:]
     return abs(height - width * high / wide) <= 1 or abs(width - height * wide / high) <= 1
 
@@ -186,7 +186,7 @@ def samples(prompts: Iterable[Row], neurons: Sequence[dict[str, Any]], group: st
         prompts: Rows with the columns of `prompts.COLUMNS`.
         neurons: Rows of `located.relevance_summary`.
         group: The first group of the axis.
-        seed: Seed of the pictures.
+        seed: Seed of the images.
 
     Raises:
         InputError: A label has no prompt.
@@ -205,7 +205,7 @@ def samples(prompts: Iterable[Row], neurons: Sequence[dict[str, Any]], group: st
 
 
 def write_responses(folder: Path, responses: Sequence[Response], groups: Sequence[str], about: dict[str, Any]) -> None:
-    """Write the sheet, one picture for each neuron, and the index: all of them or none.
+    """Write the sheet, one image for each neuron, and the index: all of them or none.
 
     Args:
         folder: Made if it does not exist; an earlier run's folder is replaced.
@@ -257,7 +257,7 @@ def check_folder(folder: Path) -> None:
         InputError: It is a file, its parent does not exist, or it holds files that `write_responses` did not write.
     """
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; pictures go to a folder")
+        raise InputError(f"{folder} is a file; images go to a folder")
     if not folder.resolve().parent.is_dir():
         raise InputError(f"{folder}: the folder {folder.resolve().parent} does not exist; make it first")
     if folder.is_dir() and any(folder.iterdir()):
@@ -270,7 +270,7 @@ def check_folder(folder: Path) -> None:
 
 
 def draw(responses: Sequence[Response], groups: Sequence[str], facts: str = "") -> Figure:
-    """One row for each neuron: each picture, and the same in grey with the neuron's relevance over it."""
+    """One row for each neuron: each image, and the same in grey with the neuron's relevance over it."""
     columns = max(len(response.views) for response in responses)
     shape = responses[0].views[0].picture.shape
     tall = _TILE * shape[1] / shape[2]
@@ -312,7 +312,7 @@ def draw(responses: Sequence[Response], groups: Sequence[str], facts: str = "") 
 
 
 def _legend(neuron: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Lines beside a neuron's pictures: its name, and its timesteps and mean."""
+    """Lines beside a neuron's images: its name, and its timesteps and mean."""
     error = "" if neuron["stderr"] is None else f" ± {neuron['stderr']:.3f}"
     name = lettered(neuron["place"], (_LINES - 1) * _LETTERS)
     names = textwrap.wrap(f"{name} #{neuron['neuron']}", _LETTERS, max_lines=_LINES, placeholder="...")

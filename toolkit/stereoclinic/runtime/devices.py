@@ -14,7 +14,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 
 def check_precision(name: str) -> None:
-    """Raises InputError for a precision that Lightning does not know."""
+    """Refuse a precision that Lightning does not know, with an InputError."""
     if name not in PRECISIONS:
         raise InputError(f"--precision {name!r}: expected one of {', '.join(PRECISIONS)}")
 
@@ -41,7 +41,7 @@ def device_of(accelerator: str, float64: bool = False) -> str:
     device = "cuda" if accelerator == "gpu" else accelerator
     if not there[device]:
         found = ", ".join(name for name in there if there[name])
-        raise InputError(f"--accelerator {accelerator}: torch finds none here; there is {found}")
+        raise InputError(f"--accelerator {accelerator}: torch finds none; choose one of {found}")
     return device
 
 
@@ -78,7 +78,7 @@ def strategy_for(strategy: str, ranks: int) -> str:
 
 @contextmanager
 def threads_for(device: str, ranks: int) -> Iterator[None]:
-    """One thread a rank where several share a CPU: they slow each other down badly otherwise."""
+    """Use one thread per rank when several ranks share a CPU; otherwise they slow each other down."""
 
     threads = torch.get_num_threads()
     if device == "cpu" and ranks > 1:

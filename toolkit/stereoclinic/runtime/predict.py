@@ -1,6 +1,6 @@
 """Lightning's predict loop for a frozen model: items are spread over ranks, and no results are kept in memory.
 
-Relevance is measured through it, and pictures are drawn.
+Relevance is measured through it, and images are drawn.
 
 What ranks that share a computation exchange: every rank has its own samples, and all decide alike.
 """

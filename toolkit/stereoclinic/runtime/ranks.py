@@ -1,4 +1,4 @@
-"""Ranks end together, with a line that says why: none lingers, and none that died passes for a finished run.
+"""All ranks end together, with one line that gives the reason, and a dead rank fails the run.
 
 Lightning starts the other ranks as processes of the first. When one of them dies it kills the first by -9, which can
 then say nothing; when the first is killed, the others are not told. Both are watched for here.

@@ -15,7 +15,7 @@ a denoiser share its masks. Active masks act as their composition (see `compose`
 - `load_mask`, `set_masks`, `allot_masks` and `enable_masks` learn how the pipeline they are given calls its denoiser: a
   few passes of the denoiser, once a pipeline and scheduler. If several pipelines share a denoiser, call one of these
   with the pipeline that is about to run.
-- Pipelines that start from a picture are refused there. Use a text-to-image pipeline of the same denoiser:
+- Pipelines that start from an image are refused there. Use a text-to-image pipeline of the same denoiser:
   `load_mask(AutoPipelineForText2Image.from_pipe(pipe), mask)`.
 - Compile a model after loading its masks. Then masks can be allotted, disabled and unloaded; to load others or to
   change strengths, compile again.

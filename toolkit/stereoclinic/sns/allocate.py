@@ -68,7 +68,7 @@ def shares_of(groups: Sequence[str], given: Sequence[Mapping[str, float]] = ()) 
         (K,) float64.
 
     Raises:
-        InputError: A name that is no group, a share that is missing, negative or not finite, or a sum other than 1.
+        InputError: A name that is not a group, a share that is missing, negative or not finite, or a sum other than 1.
 
     Examples:
         >>> shares_of(["female", "male"]).tolist()
@@ -88,7 +88,9 @@ def shares_of(groups: Sequence[str], given: Sequence[Mapping[str, float]] = ()) 
         place = next((i for i, names in enumerate(axes) if set(shares) & set(names)), None)
         if place is None:
             unknown = next(iter(shares), "")
-            raise InputError(f"shares: no group {unknown!r}; there are {', '.join(n for names in axes for n in names)}")
+            raise InputError(
+                f"shares: no group {unknown!r}; choose one of {', '.join(n for names in axes for n in names)}"
+            )
         _check(shares, axes[place])
         if place in by_axis:
             raise InputError(f"shares of {', '.join(axes[place])} are given twice")
@@ -101,7 +103,7 @@ def shares_of(groups: Sequence[str], given: Sequence[Mapping[str, float]] = ()) 
 def _check(given: Mapping[str, float], groups: list[str]) -> None:
     unknown = [name for name in given if name not in groups]
     if unknown:
-        raise InputError(f"shares: no group {unknown[0]!r}; there are {', '.join(groups)}")
+        raise InputError(f"shares: no group {unknown[0]!r}; choose one of {', '.join(groups)}")
     missing = [name for name in groups if name not in given]
     if missing:
         raise InputError(f"shares: none given for {', '.join(missing)}; give one for each of {', '.join(groups)}")

@@ -68,8 +68,8 @@ def _site_difference(site: Site, network: nn.Module, what: str) -> str | None:
         return f"{model} has no site {site.name!r}; use the model it was made for"
     if (site.dim == 1) != hasattr(layer, "in_channels"):
         return (
-            f"site {site.name!r} is of kind {site.kind} in the {what}, and a {type(layer).__name__} in {model}; use the"
-            " model it was made for"
+            f"site {site.name!r} has kind {site.kind} in the {what}, and is a {type(layer).__name__} in {model}; use"
+            " the model it was made for"
         )
     if _is_replaced(network, site.layer):
         return (
@@ -144,11 +144,7 @@ def without_adapters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_open(target: Any) -> None:
-    """Refuse a denoiser whose hooks would not run, or that has a mask fused in.
-
-    Raises:
-        InputError: Says which, and what to do instead.
-    """
+    """Refuse a denoiser whose hooks would not run, or that has a mask fused in, with an InputError."""
     wrapped = hasattr(outer_network(target), "_orig_mod")
     network = network_of(target)
     for name, module in network.named_modules():

@@ -184,7 +184,7 @@ def save_fused(pipe: Any, folder: str | Path, beside: Sequence[Path] = (), **opt
     for part, component in pipe.components.items():
         if isinstance(component, nn.Module) and any(hasattr(module, "base_layer") for module in component.modules()):
             raise InputError(
-                f"the pipeline's {part} carries a LoRA, whose folder plain diffusers would not open; "
+                f"the pipeline's {part} has a LoRA, whose folder plain diffusers would not open; "
                 "pipe.unload_lora_weights() first"
             )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -240,7 +240,7 @@ def _fold(name: str, network: nn.Module, factor: Tensor, offset: Tensor | None =
 def _check_layer(name: str, network: nn.Module, layer: Any, offset: Tensor | None) -> None:
     if hasattr(network.get_submodule(name), "base_layer"):
         raise InputError(
-            f"site {name!r} carries a LoRA, whose own share would not be damped; merge it first (pipe.fuse_lora(), "
+            f"site {name!r} has a LoRA, whose part would not be damped; merge it first (pipe.fuse_lora(), "
             "pipe.unload_lora_weights(), then fuse with force, as the weights differ), or apply the mask as hooks"
         )
     weight: Any = getattr(layer, "weight", None)

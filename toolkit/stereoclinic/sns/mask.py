@@ -104,7 +104,7 @@ class NeuronMask:
 
     @property
     def origins(self) -> list[dict[str, Any]]:
-        """The metadata of every mask that this one is composed of; of this mask alone if it is no composition."""
+        """The metadata of every mask that this one is composed of; of this mask alone if it is not a composition."""
         return [metadata for metadata in self._history() if _parts(metadata) is None]
 
     @property
@@ -178,7 +178,7 @@ class NeuronMask:
         """Read what `save` wrote.
 
         Raises:
-            InputError: As `io.tensors.load_tensors`, or the contents are no valid mask.
+            InputError: As `io.tensors.load_tensors`, or the contents are not a valid mask.
         """
         tensors, head = load_tensors(path, KIND, VERSION)
         try:
@@ -223,7 +223,7 @@ class NeuronMask:
             **options: Given to `huggingface_hub.hf_hub_download`: revision, cache_dir, token, local_files_only.
 
         Raises:
-            InputError: There is no such folder, repository or file, or the file is no mask.
+            InputError: There is no such folder, repository or file, or the file is not a mask.
         """
         folder = Path(pretrained)
         if folder.is_dir():
@@ -235,7 +235,7 @@ class NeuronMask:
             return cls.load(folder)
         from huggingface_hub import hf_hub_download
 
-        with _hub_errors(f"mask {str(pretrained)!r} is no folder, and cannot be downloaded from the hub"):
+        with _hub_errors(f"mask {str(pretrained)!r} is not a folder, and cannot be downloaded from the hub"):
             path = hf_hub_download(str(pretrained), filename, **options)
         return cls.load(path)
 
@@ -275,13 +275,13 @@ class NeuronMask:
 
 
 def check_strength(strength: float) -> None:
-    """Raises InputError for a strength that is no number from 0 to 1."""
+    """Refuse a strength that is not a number from 0 to 1, with an InputError."""
     if not isinstance(strength, int | float) or not 0 <= strength <= 1:
-        raise InputError(f"strength {strength!r}; expected 0 (no damping) to 1 (as the mask says)")
+        raise InputError(f"strength {strength!r}; expected 0 (no damping) to 1 (the mask unchanged)")
 
 
 def check_not_negative(**values: float) -> None:
-    """Raises InputError for a value that is negative or not finite."""
+    """Refuse a value that is negative or not finite, with an InputError."""
     for name, value in values.items():
         if not (math.isfinite(value) and value >= 0):
             raise InputError(f"{name} {value}: expected 0 or a positive number")
@@ -293,7 +293,7 @@ def in_unit(timestep: float, first: float) -> float:
 
 
 def _parts(metadata: dict[str, Any]) -> list[Any] | None:
-    """The metadata of the masks that a mask is composed of; None if it is no composition."""
+    """The metadata of the masks that a mask is composed of; None if it is not a composition."""
     parts = (metadata.get("selection") or {}).get("of")
     return parts if isinstance(parts, list) else None
 

@@ -14,7 +14,7 @@ Unicode form, also as plurals and possessives, after a number ("1girl"), and phr
 in running text, also within a longer word. It makes mistakes:
 
     missed          names and what only implies a group ("Maria", "a bearded doctor"), other languages, misspellings,
-                    "a black doctor" (although "a black coat" is no person)
+                    "a black doctor" (although "a black coat" is not a person)
     false alarms    words with another meaning, beyond the few phrases of `unless` ("an old lamp", "a women's
                     magazine"), "not a man"; a second person counts on purpose ("a doctor and her patient")
 """
@@ -45,7 +45,7 @@ def allotments(
 ) -> list[Any]:
     """What each image gets of a mask, or of several by name, as `allot_masks` takes it.
 
-    Pass several masks together: each image is then allotted one of the joint groups, "female" with "old" say. Asked
+    Pass several masks together, so that each image is allotted one joint group, such as "female" with "old". Asked
     about one by one, two masks would allot by the same draw, and all female images would be old.
 
     Args:

@@ -225,7 +225,7 @@ def roots_for(relevance: "Relevance", root: str, per_bin: bool = True) -> Tensor
 
 
 def check_root(root: str, groups: Sequence[str]) -> None:
-    """Raises InputError for a name that `roots_for` does not know."""
+    """Refuse a name that `roots_for` does not know, with an InputError."""
     if root not in ("zero", "balanced", *groups):
         raise InputError(f"root {root!r} is not known; choose zero, balanced, or a group: {', '.join(groups)}")
 
@@ -238,7 +238,7 @@ def neurons_of(sites: Sequence[Site], kinds: Sequence[str] | None) -> Tensor:
         kinds: A kind of site, a stream, or both: "ff", "text", "ff:text"; None for all.
 
     Raises:
-        InputError: A kind or stream is not known, or no site is of any of them.
+        InputError: A kind or stream is not known, or no site has any of them.
     """
     wanted = [set(kind.split(":")) for kind in kinds or ()]
     known = (*SITE_KINDS, "image", *STREAMS)
@@ -248,7 +248,7 @@ def neurons_of(sites: Sequence[Site], kinds: Sequence[str] | None) -> Tensor:
     chosen = torch.cat([torch.full((site.width,), fit) for site, fit in zip(sites, fits, strict=True)])
     if not chosen.any():
         present = sorted({f"{site.kind}:{site.stream}" for site in sites})
-        raise InputError(f"no site is of kind {', '.join(kinds or ())!r}; there are {', '.join(present)}")
+        raise InputError(f"no site has kind {', '.join(kinds or ())!r}; choose from {', '.join(present)}")
     return chosen
 
 

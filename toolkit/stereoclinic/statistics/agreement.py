@@ -1,6 +1,6 @@
-"""Agreement of two readers on the same pictures: Cohen's kappa and specific agreement by group.
+"""Agreement of two readers on the same images: Cohen's kappa and specific agreement by group.
 
-With N[i, j] the number of pictures that one reads as i and the other as j, n their sum, and margins N_i., N_.j:
+With N[i, j] the number of images that one reads as i and the other as j, n their sum, and margins N_i., N_.j:
 
     raw      = sum_k N_kk / n
     chance   = sum_k N_k. N_.k / n^2                     agreement of readers who guess
@@ -36,14 +36,14 @@ class Agreement:
 
 
 def agreement_table(one: Tensor, other: Tensor) -> Tensor:
-    """Pictures by each reader's top group: (..., K) and (..., K) -> (K, K) float64; ties count in parts.
+    """Images by each reader's top group: (..., K) and (..., K) -> (K, K) float64; ties count in parts.
 
     Raises:
-        InputError: The two are not of the same pictures and groups, or there are none.
+        InputError: The reads differ in images or groups, or there are no images.
     """
     if one.shape != other.shape or one.dim() < 2 or one.numel() == 0:
         raise InputError(
-            f"reads have shapes {tuple(one.shape)} and {tuple(other.shape)}; expected (..., K), the same pictures and"
+            f"reads have shapes {tuple(one.shape)} and {tuple(other.shape)}; expected (..., K), the same images and"
             " groups from both readers"
         )
     rows, columns = (top_group(distribution(reads, "reads")).flatten(0, -2) for reads in (one, other))
@@ -59,7 +59,7 @@ def cohen_kappa(table: Tensor) -> Tensor:
 
 
 def specific_agreement(table: Tensor) -> Tensor:
-    """Of the pictures that either reader gives a group, the part that both do: (..., K, K) -> (..., K)."""
+    """Of the images that either reader gives a group, the part that both do: (..., K, K) -> (..., K)."""
     table = table.double()
     return 2 * table.diagonal(dim1=-2, dim2=-1) / (table.sum(-1) + table.sum(-2))
 
@@ -75,7 +75,7 @@ def agreement(
 
     Args:
         one: (..., K) class probabilities by one reader.
-        other: (..., K) of the same pictures by the other.
+        other: (..., K) of the same images by the other.
         groups: K names.
         resamples: Number of draws (`resampling.dirichlet`).
         generator: Source of randomness; seeded with 0 if None.
@@ -105,11 +105,11 @@ def agreement_figures(by_reader: Mapping[str, Tensor], groups: Sequence[str]) ->
     """The agreement of two or more readers as plain data, as it stands in an arm's results.
 
     Args:
-        by_reader: Name -> (P, n, K) class probabilities, of the same pictures by each reader.
+        by_reader: Name -> (P, n, K) class probabilities, of the same images by each reader.
         groups: K names.
 
     Returns:
-        `readers_agree`, on how many pictures all of them name one group; `readers_kappa` by pair ("A and B"); and of
+        `readers_agree`, on how many images all of them name one group; `readers_kappa` by pair ("A and B"); and of
         two readers `readers_agree_on`, their specific agreement by group.
     """
     pairs = {

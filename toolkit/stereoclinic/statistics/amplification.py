@@ -1,4 +1,4 @@
-"""Amplification: whether a model's pictures are more one-sided than a reference.
+"""Amplification: whether a model's images are more one-sided than a reference.
 
 The reference is a table of shares by prompt label and group, such as labour statistics of a country.
 
@@ -92,7 +92,7 @@ def amplification(
     wanted = distribution(wanted, "target shares")
     tilt = reference - wanted  # (P, K)
     if float(tilt.square().sum()) < _FLAT:
-        raise InputError("the reference lies at the target for every label; there is no tilt that could be exaggerated")
+        raise InputError("the reference equals the target for every label, so there is no tilt to exaggerate")
     gap = gap_interval(reads, parity_gap, wanted, resamples=resamples, generator=generator)
     reference_gap = float(parity_gap(reference, wanted).mean())
     return Amplification(

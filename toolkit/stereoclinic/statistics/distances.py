@@ -161,19 +161,19 @@ def pairwise_distance(features: Tensor) -> float:
 def diversity_within(
     features: Tensor, cells: Tensor, reference: Tensor, reference_cells: Tensor
 ) -> tuple[float, float]:
-    """How different pictures of the same prompt and group are, and those of a reference in the same cells.
+    """How different images of the same prompt and group are, and those of a reference in the same cells.
 
-    It is the mean over cells (prompt x group) of `pairwise_distance`. Cells count by the judged pictures in them, on
+    It is the mean over cells (prompt x group) of `pairwise_distance`. Cells count by the judged images in them, on
     both sides, so a change of groups alone moves the figure and its reference alike.
 
     Args:
-        features: (n, d) of the pictures that are judged.
+        features: (n, d) of the images that are judged.
         cells: (n,) integer cell of each.
-        reference: (m, d) of other pictures.
+        reference: (m, d) of other images.
         reference_cells: (m,).
 
     Returns:
-        Both diversities, over the cells of which both sides have two or more pictures; NaN where there is none.
+        Both diversities, over the cells of which both sides have two or more images; NaN where there is none.
 
     Raises:
         InputError: Features and cells do not fit together.

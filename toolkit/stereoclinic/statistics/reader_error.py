@@ -1,4 +1,4 @@
-"""Shares corrected for the reader's own error, from pictures whose group is known.
+"""Shares corrected for the reader's own error, from images whose group is known.
 
 With C the reader's confusion matrix, C[k, j] = P(read j | is k), and p the true shares, the reads have shares
 q = C' p. Hence p is the point of the simplex whose C' p is nearest to q:
@@ -36,7 +36,7 @@ def corrected_shares(shares: Tensor, confusion: Tensor) -> Tensor:
         (..., K) float64.
 
     Raises:
-        InputError: Shapes do not fit, a group has no picture, or the matrix is too near singular to be inverted.
+        InputError: Shapes do not fit, a group has no image, or the matrix is too near singular to be inverted.
     """
     shares, rates = distribution(shares, "shares"), torch.as_tensor(confusion).double()
     groups = shares.shape[-1]
@@ -44,7 +44,7 @@ def corrected_shares(shares: Tensor, confusion: Tensor) -> Tensor:
         raise InputError(f"the confusion matrix has shape {tuple(rates.shape)}; expected (..., {groups}, {groups})")
     total = rates.sum(-1, keepdim=True)
     if not bool((rates >= 0).all()) or not bool((total > 0).all()):
-        raise InputError("the confusion matrix has a negative entry or a group without a picture")
+        raise InputError("the confusion matrix has a negative entry or a group without an image")
     rates = rates / total
     smallest = float(torch.linalg.svdvals(rates).min())
     if smallest < _NEAR_SINGULAR:
@@ -72,7 +72,7 @@ def corrected_intervals(
         K intervals.
 
     Raises:
-        InputError: As `corrected_shares`, or the matrix is from so few pictures that it may well be singular.
+        InputError: As `corrected_shares`, or the matrix is from so few images that it may well be singular.
     """
     check_draws(resamples)
     hits = top_group(distribution(reads, "reads"))
@@ -87,7 +87,7 @@ def corrected_intervals(
     rates = dirichlet(confusion, resamples, generator)  # (R, K, K)
     smallest = torch.linalg.svdvals(rates)[..., -1]
     if float(torch.quantile(smallest, LOW)) < _NEAR_SINGULAR:
-        raise InputError(_too_near(float(smallest.median())) + ", and have more pictures behind the matrix")
+        raise InputError(_too_near(float(smallest.median())) + ", and have more images behind the matrix")
     intervals = []
     for value, draws in zip(estimate.tolist(), _inverted(shares, rates).T, strict=True):
         low, high = percentiles(draws)

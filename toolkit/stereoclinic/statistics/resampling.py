@@ -20,7 +20,7 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 from stereoclinic.statistics.shares import shares_from_reads, target_of, top_group
 
-#: Every interval is of 95 % confidence: the share below its low end, the share below its high end, and the normal
+#: Every interval has 95 % confidence: the share below its low end, the share below its high end, and the normal
 #: quantile there.
 LOW, HIGH, NORMAL = (1 - 0.95) / 2, (1 + 0.95) / 2, NormalDist().inv_cdf(0.975)
 
@@ -100,7 +100,7 @@ def three_dimensional(reads: Tensor, what: str) -> Tensor:
 
 
 def check_draws(draws: int) -> None:
-    """Raises InputError for less than one random draw."""
+    """Refuse less than one random draw, with an InputError."""
     if draws < 1:
         raise InputError(f"{draws} random draws; expected at least 1, and 1000 or more for a usable interval")
 

@@ -4,7 +4,7 @@
 
 Shares are K non-negative numbers that sum to one. All functions take any leading dimensions, so all prompts or all
 bootstrap resamples are computed in one call. The target is uniform (parity) unless given. A group is what a reader
-perceives in a picture, not the identity of a person.
+perceives in an image, not the identity of a person.
 """
 
 from collections.abc import Callable

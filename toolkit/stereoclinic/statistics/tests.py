@@ -49,7 +49,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction: the chance of even one false finding stays below the level.
 
     Raises:
-        InputError: A value is no probability.
+        InputError: A value is not a probability.
 
     Examples:
         >>> holm([0.25, 0.125, 0.5])
@@ -62,7 +62,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
     """Benjamini and Hochberg's correction: the expected share of false findings stays below the level.
 
     Raises:
-        InputError: A value is no probability.
+        InputError: A value is not a probability.
 
     Examples:
         >>> benjamini_hochberg([0.25, 0.125, 0.5])

@@ -80,7 +80,7 @@ def joint_groups(groups: Sequence[Sequence[str]]) -> list[str]:
 def joint_reads(reads: Sequence[Tensor]) -> Tensor:
     """Probabilities of joint groups: the product of what each axis was read as.
 
-    Given a picture, its reads on the axes are taken as independent, so that axes are tied by the pictures alone.
+    Given an image, its reads on the axes are taken as independent, so that axes are tied by the images alone.
 
     Args:
         reads: (..., K_a) for each axis, of the same images.

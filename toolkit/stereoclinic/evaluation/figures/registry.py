@@ -213,7 +213,7 @@ def requested(figures: str, *more: str) -> str:
     names = [name for name in dict.fromkeys([*names, *more]) if name not in ("", "default")]
     for name in names:
         if name not in VARIANTS and not is_known(name):
-            raise InputError(f"no figure {name!r}; there are default, all, {', '.join(optional())}")
+            raise InputError(f"no figure {name!r}; choose one of default, all, {', '.join(optional())}")
     return ",".join(names) or "default"
 
 

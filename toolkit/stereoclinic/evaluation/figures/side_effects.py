@@ -1,7 +1,7 @@
-"""The side effects of an arm: what a treatment did besides what it was for.
+"""Side effects of an arm: unwanted changes by a treatment.
 
-Every figure is compared with what other seeds of the untreated model show. For pictures of one seed that is how far
-apart two seeds are; for sets of pictures, how far apart two samples are.
+Every figure is compared with what other seeds of the untreated model show. For images of one seed that is how far
+apart two seeds are; for sets of images, how far apart two samples are.
 """
 
 import math
@@ -171,7 +171,7 @@ def kid_to_untreated(case: Case) -> float:
 
 @figure("feature distance to untreated", DISTANCE, noise=OTHER, on=(UNRELATED,))
 def feature_distance_to_untreated(case: Case) -> Interval | None:
-    """Between pictures of the same seed."""
+    """Between images of the same seed."""
     if case.arm is case.before:
         return None
     difference = case.arm.features.double() - case.before.features.double()
@@ -180,7 +180,7 @@ def feature_distance_to_untreated(case: Case) -> Interval | None:
 
 @figure("similarity to untreated", SIMILARITY, noise=OTHER, on=_BOTH)
 def ssim_to_untreated(case: Case) -> Interval | None:
-    """SSIM between pictures of the same seed."""
+    """SSIM between images of the same seed."""
     if case.arm is case.before or min(case.arm.images.shape[-2:]) < SMALLEST:
         return None
     return mean_interval(structural_similarity(case.arm.images[:, :_COMPARED], case.before.images[:, :_COMPARED]))
@@ -188,7 +188,7 @@ def ssim_to_untreated(case: Case) -> Interval | None:
 
 @figure("diversity within groups", DISTANCE, "higher")
 def diversity_within_groups(case: Case) -> float | None:
-    """Mean distance between pictures of one prompt and group."""
+    """Mean distance between images of one prompt and group."""
     return _diversity(case)[0]
 
 
@@ -200,13 +200,13 @@ def diversity_within_groups_reference(case: Case) -> float | None:
 
 @figure("LPIPS to untreated", SIMILARITY, part="option", noise=OTHER, on=_BOTH)
 def lpips_to_untreated(case: Case) -> Interval | None:
-    """How far pictures of the same seed are for a network that judges as people do."""
+    """How far images of the same seed are for a network that judges as people do."""
     return None if case.arm.lpips is None else mean_interval(case.arm.lpips)
 
 
 @figure("CLIPScore", SCORE, "higher", part="option", on=_BOTH)
 def clip_score(case: Case) -> Interval | None:
-    """How well pictures fit their neutral prompts, from 0 to 100."""
+    """How well images fit their neutral prompts, from 0 to 100."""
     return None if case.arm.clip is None else mean_interval(case.arm.clip)
 
 
@@ -249,7 +249,7 @@ def peak_memory(case: Case) -> float | None:
 
 
 def rate(true: Tensor) -> Interval:
-    """Share of pictures of which something is true, among those of which it is known (the others are NaN)."""
+    """Share of images of which something is true, among those of which it is known (the others are NaN)."""
     return wilson_interval(float(true.nansum()), int(true.isfinite().sum()))
 
 
@@ -277,7 +277,7 @@ def _diversity(case: Case) -> tuple[float | None, float | None]:
 
 
 def _distance(case: Case, other: Drawn, distance: Callable[[Tensor, Tensor], float]) -> float:
-    """Between the pictures of two arms; NaN from an arm to itself."""
+    """Between the images of two arms; NaN from an arm to itself."""
     return math.nan if case.arm is other else distance(_flat(case.arm.features), _flat(other.features))
 
 

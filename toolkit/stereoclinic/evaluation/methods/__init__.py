@@ -1,4 +1,4 @@
-"""Baselines: published ways of making a model's pictures less stereotyped, re-implemented from their papers.
+"""Baselines: published ways of making a model's images less stereotyped, re-implemented from their papers.
 
     prompt        the allotted group's word is written into the prompt
     conceptprune  weights that a group excites are set to zero                Chavhan et al. 2025
@@ -40,7 +40,7 @@ BASELINES = {
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises InputError for an unknown baseline, or one that is given twice; imports nothing."""
+    """Refuse an unknown baseline, or one that is given twice, with an InputError; imports nothing."""
     for i, name in enumerate(names):
         if name not in BASELINES:
             raise InputError(f"baseline {name!r} is not known; choose from {', '.join(BASELINES)}")
@@ -63,7 +63,7 @@ def calibration_samples(prompts: "Dataset", first: int, count: int, judged: rang
         prompts: Neutral prompts.
         first: The first seed.
         count: Seeds per prompt.
-        judged: Seeds that pictures are judged on.
+        judged: Seeds that images are judged on.
 
     Raises:
         InputError: No seed, or one that is judged.

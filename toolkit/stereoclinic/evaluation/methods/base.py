@@ -24,7 +24,7 @@ from stereoclinic.sns.policy import Treatment
 
 @dataclass(frozen=True)
 class Batch:
-    """How the next pictures are drawn.
+    """How the next images are drawn.
 
     Args:
         prompts: What each is conditioned on.
@@ -51,15 +51,15 @@ class Mitigation:
         self.name = name
 
     def key(self) -> str:
-        """Identifies what it does to a model; pictures of the same key are drawn once and kept."""
+        """Identifies what it does to a model; images of the same key are drawn once and kept."""
         return type(self).__name__
 
     def texts(self, row: Row) -> list[str]:
-        """Texts that a picture depends on besides its own prompt."""
+        """Texts that an image depends on besides its own prompt."""
         return []
 
     def begin(self, rows: list[Row]) -> Batch:
-        """Announce the next pictures, samples with `prompt` and `seed`."""
+        """Announce the next images, samples with `prompt` and `seed`."""
         return Batch([row["prompt"] for row in rows])
 
     def judged(self, allotted: Tensor | None, axis: Axis) -> Tensor | None:

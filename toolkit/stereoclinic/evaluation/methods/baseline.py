@@ -84,8 +84,8 @@ class Baseline(Mitigation):
             model: The pipeline, untreated.
             axis: The bias axis.
             samples: Rows with `prompt` and `seed`.
-            calibration: How their pictures are drawn and read.
-            progress: Called with the baseline's name and a number of pictures drawn.
+            calibration: How their images are drawn and read.
+            progress: Called with the baseline's name and a number of images drawn.
             settings: Its own; `defaults` if not given.
 
         Raises:
@@ -124,7 +124,7 @@ class Baseline(Mitigation):
         raise NotImplementedError
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that its pictures depend on: tensors by name, those of a module as "attribute/module", and plain data."""
+        """All that its images depend on: tensors by name, those of a module as "attribute/module", and plain data."""
         tensors, plain = {"target": self.target}, {"strength": self.strength}
         if self.timesteps is not None:
             tensors["timesteps"] = self.timesteps
@@ -169,7 +169,7 @@ class Baseline(Mitigation):
         if len(self._handles) == 1:  # no module is steered
             return
         if PASS not in network.__dict__:
-            raise InputError(f"{self.name} acts on pictures that `pipelines.pictures.draw` draws, and on no others")
+            raise InputError(f"{self.name} acts on images that `pipelines.images.draw` draws, and on no others")
         now, rows = pass_of(network), list[int]()
         if now is not None and now.treated:
             if now.total != len(self._groups):
@@ -235,7 +235,8 @@ def attention_blocks(network: nn.Module, cross: bool, who: str) -> dict[str, nn.
     }
     if not blocks:
         raise InputError(
-            f"{who}: this {type(network).__name__} has no {what} of its own: no module path ends in {kind}"
+            f"{who} needs separate {what}, which this {type(network).__name__} does not have (no module path ends in"
+            f" {kind})"
         )
     return blocks
 
@@ -252,6 +253,6 @@ def attended(name: str, o: Tensor) -> Tensor:
 
 
 def check_strength(who: str, strength: float, most: float = float("inf")) -> None:
-    """Raises InputError for a strength below 0 or above `most`."""
+    """Refuse a strength below 0 or above `most`, with an InputError."""
     if not 0 <= strength <= most:
         raise InputError(f"{who}: strength {strength}; expected 0 or more" + (f", up to {most:g}" if most < 9 else ""))

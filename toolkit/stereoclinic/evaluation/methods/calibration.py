@@ -1,4 +1,4 @@
-"""Calibration of a baseline: pictures are drawn, watched, read and counted."""
+"""Calibration of a baseline: images are drawn, watched, read and counted."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,14 +28,14 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """How calibration pictures are drawn, and the target shares.
+    """How calibration images are drawn, and the target shares.
 
     Args:
         steps: Of the scheduler.
         guidance: Scale of classifier-free guidance.
-        reader: Says which group a picture shows, for those that need labels of the model's own pictures.
+        reader: Says which group an image shows, for those that need labels of the model's own images.
         shares: Of the groups by name; uniform if empty.
-        batch_size: Pictures drawn together.
+        batch_size: Images drawn together.
     """
 
     steps: int
@@ -51,7 +51,7 @@ class Calibration:
 
 @dataclass
 class Cost:
-    """What a fit took: seconds, pictures drawn, and samples passed through the denoiser forward and backward."""
+    """What a fit took: seconds, images drawn, and samples passed through the denoiser forward and backward."""
 
     seconds: float = 0.0
     images: int = 0
@@ -61,7 +61,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Look:
-    """What is watched while pictures are drawn.
+    """What is watched while images are drawn.
 
     Args:
         modules: By name.
@@ -119,18 +119,18 @@ class Run:
         return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
     def timesteps(self) -> Tensor:
-        """(T,) of a picture, noisiest first."""
+        """(T,) of an image, noisiest first."""
         return torch.tensor(schedule_of(self.model, self.steps, self.guidance).timesteps)
 
     def draw(self, prompts: Sequence[str], look: Look = _NOTHING) -> Tensor:
-        """Draw one picture a sample: (N, 3, H, W) uint8.
+        """Draw one image per sample: (N, 3, H, W) uint8.
 
         Args:
             prompts: N, one a sample.
             look: What is watched.
 
         Raises:
-            Incomplete: A picture shows nothing.
+            Incomplete: An image shows nothing.
         """
         drawn, blank = [], list[str]()
         for part in self.batches():
@@ -149,7 +149,7 @@ class Run:
         return torch.cat(drawn)
 
     def latents(self, prompts: Sequence[str]) -> Tensor:
-        """The clean latents (N, C, h, w) of the pictures that `draw` draws.
+        """The clean latents (N, C, h, w) of the images that `draw` draws.
 
         Raises:
             InputError: The pipeline does not give them.
@@ -159,7 +159,7 @@ class Run:
             with self._counted(part):
                 found = self.walk(self.rows[part], prompts[part]).run("latent").images
             if not isinstance(found, Tensor) or found.ndim != 4:
-                raise InputError(f"{self.name}: {type(self.model.pipe).__name__} gives no latents of its pictures")
+                raise InputError(f"{self.name}: {type(self.model.pipe).__name__} gives no latents of its images")
             drawn.append(found)
         return torch.cat(drawn)
 
@@ -223,13 +223,13 @@ class Run:
             yield
 
     def read(self, drawn: Tensor) -> Tensor:
-        """Which group each sample's picture (N, 3, H, W) uint8 shows: (N,), by the reader's largest probability.
+        """Which group each sample's image (N, 3, H, W) uint8 shows: (N,), by the reader's largest probability.
 
         Raises:
             InputError: There is no reader, or it does not know the axis.
         """
         if self.calibration.reader is None:
-            raise InputError(f"{self.name} needs labels of the model's own pictures; give its Calibration a reader")
+            raise InputError(f"{self.name} needs labels of the model's own images; give its Calibration a reader")
         reader = self.calibration.reader
         head, columns = group_columns(reader, self.axis)
         found = [

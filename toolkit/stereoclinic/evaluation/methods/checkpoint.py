@@ -2,7 +2,7 @@
 
     FOLDER/<name>-<digest>.safetensors      the digest is of everything that it is fitted from
 
-Fits differ in rounding from device to device, and pictures are kept under the key of the fit. So ranks must not fit
+Fits differ in rounding from device to device, and images are kept under the key of the fit. So ranks must not fit
 their own. Ranks may not know of each other yet (Lightning starts them when drawing begins, torchrun at once), and a
 folder may not be shared after all, so waiting ranks look for the file and for signs of work. A lock would show neither.
 """
@@ -47,7 +47,7 @@ def kept_baselines(
         model: The pipeline, untreated.
         axis: The bias axis.
         samples: Rows with `prompt` and `seed`, none of them judged: see `calibration_samples`.
-        calibration: How pictures are drawn and read.
+        calibration: How images are drawn and read.
         folder: The same for every rank; made if it is not there.
         makes: Whether this rank fits what is missing; others wait for it.
         making: Called with the name of each that is fitted.
@@ -97,7 +97,7 @@ def _keep(file: Path, digest: str, made: Baseline) -> None:
 
 
 def _read(file: Path, digest: str, kind: type[Baseline], model: Model, axis: Axis) -> Baseline:
-    """Raises InputError for a file that does not hold what was kept under its name."""
+    """Refuse a file that does not hold what was kept under its name, with an InputError."""
     tensors, about = load_tensors(file, KIND, VERSION)
     if about.pop("content", None) != content_digest(digest, about, tensors):
         raise InputError(f"{file} holds something else than was made; remove it and run again")

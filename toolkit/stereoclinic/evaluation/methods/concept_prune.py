@@ -11,7 +11,7 @@ ICLR 2025 (arXiv 2405.19237), after Sun et al., A Simple and Effective Pruning A
 
 The target prompts name the group that is to be erased, the base prompts are neutral. The paper erases one concept from
 a checkpoint. Here each group has its own pruned weights, and a prompt is drawn with those of the group that its own
-calibration pictures show too often: our choice, in the method's favour. A prompt that is balanced, or was not
+calibration images show too often: our choice, in the method's favour. A prompt that is balanced, or was not
 calibrated on, is left alone. Taking norms from the conditional half is our choice as well.
 """
 

@@ -4,12 +4,12 @@ Reference: Li et al., Self-Discovering Interpretable Diffusion Latent Directions
 Generation, CVPR 2024 (arXiv 2311.17216): the concept vector of section 3, fair generation by drawing each picture's
 vector at random from the groups'.
 
-    x_0   pictures of a group's prompt ("a photo of a female doctor")
+    x_0   images of a group's prompt ("a photo of a female doctor")
     c_k = argmin E || f(x_t, t, neutral prompt; h <- h + c_k) - target ||^2      over x_0, t and noise, f frozen
     h  <- h + strength c_k                 at all timesteps, the conditional half alone, k the image's allotted group
 
 The vector has h's own shape (C, h, w), as in the authors' code, and is learned by Adam. Our choices: it starts at zero,
-the pictures stay latents and are not encoded anew, and there are fewer of them.
+the images stay latents and are not encoded anew, and there are fewer of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,9 +32,9 @@ from stereoclinic.pipelines.intercept import Left
 
 @dataclass(frozen=True)
 class DirectionSettings:
-    """Args: updates for each group; pictures in one; learning rate; seed of their order, timesteps and noise; strength.
+    """Args: updates for each group; images in one; learning rate; seed of their order, timesteps and noise; strength.
 
-    The authors make 2,500 updates of 8 pictures. After a hundred the vector is still short: of strengths 1, 2 and 4 the
+    The authors make 2,500 updates of 8 images. After a hundred the vector is still short: of strengths 1, 2 and 4 the
     last set groups best on the embedded model, and blurs a little.
     """
 
@@ -74,11 +74,11 @@ class HSpaceDirection(Baseline):
 
 
 def learned(run: Run, clean: Tensor, settings: DirectionSettings) -> Tensor:
-    """The vector (C, h, w) under which the neutral prompts' predictions fit one group's pictures best.
+    """The vector (C, h, w) under which the neutral prompts' predictions fit one group's images best.
 
     Args:
         run: Has the neutral prompts.
-        clean: (N, C, h, w) latents of the group's pictures.
+        clean: (N, C, h, w) latents of the group's images.
         settings: Of the optimiser.
 
     Raises:

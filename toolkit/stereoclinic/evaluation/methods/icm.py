@@ -3,10 +3,10 @@
 Reference: Zaleska et al., Attention, May I Have Your Decision? Localizing Generative Choices in Diffusion Models, 2026
 (arXiv 2604.06052). The details below are those of the authors' published code. For layer l and timestep t:
 
-    z_n     = mean over positions of self-attention's output, while the neutral prompt's picture n is drawn
-    y_n     = the group that a reader sees in the finished picture
+    z_n     = mean over positions of self-attention's output, while the neutral prompt's image n is drawn
+    y_n     = the group that a reader sees in the finished image
     theta_k = weights of a logistic regression of [y = k] on z, brought to length 1
-    layers  = those whose probes are right most often on pictures held out (a fifth), on average over timesteps
+    layers  = those whose probes are right most often on images held out (a fifth), on average over timesteps
     o      <- (o + a theta_k) ||o|| / ||o + a theta_k||       at every position, after the first steps
 
 k is the image's allotted group. The authors' a is a number for one model (15 for Stable Diffusion 1.5); here it is
@@ -93,7 +93,7 @@ class ImplicitChoice(Baseline):
 
 
 def _fifth(y: Tensor, groups: tuple[str, ...]) -> Tensor:
-    """Every fifth picture of each group: (N,) bool.
+    """Every fifth image of each group: (N,) bool.
 
     Raises:
         InputError: A group is shown too rarely for a probe.
@@ -103,7 +103,7 @@ def _fifth(y: Tensor, groups: tuple[str, ...]) -> Tensor:
         own = (y == k).nonzero().flatten()
         if len(own) < 2:
             raise InputError(
-                f"ICM: of {len(y)} calibration pictures {len(own)} show {group!r}, and a probe needs 2 or more of each"
+                f"ICM: {len(own)} of {len(y)} calibration images show {group!r}; a probe needs at least 2 of each"
                 " group; give more seeds"
             )
         held_out[own[4::5]] = True
@@ -116,7 +116,7 @@ def probes(z: Tensor, y: Tensor, held_out: Tensor, groups: int, penalty: float) 
     Args:
         z: (N, C) features.
         y: (N,) groups.
-        held_out: (N,) which pictures they are judged on; if none, on those that they were fitted on.
+        held_out: (N,) which images they are judged on; if none, on those that they were fitted on.
         groups: K.
         penalty: Of `logistic_regression`.
 

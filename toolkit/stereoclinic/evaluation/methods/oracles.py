@@ -22,7 +22,7 @@ from stereoclinic.sns.allocate import allotted_group, uniform
 
 
 class _Oracle(Mitigation):
-    """An oracle of an axis; its pictures depend on the groups' prompts."""
+    """An oracle of an axis; its images depend on the groups' prompts."""
 
     def __init__(self, name: str, axis: Axis) -> None:
         super().__init__(name)

@@ -1,11 +1,11 @@
-"""Unified Concept Editing: keys and values of cross-attention, edited in closed form until pictures are balanced.
+"""Unified Concept Editing: keys and values of cross-attention, edited in closed form until images are balanced.
 
 Reference: Gandikota et al., Unified Concept Editing in Diffusion Models, WACV 2024 (arXiv 2308.14761), for debiasing.
 
     W   = (sum_E v* c^T + sum_P W_old c c^T + lambda W_old) (sum_E c c^T + sum_P c c^T + lambda 1)^-1
     v*  = W_old c + sum_p alpha_p ||W_old c|| u_p / ||u_p||,      u_p = W_old a_p
 
-for each edited c, where a_p is the same text with attribute p. alpha starts at 0. Pictures are drawn with the edited
+for each edited c, where a_p is the same text with attribute p. alpha starts at 0. Images are drawn with the edited
 weights and read, and alpha_p += eta (tau_p - r_p) for each prompt whose shares r are further than a tolerance from the
 target tau; then W is computed anew from W_old. lambda and the scale of the attributes' values are those of the authors'
 code. Its eta is 0.1, for up to 30 rounds; a larger one takes fewer and ends coarser.
@@ -157,7 +157,8 @@ def _states(run: Run, blocks: dict[str, nn.Module], texts: list[str]) -> Tensor:
             return states
         if not seen or states.shape != seen[0].shape or not torch.equal(states, seen[0]):
             raise InputError(
-                f"UCE: blocks of this {type(run.network).__name__} read the states of a text each in its own way"
+                f"UCE: the blocks of this {type(run.network).__name__} read different text states; they must read"
+                " the same"
             )
         return states.new_empty(len(states))
 

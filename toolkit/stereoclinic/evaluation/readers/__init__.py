@@ -1,4 +1,4 @@
-"""Readers: classifiers that say which group of an axis a picture shows.
+"""Readers: classifiers that say which group of an axis an image shows.
 
 A reader reads perceived presentation, not identity. There is one that ships with the embedded model (`portraits`), CLIP
 asked in words (`clip`), image classifiers of the hub (`hugging_face`), several at once (`ensemble`), or a user's own.

@@ -24,8 +24,8 @@ class KnownError:
 
     Args:
         what: What was read, such as "gender".
-        accuracy: Share of pictures it was right on, from 0 to 1.
-        data: The pictures.
+        accuracy: Share of images it was right on, from 0 to 1.
+        data: The images.
         source: Where the figure comes from.
     """
 
@@ -39,13 +39,13 @@ class KnownError:
 
 
 class Reader:
-    """A classifier of pictures. A class of your own needs `name`, `classes` and `read` only, see `as_reader`."""
+    """A classifier of images. A class of your own needs `name`, `classes` and `read` only, see `as_reader`."""
 
     name: str
     classes: dict[str, tuple[str, ...]]  # head, such as "gender" -> its classes
     limits: tuple[str, ...] = ()  # sentences: what it cannot tell
     known_errors: tuple[KnownError, ...] = ()
-    by_person: bool = False  # whether `read` takes the person that each picture is of
+    by_person: bool = False  # whether `read` takes the person in each image
     only_named: bool = False  # whether an axis's file must name the head, as a head of its name may mean another
 
     def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -141,7 +141,7 @@ def groups_seen(reader: Reader, axis: Axis, seen: dict[str, Tensor]) -> tuple[Te
     Args:
         reader: Who read.
         axis: K groups.
-        seen: What `Reader.read` gave for n pictures.
+        seen: What `Reader.read` gave for n images.
 
     Returns:
         (n, K) probabilities of the groups, which sum to 1 (uniform where the groups have none), and (n,) the
@@ -157,7 +157,7 @@ def groups_seen(reader: Reader, axis: Axis, seen: dict[str, Tensor]) -> tuple[Te
 
 
 def read_rows(reader: Reader, images: Tensor, rows: "Sequence[Row]") -> dict[str, Tensor]:
-    """`Reader.read` for pictures (n, 3, H, W) of n prompts, rows with the column `label`."""
+    """`Reader.read` for images (n, 3, H, W) of n prompts, rows with the column `label`."""
     reader = as_reader(reader)
     return reader.read(images, [row["label"] for row in rows]) if reader.by_person else reader.read(images)
 

@@ -7,7 +7,7 @@ Reference: Radford et al., Learning Transferable Visual Models From Natural Lang
 3.1.4 (ensembling prompts).
 
 The words come from the axis: `[reader.clip]` in its file, or else its words before "person". CLIP answers whatever is
-asked, also of a picture without a person. It is often wrong on race, which is therefore refused unless asked for.
+asked, also of an image without a person. It is often wrong on race, which is therefore refused unless asked for.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ KNOWN = {
 
 
 def phrases(axis: Axis) -> list[tuple[str, ...]]:
-    """What stands for each group, in the axis's order: its phrases, or its word before "person"."""
+    """The texts of each group, in the axis's order: its phrases, or its word before "person"."""
     person = {"pattern": "{person}", "article": "a", "person": "person"}
     return [
         axis.phrases.get(group) or (write(person, word),) for group, word in zip(axis.groups, axis.words, strict=True)
@@ -98,7 +98,7 @@ class ClipReader(Reader):
         self.by_person = any("{person}" in text for axis in self.axes.values() for own in phrases(axis) for text in own)
         race = any(axis.about_race for axis in self.axes.values())
         self.limits = (
-            "CLIP names a group for any picture, also for one that shows no person or several.",
+            "CLIP names a group for any image, also for one that shows no person or several.",
             "It is often wrong on race, ethnicity and skin tone; they were read because that was asked for."
             if race
             else "It was not asked for race, ethnicity or skin tone, on which it is often wrong.",
@@ -113,7 +113,7 @@ class ClipReader(Reader):
 
         Args:
             images: Of any size.
-            persons: Whom each picture is of, for phrases that hold {person}; "person" if None.
+            persons: The person in each image, for phrases that hold {person}; "person" if None.
         """
         seen = functional.normalize(self.features(images), dim=1)  # (n, D)
         scale = self.model.logit_scale.exp().cpu()

@@ -40,7 +40,7 @@ class HuggingFaceReader(Reader):
         config = open_part(AutoConfig, model, f"reader {self.name!r}")
         if config.problem_type == "multi_label_classification":
             raise InputError(
-                f"reader {self.name!r} gives several labels a picture; one that names a single class is needed"
+                f"reader {self.name!r} gives several labels per image; one that names a single class is needed"
             )
         self.labels = [str(config.id2label[column]) for column in sorted(config.id2label)]
         _check_groups(given or [], axes)
@@ -60,14 +60,14 @@ class HuggingFaceReader(Reader):
         self.model = open_model(AutoModelForImageClassification, model, f"reader {self.name!r}").to(device)
         self.processor = open_pictures(model, f"reader {self.name!r}")
         self.limits = (
-            f"It knows the classes {', '.join(self.labels)} alone, and names one of them for any picture.",
+            f"It knows the classes {', '.join(self.labels)} alone, and names one of them for any image.",
             *(
-                f"On {name}, classes of no group are left out of the shares, in which a picture counts by what is left;"
+                f"On {name}, classes of no group are left out of the shares, in which an image counts by what is left;"
                 f" how often one of them is seen is given separately: {', '.join(rest)}."
                 for name in self.columns
                 if (rest := self._of_no_group(name))
             ),
-            "How often it is wrong on generated pictures is not known here; see its model card.",
+            "How often it is wrong on generated images is not known here; see its model card.",
         )
 
     @torch.no_grad()

@@ -34,7 +34,7 @@ def by_reader_key(axis: str) -> str:
 class EnsembleReader(Reader):
     """Mean of the probabilities of several readers, of equal weight.
 
-    Where some can say that a picture shows no group, that is averaged too; a reader that sees none has the less weight
+    Where some can say that an image shows no group, that is averaged too; a reader that sees none has the less weight
     on which group it is.
 
     Args:
@@ -154,7 +154,7 @@ def open_reader(
             return _from_file(Path(kind), rest, allow_code)
         if spec and Path(spec).is_dir():
             return _from_folder(Path(spec))
-        raise InputError(f"unknown reader {spec!r}; there are {', '.join(KINDS)}")
+        raise InputError(f"unknown reader {spec!r}; choose one of {', '.join(KINDS)}")
 
     reader = opened(spec.strip())
     if axes:
@@ -173,7 +173,7 @@ def _from_folder(folder: Path) -> Reader:
 def _from_file(path: Path, name: str, allowed: bool) -> Reader:
     """An object of a class in the user's own file."""
     if not allowed:
-        raise InputError(f"reader '{path}:{name}' is code, which is run only where that is asked for: --allow-code")
+        raise InputError(f"reader '{path}:{name}' is code; add --allow-code to run it")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise InputError(f"reader '{path}:{name}': no such file")

@@ -41,7 +41,7 @@ class PortraitsNet(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(16 * self.width, len(each)) for name, each in self.classes.items()})
 
     def features(self, pictures: Tensor) -> Tensor:
-        """(n, 3, 64, 64) in [-1, 1] -> (n, 128): means over the picture, for Frechet distances."""
+        """(n, 3, 64, 64) in [-1, 1] -> (n, 128): means over the image, for Frechet distances."""
         seen: Tensor = self.trunk(pictures)
         return seen.mean(dim=(2, 3))
 
@@ -87,7 +87,7 @@ class PortraitsReader(Reader):
         return {name: value.softmax(1) for name, value in logits.items()}
 
     def classifier(self, axis: Axis) -> Callable[[Tensor], Tensor]:
-        """(n, 3, H, W) in [0, 1] -> logits (n, K), one for each group of the axis, differentiable in the pictures.
+        """(n, 3, H, W) in [0, 1] -> logits (n, K), one for each group of the axis, differentiable in the images.
 
         Raises:
             InputError: The reader does not know the axis.
