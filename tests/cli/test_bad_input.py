@@ -278,7 +278,7 @@ def test_an_empty_prompt(refused, model, located):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("colour: red", "no option colour; there are"),
+        ("colour: red", "no option colour; choose one of"),
         ("- a\n- b", "expected a mapping"),
         ("a: [", "config.yaml"),
     ],

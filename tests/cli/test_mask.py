@@ -195,9 +195,9 @@ def refusal(result) -> str:
     ("arguments", "says"),
     [
         (("mask", "--mu", 2), "--mu chooses neurons, but {mask} is a finished mask; give the relevance"),
-        (("mask", "--kinds", "ff"), "--kinds: "),
-        (("mask", "--per-bin"), "--per-bin: "),
-        (("mask", "mask copy", "--at-most", 3), "--at-most: "),
+        (("mask", "--kinds", "ff"), "--kinds chooses neurons"),
+        (("mask", "--per-bin"), "--per-bin chooses neurons"),
+        (("mask", "mask copy", "--at-most", 3), "--at-most chooses neurons"),
         (("mask", "--strength", 0.5, "--strength", 0.5), "--strength is given 2 times for 1 masks"),
         (("mask", "mask copy", "--strength", 1, "--strength", 1, "--strength", 1), "--strength is given 3 times for 2"),
         (("mask", "--branch", "left"), "--branch 'left': expected conditional or both"),
@@ -298,7 +298,7 @@ def test_what_a_dose_refuses(model, located, stereo, tmp_path: Path):
     arguments = ("mask", located, "--model", model, "-o", tmp_path / "m.pt")
     for given, says in (
         (("--confirm", 4), "--confirm: give --dose"),
-        (("--dose", 0.1, "--confirm", 1), "an interval needs 2 images"),
+        (("--dose", 0.1, "--confirm", 1), "an interval needs at least 2 images"),
         (("--dose", 0.1, "--model", "nobody/nothing"), "nobody/nothing"),
     ):
         result = stereo(*arguments, *given)
