@@ -44,7 +44,7 @@ def test_evaluate_is_the_command(model: Path, located: Path, benched: Path, tmp_
     results = evaluate(str(model), [located], settings=settings, out=tmp_path / "out")
     mine, theirs = written(tmp_path / "out"), written(benched)
     assert figures(mine) == figures(theirs)
-    assert theirs["provenance"].pop("command").startswith("stereo ")
+    assert theirs["provenance"].pop("command").startswith("stereo")
     assert {**mine["provenance"], "created": ""} == {**theirs["provenance"], "created": ""}
     assert results.data == mine and "parity gap" in results.verdict
     assert [each.guidance for each in results.experiments] == [1, 2]

@@ -179,7 +179,8 @@ def test_the_help_shows_the_defaults_that_are_used(stereo):
         ("z", default.z), ("mask-root", default.root),
     ):  # fmt: skip
         assert re.search(rf"--{name} .*?\[default: {re.escape(str(value))}\]", shown), name
-    assert f"--until X Damp only the noisy steps, down to this timestep. [default: ({default.until:g})]" in shown
+    assert "--until X Damp only from noise (timestep about 1000) down to this timestep; 0 damps at all" in shown
+    assert f"[default: ({default.until:g})]" in shown
     assert f"[default: ({default.branch})]" in shown
 
 

@@ -180,7 +180,7 @@ def test_fuse_writes_a_checkpoint_that_diffusers_opens(model, located, stereo, t
         (("plan", "--until", 1000, "--limit", 1, "--seeds", 1, "--steps", 2), "no step lies above it"),
         (("plan", "-o", "m.txt"), "expected a file name ending in .pt or .safetensors"),
         (("plan", "--confirm", 4), "--confirm: give --dose BOUND"),
-        (("plan", "--dose", 0.1, "--confirm", 1), "an interval needs 2 images"),
+        (("plan", "--dose", 0.1, "--confirm", 1), "an interval needs at least 2 images"),
         (("plan", *SMALL, "--mu", 1e12, "-o", "m.pt", "--quiet"), "m.pt is not written; give a lower --mu"),
         (("plan", "nowhere.safetensors"), "nowhere.safetensors"),
         (("apply", "a nurse", "--mask", "MASK", "--shares", "female=0.5"), "none given for male"),

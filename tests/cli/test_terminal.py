@@ -12,9 +12,10 @@ from rich.console import Group
 from tests.evaluation.conftest import make_experiment
 from typer.testing import CliRunner
 
-from stereo_cli import compare, diff, inspect_tables, progress, tables, terminal
+from stereo_cli import compare, inspect_tables, progress, tables, terminal
 from stereo_cli.bench_tables import bench_tables, reader_says
 from stereo_cli.command import guarded
+from stereo_cli.diff_tables import diff_tables
 from stereo_cli.doctor_tables import doctor_tables
 from stereo_cli.main import app
 from stereoclinic.ddtd.relevance import Relevance
@@ -84,7 +85,7 @@ def of_files(mask: NeuronMask, relevance: Relevance) -> list[Any]:
     return [
         tables.lean_table(lean_summary(relevance)), tables.mask_table(damping),
         *inspect_tables.relevance_tables(summary, 3), *inspect_tables.mask_tables(damping, 3),
-        inspect_tables.metadata_table(mask.metadata), *diff._tables(both),
+        inspect_tables.metadata_table(mask.metadata), *diff_tables(both),
     ]  # fmt: skip
 
 

@@ -25,7 +25,7 @@ class ApplySettings(DeviceSettings, ModelSettings):
     """What is drawn, and how the masks are applied."""
 
     images: int = option(6, "Number of images per prompt, without and with the mask.", ge=1, flags=("--images", "-n"))
-    seed: int = option(0, "Seed of the first image of each prompt.", ge=0)
+    seed: int = option(0, "First seed.", ge=0)
     strength: float = option(1.0, "Strength of the damping, from 0 (none) to 1.", ge=0, le=1)
     shares: Annotated[tuple[dict[str, float], ...], BeforeValidator(group_shares)] = option(
         (), "Target share of images for each group, such as female=0.5,male=0.5; for allocating masks, once per axis.",

@@ -67,9 +67,7 @@ class EvaluateSettings(DeviceSettings, ReaderSettings, PromptSettings, ModelSett
 
     images: int | None = option(None, "Number of images per neutral prompt.", ge=2, default_text="25")
     seed: int = option(5000, "First seed of the images.", ge=0)
-    guidance: tuple[float, ...] = option(
-        (), "Guidance scale; may repeat, with one result each.", metavar="X", default_text="the model's own"
-    )
+    guidance: tuple[float, ...] = option((), "Guidance scale; may repeat.", metavar="X", default_text="the model's own")
     group_images: int = option(
         4, "Number of images per prompt that names a group; 0 skips these prompts.", DRAWN, ge=0, advanced=True
     )

@@ -188,7 +188,7 @@ class PromptSettings(Settings):
 class DeviceSettings(Settings):
     """Where the work is done."""
 
-    devices: int = option(1, "Number of devices on each machine.", DEVICES, ge=1)
+    devices: int = option(1, "Number of devices.", DEVICES, ge=1)
     num_nodes: int = option(1, "Number of machines.", DEVICES, ge=1, advanced=True)
     strategy: str = option(
         "auto", "Lightning strategy, such as ddp; auto is ddp on several devices.", DEVICES, advanced=True
