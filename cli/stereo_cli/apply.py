@@ -34,7 +34,7 @@ def apply(
 ) -> None:
     """Draw prompts without and with a mask, from the same seeds, and put them side by side.
 
-    A mask that allocates allots each image a group, from its prompt and seed alone. A fused checkpoint needs no
+    An allocating mask gives each image a group, from its prompt and seed alone. A fused checkpoint needs no
     StereoClinic; `stereo mask RELEVANCE --until 0` makes a mask that can be fused.
     """
     from stereoclinic.calls.apply import prepare_apply

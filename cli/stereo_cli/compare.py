@@ -21,7 +21,7 @@ def compare(
 ) -> None:
     """Compare two benches: which figures differ, by how much, and whether B is better or worse.
 
-    Arms are compared by name; a single mask on either side is compared whatever it is called. Results of different
+    Arms are compared by name; a single mask on each side is compared even if the names differ. Results of different
     axes, target shares, prompts or guidance scales are refused. Differences in seeds, weights, steps, readers and
     numbers of images are listed first.
 

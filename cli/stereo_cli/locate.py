@@ -28,7 +28,8 @@ def locate(
 
     At each measured step of a neutral prompt the model also predicts for the prompt of each group. This gives the lean:
     0 is balanced, 1 is as if the group had been asked for. The lean by prompt and timestep forecasts the bias of the
-    images. It is decomposed down to the neurons (Diffusion Deep Taylor Decomposition), and a mask is chosen from that.
+    images. The lean is decomposed down to the neurons (Diffusion Deep Taylor Decomposition), and a mask is chosen
+    from that.
     """
     from stereo_cli.tables import lean_table, mask_table
     from stereoclinic.calls.inputs import relevance_file

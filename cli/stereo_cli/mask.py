@@ -21,7 +21,7 @@ def mask(
     settings: MaskSettings,
     run: Run,
 ) -> None:
-    """Make a mask anew: choose again, change one, compose several, or find its dose (which alone runs the model).
+    """Make a new mask: choose again, change a mask, combine several, or find the dose. Only --dose runs the model.
 
     \b
     stereo mask RELEVANCE --mu 4 -o gentle.pt

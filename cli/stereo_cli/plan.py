@@ -33,7 +33,7 @@ def plan(
     settings: PlanSettings,
     run: Run,
 ) -> None:
-    """Plan a mask step by step, each step where the damped steps before it have led.
+    """Plan a mask step by step, along the damped trajectory.
 
     With --allocate the mask holds one damping for each group. An image is allotted a group from its prompt and seed
     alone, and the neurons that push away from that group are damped. With --balance the mask holds one damping, which

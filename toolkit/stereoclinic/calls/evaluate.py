@@ -302,7 +302,7 @@ def _check_model(model: Model, masks: dict[str, NeuronMask], protocols: list[Pro
 def compare(a: str | Path | Results, b: str | Path | Results) -> dict[str, Any]:
     """Compare two results of `evaluate`. This is `stereo compare`.
 
-    Arms are compared by their names; a single mask on either side is compared whatever it is called.
+    Arms are compared by their names; a single mask on each side is compared even if the names differ.
 
     Args:
         a: A results.json, the folder that it is in, or what `evaluate` returned.
