@@ -11,7 +11,9 @@ from PIL import Image
 from stereo_cli import tables, terminal
 from stereo_cli.progress import progress_bar
 from stereoclinic.ddtd.relevance import STATES, Relevance
+from stereoclinic.evaluation.figures.registry import figure_of
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.evaluation.wording import number
 from stereoclinic.report.summary import lean_summary, mask_summary
 from stereoclinic.runtime.devices import device_of
 from stereoclinic.sns.mask import NeuronMask
@@ -176,12 +178,14 @@ def test_images_load_as_an_imagefolder(benched):
 
 
 def test_distances_have_the_floor_that_two_samples_show(benched):
-    _, out = benched
+    result, out = benched
     for results in json.loads((out / "results.json").read_text())["experiments"]:
         arms = results["arms"]
         floor = arms["untreated"]["frechet_to_other_seeds"]
         assert floor == pytest.approx(arms["other seeds"]["frechet_to_untreated"])  # the distance is symmetric
         assert arms["untreated"]["frechet_to_untreated"] is arms["other seeds"]["frechet_to_other_seeds"] is None
+        rows = [line for line in result.stdout.splitlines() if line.lstrip().startswith("sampling noise")]
+        assert any(number(floor, figure_of("frechet_to_other_seeds").unit.form) in row.split() for row in rows)
         for arm in arms.values():
             gains = arms["balanced oracle"]["parity_gap_change"]["high"] < 0
             assert ("share_of_balanced_oracle" in arm) == (gains and "parity_gap_change" in arm)
@@ -205,7 +209,8 @@ def test_side_effects_have_their_floors(benched):
         assert results["target_shares"] == [0.5, 0.5]
     printed = " ".join(result.stdout.split())
     assert (
-        "sampling noise" in printed
+        "drift" in printed
+        and "sampling noise" in printed
         and "The gate leaves 4 of 4 group prompts and 0 of 2 neutral prompts alone." in printed
     )
 

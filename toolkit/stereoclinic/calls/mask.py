@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stereoclinic.calls.choosing import ChoosingSettings
 from stereoclinic.calls.dose import DoseSettings
-from stereoclinic.calls.locate import ChoosingSettings
 from stereoclinic.calls.settings import CHOOSING, DEVICES, DOSE, MODEL, ModelSettings, PromptSettings, option
 from stereoclinic.calls.work import Reporter
 from stereoclinic.errors import InputError
@@ -23,11 +23,9 @@ class MaskSettings(DoseSettings, ChoosingSettings, PromptSettings, ModelSettings
 
     at_most: int | None = option(None, "Damp at most N neurons (--select plan).", CHOOSING, ge=1)
     z: float = option(
-        2.0,
-        "With --select top-k: rank neurons by mean relevance minus this many standard errors.",
-        CHOOSING,
-        advanced=True,
-    )
+        2.0, "With --select top-k: rank neurons by mean relevance minus this many standard errors.",
+        CHOOSING, advanced=True,
+    )  # fmt: skip
     kinds: str | None = option(
         None, "Kinds of layer to choose from: ff, attention, conv, other; with a stream (image, text, joint) after a"
         " colon, as in ff:text.",
@@ -45,21 +43,13 @@ class MaskSettings(DoseSettings, ChoosingSettings, PromptSettings, ModelSettings
         (), "Strength of the damping, from 0 (none) to 1 (unchanged); give it once, or once per mask.", metavar="X"
     )
     axis: str | None = option(
-        None,
-        "With --dose: axis of bias, a name or a TOML file.",
-        DOSE,
-        advanced=True,
-        metavar="NAME",
-        default_text="the file's",
-    )
+        None, "With --dose: axis of bias, a name or a TOML file.",
+        DOSE, advanced=True, metavar="NAME", default_text="the file's",
+    )  # fmt: skip
     seed: int | None = option(
-        None,
-        "With --dose: first seed.",
-        DOSE,
-        ge=0,
-        advanced=True,
-        default_text="the first that the mask was not made on",
-    )
+        None, "With --dose: first seed.",
+        DOSE, ge=0, advanced=True, default_text="the first that the mask was not made on",
+    )  # fmt: skip
     seeds: int = option(2, "With --dose: number of seeds per prompt.", DOSE, ge=1, advanced=True)
     guidance: float | None = option(
         None, "With --dose: guidance scale to use the mask at.",

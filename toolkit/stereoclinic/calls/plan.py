@@ -44,22 +44,16 @@ class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, M
         CHOOSING, advanced=True, default_text="the other built-in axes", metavar="NAME", texts=True,
     )  # fmt: skip
     among: float = option(
-        1.0,
-        "Damp only this fraction of the neurons, the most relevant; below 1 it needs RELEVANCE.",
-        CHOOSING,
-        ge=0,
-        advanced=True,
-    )
+        1.0, "Damp only this fraction of the neurons, the most relevant; below 1 it needs RELEVANCE.",
+        CHOOSING, ge=0, advanced=True,
+    )  # fmt: skip
     mu: float = option(
         0.1, "Price of moving the prediction off the axis; a higher price damps less.", CHOOSING, ge=0, advanced=True
     )
     keep: float = option(
-        1.0,
-        "Price of moving the prediction along the other axes or the prompt; a higher price damps less.",
-        CHOOSING,
-        ge=0,
-        advanced=True,
-    )
+        1.0, "Price of moving the prediction along the other axes or the prompt; a higher price damps less.",
+        CHOOSING, ge=0, advanced=True,
+    )  # fmt: skip
     overshoot: float = option(
         0.0, "Remove this fraction more than the measured lean; without guidance, try 0.25 with --seeds 32.",
         CHOOSING, ge=0, advanced=True,
@@ -69,12 +63,9 @@ class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, M
         CHOOSING, advanced=True,
     )  # fmt: skip
     until: float = option(
-        400.0,
-        "Damp only from noise (timestep about 1000) down to this timestep; 0 damps at all steps.",
-        CHOOSING,
-        ge=0,
-        advanced=True,
-    )
+        400.0, "Damp only from noise (timestep about 1000) down to this timestep; 0 damps at all steps.",
+        CHOOSING, ge=0, advanced=True,
+    )  # fmt: skip
     replans: int = option(
         3, "Number of plans for each step; each starts from the result of the plan before it.",
         CHOOSING, ge=1, advanced=True,

@@ -15,20 +15,14 @@ class ResponseSettings(OpenSettings):
 
     model: str | None = option(None, "Model to draw the images with.", RESPONSES, default_text="the one the file names")
     prompts: str | None = option(
-        None,
-        "Prompts to draw; they need labels of the file.",
-        RESPONSES,
-        advanced=True,
-        default_text="a photo of a LABEL",
-    )
+        None, "Prompts to draw; they need labels of the file.",
+        RESPONSES, advanced=True, default_text="a photo of a LABEL",
+    )  # fmt: skip
     seed: int = option(0, "Seed of the first image.", RESPONSES, ge=0, advanced=True)
     composite: str | None = option(
-        None,
-        "Relevance rules; `stereo locate --help-all` lists them.",
-        RESPONSES,
-        advanced=True,
-        default_text="the file's own",
-    )
+        None, "Relevance rules; `stereo locate --help-all` lists them.",
+        RESPONSES, advanced=True, default_text="the file's own",
+    )  # fmt: skip
     batch_size: int = option(8, "Number of images in a batch.", RESPONSES, ge=1, advanced=True)
     force: bool = option(False, "Accept other weights if all layers fit.", RESPONSES, advanced=True)
     accelerator: str = option("auto", "Type of device: cpu, cuda, mps or auto.", RESPONSES, advanced=True)

@@ -255,9 +255,6 @@ def run_ddtd(
     return module.relevance(about) if runner.is_global_zero else None
 
 
-locate = run_ddtd
-
-
 def _evened(samples: Samples | Stream, ranks: Any, together: bool, resumed: bool) -> Samples | Stream | Evened:
     """The samples, evened out where ranks must make the same passes or there are fewer samples left than ranks."""
     if isinstance(samples, Stream):
