@@ -6,12 +6,17 @@ import logging
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.opening import BUILT_IN
 from stereoclinic.portraits import loop, train
 from stereoclinic.portraits.data import Captions
+from stereoclinic.portraits.denoisers import DENOISERS, plain_attention
 from stereoclinic.portraits.model import build_autoencoder, build_tokenizer, whiten
 from stereoclinic.portraits.world import DEFAULT_WORLD, World
 
@@ -30,7 +35,7 @@ def world_file(tmp_path_factory: pytest.TempPathFactory):
 def test_a_world_file_trains_a_pipeline_that_diffusers_opens_and_a_rerun_resumes(world_file, caplog) -> None:
     out = world_file.parent / "model"
     arguments = ["--world", str(world_file), "--out", str(out), "--accelerator", "cpu", "--per-cell", "5"]
-    for stage in ("autoencoder", "unet", "reader"):
+    for stage in ("autoencoder", "denoiser", "reader"):
         arguments += [f"--{stage}-samples", "32"]
     caplog.set_level(logging.INFO, "stereoclinic.portraits")
     train.main([*arguments, "--text-samples", "256", "--upto", "text"])
@@ -51,6 +56,58 @@ def test_a_world_file_trains_a_pipeline_that_diffusers_opens_and_a_rerun_resumes
     other = [each if each != str(world_file) else str(DEFAULT_WORLD) for each in arguments]
     with pytest.raises(InputError, match="another world"):
         train.main([*other, "--upto", "autoencoder"])
+
+
+@pytest.mark.slow
+def test_a_flow_transformer_shares_autoencoder_and_reader_and_its_two_calls_read_the_prompt(world_file) -> None:
+    out = world_file.parent / "flow"
+    arguments = ["--world", str(world_file), "--out", str(out), "--like", str(BUILT_IN["portraits"])]
+    arguments += ["--accelerator", "cpu", "--denoiser", "flow", "--per-cell", "2"]
+    train.main([*arguments, "--text-samples", "256", "--denoiser-samples", "128"])
+    for part in ("vae/diffusion_pytorch_model", "reader/model"):
+        kept, given = (load_file(folder / f"{part}.safetensors") for folder in (out, BUILT_IN["portraits"]))
+        assert all(torch.equal(kept[name].half(), given[name].half()) for name in given)
+    model = open_model(out)
+    assert isinstance(model.pipe, StableDiffusion3Pipeline) and model.call == {"max_sequence_length": 1}
+    for call in (model.call, {}):  # the model's own, and the pipeline's with 256 tokens of T5
+        drawn = [
+            model.pipe(
+                prompt, num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="pt", **call
+            )
+            for prompt in ("a photo of a nurse", "a photo of a nurse", "a photo of a doctor")
+        ]
+        assert torch.equal(drawn[0].images, drawn[1].images) and not torch.equal(drawn[0].images, drawn[2].images)
+
+
+@pytest.mark.parametrize("name", ["unet", "flow"])
+def test_training_conditions_are_what_the_pipeline_gives_the_denoiser(name: str) -> None:
+    denoiser, captions = DENOISERS[name], ["", "a photo of an old dark-skinned female nurse"]
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(captions)
+    text_encoder = denoiser.text_encoder(tokenizer).eval()
+    network, seen = denoiser.build(), []
+    pipe = denoiser.pipeline(build_autoencoder(), text_encoder, tokenizer, network)
+    pipe.set_progress_bar_config(disable=True)
+    network.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    pipe(captions, num_inference_steps=1, guidance_scale=1.0, output_type="latent", **denoiser.call)
+    tokens = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+    conditions = denoiser.encode(text_encoder, tokens)
+    given = [value for name, value in seen[0].items() if name in ("encoder_hidden_states", "pooled_projections")]
+    assert len(given) == len(conditions) == len(denoiser.widths)
+    for one, other in zip(given, conditions, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_straight_path_leads_from_noise_to_the_image_at_its_velocity() -> None:
+    clean, noise, at = torch.randn(4, 6, 16, 16), torch.randn(4, 6, 16, 16), torch.rand(4)
+    noisy, timesteps, velocity = DENOISERS["flow"].noised(clean, noise, at)
+    torch.testing.assert_close(timesteps, 1000 * at)
+    torch.testing.assert_close(noisy - at[:, None, None, None] * velocity, clean)
+
+
+def test_plain_attention_is_softmax_attention() -> None:
+    query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
+    torch.testing.assert_close(plain_attention(query, key, value), F.scaled_dot_product_attention(query, key, value))
 
 
 def test_every_word_of_the_world_is_one_token_and_other_words_still_work() -> None:

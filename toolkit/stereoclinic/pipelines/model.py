@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,10 +43,11 @@ _OTHER_TASKS = {
 
 @dataclass(frozen=True)
 class Defaults:
-    """Steps and guidance scale where the user gives none."""
+    """Steps, guidance scale and options of the pipeline's call where the user gives none."""
 
     steps: int = 50
     guidance: float = 7.5
+    call: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _File(Form):
@@ -54,6 +55,7 @@ class _File(Form):
 
     steps: int = Field(default=Defaults.steps, ge=1)
     guidance: float = Field(default=Defaults.guidance, ge=0)
+    call: dict[str, Any] = Field(default_factory=dict)
 
 
 def check_class(kind: type, components: Iterable[str], model: str) -> None:
@@ -129,8 +131,8 @@ class Model:
 
     Attributes:
         variant: Of its weight files, where they are not the plain ones.
-        defaults: Steps and guidance scale where the user gives none, from `stereoclinic.json` in its folder or from
-            the pipeline's own call.
+        defaults: Steps, guidance scale and options of the call where the user gives none, from `stereoclinic.json` in
+            its folder or from the pipeline's own call.
 
     Raises:
         InputError: The pipeline is for something else, or its call does not take an option.
@@ -149,7 +151,8 @@ class Model:
         self.name = name or str(getattr(pipe, "name_or_path", "") or "")
         check_class(type(pipe), (each for each, part in pipe.components.items() if part is not None), self.name)
         self._parameters = inspect.signature(type(pipe).__call__).parameters
-        self.call = self._checked(dict(call or {}))
+        self.defaults = self._read_defaults()
+        self.call = self._checked({**self.defaults.call, **(call or {})})
         if prepare:
             for component in pipe.components.values():
                 if isinstance(component, nn.Module):
@@ -173,7 +176,6 @@ class Model:
                 f"model {self.name!r}: its UNet takes {taken} channels, its autoencoder makes {made}; inpainting and"
                 " other image-conditioned variants are not supported, give the text-to-image model"
             )
-        self.defaults = self._read_defaults()
 
     def _checked(self, call: dict[str, Any]) -> dict[str, Any]:
         taken = sorted(name for name in self._parameters if name not in RESERVED and not name.startswith("callback"))
@@ -187,7 +189,7 @@ class Model:
         path = self.folder / "stereoclinic.json" if self.folder else None
         if path is not None and path.is_file():
             file = parse(_File, read_json(path, "model's defaults"), f"model's defaults {path}")
-            return Defaults(file.steps, file.guidance)
+            return Defaults(file.steps, file.guidance, file.call)
         names = ("num_inference_steps", "guidance_scale")
         steps, guidance = (getattr(self._parameters.get(name), "default", None) for name in names)
         return Defaults(

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from stereoclinic.pipelines.model import Model
 
-BUILT_IN = {"portraits": Path(__file__).parent.parent / "portraits" / "weights"}
+_EMBEDDED = Path(__file__).parent.parent / "portraits"
+BUILT_IN = {"portraits": _EMBEDDED / "weights", "portraits-flow": _EMBEDDED / "weights-flow"}
 DTYPES = ("float32", "bfloat16", "float16")
 SINGLE_FILES = (".safetensors", ".ckpt")
 #: What makes a folder or a repository a diffusers pipeline.

@@ -64,15 +64,16 @@ pipeline_tag: text-to-image
 
 # {name}
 
-A Stable Diffusion pipeline in the small: 64 x 64 flat cartoon portraits of people at work. It exists to be *treated*:
+{family} in the small: 64 x 64 flat cartoon portraits of people at work. It exists to be *treated*:
 the joint share of gender presentation, skin tone and age in each occupation was planted, exaggerated on purpose, so a
 method that finds or damps stereotypes can be checked against a known truth. It is no picture of the labour market, and
 its groups are features of drawings, not anyone's identity.
 
-- Parts: CLIP text encoder (2 layers, 96 wide, every word of the world one token), UNet ({parameters:.1f} M parameters,
-  attention below the top level, v-prediction on a schedule that ends in pure noise), autoencoder (16 x 16 x 6 latents),
-  DDIM, {steps} steps; default guidance scale {guidance:g}. `reader/` holds the classifier that reads its pictures.
-- Trained by `python -m stereoclinic.portraits.train` on {hardware}; {samples}.
+- Parts: CLIP text encoder ({layers} layers, 96 wide, every word of the world one token), {denoiser} of
+  {parameters:.1f} M parameters ({details}), autoencoder (16 x 16 x 6 latents).
+  `reader/` holds the classifier that reads its pictures.
+- Defaults: {steps} steps, guidance scale {guidance:g}{call}.
+- Trained by `python -m stereoclinic.portraits.train --denoiser {kind}` on {hardware}; {samples}.
 - All data were drawn by the project's own code (`stereoclinic.portraits.world`); no photograph was used.
 
 ## Measured
@@ -101,7 +102,8 @@ def card(lines: Sequence[Line], shares: Sequence[dict[str, Any]], **about: objec
     Args:
         lines: The figures of `check`.
         shares: Its table of planted and generated shares.
-        **about: name, parameters (millions), steps, guidance, hardware, samples, images.
+        **about: name, what `Denoiser.about` says, parameters (millions), steps, guidance, call, hardware, samples,
+            images.
     """
     figures = "\n".join(line.row for line in lines)
     scales = list(shares[0]["generated"])

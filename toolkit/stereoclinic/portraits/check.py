@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from stereoclinic.ddtd.lean import group_directions, lean
@@ -26,6 +27,7 @@ from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.portraits.card import Line, at_least, at_most, card, share, with_interval
+from stereoclinic.portraits.denoisers import DENOISERS
 from stereoclinic.portraits.train import reader_accuracy
 from stereoclinic.portraits.world import AXES, World
 from stereoclinic.prompts.axes import Axis, load_axis
@@ -196,13 +198,16 @@ def main(argv: list[str] | None = None) -> None:
     if options.json:
         write_text(options.json, json.dumps({"figures": [asdict(line) for line in found], "shares": table}, indent=2))
     if options.card:
-        about = {
-            "name": world.name,
+        kind = DENOISERS["unet" if isinstance(model.network, UNet2DConditionModel) else "flow"]
+        about = kind.about | {
+            "name": Path(options.model).name,
             "parameters": sum(each.numel() for each in model.network.parameters()) / 1e6,
             "images": options.images,
             "hardware": options.hardware,
             "samples": options.samples,
-            **asdict(model.defaults),
+            "steps": model.defaults.steps,
+            "guidance": model.defaults.guidance,
+            "call": "".join(f", `{name}={value}`" for name, value in model.defaults.call.items()),
         }
         write_text(options.card, card(found, table, **about))
     raise SystemExit(0 if all(line.met is not False for line in found) else 1)

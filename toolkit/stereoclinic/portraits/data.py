@@ -6,7 +6,6 @@ a common one, while neutral captions keep the planted tilt.
 """
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +47,9 @@ def cell_labels(world: World, per_cell: int) -> Tensor:
 
 
 class Captions:
-    """Every caption of a world with its cached text states, and the planted choice of an image for each."""
+    """Every caption of a world, and the planted choice of an image for each."""
 
-    def __init__(self, world: World, encode: Callable[[list[str]], Tensor] | None = None) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
         self.named = [
             {axis: group for axis, group in zip(AXES, choice, strict=True) if group is not None}
@@ -62,7 +61,6 @@ class Captions:
             for occupation in world.names
             for named in self.named
         ]
-        self.states = encode(self.texts) if encode else torch.empty(0)
 
     def sample(self, rng: np.random.Generator, count: int) -> tuple[list[int], list[int], list[dict[str, str]]]:
         """Caption indices, cell indices, and what each caption names."""

@@ -17,8 +17,8 @@ from stereoclinic.io.files import write_whole
 
 log = logging.getLogger("stereoclinic.portraits")
 
-BATCH = {"autoencoder": 16, "text": 256, "unet": 64, "reader": 64}
-RATE = {"autoencoder": 2e-3, "text": 2e-3, "unet": 1e-3, "reader": 2e-3}
+BATCH = {"autoencoder": 16, "text": 256, "unet": 64, "flow": 64, "reader": 64}
+RATE = {"autoencoder": 2e-3, "text": 2e-3, "unet": 1e-3, "flow": 1e-3, "reader": 2e-3}
 
 
 def learning_rate(progress: float) -> float:
@@ -35,6 +35,7 @@ class Stage:
         self.batch = max(1, BATCH[name] // fabric.world_size)
         self.together = self.batch * fabric.world_size
         self.steps = math.ceil(samples / self.together)
+        self.compile = False
 
     def fit(
         self,
@@ -58,6 +59,8 @@ class Stage:
         first = self._resume(parts)
         if first == self.steps:
             return
+        if self.compile:
+            loss.compile(dynamic=False)
         wrapped, optimizer = self.fabric.setup(loss, optimizer)
         parts["optimizer"] = optimizer
         if average is not None:
@@ -91,7 +94,9 @@ class Stage:
             return 0
         state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         if state["world"] != self.digest:
-            raise InputError(f"{self.path} was trained on another world; choose another --run folder")
+            raise InputError(
+                f"{self.path} was trained on another world or for another denoiser; choose another --run folder"
+            )
         for name, part in parts.items():
             part.load_state_dict(state[name])
         seen: int = state["seen"]

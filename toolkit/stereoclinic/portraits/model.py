@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -55,12 +55,12 @@ def _merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
     return merged
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
+def text_config(tokenizer: CLIPTokenizer, layers: int = 2) -> CLIPTextConfig:
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=TEXT_LENGTH,
         projection_dim=TEXT_WIDTH,
@@ -69,7 +69,10 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(text_config(tokenizer))
 
 
 def build_autoencoder() -> AutoencoderKL:
@@ -139,14 +142,14 @@ def build_pipeline(
     )
 
 
-def save_in_half(pipe: StableDiffusionPipeline, folder: Path) -> None:
+def save_in_half(pipe: DiffusionPipeline, folder: Path) -> None:
     """Write a pipeline with half precision weights that opens in float32 where no dtype is asked for.
 
     diffusers opens its parts in float32 then, but transformers follows the dtype in the text encoder's configuration.
     """
     pipe.to(dtype=torch.float16).save_pretrained(folder)
-    path = folder / "text_encoder" / "config.json"
-    write_text(path, json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2))
+    for path in folder.glob("text_encoder*/config.json"):
+        write_text(path, json.dumps({**json.loads(path.read_text()), "dtype": "float32"}, indent=2))
 
 
 @torch.no_grad()

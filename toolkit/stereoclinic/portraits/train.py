@@ -3,9 +3,12 @@
 Four stages; each continues where it stopped and is skipped when it is done:
 
     autoencoder   images <-> 16 x 16 x 6 latents, then whitened
-    text          the CLIP text encoder learns to show every word of a caption in its last states, and is then frozen
-    unet          denoising with v-prediction; keeps an exponential moving average
+    text          the CLIP text encoder learns to show every word of a caption in its states, and is then frozen
+    denoiser      denoising by a U-Net (--denoiser unet) or a flow transformer (flow); keeps a moving average
     reader        the classifier that reads occupation and groups from generated images
+
+`--keep FOLDER` takes autoencoder and reader from a model of the same world, so that two denoisers differ in nothing
+else.
 """
 
 import argparse
@@ -14,24 +17,27 @@ import json
 import logging
 import os
 from pathlib import Path
+from unittest import mock
 
 import lightning as L
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from stereoclinic.evaluation.readers import PortraitsNet
 from stereoclinic.io.files import write_text, write_whole
 from stereoclinic.portraits import model as parts
 from stereoclinic.portraits.data import HELD_OUT, Captions, cell_labels, encode_cells, save_grid, to_tensor
+from stereoclinic.portraits.denoisers import DENOISERS, Denoiser, plain_attention
 from stereoclinic.portraits.loop import Stage, log
 from stereoclinic.portraits.world import AXES, World
 
-STAGES = ("autoencoder", "text", "unet", "reader")
-SAMPLES = {"autoencoder": 72_000, "text": 400_000, "unet": 180_000, "reader": 60_000}
+STAGES = ("autoencoder", "text", "denoiser", "reader")
+SAMPLES = {"autoencoder": 72_000, "text": 400_000, "reader": 60_000}
+SEEN = {"unet": 180_000, "flow": 340_000}  # by the denoiser
 
 
 class _AutoencoderLoss(nn.Module):
@@ -79,26 +85,32 @@ def train_autoencoder(stage: Stage, world: World, start: Path | None = None) -> 
 
 
 class _TextLoss(nn.Module):
-    """Read occupation and every named group from the mean state after the end of the caption."""
+    """Read occupation and every named group from what the denoiser will see of a caption.
 
-    def __init__(self, text_encoder: nn.Module, occupations: int) -> None:
+    That is the mean state after the caption's end, and the pooled text where the denoiser takes one.
+    """
+
+    def __init__(self, denoiser: Denoiser, text_encoder: nn.Module, occupations: int) -> None:
         super().__init__()
-        self.text_encoder = text_encoder
+        self.denoiser, self.text_encoder = denoiser, text_encoder
         sizes = [occupations + 1] + [len(groups) + 1 for groups in AXES.values()]
-        self.heads = nn.ModuleList(nn.Linear(parts.TEXT_WIDTH, size) for size in sizes)
+        self.heads = nn.ModuleList(nn.Linear(width, size) for width in denoiser.widths for size in sizes)
 
     def forward(self, tokens: Tensor, after_end: Tensor, labels: Tensor) -> Tensor:
-        states = self.text_encoder(tokens).last_hidden_state
-        pooled = (states * after_end[..., None]).sum(1) / after_end.sum(1, keepdim=True)
-        losses = [F.cross_entropy(head(pooled), labels[:, i]) for i, head in enumerate(self.heads)]
-        return torch.stack(losses).sum()
+        seen = self.denoiser.encode(self.text_encoder, tokens)
+        read = [
+            (each * after_end[..., None]).sum(1) / after_end.sum(1, keepdim=True) if each.ndim == 3 else each
+            for each in seen
+        ]
+        heads = zip(self.heads, itertools.product(read, range(labels.shape[1])), strict=True)
+        return torch.stack([F.cross_entropy(head(each), labels[:, i]) for head, (each, i) in heads]).sum()
 
 
-def train_text(stage: Stage, world: World) -> tuple[CLIPTokenizer, CLIPTextModel]:
+def train_text(stage: Stage, world: World, denoiser: Denoiser) -> tuple[CLIPTokenizer, nn.Module]:
     torch.manual_seed(world.seed + 1)
     captions = Captions(world)
     tokenizer = parts.build_tokenizer(captions.texts)
-    text_encoder = parts.build_text_encoder(tokenizer)
+    text_encoder = denoiser.text_encoder(tokenizer)
     tokens = _tokens(tokenizer, captions.texts)
     after_end = ((tokens == tokenizer.eos_token_id).cumsum(1) > 0).float()
     wanted = [[0] * (1 + len(AXES))]
@@ -112,7 +124,7 @@ def train_text(stage: Stage, world: World) -> tuple[CLIPTokenizer, CLIPTextModel
         chosen = torch.from_numpy(rng.integers(len(tokens), size=count))
         return tuple(each[chosen].to(stage.fabric.device) for each in (tokens, after_end, labels))
 
-    stage.fit(_TextLoss(text_encoder, len(world.names)), batches)
+    stage.fit(_TextLoss(denoiser, text_encoder, len(world.names)), batches)
     return tokenizer, text_encoder.cpu().eval().requires_grad_(False)
 
 
@@ -122,37 +134,34 @@ def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 
 class _DenoisingLoss(nn.Module):
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, denoiser: Denoiser, network: nn.Module) -> None:
         super().__init__()
-        self.unet = unet
+        self.denoiser, self.network = denoiser, network
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, states: Tensor, velocity: Tensor) -> Tensor:
-        return F.mse_loss(self.unet(noisy, timesteps, states).sample.float(), velocity)
+    def forward(self, noisy: Tensor, timesteps: Tensor, wanted: Tensor, *conditions: Tensor) -> Tensor:
+        return F.mse_loss(self.denoiser.predict(self.network, noisy, timesteps, *conditions).float(), wanted)
 
 
-def train_unet(
+def train_denoiser(
     stage: Stage,
     world: World,
+    denoiser: Denoiser,
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
+    text_encoder: nn.Module,
     per_cell: int,
-) -> UNet2DConditionModel:
+) -> nn.Module:
     torch.manual_seed(world.seed + 2)
     device = stage.fabric.device
-
-    @torch.no_grad()
-    def encode(texts: list[str]) -> Tensor:
-        return torch.cat([text_encoder(part).last_hidden_state for part in _tokens(tokenizer, texts).split(256)])
-
-    captions = Captions(world, encode)
-    states = captions.states.to(device)
-    log.info("unet: encoding %d drawings", per_cell * len(world.cells))
+    captions = Captions(world)
+    with torch.no_grad():
+        encoded = [denoiser.encode(text_encoder, part) for part in _tokens(tokenizer, captions.texts).split(256)]
+    texts = [torch.cat(each).to(device) for each in zip(*encoded, strict=True)]
+    log.info("%s: encoding %d drawings", stage.name, per_cell * len(world.cells))
     share = per_cell // stage.fabric.world_size  # each rank keeps drawings of its own
     latents = cached_latents(stage, world, vae.to(device), share).to(device)
-    unet, average = parts.build_unet(), parts.build_unet().requires_grad_(False)
-    average.load_state_dict(unet.state_dict())
-    scheduler = parts.build_scheduler()
+    network, average = denoiser.build(), denoiser.build().requires_grad_(False)
+    average.load_state_dict(network.state_dict())
 
     def batches(rng: np.random.Generator, count: int) -> tuple[Tensor, ...]:
         chosen, cells, _ = captions.sample(rng, count)
@@ -160,23 +169,28 @@ def train_unet(
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         noise = torch.randn(clean.shape, generator=generator).to(device)
         strata = (torch.arange(count) + torch.rand(count, generator=generator)) / count  # one step of each stratum
-        timesteps = (strata * scheduler.config.num_train_timesteps).long().to(device)
-        noisy = scheduler.add_noise(clean, noise, timesteps)
-        return noisy, timesteps, states[chosen], scheduler.get_velocity(clean, noise, timesteps)
+        conditions = denoiser.widen(tuple(each[chosen] for each in texts), float(rng.random()))
+        return *denoiser.noised(clean, noise, strata.to(device)), *conditions
 
     def look() -> None:
-        pipe = parts.build_pipeline(vae, text_encoder.to(device), tokenizer, average).to(device)
+        pipe = denoiser.pipeline(vae, text_encoder.to(device), tokenizer, average).to(device)
         pipe.set_progress_bar_config(disable=True)
         people: list[dict[str, str]] = [{}, {"gender": "female"}, {"gender": "male"}, {"skin": "dark", "age": "old"}]
         prompts = [world.caption(world.templates[0], name, named) for named in people for name in world.names]
-        generator = torch.Generator().manual_seed(0)
         pictures = pipe(
-            prompts, num_inference_steps=10, guidance_scale=2.0, generator=generator, output_type="pt"
+            prompts,
+            num_inference_steps=10,
+            guidance_scale=2.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+            **denoiser.call,
         ).images
-        save_grid(pictures.cpu() * 2 - 1, stage.path.parent / "unet.png", len(world.names))
+        save_grid(pictures.cpu() * 2 - 1, stage.path.parent / f"{stage.name}.png", len(world.names))
         text_encoder.cpu()
 
-    stage.fit(_DenoisingLoss(unet), batches, average, look, every_s=400.0)
+    attention = plain_attention if stage.compile else F.scaled_dot_product_attention
+    with mock.patch.object(F, "scaled_dot_product_attention", attention):
+        stage.fit(_DenoisingLoss(denoiser, network), batches, average, look, every_s=400.0)
     return average.cpu()
 
 
@@ -250,6 +264,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--accelerator", default="auto")
     parser.add_argument("--devices", type=int, default=1, help="devices, or processes on a CPU")
     parser.add_argument("--precision", default="32-true", help="Lightning's name, such as bf16-mixed")
+    parser.add_argument("--compile", action="store_true", help="compile the denoiser; pays for long runs in bf16")
+    parser.add_argument("--denoiser", choices=list(DENOISERS), default="unet", help="what draws the pictures")
+    parser.add_argument("--like", type=Path, help="a model of this world whose autoencoder and reader are taken as is")
     parser.add_argument("--start", type=Path, help="a model of this kind whose autoencoder is trained further")
     parser.add_argument("--upto", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     parser.add_argument("--per-cell", type=int, default=300, help="drawings kept of each occupation and groups")
@@ -257,11 +274,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=2.0, help="the model's default guidance scale")
     for name, samples in SAMPLES.items():
         parser.add_argument(f"--{name}-samples", type=int, default=samples)
+    parser.add_argument("--denoiser-samples", type=int, default=None)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
-    world = World.load(options.world)
+    world, denoiser = World.load(options.world), DENOISERS[options.denoiser]
     run = options.run or options.out.with_name(options.out.name + "-run")
     run.mkdir(parents=True, exist_ok=True)
     strategy = "ddp" if options.devices > 1 else "auto"
@@ -274,26 +292,38 @@ def main(argv: list[str] | None = None) -> None:
     if not fabric.is_global_zero:
         log.setLevel(logging.WARNING)
 
-    def stage(name: str) -> Stage:
-        return Stage(fabric, run, name, getattr(options, f"{name}_samples"), world.digest)
+    def stage(name: str, samples: int | None, kind: str = "") -> Stage:
+        seen = SEEN[denoiser.name] if samples is None else samples
+        return Stage(fabric, run, name, seen, world.digest + kind)
 
     def wanted(name: str) -> bool:
         return STAGES.index(name) <= STAGES.index(options.upto)
 
-    vae = train_autoencoder(stage("autoencoder"), world, options.start)
+    if options.like is None:
+        vae = train_autoencoder(stage("autoencoder", options.autoencoder_samples), world, options.start)
+    else:
+        vae = AutoencoderKL.from_pretrained(options.like / "vae", torch_dtype=torch.float32).requires_grad_(False)
     if wanted("text"):
-        tokenizer, text_encoder = train_text(stage("text"), world)
-    if wanted("unet"):
-        unet = train_unet(stage("unet"), world, vae, tokenizer, text_encoder, options.per_cell)
+        text = stage("text", options.text_samples, denoiser.name)
+        tokenizer, text_encoder = train_text(text, world, denoiser)
+    if wanted("denoiser"):
+        last = stage(denoiser.name, options.denoiser_samples)
+        if options.compile:
+            last.compile = True
+        network = train_denoiser(last, world, denoiser, vae, tokenizer, text_encoder, options.per_cell)
     if wanted("reader"):
-        net = train_reader(stage("reader"), world, vae, max(1, options.per_cell // 5))
+        if options.like is None:
+            net = train_reader(stage("reader", options.reader_samples), world, vae, max(1, options.per_cell // 5))
+        else:
+            net = PortraitsNet.from_pretrained(options.like / "reader")
         vae.cpu()
         log.info("reader: right on held-out drawings: %s", reader_accuracy(world, vae, net))
         if fabric.is_global_zero:
-            pipe = parts.build_pipeline(vae, text_encoder, tokenizer, unet)
-            parts.save_in_half(pipe, options.out)
+            parts.save_in_half(denoiser.pipeline(vae, text_encoder, tokenizer, network), options.out)
             net.save_pretrained(options.out / "reader")
             defaults = {"steps": options.steps, "guidance": options.guidance}
+            if denoiser.call:
+                defaults["call"] = denoiser.call
             write_text(options.out / "stereoclinic.json", json.dumps(defaults))
             log.info("written to %s", options.out)
 
