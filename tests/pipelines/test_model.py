@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.images import draw
 from stereoclinic.pipelines.learn import learnt_of
-from stereoclinic.pipelines.model import RESERVED, Model, check_class
+from stereoclinic.pipelines.model import RESERVED, Defaults, Model, check_class
 
 ROWS = [{"prompt": "a photo of a doctor", "seed": 0}, {"prompt": "a photo of a nurse", "seed": 1}]
 
@@ -153,15 +153,26 @@ def test_options_of_the_call_reach_the_picture(sd1: DiffusionPipeline) -> None:
 
 
 def test_defaults_are_those_of_the_pipeline_s_own_call(sd1: DiffusionPipeline) -> None:
-    assert vars(Model(sd1).defaults) == {"steps": 50, "guidance": 7.5}
-    assert vars(Model(build("sdxl")).defaults) == {"steps": 50, "guidance": 5.0}
-    assert vars(Model(build("flux")).defaults) == {"steps": 28, "guidance": 3.5}
+    assert Model(sd1).defaults == Defaults(50, 7.5)
+    assert Model(build("sdxl")).defaults == Defaults(50, 5.0)
+    assert Model(build("flux")).defaults == Defaults(28, 3.5)
 
 
 def test_defaults_lie_beside_the_model(sd1: DiffusionPipeline, tmp_path: Path) -> None:
-    (tmp_path / "stereoclinic.json").write_text('{"steps": 4, "guidance": 2.0}')
-    assert vars(Model(sd1, folder=tmp_path).defaults) == {"steps": 4, "guidance": 2.0}
-    for wrong in ({"stairs": 4}, {"steps": 0}, {"steps": "four"}, {"guidance": -1}, {"guidance": "much"}, [4, 2.0]):
+    text = '{"steps": 4, "guidance": 2.0, "call": {"height": 64}}'
+    (tmp_path / "stereoclinic.json").write_text(text)
+    model = Model(sd1, folder=tmp_path, call={"width": 128})
+    assert model.defaults == Defaults(4, 2.0, {"height": 64}) and model.call == {"height": 64, "width": 128}
+    assert Model(sd1, folder=tmp_path, call={"height": 32}).call == {"height": 32}
+    for wrong in (
+        {"stairs": 4},
+        {"steps": 0},
+        {"steps": "four"},
+        {"guidance": -1},
+        {"guidance": "much"},
+        {"call": 3},
+        [4],
+    ):
         (tmp_path / "stereoclinic.json").write_text(json.dumps(wrong))
         with pytest.raises(InputError, match=r"model.s defaults .*stereoclinic.json: "):
             Model(sd1, folder=tmp_path)

@@ -98,10 +98,8 @@ class _TextLoss(nn.Module):
 
     def forward(self, tokens: Tensor, after_end: Tensor, labels: Tensor) -> Tensor:
         seen = self.denoiser.encode(self.text_encoder, tokens)
-        read = [
-            (each * after_end[..., None]).sum(1) / after_end.sum(1, keepdim=True) if each.ndim == 3 else each
-            for each in seen
-        ]
+        words, after = after_end.shape[1], after_end[..., None] / after_end.sum(1)[:, None, None]
+        read = [(each[:, :words] * after).sum(1) if each.ndim == 3 else each for each in seen]
         heads = zip(self.heads, itertools.product(read, range(labels.shape[1])), strict=True)
         return torch.stack([F.cross_entropy(head(each), labels[:, i]) for head, (each, i) in heads]).sum()
 
