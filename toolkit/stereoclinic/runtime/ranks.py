@@ -4,7 +4,7 @@ Lightning starts the other ranks as processes of the first. When one of them die
 then say nothing; when the first is killed, the others are not told. Both are watched for here.
 
 torchrun would not do: after `kill -9` of its agent three workers were still running 20 s later, and after `kill -9` of
-a rank it ended with exit code 1 (here a limit that was exceeded) and 49 lines. It was tried with torch 2.13.0 over gloo.
+a rank it ended with exit code 1 (here a limit that was exceeded) and 49 lines. Tried with torch 2.13.0 over gloo.
 """
 
 import os
