@@ -31,7 +31,7 @@ from stereoclinic.statistics.intervals import Interval, PairedDifference, wilson
 from stereoclinic.statistics.shares import GAPS, shares_from_reads, top_group
 from stereoclinic.statistics.shares import normalised_entropy as entropy_of
 from stereoclinic.statistics.shares import parity_gap as gap_to_parity
-from stereoclinic.statistics.tests import benjamini_hochberg, holm, prompt_p_values
+from stereoclinic.statistics.significance import benjamini_hochberg, holm, prompt_p_values
 
 KL_DRAWS = 1000  # its tail is long (docs/results/intervals.md)
 _DIGITS = 4  # of the soft shares of one prompt
