@@ -34,7 +34,7 @@ from stereoclinic.evaluation.methods.base import Mitigation, Suppressed
 from stereoclinic.evaluation.methods.baseline import Baseline
 from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle
 from stereoclinic.evaluation.readers import Reader, as_reader, group_columns, groups_seen, read_rows
-from stereoclinic.evaluation.readers.opening import EnsembleReader, by_reader_key
+from stereoclinic.evaluation.readers.ensemble import EnsembleReader, by_reader_key
 from stereoclinic.pipelines.images import check_blank, named
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.sets import Row, group_prompts, with_seeds

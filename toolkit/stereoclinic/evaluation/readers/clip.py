@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation.reader_kinds import Request
 from stereoclinic.evaluation.readers.base import KnownError, Reader
 from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures, pixels
 from stereoclinic.prompts.axes import Axis
@@ -142,3 +143,8 @@ class ClipReader(Reader):
         tokens = self.tokenizer(lines, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         embedded: Tensor = self.model.get_text_features(**tokens).pooler_output
         return embedded.float().cpu()
+
+
+def open_clip(request: Request) -> Reader:
+    """`clip` or `clip:MODEL`."""
+    return ClipReader(request.model or DEFAULT, request.axes, request.allow_race, request.device)
