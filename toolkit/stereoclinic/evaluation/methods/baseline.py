@@ -43,7 +43,7 @@ class Baseline(Mitigation):
 
     title: ClassVar[str]  # its name in tables
     source: ClassVar[str]  # paper
-    defaults: ClassVar[Any]  # its settings, a frozen dataclass with `strength`
+    defaults: ClassVar[Any] = None  # its settings, a frozen dataclass with `strength`; None if it has none
     fitted: ClassVar[tuple[str, ...]] = ()  # attributes that `fit` finds: tensors, dicts of tensors, or plain data
     both: ClassVar[bool] = False  # whether it also reaches the rows without prompt
     by_prompt: ClassVar[bool] = False  # whether it is made for the very prompts it treats, and is of no use on others
@@ -95,7 +95,7 @@ class Baseline(Mitigation):
         run = Run(cls.title, model, axis, list(samples), calibration, progress)
         began = time.perf_counter()
         made = cls._fit(run, cls.defaults if settings is None else settings)
-        run.cost.seconds = time.perf_counter() - began
+        run.cost.seconds = time.perf_counter() - began if cls.fitted else 0.0
         made.cost = run.cost
         return made
 
