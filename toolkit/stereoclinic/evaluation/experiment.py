@@ -241,10 +241,7 @@ def drawn(
 
 
 def _left_out(arms: Sequence[Arm], found: Sequence[Pictures]) -> dict[tuple[str, ...], set[int]]:
-    """Prompts -> places of seeds at which an image of one of their arms shows nothing.
-
-    They are left out of all these arms, as figures pair arms seed by seed.
-    """
+    """Prompts -> places of seeds that all arms leave out, because an image of one arm shows nothing."""
     places: dict[tuple[str, ...], set[int]] = {}
     for arm, each in zip(arms, found, strict=True):
         places.setdefault(arm.prompts, set()).update(place // len(arm.prompts) for place in each.blank)

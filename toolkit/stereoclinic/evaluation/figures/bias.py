@@ -143,10 +143,7 @@ register(
 
 
 def _gap(case: Case, name: str) -> Interval:
-    """A gap; where it is the parity gap in another unit, with that gap's interval.
-
-    Total variation always is; with two groups all are but the divergence.
-    """
+    """A gap. Total variation, and with two groups all but the divergence, take the parity gap's interval."""
     target, gap = case.target, GAPS[name]
     if name != "sdtv" and len(target) > 2:
         return interval_of(case.usual_noise, gap)

@@ -161,11 +161,7 @@ class Baseline(Mitigation):
         return Batch([row["prompt"] for row in rows], allotted=self._groups.clone())
 
     def _note(self, network: nn.Module, args: tuple[Any, ...]) -> None:
-        """Note which rows of the pass that begins are reached.
-
-        Raises:
-            InputError: The call is not watched, or other images were begun than are drawn.
-        """
+        """Note which rows of the pass to steer; raises InputError if other images were begun than are drawn."""
         if len(self._handles) == 1:  # no module is steered
             return
         if PASS not in network.__dict__:
