@@ -82,9 +82,9 @@ class ClipReader(Reader):
         self.name = f"clip:{model}"
         if axes and axes[0].about_race and not allow_race:
             raise InputError(
-                f"axis {axes[0].name!r} is of race, ethnicity or skin tone, on which CLIP alone is often wrong ("
+                f"axis {axes[0].name!r} is about race, ethnicity or skin tone, which CLIP often reads wrongly ("
                 f"{KNOWN['race'].accuracy:.1%} right on FairFace); give another --reader, or --allow-race to read it"
-                " all the same"
+                " anyway"
             )
         kind = open_part(AutoConfig, model, f"reader {self.name!r}").model_type
         if kind != "clip":
