@@ -15,7 +15,7 @@ from stereoclinic.calls.apply import ApplySettings
 def apply(
     *,
     prompts: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="What to draw.", show_default=False)
+        list[str] | None, typer.Argument(metavar="PROMPT", help="What to draw.", show_default=False)
     ] = None,
     masks: Annotated[list[Path], typer.Option("--mask", "-m", metavar="PATH", help="Mask; several are combined.")],
     model: options.Model = "portraits",

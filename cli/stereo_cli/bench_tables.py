@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from stereo_cli.tables import captioned, new_table, styled
+from stereo_cli.tables import P, captioned, new_table, styled
 from stereoclinic.evaluation.arms import BALANCED, UNTREATED
 from stereoclinic.evaluation.figures.registry import UNRELATED, figure_of, in_order
 from stereoclinic.evaluation.figures.values import as_value, noise_of, p_value_of, tabled
@@ -70,7 +70,7 @@ def _measured(results: Data) -> str:
     features = "the reader's" if name == "reader" else name
     alone = f"{gate['group_prompts'] - gate['missed']} of {gate['group_prompts']} group prompts"
     alarms = f"{gate['false_alarms']} of {gate['neutral_prompts']} neutral prompts"
-    return f"Distances use {features} features. The gate leaves {alone} and {alarms} alone."
+    return f"Distances use {features} features. The gate applies no mask to {alone} and {alarms}."
 
 
 def _of_part(keys: Sequence[str], part: str) -> list[str]:
@@ -88,7 +88,7 @@ def _table(results: Data, title: str, keys: Sequence[str], caption: str = "") ->
     for key in keys:
         table.add_column(figure_of(key).heading, justify="right")
         if key in tested:
-            table.add_column("p", justify="right")
+            table.add_column(P, justify="right")
     for arm, found in values.items():
         cells: list[str] = []
         for key in keys:
@@ -101,7 +101,7 @@ def _table(results: Data, title: str, keys: Sequence[str], caption: str = "") ->
     if any(noise):
         table.add_section()
         table.add_row("sampling noise", *noise, style="italic")
-    return captioned(table, caption)
+    return captioned(table, caption, blocks=True)
 
 
 def _noise(results: Data, key: str) -> str:
@@ -125,7 +125,8 @@ def _needs_table(results: Data) -> Group | None:
         table.add_column(heading, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis")
     for row in rows:
         table.add_row(printable(row["name"]), *row["cells"].values())
-    return captioned(table, "Passes: samples through the denoiser. Drawing time: relative to the untreated model.")
+    caption = "Passes: samples through the denoiser. Drawing time: relative to the untreated model."
+    return captioned(table, caption, blocks=True)
 
 
 def _prompt_tables(results: Data) -> list[Group]:
@@ -148,5 +149,5 @@ def _prompt_tables(results: Data) -> list[Group]:
                 cells += [spelt(as_value(row["shares"][group])), Text(gap, "bold") if large else gap]
             table.add_row(*cells)
         caption = f"Bold: the gap is above {number(noise['upper'])}, larger than sampling noise explains."
-        tables.append(captioned(table, caption + " Corrected: without the reader's error." * bool(fixed)))
+        tables.append(captioned(table, caption + " Corrected: without the reader's error." * bool(fixed), blocks=True))
     return tables

@@ -142,11 +142,21 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def hide_types(parameters: Iterable[Any], ctx: typer.Context) -> None:
+    """Print no Python types, such as <bool>, in the help of arguments and of typer's own options."""
+    for parameter in parameters:
+        if parameter.param_type_name == "argument":
+            parameter.display_type_rich = lambda ctx: ""
+        elif parameter.metavar is None and "<" in str(parameter.display_type_rich(ctx)):
+            parameter.metavar = ""
+
+
 class Command(TyperCommand):
     """A command whose --help is one list of the common options, and whose --help-all shows all of them in panels."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """What typer calls to print help."""
+        hide_types(self.get_params(ctx), ctx)
         everything = bool(ctx.meta.get("help_all"))
         advanced: frozenset[str] = getattr(self.callback, "advanced", frozenset())
         for parameter in self.params:

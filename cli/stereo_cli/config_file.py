@@ -31,7 +31,7 @@ def read_config(ctx: typer.Context, path: Path | None) -> Path | None:
             there = ", ".join(sorted(flag.replace("_", "-") for flag in known))
             fail(f"--config {path}: no option {key!s:.80}; choose one of {there}", BAD_INPUT)
         if name in ON_THE_COMMAND_LINE:
-            fail(f"--config {path}: {key}: is taken from the command line alone; leave it out of the file", BAD_INPUT)
+            fail(f"--config {path}: {key}: give this on the command line only; remove it from the file", BAD_INPUT)
         repeats = known[name].multiple or known[name].nargs == -1
         values = value if repeats and isinstance(value, list) else [value]
         if not all(isinstance(each, str | int | float | None) for each in values):
@@ -59,10 +59,10 @@ def _parsed(path: Path) -> Any:
     try:
         text = read_text(path, "--config", MOST_CONFIG)
         if text.count("[") + text.count("{") > MOST_LISTS:
-            fail(f"--config {path}: more than {MOST_LISTS} lists, which no options are", BAD_INPUT)
+            fail(f"--config {path}: more than {MOST_LISTS} lists or mappings; options need fewer", BAD_INPUT)
         for token in yaml.scan(text, yaml.SafeLoader):
             if (what := refused.get(type(token))) is not None:
-                fail(f"--config {path}: {what}, which options have no need of; write the value itself", BAD_INPUT)
+                fail(f"--config {path}: {what} is not supported; write the value itself", BAD_INPUT)
         given = yaml.safe_load(text) or {}
         check_plain(given, finite=True)
     except InputError as error:

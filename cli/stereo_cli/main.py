@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 from stereo_cli.apply import apply
 from stereo_cli.bench import bench
-from stereo_cli.command import Command
+from stereo_cli.command import Command, hide_types
 from stereo_cli.compare import compare
 from stereo_cli.diff import diff
 from stereo_cli.doctor import doctor
@@ -33,6 +33,10 @@ def _quoted_safely() -> Iterator[None]:
 
 
 class _Commands(TyperGroup):
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        hide_types(self.get_params(ctx), ctx)
+        super().format_help(ctx, formatter)
+
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _quoted_safely():
             return super().make_context(*args, **kwargs)

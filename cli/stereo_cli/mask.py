@@ -14,7 +14,7 @@ from stereoclinic.calls.mask import MaskSettings
 @command
 def mask(
     *,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="A relevance file, or masks.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="A relevance file, or masks.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Mask file, .pt or .safetensors.")],
     model: options.ModelOfFile = None,
     prompts: options.Prompts = "portraits",

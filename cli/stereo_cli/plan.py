@@ -19,7 +19,7 @@ def plan(
     *,
     relevance: Annotated[
         Path | None,
-        typer.Argument(metavar="[RELEVANCE]", help="Relevance file; it names model and axis.", show_default=False),
+        typer.Argument(metavar="RELEVANCE", help="Relevance file; it names model and axis.", show_default=False),
     ] = None,
     model: options.ModelOfFile = None,
     axis: options.AxisOfFile = None,
@@ -27,7 +27,11 @@ def plan(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="PATH", help="Mask file, .pt or .safetensors.", show_default="AXIS-allocated.pt"
+            "--out",
+            "-o",
+            metavar="PATH",
+            help="Mask file, .pt or .safetensors.",
+            show_default="AXIS-allocated.pt or AXIS-balanced.pt",
         ),
     ] = None,
     settings: PlanSettings,
@@ -83,7 +87,7 @@ def _say_held_out(held: dict[str, Any]) -> None:
     """Print how well the plan fits samples that it was not planned on."""
     spread = "" if held["standard_error"] is None else f" ±{held['standard_error']:.2f}"
     terminal.say(
-        f"on {held['samples']} further samples the lean misses its target by {held['left']:.2f}{spread} in the"
-        f" mean, on those planned on by {held['planned']:.2f}"
-        + ("; plan on more --seeds to come nearer" if held["left"] > 2 * held["planned"] else "")
+        f"mean distance of the lean from its target: {held['left']:.2f}{spread} on {held['samples']} new samples,"
+        f" {held['planned']:.2f} on the samples of the plan"
+        + ("; give more --seeds for a better plan" if held["left"] > 2 * held["planned"] else "")
     )

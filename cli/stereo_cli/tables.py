@@ -89,7 +89,7 @@ def new_table(title: str) -> Table:
     return Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
 
 
-def captioned(table: Table, caption: str = "", keep: Sequence[int] = ()) -> Group:
+def captioned(table: Table, caption: str = "", keep: Sequence[int] = (), blocks: bool = False) -> Group:
     """A table with its title and caption, as wide as the terminal allows.
 
     Args:
@@ -97,10 +97,11 @@ def captioned(table: Table, caption: str = "", keep: Sequence[int] = ()) -> Grou
             `overflow="fold"` fold before that; the first column always stays.
         caption: Plain text below it.
         keep: Columns to leave out last, the most important first.
+        blocks: Leave out no column: print those that have no room below, with the first column again.
     """
     title, table.title = styled(str(table.title), "bold"), None
     below = [Padding(styled(caption, "dim"), (0, 0, 1, 0))] if caption else []
-    return Group(title, _Fitted(table, [i % len(table.columns) for i in keep]), *below)
+    return Group(title, _Fitted(table, [i % len(table.columns) for i in keep], blocks), *below)
 
 
 def styled(text: str, style: str = "") -> Text:
@@ -110,30 +111,55 @@ def styled(text: str, style: str = "") -> Text:
 
 _EDGES, _BETWEEN, _CLOSE = 2, 3, 2  # width of both ends of a line, and of the gap between columns, wide and narrow
 _FOLDED = 12  # no text folds to less than this
+P = "p"  # heading of a column that belongs to the one before it
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The columns of a table that fit, and a line that names the others."""
+    """The columns of a table that fit, and the others below or named in a line."""
 
     table: Table
     keep: Sequence[int]
+    blocks: bool
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        columns, room = self.table.columns, options.max_width - _EDGES
-        whole = [_width(console, options, column) for column in columns]
-        least = [min(w, _FOLDED) if column.overflow == "fold" else w for w, column in zip(whole, columns, strict=True)]
-        order = list(dict.fromkeys([0, *self.keep, *range(len(columns))]))
-        between = _BETWEEN if sum(least) + _BETWEEN * (len(columns) - 1) <= room else _CLOSE
+        columns = self.table.columns
+        rest = list(dict.fromkeys([0, *self.keep, *range(len(columns))]))
+        while rest:
+            widths, between = self._widths(console, options, rest)
+            yield self._block(widths, between)
+            left = [i for i in rest if i not in widths]
+            if left and not (self.blocks and len(widths) > 1):
+                names = dict.fromkeys(_heading(columns[i]).plain.replace("\n", " ") for i in sorted(left))
+                yield Text(f"No room for: {', '.join(names)}; --json has all.", "dim")
+                return
+            rest = [0, *left] if left else []
+
+    def _widths(self, console: Console, options: ConsoleOptions, order: list[int]) -> tuple[dict[int, int], int]:
+        """The columns that fit, from left to right, with their widths, and the gap between them.
+
+        Args:
+            order: The columns, the most important first; the first always fits.
+        """
+        columns, room, order = self.table.columns, options.max_width - _EDGES, list(order)
+        whole = {i: _width(console, options, columns[i]) for i in order}
+        least = {i: _width(console, options, columns[i], least=True) for i in order}
+        between = _BETWEEN if sum(least.values()) + _BETWEEN * (len(order) - 1) <= room else _CLOSE
         second = least[order[1]] + between if len(order) > 1 else 0
         least[0] = min(least[0], max(room - second, _FOLDED))
+        last = None
         while len(order) > 1 and sum(least[i] + between for i in order) - between > room:
+            last = order.pop()
+        if self.blocks and len(order) > 2 and last is not None and columns[last].header == P:
             order.pop()
         widths = {i: least[i] for i in sorted(order)}
         for _ in range(room + between - sum(width + between for width in widths.values())):
             if narrow := [i for i in widths if widths[i] < whole[i]]:
                 widths[min(narrow, key=widths.__getitem__)] += 1
+        return widths, between
 
+    def _block(self, widths: dict[int, int], between: int) -> Table:
+        columns = self.table.columns
         shown = new_table("")
         shown.show_header, shown.padding = self.table.show_header, (0, 1, 0, between - 2)
         for i, width in widths.items():
@@ -142,9 +168,7 @@ class _Fitted:
         cells = zip(*(columns[i].cells for i in widths), strict=True)
         for row, line in zip(self.table.rows, cells, strict=True):
             shown.add_row(*line, style=row.style, end_section=row.end_section)
-        yield shown
-        if left := [_heading(column).plain.replace("\n", " ") for i, column in enumerate(columns) if i not in widths]:
-            yield Text(f"No room for: {', '.join(dict.fromkeys(left))}; --json has all.", "dim")
+        return shown
 
 
 def _heading(column: Column) -> Text:
@@ -152,14 +176,17 @@ def _heading(column: Column) -> Text:
     return Text("\n".join(map(printable, str(column.header).split("\n"))))
 
 
-def _width(console: Console, options: ConsoleOptions, column: Column) -> int:
-    """The width that shows a column's cells whole; its heading may fold."""
+def _width(console: Console, options: ConsoleOptions, column: Column, least: bool = False) -> int:
+    """The width that shows a column's cells whole and folds its heading a little; or the least that it can have."""
 
-    def width(cell: RenderableType) -> int:
-        return Measurement.get(console, options.update_width(10**6), cell).maximum
+    def measure(cell: RenderableType) -> Measurement:
+        return Measurement.get(console, options.update_width(10**6), cell)
 
-    cells = max(map(width, column.cells), default=0)
-    return max(cells, min(width(_heading(column)), max(_FOLDED, cells)), 1)
+    cells, heading = max((measure(cell).maximum for cell in column.cells), default=0), measure(_heading(column))
+    whole = max(cells, min(heading.maximum, max(_FOLDED, cells)), 1)
+    if not least:
+        return whole
+    return min(whole, _FOLDED) if column.overflow == "fold" else max(cells, min(whole, heading.minimum), 1)
 
 
 def timesteps(bounds: Data) -> str:

@@ -202,7 +202,7 @@ def test_settings_of_bench(refused, model, arguments: tuple, says: str):
 def test_a_hub_model_brings_no_reader_and_is_not_fetched_to_find_out(refused, monkeypatch):
     monkeypatch.setattr("stereoclinic.pipelines.open_model", None)
     line = refused("bench", "--model", "nobody/nothing")
-    assert "'nobody/nothing' has no reader of its own, as it is not a local folder; give --reader clip" in line
+    assert "'nobody/nothing' has no reader, because it is not a local folder; give --reader clip" in line
 
 
 def test_an_operation_without_a_rule(refused, model, monkeypatch):

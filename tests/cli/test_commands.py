@@ -211,7 +211,7 @@ def test_side_effects_have_their_floors(benched):
     assert (
         "drift" in printed
         and "sampling noise" in printed
-        and "The gate leaves 4 of 4 group prompts and 0 of 2 neutral prompts alone." in printed
+        and "The gate applies no mask to 4 of 4 group prompts and 0 of 2 neutral prompts." in printed
     )
 
 

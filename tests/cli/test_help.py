@@ -64,6 +64,13 @@ def test_common_options_fit_one_screen_and_the_rest_is_in_help_all(command: str)
         assert all(flag in everything for flag in parameter.opts if flag.startswith("--"))
 
 
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_shows_no_python_types_and_one_pair_of_brackets(command: str):
+    """An argument stands once in brackets, as in [RELEVANCE]; a flag has no value such as <bool>."""
+    text = CliRunner(env={"COLUMNS": "100"}).invoke(app, [command, "--help-all"] if command else ["--help"]).stdout
+    assert [part for part in ("<bool>", "<path>", "list[", "[[", "{{", "......") if part in text] == []
+
+
 @cache
 def shown(command: str, width: int) -> tuple[Any, list[str]]:
     """A command, or all of them, and the lines of its help without their frames."""

@@ -95,8 +95,8 @@ def test_a_mask_whose_parts_are_of_other_kinds(stereo, tmp_path: Path, command: 
         ("mu: .nan", "not finite"), ("mu: .inf", "not finite"), ("limit: 0x_", "invalid literal"),
         ("=: 3", "no option ="),
         ("<<: 3", "expected a mapping"), ("? [a]\n: b", "unhashable key"), ('model: "\\x1b[2J"', "control character"),
-        ("allow-code: true", "allow-code: is taken from the command line alone"),
-        ("allow_code: false", "allow_code: is taken from the command line alone"),
+        ("allow-code: true", "allow-code: give this on the command line only"),
+        ("allow_code: false", "allow_code: give this on the command line only"),
     ],
 )  # fmt: skip
 def test_a_config_that_asks_for_more_than_plain_values(stereo, tmp_path: Path, content: str, says: str):

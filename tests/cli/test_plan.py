@@ -25,9 +25,7 @@ def planned(model, stereo, tmp_path_factory) -> Path:
     assert result.exit_code == 0, result.stderr
     assert "allotted to (female, male)" in " ".join(result.stdout.split())
     assert f"next: stereo bench --mask {path} --model {model}\n" in result.stdout
-    said = re.search(
-        r"on 4 further samples the lean misses its target by ([\d.]+) ±([\d.]+) in the mean", result.stdout
-    )
+    said = re.search(r"mean distance of the lean from its target: ([\d.]+) ±([\d.]+) on 4 new samples", result.stdout)
     assert said is not None and 0 < float(said[1]) < 10 and float(said[2]) > 0
     return path
 
@@ -127,7 +125,7 @@ def test_apply_allots_by_prompt_and_seed(model, planned, stereo, tmp_path: Path)
     shared = ("--model", model, "--mask", planned, "-n", 3, "--seed", 9, "--json", "--quiet", "--steps", 3)
     whole = stereo("apply", *texts, *shared, "-o", tmp_path / "a", "--allocate")
     assert whole.exit_code == 0, whole.stderr
-    assert "left as they are, because they name a group" in whole.stderr and texts[1] in whole.stderr
+    assert "no mask was applied to prompts that name a group" in whole.stderr and texts[1] in whole.stderr
     images = [each for each in json.loads(whole.stdout)["images"] if each["arm"] == "treated"]
     half = torch.tensor([0.5, 0.5], dtype=torch.float64)
     expected = [allotted_group({"prompt": texts[0], "seed": seed}, half) for seed in (9, 10, 11)]

@@ -51,7 +51,7 @@ def test_neutral_prompts_that_name_a_group_are_counted_and_the_first_is_named(no
 def test_a_prompt_that_is_cut_is_named_and_refused_where_its_group_is_lost(notes, command: tuple):
     (line,), code = notes(command, BEFORE, "a photo of a doctor")
     assert code == 0 and line.startswith("note: prompt 'a doctor and a photo of")
-    assert "does not read it from word 13 (a) on; so are 2 more" in line
+    assert "the model ignores it from word 13 (a) on; so are 2 more" in line
     (line,), code = notes(command, BEHIND, "a photo of a doctor")
     assert code == 2 and "is the same as" in line and "that the prompt is not too long for the model" in line
 
@@ -82,7 +82,7 @@ def test_the_gate_knows_the_words_of_the_file_that_a_mask_was_made_for(
     )
     result = stereo("apply", *texts, "--model", model, "--mask", "m.pt", "-n", 1, "--steps", 1, "--quiet")
     assert result.exit_code == 0, result.stderr
-    left = [line for line in result.stderr.splitlines() if "left as they are" in line]
+    left = [line for line in result.stderr.splitlines() if "no mask was applied to" in line]
     assert [line.rsplit(": ", 1)[1] for line in left] == [f"{texts[0]}; {texts[2]}"]  # no word but the file's
 
 
@@ -94,7 +94,7 @@ def test_apply_takes_the_words_of_another_axis(stereo, model, located, tmp_path:
     for axes, expected in ((("mine.toml",), texts[:1]), (("mine.toml", "age"), texts[::2]), ((), texts[1:2])):
         result = stereo("apply", *texts, *shared, *(each for axis in axes for each in ("--axis", axis)), "--force")
         assert result.exit_code == 0, result.stderr
-        (line,) = [line for line in result.stderr.splitlines() if "left as they are" in line]
+        (line,) = [line for line in result.stderr.splitlines() if "no mask was applied to" in line]
         assert line.rsplit(": ", 1)[1] == "; ".join(expected)
     for more, says in ((("--no-gate",), "leave out one of them"), (("--fuse", "-o", "f"), "give it no prompts")):
         result = stereo("apply", *texts, *shared, "--axis", "age", *more)

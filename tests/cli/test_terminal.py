@@ -183,7 +183,15 @@ def test_the_first_columns_of_a_bench_stay(width: int):
     for name in ("untreated", "gender-allocated", "balanced oracle", "allocation oracle", "other seeds"):
         for text in (bias, effects):
             assert re.search(rf"^ {name}  +\d", text, re.MULTILINE), name
-    assert ("No room for: p; --json has all." in bias) == ("No room" in bias) == (width < 70)
+    assert re.search(r"change of the gap +p ", bias)  # a p-value stands next to what it is of
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_figure_of_a_bench_is_printed_at_any_width(width: int):
+    for table in rich_tables(bench_tables(make_experiment({"a": 0.5}).results, "all")):
+        text = printed(table, width)
+        words = {word for column in table.table.columns for word in str(column.header).split()}
+        assert "No room" not in text and words and all(word in text for word in words)
 
 
 def test_the_verdict_of_a_comparison_is_left_out_last(files):

@@ -18,7 +18,7 @@ from stereoclinic.statistics.distances import frechet_within_groups
 from stereoclinic.statistics.gaps import gap_intervals
 from stereoclinic.statistics.intervals import wilson_interval
 from stereoclinic.statistics.shares import GAPS, parity_gap, shares_from_reads
-from stereoclinic.statistics.tests import benjamini_hochberg, holm
+from stereoclinic.statistics.significance import benjamini_hochberg, holm
 
 SETS = (None, "soft", "pooled", "pooled_soft")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from stereoclinic.errors import InputError
-from stereoclinic.statistics.tests import prompt_p_values
+from stereoclinic.statistics.significance import prompt_p_values
 
 
 @given(ups=st.integers(0, 60), downs=st.integers(0, 60))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
 from stereoclinic.errors import InputError
-from stereoclinic.statistics.tests import benjamini_hochberg, holm
+from stereoclinic.statistics.significance import benjamini_hochberg, holm
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=7)
 BOTH = pytest.mark.parametrize("correct", [holm, benjamini_hochberg])

@@ -121,7 +121,7 @@ def test_phrases_that_name_the_person_are_read_row_by_row(clip_folder: Path, ima
 
 
 def test_race_is_refused_unless_asked_for(clip_folder: Path, images: Tensor):
-    with pytest.raises(InputError, match=r"'skin' is of race.*59\.2%.*--allow-race"):
+    with pytest.raises(InputError, match=r"'skin' is about race.*59\.2%.*--allow-race"):
         ClipReader(str(clip_folder), [SKIN, GENDER])
     plain = ClipReader(str(clip_folder), [GENDER, SKIN])  # left out where it is not what is judged
     assert set(plain.read(images)) == {"gender"}

@@ -1,5 +1,8 @@
 """Readers by name, several as one, and a user's own."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation.reader_kinds import Request
 from stereoclinic.evaluation.readers import (
     KINDS,
     PortraitsReader,
@@ -21,7 +25,7 @@ from stereoclinic.evaluation.readers import (
     read_rows,
 )
 from stereoclinic.evaluation.readers.base import KnownError
-from stereoclinic.evaluation.readers.opening import EnsembleReader, by_reader_key
+from stereoclinic.evaluation.readers.ensemble import EnsembleReader, by_reader_key
 from stereoclinic.prompts.axes import Axis, load_axis
 
 GENDER, AGE, SKIN = (load_axis(name) for name in ("gender", "age", "skin"))
@@ -118,11 +122,13 @@ def test_code_of_the_users_own_is_run_only_when_asked_for(own: Path, images: Ten
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("portrait", r"unknown reader 'portrait'; choose one of portraits, FOLDER, clip"),
+        ("portrait", r"unknown reader 'portrait'; choose one of portraits, clip, clip:MODEL"),
         ("hf:", "unknown reader"),
+        ("clip:", "unknown reader"),
         ("", "unknown reader"),
         ("portraits", "this model brings none"),
-        ("ensemble:", "two or more different readers; given: none"),
+        ("ensemble:", "unknown reader"),
+        ("ensemble:,", "two or more different readers; given: none"),
         ("ensemble:{folder}", "two or more different readers"),
         ("ensemble:{folder},{folder}", "two or more different readers"),
         ("{own}:Nothing", "has no name, classes, read"),
@@ -141,8 +147,27 @@ def test_what_is_no_reader_is_refused(
         open_reader(spec, [GENDER], allow_code=True)
 
 
-def test_every_kind_is_named():
-    assert list(KINDS) == ["portraits", "FOLDER", "clip", "clip:MODEL", "hf:MODEL", "ensemble:A,B", "FILE.py:CLASS"]
+#: Registers a kind of reader before the command line is built, then asks for its help.
+MORE = """
+from stereoclinic.evaluation.reader_kinds import KINDS
+KINDS["bright:HEAD"] = "tests.evaluation.readers.test_opening:open_bright"
+from stereo_cli.main import app
+app(["bench", "--help"])
+"""
+
+
+def open_bright(request: Request) -> Reader:
+    return as_reader(Fixed(request.spec, [0.5] * 6))
+
+
+def test_a_new_kind_is_one_row_for_help_opening_and_the_error(monkeypatch: pytest.MonkeyPatch):
+    env = {**os.environ, "COLUMNS": "100"}
+    shown = subprocess.run([sys.executable, "-c", MORE], capture_output=True, text=True, timeout=60, env=env)
+    assert shown.returncode == 0 and "bright:HEAD" in shown.stdout and list(KINDS)[-1] in shown.stdout
+    monkeypatch.setitem(KINDS, "bright:HEAD", f"{__name__}:open_bright")
+    assert open_reader("bright:gender", [GENDER]).name == "bright:gender"
+    with pytest.raises(InputError, match=r"unknown reader 'bright'; .*, bright:HEAD"):
+        open_reader("bright", [GENDER])
 
 
 def test_an_axis_that_the_reader_lacks_is_refused_with_what_it_has(portraits_folder: Path):

@@ -201,7 +201,7 @@ class ApplyJob:
             alone = [row["prompt"] for row, group in zip(self.rows, allotted, strict=True) if group is None]
             if alone:
                 names = "; ".join(dict.fromkeys(alone))
-                reporter.warn(f"left as they are, because they name a group (--no-gate treats them): {names}")
+                reporter.warn(f"no mask was applied to prompts that name a group (--no-gate applies it): {names}")
             entries = self._write(images, allotted)
             shutil.rmtree(unfinished, ignore_errors=True)
         return entries

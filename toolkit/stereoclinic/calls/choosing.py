@@ -20,7 +20,8 @@ class ChoosingSettings(Settings):
         CHOOSING, advanced=True,
     )  # fmt: skip
     mu: float = option(
-        1.0, "With --select plan: price of moving the prediction off the axis; a higher price damps less.",
+        1.0, "With --select plan: price of moving the prediction off the axis, 0 or more (tested: 0.3 to 3); a"
+        " higher price damps less.",
         CHOOSING, ge=0, advanced=True,
     )  # fmt: skip
     overshoot: float = option(

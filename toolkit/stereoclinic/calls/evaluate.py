@@ -153,11 +153,7 @@ def _load_masks(masks: Masks | None, baselines: Iterable[str]) -> tuple[dict[str
 def _following(
     published: PublishedProtocol, settings: EvaluateSettings, axis: object, prompts: object
 ) -> EvaluateSettings:
-    """The settings with what a published protocol sets, where nothing else is given.
-
-    Raises:
-        InputError: Something is given that the protocol fixes.
-    """
+    """The settings with what a published protocol sets; raises InputError if the user set it too."""
     given = {
         "--axis": axis is not None, "--prompts": prompts != "portraits", "--limit": settings.limit is not None,
         "--shares": bool(settings.shares),

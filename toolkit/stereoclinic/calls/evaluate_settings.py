@@ -1,5 +1,6 @@
 """Settings of `evaluate`, and of `stereo bench`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -19,16 +20,21 @@ from stereoclinic.calls.settings import (
     group_shares,
     option,
 )
+from stereoclinic.evaluation.methods import BASELINES
+from stereoclinic.evaluation.reader_kinds import KINDS
+
+
+def _one_of(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
 
 
 class ReaderSettings(Settings):
     """How images are read and measured."""
 
     reader: str | None = option(
-        None, "Classifier of the images: portraits (the model's own), a folder, clip, clip:MODEL, hf:MODEL,"
-        " ensemble:A,B or FILE.py:CLASS.",
-        metavar="NAME", default_text="portraits",
-    )  # fmt: skip
+        None, f"Classifier of the images: {_one_of(KINDS)}.", metavar="NAME", default_text="portraits"
+    )
     reader_classes: tuple[str, ...] = option(
         (), "With --reader hf:MODEL: group that each of its classes shows, or a .toml or .json file; may repeat.",
         READ, advanced=True, metavar="CLASS=GROUP,...", default_text="the axis file's",
@@ -88,7 +94,7 @@ class EvaluateSettings(DeviceSettings, ReaderSettings, PromptSettings, ModelSett
         DRAWN, advanced=True, metavar="NAME",
     )  # fmt: skip
     baselines: tuple[str, ...] = option(
-        (), "Also measure another method: prompt, conceptprune, uce, h-space, equisteer or icm; may repeat.",
+        (), f"Also measure another method: {_one_of(BASELINES)}; may repeat.",
         OTHERS, advanced=True, flags=("--baseline",), metavar="NAME",
     )  # fmt: skip
     baseline_seed: int = option(100, "First seed to make other methods on.", OTHERS, ge=0, advanced=True)

@@ -3,7 +3,7 @@
 The files near a mask: the relevance that it was chosen from.
 
 stereo locate    NAME.pt                                  and NAME.relevance.safetensors
-stereo plan      NAME-allocated.pt, NAME-balanced.pt      beside those
+stereo plan      NAME-allocated.pt, NAME-balanced.pt      next to those
 """
 
 import os
@@ -36,7 +36,7 @@ def relevance_file(stem: str) -> str:
 
 
 def relevance_near(mask: Path, groups: Sequence[str], model: Mapping[str, Any]) -> "tuple[Path, Relevance] | None":
-    """The relevance beside a mask, and its file; None where there is none, or it belongs to something else.
+    """The relevance next to a mask, and its file; None where there is none, or it belongs to something else.
 
     Args:
         mask: The mask's file.
@@ -165,8 +165,8 @@ def reader_folder(model: str, advice: str) -> Path:
 
     folder = model_folder(model)
     if folder is None or not (folder / "reader").is_dir():
-        where = "of its own, as it is not a local folder" if folder is None else f"in {folder / 'reader'}"
-        raise InputError(f"model {model!r} has no reader {where}; {advice}")
+        where = ", because it is not a local folder" if folder is None else f" in {folder / 'reader'}"
+        raise InputError(f"model {model!r} has no reader{where}; {advice}")
     return folder / "reader"
 
 
@@ -247,7 +247,7 @@ def check_ranks(samples: int, ranks: int) -> None:
 
 
 def note_named(reporter: Reporter, rows: "Dataset", axis: "Axis") -> None:
-    """Say that some of the neutral prompts name a group: the gate will leave such prompts alone."""
+    """Say that some of the neutral prompts name a group: the gate applies no mask to them."""
     from stereoclinic.prompts.sets import write
     from stereoclinic.sns.policy import named_groups
 
@@ -255,7 +255,7 @@ def note_named(reporter: Reporter, rows: "Dataset", axis: "Axis") -> None:
     if found:
         prompt, groups = found[0]
         reporter.note(
-            f"{len(found)} of {len(rows)} prompts name a group, and the gate leaves these alone: first {prompt!r}"
+            f"{len(found)} of {len(rows)} prompts name a group, so the gate applies no mask to them: first {prompt!r}"
             f" ({', '.join(groups)})"
         )
 
@@ -298,6 +298,4 @@ def note_cut(reporter: Reporter, model: "Model", cut: Sequence[str], guidance: f
     if cut:
         number, word = first_unread(model, cut[0], guidance, steps)
         more = f"; so are {len(cut) - 1} more" if len(cut) > 1 else ""
-        reporter.note(
-            f"prompt {cut[0]!r} is too long for the model, which does not read it from word {number} ({word}) on{more}"
-        )
+        reporter.note(f"prompt {cut[0]!r} is too long: the model ignores it from word {number} ({word}) on{more}")

@@ -95,8 +95,7 @@ def made_mask(files: Sequence[Path], settings: MaskSettings, out: Path, reporter
         return _from_masks(files, settings), f"{how} {', '.join(map(str, files))}"
     if len(files) > 1:
         raise InputError(
-            f"{located[0]} is relevance, and one of {len(files)} files; give one relevance file alone, or masks to"
-            " compose"
+            f"{located[0]} is a relevance file, given with other files; give it alone, or give only masks to compose"
         )
     if out.resolve() == files[0].resolve():
         raise InputError(f"--out {out} would overwrite the relevance; give another name")

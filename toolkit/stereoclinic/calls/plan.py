@@ -48,10 +48,11 @@ class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, M
         CHOOSING, ge=0, advanced=True,
     )  # fmt: skip
     mu: float = option(
-        0.1, "Price of moving the prediction off the axis; a higher price damps less.", CHOOSING, ge=0, advanced=True
-    )
+        0.1, "Price of moving the prediction off the axis, 0 or more (tested: 0.03 to 1); a higher price damps less.",
+        CHOOSING, ge=0, advanced=True,
+    )  # fmt: skip
     keep: float = option(
-        1.0, "Price of moving the prediction along the other axes or the prompt; a higher price damps less.",
+        1.0, "Price of moving the prediction along the other axes or the prompt, 0 or more; a higher price damps less.",
         CHOOSING, ge=0, advanced=True,
     )  # fmt: skip
     overshoot: float = option(
@@ -222,7 +223,7 @@ class PlanJob:
 
         settings, stepwise = self.settings, self.stepwise
         further = with_seeds(self.samples.prompts, settings.seed + settings.seeds, settings.check)
-        with reporter.progress(self.steps[0] * len(further), "checking on further seeds") as advance:
+        with reporter.progress(self.steps[0] * len(further), "checking on new seeds") as advance:
             left = lean_left(
                 self.model, self.axis, further, mask, 1.0, stepwise.steps, stepwise.guidance,
                 batch_size=stepwise.batch_size, force=settings.force, progress=advance,

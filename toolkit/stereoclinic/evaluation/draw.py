@@ -5,11 +5,9 @@ off continues, several devices fill one folder, and another run of the same mode
 """
 
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.methods.base import Mitigation
 from stereoclinic.io.digest import content_digest, plain_digest, weights_digest
+from stereoclinic.io.files import ASIDE, set_aside
 from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.images import check_blank, named
@@ -35,8 +34,6 @@ from stereoclinic.prompts.sets import Row
 from stereoclinic.runtime.predict import predict
 
 KIND, VERSION = "drawn", 1
-#: Ending of a damaged file: it is not read again, and may be removed.
-ASIDE = ".set-aside"
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,7 @@ class Store:
         try:
             self._load(part)
         except InputError as error:
-            file = self._file(part)
-            with suppress(FileNotFoundError):  # another run was first
-                os.replace(file, file.with_suffix(ASIDE))
+            set_aside(self._file(part))
             if not self._warned:
                 warn(f"{error}: set aside as *{ASIDE} and drawn again, as is any other such file")
                 self._warned = True

@@ -34,7 +34,7 @@ from stereoclinic.evaluation.methods.base import Mitigation, Suppressed
 from stereoclinic.evaluation.methods.baseline import Baseline
 from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle
 from stereoclinic.evaluation.readers import Reader, as_reader, group_columns, groups_seen, read_rows
-from stereoclinic.evaluation.readers.opening import EnsembleReader, by_reader_key
+from stereoclinic.evaluation.readers.ensemble import EnsembleReader, by_reader_key
 from stereoclinic.pipelines.images import check_blank, named
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.sets import Row, group_prompts, with_seeds
@@ -241,10 +241,7 @@ def drawn(
 
 
 def _left_out(arms: Sequence[Arm], found: Sequence[Pictures]) -> dict[tuple[str, ...], set[int]]:
-    """Prompts -> places of seeds at which an image of one of their arms shows nothing.
-
-    They are left out of all these arms, as figures pair arms seed by seed.
-    """
+    """Prompts -> places of seeds that all arms leave out, because an image of one arm shows nothing."""
     places: dict[tuple[str, ...], set[int]] = {}
     for arm, each in zip(arms, found, strict=True):
         places.setdefault(arm.prompts, set()).update(place // len(arm.prompts) for place in each.blank)

@@ -6,6 +6,7 @@ While a file or folder NAME is written, these may stand next to it. They stay wh
     .NAME.<8 letters>.tmp    what will take its place, a file or a folder
     .NAME.<8 letters>.old    a folder that is giving up its place
     .NAME.ready              whole results on their way to their places, NAME among them: `whole_results`
+    NAME.set-aside           a damaged file of a folder of parts, which nobody reads: `set_aside`
     NAME.making              in a folder of parts, a baseline that is being made: `methods.checkpoint`
 
 The next run that becomes the sole writer of NAME cleans up (`repair`); NAME.making goes with the next run that finds
@@ -28,6 +29,8 @@ from PIL import Image
 
 from stereoclinic.errors import InputError
 
+#: Ending of a damaged file: it is not read again, and may be removed.
+ASIDE = ".set-aside"
 #: What a file system answers that has no locks.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -66,6 +69,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_image(path: str | Path, image: Image.Image) -> None:
     """Write an image as PNG, whole or not at all. Raises InputError where it cannot be written."""
     write_whole(Path(path), lambda temporary: image.save(temporary, format="PNG"))
+
+
+def set_aside(path: Path) -> None:
+    """Give a damaged file the ending `ASIDE`; nothing happens where another run was first."""
+    with suppress(FileNotFoundError):
+        os.replace(path, path.with_suffix(ASIDE))
 
 
 @contextmanager

@@ -116,9 +116,8 @@ def by_chance(stderr: Tensor, count: Tensor) -> Tensor:
 def _neurons(relevance: Relevance, mean: Tensor, stderr: Tensor, pooled: Tensor, top: int) -> list[dict[str, Any]]:
     """The neurons with the largest |mean| - 2 standard errors over all bins.
 
-    Each is described in the bin where this measure is largest: `mean` with `stderr` and their ratio `t`, and as
-    `profile` its signed relevance toward each group, by label. A mean above 0 carries the stereotype, one below 0
-    counteracts it.
+    Each is described in the bin where this is largest; `profile` is its signed relevance by label. A mean above 0
+    carries the stereotype, one below 0 counteracts it.
     """
     measured = mean.isfinite().all(1)
     if not measured.any():

@@ -31,7 +31,7 @@ from stereoclinic.statistics.intervals import Interval, PairedDifference, wilson
 from stereoclinic.statistics.shares import GAPS, shares_from_reads, top_group
 from stereoclinic.statistics.shares import normalised_entropy as entropy_of
 from stereoclinic.statistics.shares import parity_gap as gap_to_parity
-from stereoclinic.statistics.tests import benjamini_hochberg, holm, prompt_p_values
+from stereoclinic.statistics.significance import benjamini_hochberg, holm, prompt_p_values
 
 KL_DRAWS = 1000  # its tail is long (docs/results/intervals.md)
 _DIGITS = 4  # of the soft shares of one prompt
@@ -143,10 +143,7 @@ register(
 
 
 def _gap(case: Case, name: str) -> Interval:
-    """A gap; where it is the parity gap in another unit, with that gap's interval.
-
-    Total variation always is; with two groups all are but the divergence.
-    """
+    """A gap. Total variation, and with two groups all but the divergence, take the parity gap's interval."""
     target, gap = case.target, GAPS[name]
     if name != "sdtv" and len(target) > 2:
         return interval_of(case.usual_noise, gap)

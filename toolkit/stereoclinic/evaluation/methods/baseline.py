@@ -43,7 +43,7 @@ class Baseline(Mitigation):
 
     title: ClassVar[str]  # its name in tables
     source: ClassVar[str]  # paper
-    defaults: ClassVar[Any]  # its settings, a frozen dataclass with `strength`
+    defaults: ClassVar[Any] = None  # its settings, a frozen dataclass with `strength`; None if it has none
     fitted: ClassVar[tuple[str, ...]] = ()  # attributes that `fit` finds: tensors, dicts of tensors, or plain data
     both: ClassVar[bool] = False  # whether it also reaches the rows without prompt
     by_prompt: ClassVar[bool] = False  # whether it is made for the very prompts it treats, and is of no use on others
@@ -95,7 +95,7 @@ class Baseline(Mitigation):
         run = Run(cls.title, model, axis, list(samples), calibration, progress)
         began = time.perf_counter()
         made = cls._fit(run, cls.defaults if settings is None else settings)
-        run.cost.seconds = time.perf_counter() - began
+        run.cost.seconds = time.perf_counter() - began if cls.fitted else 0.0
         made.cost = run.cost
         return made
 
@@ -161,11 +161,7 @@ class Baseline(Mitigation):
         return Batch([row["prompt"] for row in rows], allotted=self._groups.clone())
 
     def _note(self, network: nn.Module, args: tuple[Any, ...]) -> None:
-        """Note which rows of the pass that begins are reached.
-
-        Raises:
-            InputError: The call is not watched, or other images were begun than are drawn.
-        """
+        """Note which rows of the pass to steer; raises InputError if other images were begun than are drawn."""
         if len(self._handles) == 1:  # no module is steered
             return
         if PASS not in network.__dict__:

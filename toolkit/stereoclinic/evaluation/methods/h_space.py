@@ -112,10 +112,7 @@ def learned(run: Run, clean: Tensor, settings: DirectionSettings) -> Tensor:
 
 
 def _predictor(run: Run) -> Callable[[Tensor, Tensor, list[int]], Tensor]:
-    """Predicts (B, C, h, w) for some samples' neutral prompts, at latents of unit variance and timesteps (B,).
-
-    The denoiser's other arguments are those of the pipeline's own call, which is cut off there.
-    """
+    """Predicts (B, C, h, w) for neutral prompts, at latents of unit variance and timesteps (B,), in the pipe's call."""
     calls: list[Call] = []
 
     def visit(call: Call) -> None:

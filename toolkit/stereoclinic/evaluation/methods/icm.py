@@ -93,11 +93,7 @@ class ImplicitChoice(Baseline):
 
 
 def _fifth(y: Tensor, groups: tuple[str, ...]) -> Tensor:
-    """Every fifth image of each group: (N,) bool.
-
-    Raises:
-        InputError: A group is shown too rarely for a probe.
-    """
+    """Every fifth image of each group: (N,) bool; raises InputError if a group is too rare for a probe."""
     held_out = torch.zeros(len(y), dtype=torch.bool)
     for k, group in enumerate(groups):
         own = (y == k).nonzero().flatten()

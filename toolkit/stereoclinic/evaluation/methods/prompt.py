@@ -6,21 +6,18 @@ This is the allocation oracle, except that a prompt that names a group already i
 model's obedience to group words.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Self
 
 import torch
 
 from stereoclinic.evaluation.methods.base import Batch
 from stereoclinic.evaluation.methods.baseline import Baseline
-from stereoclinic.evaluation.methods.calibration import Calibration, Progress
+from stereoclinic.evaluation.methods.calibration import Run
 from stereoclinic.evaluation.methods.oracles import allocation_prompts
 from stereoclinic.io.digest import plain_digest
-from stereoclinic.pipelines.model import Model
-from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, group_prompts
-from stereoclinic.sns.allocate import allotted_group, shares_of
+from stereoclinic.sns.allocate import allotted_group
 from stereoclinic.sns.policy import is_neutral
 
 
@@ -31,16 +28,8 @@ class PromptAllocation(Baseline):
     needs = "group words in prompts"
 
     @classmethod
-    def fit(
-        cls,
-        model: Model,
-        axis: Axis,
-        samples: Sequence[Row],
-        calibration: Calibration,
-        progress: Progress | None = None,
-        settings: Any = None,
-    ) -> Self:
-        return cls(model, axis, shares_of(axis.groups, [calibration.shares] if calibration.shares else []), 1.0)
+    def _fit(cls, run: Run, settings: None) -> Self:
+        return cls(run.model, run.axis, run.target, 1.0)
 
     def key(self) -> str:
         return plain_digest([super().key(), asdict(self.axis)])

@@ -144,11 +144,7 @@ def _weight(network: nn.Module, name: str) -> nn.Parameter:
 
 
 def _states(run: Run, blocks: dict[str, nn.Module], texts: list[str]) -> Tensor:
-    """(n, L, D) as cross-attention reads them: what its keys are made of.
-
-    Raises:
-        InputError: Not every block reads the same.
-    """
+    """(n, L, D) text states as cross-attention reads them; raises InputError if blocks read different ones."""
     first, found, seen = next(iter(blocks)), dict[int, Tensor](), list[Tensor]()
 
     def reduce(name: str, states: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ asked in words (`clip`), image classifiers of the hub (`hugging_face`), several 
 `open_reader` opens them by name.
 """
 
+from stereoclinic.evaluation.reader_kinds import KINDS
 from stereoclinic.evaluation.readers.base import (
     KnownError,
     Reader,
@@ -15,7 +16,7 @@ from stereoclinic.evaluation.readers.base import (
     groups_seen,
     read_rows,
 )
-from stereoclinic.evaluation.readers.opening import KINDS, open_reader
+from stereoclinic.evaluation.readers.opening import open_reader
 from stereoclinic.evaluation.readers.portraits import PortraitsNet, PortraitsReader
 
 __all__ = [

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation.reader_kinds import Request
 from stereoclinic.evaluation.readers.base import KnownError, Reader
 from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures, pixels
 from stereoclinic.prompts.axes import Axis
@@ -81,9 +82,9 @@ class ClipReader(Reader):
         self.name = f"clip:{model}"
         if axes and axes[0].about_race and not allow_race:
             raise InputError(
-                f"axis {axes[0].name!r} is of race, ethnicity or skin tone, on which CLIP alone is often wrong ("
+                f"axis {axes[0].name!r} is about race, ethnicity or skin tone, which CLIP often reads wrongly ("
                 f"{KNOWN['race'].accuracy:.1%} right on FairFace); give another --reader, or --allow-race to read it"
-                " all the same"
+                " anyway"
             )
         kind = open_part(AutoConfig, model, f"reader {self.name!r}").model_type
         if kind != "clip":
@@ -142,3 +143,8 @@ class ClipReader(Reader):
         tokens = self.tokenizer(lines, padding=True, truncation=True, return_tensors="pt").to(self.model.device)
         embedded: Tensor = self.model.get_text_features(**tokens).pooler_output
         return embedded.float().cpu()
+
+
+def open_clip(request: Request) -> Reader:
+    """`clip` or `clip:MODEL`."""
+    return ClipReader(request.model or DEFAULT, request.axes, request.allow_race, request.device)

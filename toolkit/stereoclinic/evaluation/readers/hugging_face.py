@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation.reader_kinds import Request
 from stereoclinic.evaluation.readers.base import REST, Reader
 from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures, pixels
 from stereoclinic.io.reading import read_json, read_toml
@@ -95,6 +96,11 @@ class HuggingFaceReader(Reader):
         """Its classes that show no group of the axis."""
         used = {column for columns in self.columns[axis] for column in columns}
         return [label for column, label in enumerate(self.labels) if column not in used]
+
+
+def open_classifier(request: Request) -> Reader:
+    """`hf:MODEL`."""
+    return HuggingFaceReader(request.model, request.axes, parse_classes(request.classes), request.device)
 
 
 def _check_groups(given: Pairs, axes: Sequence[Axis]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stereoclinic.errors import InputError
+from stereoclinic.evaluation.reader_kinds import Request
 from stereoclinic.evaluation.readers.base import Reader, group_columns
 from stereoclinic.io.files import write_text, write_whole
 from stereoclinic.io.reading import is_name, read_json
@@ -103,6 +104,23 @@ class PortraitsReader(Reader):
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         return self.net.features(_as_trained(images))
+
+
+def open_own(request: Request) -> Reader:
+    """`portraits`: the reader in the pipeline's own folder."""
+    if request.own is None:
+        raise InputError("reader 'portraits' is the one in the model's folder, and this model brings none")
+    return PortraitsReader(request.own)
+
+
+def open_folder(request: Request) -> Reader:
+    """`FOLDER`: a reader that `stereoclinic.portraits.train` wrote."""
+    folder = Path(request.spec)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"reader '{folder}': no config.json in this folder, so no reader")
+    if (folder / "preprocessor_config.json").exists() or (folder / "processor_config.json").exists():
+        raise InputError(f"reader '{folder}': a transformers model; open it by hf:{folder} or clip:{folder}")
+    return PortraitsReader(folder)
 
 
 def _classes(config: Any) -> dict[str, list[str]]:
