@@ -12,7 +12,7 @@ from stereoclinic.calls.settings import MODEL, ModelSettings, OpenSettings, call
 
 S = TypeVar("S", bound=OpenSettings)
 
-_MODEL = "Model: portraits, a folder, a checkpoint, or a hub id."
+_MODEL = "Model: portraits, portraits-flow, a folder, a checkpoint, or a hub id."
 Model = Annotated[str, typer.Option(help=_MODEL, metavar="NAME")]
 ModelOfFile = Annotated[str | None, typer.Option(help=_MODEL, metavar="NAME", show_default="the file's, or portraits")]
 _AXIS = "Axis: gender, skin, age or TOML file."
