@@ -1,6 +1,7 @@
 """Which composite is faithful on a model: say what measuring takes, measure, and keep what `locate` chose."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,26 +10,17 @@ from typing import Any, Literal
 from stereoclinic.calls.duration import timed
 from stereoclinic.calls.work import Reporter
 from stereoclinic.ddtd.rules.composites import COMPOSITES
-from stereoclinic.ddtd.step import StepSettings
 from stereoclinic.ddtd.trajectory import Settings
-from stereoclinic.errors import InputError
-from stereoclinic.evaluation.compare import is_significant
 from stereoclinic.evaluation.faithfulness import Ranked, Silencing, Trial
 from stereoclinic.evaluation.wording import spelt
 from stereoclinic.io.files import check_same, sole_writer, write_text
 from stereoclinic.io.metadata import Form, parse
 from stereoclinic.io.reading import read_json
-from stereoclinic.pipelines.arguments import inner
-from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.record import made_by
-from stereoclinic.pipelines.schedule import schedule_of
-from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.pipelines.watch import Walk, encode_groups
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Samples
-from stereoclinic.sns.stepwise import Stepwise
 from stereoclinic.statistics.intervals import Interval
 
 
@@ -73,7 +65,6 @@ def rank_composites(
     reporter: Reporter,
     batch_size: int,
     more: Iterable[str] = (),
-    trial: Trial = Trial(),  # noqa: B008 (frozen)
 ) -> Faithfulness:
     """Say what it takes, then silence random groups of neurons and rank the composites by their forecasts.
 
@@ -81,68 +72,47 @@ def rank_composites(
         model: The pipeline.
         axis: The bias axis.
         samples: The trial takes some of them.
-        walk: Steps, guidance, sites and root; its composite and target do not matter: it is the lean that is measured.
+        walk: Steps, guidance, sites and root.
         reporter: Told what it takes; gets progress.
         batch_size: Samples run together; fewer where memory runs out.
         more: Further composites: TOML files.
-        trial: What is silenced.
 
     Raises:
         InputError: No composite fits the model, or it predicts the same for all groups' prompts.
     """
-    sites, rows, groups = find_sites(inner(model.network), patterns=walk.sites), trial.rows(samples), len(axis)
-    timesteps = schedule_of(model, walk.steps, walk.guidance).timesteps
-    steps = trial.steps(len(Stepwise().treated(timesteps)))
-    composites, refused = dict[str, StepSettings](), dict[str, str]()
-    for name in dict.fromkeys([*COMPOSITES, *more]):
-        try:
-            composites[name] = replace(replace(walk, composite=name, target="lean").for_step(model.network), off_axis=0)
-        except InputError as error:
-            refused[name] = str(error)
-    silences, points = trial.groups * len(trial.sizes), len(rows) * len(steps)
-    forward = points * (1 + groups + silences + len(composites) * (1 + groups))
-    backward = points * len(composites) * (1 if groups == 2 else groups)
-    one, relevance = timed(model, sites, rows[:1], axis, replace(walk, composite="gradient", target="lean"))
-    seconds = points * ((1 + groups + silences) * one + len(composites) * relevance)
+    trial = Trial()
+    rows = trial.rows(samples)
+    found = Silencing(model, axis, rows, walk, dict.fromkeys([*COMPOSITES, *more]), trial)
+    forward, backward = found.passes()
+    plain = replace(walk, composite="gradient", target="lean")
+    one, relevance = timed(model, found.sites, rows[:1], axis, plain)
+    steps = found.points * len(found.composites)
+    seconds = (forward - steps * (1 + len(axis))) * one + steps * relevance
     reporter.status(
-        f"faithfulness: {len(rows)} samples at {len(steps)} steps, {silences} random groups each, {len(composites)}"
-        f" composites: {forward:,} forward and {backward:,} backward passes of one sample; a forward pass takes"
-        f" {one:.2g} s here, a relevance step {relevance:.2g} s: up to {max(1, round(seconds / 60)):,} min"
+        f"faithfulness: {len(rows)} samples x {len(found.steps)} steps, {found.silences} random groups and"
+        f" {len(found.composites)} composites at each: {forward:,} forward and {backward:,} backward passes of one"
+        f" sample. A forward pass takes {one:.2g} s here, a relevance step {relevance:.2g} s:"
+        f" {math.ceil(seconds / 60):,} min at most"
     )
-    total = points * (silences + len(composites))
+    total = found.points * found.silences + steps
     with reporter.progress(total, "silencing groups of neurons") as advance:
-        found = Silencing(model, sites, rows, composites, trial, steps, groups, advance)
-        portions = AdaptiveBatch(batch_size, reporter.warn)
-
-        def visit(call: Call) -> None:
-            if call.step in steps:
-                portions.each(lambda part: found.at(call, conditions, part), len(rows))
-
-        trajectory = Walk(model, rows, walk.steps, walk.guidance, visit=visit, portions=portions, last=steps[-1] + 1)
-        (conditions,) = encode_groups(trajectory, rows, [axis])
-        trajectory.run()
-    ranking, neurons = found.ranking(), sum(site.width for site in sites)
+        found.run(AdaptiveBatch(batch_size, reporter.warn), advance)
+    ranking = found.ranking()
     return Faithfulness(
-        ranking[0].composite, ranking, refused | found.refused, axis.name, len(rows), walk.guidance,
-        [timesteps[step] for step in steps], [max(1, round(size * neurons)) for size in trial.sizes], neurons,
-        trial.groups, forward, backward,
+        ranking[0].composite, ranking, found.refused, axis.name, len(rows), walk.guidance, found.timesteps,
+        trial.counts(found.neurons), found.neurons, trial.groups, forward, backward,
     )  # fmt: skip
 
 
 def chosen_composite(
     model: Model, axis: Axis, samples: Samples, walk: Settings, reporter: Reporter, batch_size: int, kept: Path | None
 ) -> dict[str, Any]:
-    """The composite that `locate --composite auto` takes, and why, as plain data for a file's metadata.
+    """The composite that `locate --composite auto` takes, and why: plain data for the metadata of its relevance.
 
     The first rank that comes measures; the others, and a resumed run, read what it kept.
 
     Args:
-        model: As of `rank_composites`.
-        axis: As there.
-        samples: As there.
-        walk: As there.
-        reporter: As there.
-        batch_size: As there.
+        model: As the others, of `rank_composites`.
         kept: Where the choice is kept; None measures without keeping.
 
     Raises:
@@ -150,19 +120,15 @@ def chosen_composite(
     """
 
     def measured() -> _Choice:
-        found = rank_composites(model, axis, samples, walk, reporter, batch_size)
-        first, *others = found.ranking
+        first, *others = (ranked := rank_composites(model, axis, samples, walk, reporter, batch_size)).ranking
         return _Choice(
             composite=first.composite,
-            correlation=first.correlation.estimate,
-            interval=[first.correlation.low, first.correlation.high] if first.correlation.has_ends else [],
-            no_significant_difference=[
-                each.composite for each in others if each.difference and not is_significant(each.difference)
-            ],
-            refused=sorted(found.refused),
-            samples=found.samples,
-            timesteps=found.timesteps,
-            groups=found.groups,
+            correlation=round(first.correlation.estimate, 4),
+            interval=[round(end, 4) for end in (first.correlation.low, first.correlation.high) if end == end],
+            others={each.composite: round(each.correlation.estimate, 4) for each in others},
+            samples=ranked.samples,
+            timesteps=ranked.timesteps,
+            groups=ranked.groups,
         )
 
     if kept is None:
@@ -184,14 +150,13 @@ def chosen_composite(
 
 
 class _Choice(Form):
-    """As in the metadata of relevance."""
+    """As in the metadata of relevance; `others` holds the correlations of the other composites."""
 
     by: str = "auto"
     composite: Literal[tuple(COMPOSITES)]  # type: ignore[valid-type]
     correlation: float
     interval: list[float]
-    no_significant_difference: list[str]
-    refused: list[str]
+    others: dict[str, float]
     samples: int
     timesteps: list[float]
     groups: int

@@ -241,9 +241,9 @@ def prepare_locate(
     settings = settings or LocateSettings()
     selection = settings.selection()
     axis = load_axis(axis) if isinstance(axis, str | Path) else axis
-    samples = _samples(prompts, settings)
     if settings.composite == AUTO:
         _check_auto(settings, out)
+    samples = _samples(prompts, settings)
     file = None if out is None else inputs.check_target(Path(out), "--out", (".pt", ".safetensors"))
     device = device_of(settings.accelerator, float64=True)
     check_root(settings.mask_root, axis.groups)

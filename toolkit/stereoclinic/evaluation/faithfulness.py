@@ -10,8 +10,8 @@ References:
     Bhatt, Weller, Moura 2020, Evaluating and Aggregating Feature-based Model Explanations, definition 3.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,21 @@ from torch import Tensor, nn
 from stereoclinic.ddtd.lean import check_told_apart, group_directions, lean
 from stereoclinic.ddtd.propagate import eagerly
 from stereoclinic.ddtd.step import StepSettings, measure
+from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError, UncoveredOperation, first_line
 from stereoclinic.pipelines.arguments import inner
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.conditions import Conditions
 from stereoclinic.pipelines.hooks import Hooks
+from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.sites import Site, by_layer
+from stereoclinic.pipelines.schedule import schedule_of
+from stereoclinic.pipelines.sites import Site, by_layer, find_sites
+from stereoclinic.pipelines.watch import Walk, encode_groups
+from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, Samples, generator
 from stereoclinic.sns.damp import by_channel, damp
+from stereoclinic.sns.stepwise import Stepwise
 from stereoclinic.statistics.intervals import Interval, PairedDifference, mean_change, mean_interval
 
 
@@ -59,15 +65,9 @@ class Trial:
         points = min(self.points, treated)
         return [(2 * i + 1) * treated // (2 * points) for i in range(points)]
 
-    def drawn(self, row: Row, step: int, neurons: int) -> Tensor:
-        """Which neurons are silenced, (groups, sizes, N) bool; depends on the sample's prompt and seed and the step."""
-        gone = torch.zeros(self.groups, len(self.sizes), neurons, dtype=torch.bool)
-        random = generator(row, f"silenced at {step}")
-        for group in gone:
-            order = torch.randperm(neurons, generator=random)
-            for one, size in zip(group, self.sizes, strict=True):
-                one[order[: max(1, round(size * neurons))]] = True
-        return gone
+    def counts(self, neurons: int) -> list[int]:
+        """Neurons in a group of each size."""
+        return [max(1, round(size * neurons)) for size in self.sizes]
 
 
 @dataclass(frozen=True)
@@ -108,72 +108,108 @@ def silenced(network: nn.Module, sites: Sequence[Site], factors: Tensor) -> Hook
 
 
 class Silencing:
-    """Forecasts and true changes of the lean, at the points of a trajectory.
+    """Forecasts and true changes of the lean, at a few points of a trajectory.
 
     Args:
         model: The pipeline.
-        sites: Whose neurons are silenced.
+        axis: The bias axis, of K groups.
         rows: B samples.
-        composites: Name -> how its relevance is measured, without an off-axis row.
+        walk: Steps, guidance, sites and root. The lean is measured whatever its target is.
+        composites: Names and TOML files.
         trial: What is silenced.
-        steps: M steps.
-        axis_groups: Their number, K.
-        progress: Called with the number of samples after each relevance step and each group.
 
     Attributes:
+        timesteps: Of the M points.
         forecast: By composite, (K, B, M, sizes, groups), float64.
         truth: Of the same shape.
         refused: Composite -> why it cannot be measured on this model.
     """
 
     def __init__(
-        self,
-        model: Model,
-        sites: list[Site],
-        rows: Sequence[Row],
-        composites: Mapping[str, StepSettings],
-        trial: Trial,
-        steps: Sequence[int],
-        axis_groups: int,
-        progress: Callable[[int], object] = lambda count: None,
+        self, model: Model, axis: Axis, rows: Sequence[Row], walk: Settings, composites: Iterable[str], trial: Trial
     ) -> None:
-        self.model, self.sites, self.rows, self.composites = model, sites, rows, composites
-        self.trial, self.steps, self.progress = trial, steps, progress
-        self.refused: dict[str, str] = {}
-        shape = (axis_groups, len(rows), len(steps), len(trial.sizes), trial.groups)
+        self.model, self.axis, self.rows, self.walk, self.trial = model, axis, list(rows), walk, trial
+        self.sites = find_sites(inner(model.network), patterns=walk.sites)
+        self.neurons = sum(site.width for site in self.sites)
+        timesteps = schedule_of(model, walk.steps, walk.guidance).timesteps
+        self.steps = trial.steps(len(Stepwise().treated(timesteps)))
+        self.timesteps = [timesteps[step] for step in self.steps]
+        self.composites, self.refused = dict[str, StepSettings](), dict[str, str]()
+        for name in composites:
+            try:
+                how = replace(walk, composite=name, target="lean").for_step(model.network)
+            except InputError as error:
+                self.refused[name] = str(error)
+            else:
+                self.composites[name] = replace(how, off_axis=0.0)
+        shape = (len(axis), len(rows), len(self.steps), len(trial.sizes), trial.groups)
         self.truth = torch.zeros(shape, dtype=torch.float64)
-        self.forecast = {name: torch.zeros(shape, dtype=torch.float64) for name in composites}
+        self.forecast = {name: torch.zeros(shape, dtype=torch.float64) for name in self.composites}
 
-    def at(self, call: Call, groups: Sequence[Conditions], part: slice) -> None:
-        """Measure some samples at one of the steps.
+    @property
+    def points(self) -> int:
+        """Samples times steps."""
+        return len(self.rows) * len(self.steps)
+
+    @property
+    def silences(self) -> int:
+        """Random groups at each point."""
+        return self.trial.groups * len(self.trial.sizes)
+
+    def passes(self) -> tuple[int, int]:
+        """Forward and backward passes of one sample that `run` makes; the walk from point to point is not counted."""
+        groups = len(self.axis)
+        forward = 1 + groups + self.silences + len(self.composites) * (1 + groups)
+        return self.points * forward, self.points * len(self.composites) * (1 if groups == 2 else groups)
+
+    def run(self, portions: AdaptiveBatch, progress: Callable[[int], object] = lambda count: None) -> None:
+        """Measure.
+
+        Args:
+            portions: How many samples fit through the denoiser together.
+            progress: Called with the number of samples after each relevance step and each group.
 
         Raises:
             InputError: The model predicts the same for all groups' prompts, or values that are not finite.
         """
-        rows, m = list(self.rows)[part], self.steps.index(call.step)
+
+        def visit(call: Call) -> None:
+            if call.step in self.steps:
+                portions.each(lambda part: self._at(call, groups, part, progress), len(self.rows))
+
+        last = self.steps[-1] + 1
+        walk = Walk(
+            self.model, self.rows, self.walk.steps, self.walk.guidance, visit=visit, portions=portions, last=last
+        )
+        (groups,) = encode_groups(walk, self.rows, [self.axis])
+        with eagerly():
+            walk.run()
+
+    def _at(self, call: Call, groups: Sequence[Conditions], part: slice, progress: Callable[[int], object]) -> None:
+        """Measure some samples at one of the steps."""
+        rows, m = self.rows[part], self.steps.index(call.step)
         balanced, directions = group_directions(call.compare(groups, part))
         prediction = call.predict(part=part)
         check_told_apart(prediction, directions, rows, call.timestep)
         before = lean(prediction, balanced, directions)
         relevance = self._relevance(call, groups, part)
-        gone = torch.stack([self.trial.drawn(row, call.step, sum(s.width for s in self.sites)) for row in rows])
-        with eagerly():
-            for g in range(self.trial.groups):
-                for s in range(len(self.trial.sizes)):
-                    silent = gone[:, g, s].to(before)  # (n, N)
-                    with silenced(inner(self.model.network), self.sites, 1 - silent):
-                        after = lean(call.predict(part=part), balanced, directions)
-                    self.truth[:, part, m, s, g] = (after - before).double().cpu()
-                    for name, each in relevance.items():
-                        self.forecast[name][:, part, m, s, g] = -(each * silent).sum(2).double().cpu()
-                    self.progress(len(rows))
+        progress(len(rows) * len(relevance))
+        random = [generator(row, f"silenced at step {call.step}") for row in rows]
+        for g in range(self.trial.groups):
+            order = torch.stack([torch.randperm(self.neurons, generator=each) for each in random])
+            for s, count in enumerate(self.trial.counts(self.neurons)):
+                silent = torch.zeros(order.shape).scatter_(1, order[:, :count], 1.0).to(before.device)  # (n, N)
+                with silenced(inner(self.model.network), self.sites, 1 - silent):
+                    after = lean(call.predict(part=part), balanced, directions)
+                self.truth[:, part, m, s, g] = (after - before).double().cpu()
+                for name, each in relevance.items():
+                    self.forecast[name][:, part, m, s, g] = -(each * silent).sum(2).double().cpu()
+                progress(len(rows))
 
     def _relevance(self, call: Call, groups: Sequence[Conditions], part: slice) -> dict[str, Tensor]:
         """(K, n, N) of each composite that fits the model."""
         found = {}
-        for name, how in self.composites.items():
-            if name in self.refused:
-                continue
+        for name, how in [each for each in self.composites.items() if each[0] not in self.refused]:
             try:
                 measured = measure(self.model, call, groups, self.sites, self.rows, how, part)[-1]
             except UncoveredOperation as error:
@@ -183,17 +219,18 @@ class Silencing:
                 self.refused[name] = (
                     f"at timestep {call.timestep:g}, {next(iter(measured.faults.values()))}: not finite"
                 )
-                continue
-            found[name] = measured.relevance
-            self.progress(measured.lean.shape[1])
+            else:
+                found[name] = measured.relevance
         return found
 
     def ranking(self) -> list[Ranked]:
         """The composites, most faithful first.
 
         Raises:
-            InputError: None can be measured.
+            InputError: None can be measured, or leans are not finite where neurons are silenced.
         """
+        if not self.truth.isfinite().all():
+            raise InputError("leans are not finite where neurons are silenced; try --dtype float32 or bfloat16")
         labels = [row["label"] for row in self.rows]
         which = torch.tensor([labels.index(label) for label in labels])
         found = {
