@@ -25,9 +25,6 @@ def doctor(
     One prediction, for noise at the noisiest timestep, is decomposed. The relevance that crosses a cut through the
     network, or enters behind it (time, text, biases), must add up to the size of the prediction.
 
-    With --faithfulness, random groups of neurons are silenced at a few steps. Composites are ranked by how well they
-    forecast what that does to the lean. How long it takes is printed first.
-
     Exit codes: 0 it is supported; 2 it is not, or bad input.
     """
     from stereo_cli.doctor_tables import doctor_tables

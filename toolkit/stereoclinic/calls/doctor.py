@@ -19,7 +19,7 @@ class DoctorSettings(SiteSettings, PromptSettings, ModelSettings):
 
     composite: str = option("epsilon-cp", "Relevance rules to check; `stereo locate --help-all` lists them.")
     faithfulness: bool = option(
-        False, "Also silence random groups of neurons, and rank all composites by their forecasts of what it does."
+        False, "Also rank all composites by how well they forecast what silencing neurons does."
     )
     seed: int = option(0, "Seed of the noise.", ge=0, advanced=True)
     batch_size: int = option(1, "Number of samples in the batch.", ge=1, advanced=True)

@@ -92,7 +92,7 @@ def rank_composites(
         f"faithfulness: {len(rows)} samples x {len(found.steps)} steps, {found.silences} random groups and"
         f" {len(found.composites)} composites at each: {forward:,} forward and {backward:,} backward passes of one"
         f" sample. A forward pass takes {one:.2g} s here, a relevance step {relevance:.2g} s:"
-        f" {math.ceil(seconds / 60):,} min at most"
+        f" up to {math.ceil(seconds / 60):,} min"
     )
     total = found.points * found.silences + steps
     with reporter.progress(total, "silencing groups of neurons") as advance:
