@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from stereoclinic.calls.doctor import DoctorSettings
-from stereoclinic.calls.duration import Duration, Workload, devices, estimate
+from stereoclinic.calls.duration import BATCH, Duration, Workload, devices, estimate, memory
 from stereoclinic.calls.faithfulness import Faithfulness, rank_composites
 from stereoclinic.calls.inputs import call_of, neutral_prompts, open_named, unguided
 from stereoclinic.calls.settings import call_texts
@@ -33,8 +33,6 @@ from stereoclinic.prompts.axes import Axis, load_axis
 from stereoclinic.prompts.sets import with_seeds
 from stereoclinic.runtime.devices import device_of
 
-#: Samples that `stereo locate` runs together by default.
-BATCH = 16
 _DEFAULT_COMPOSITE = "epsilon-cp"
 
 
@@ -173,7 +171,7 @@ def diagnose(
         count_neurons(sites),
         dict(outcome.uncovered),
         _conservation(outcome, rules, facts.timesteps[0], settings.seed),
-        _memory(opened, outcome),
+        memory(opened, outcome.kept_bytes),
         devices(device),
         estimate(opened, sites, rows, workload),
         supported,
@@ -345,9 +343,3 @@ def _next_command(
         return "stereo doctor on another copy of the model: values that are not finite come from its weights"
     composite = ["--composite", settings.composite] if settings.composite != _DEFAULT_COMPOSITE else []
     return shlex.join(["stereo", "locate", *words, *dtype, *composite])
-
-
-def _memory(model: Model, outcome: Conservation) -> dict[str, int]:
-    weights, kept = sum(parameter.nbytes for parameter in model.network.parameters()), outcome.kept_bytes
-    total = weights + BATCH * kept
-    return {"unet_weights": weights, "kept_by_a_sample": kept, "batch": BATCH, "batch_total": total}

@@ -24,6 +24,8 @@ from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, Samples
 from stereoclinic.sns.stepwise import Stepwise
 
+#: Samples that `stereo locate` runs together by default.
+BATCH = 16
 #: A pass shorter than this, in seconds, is timed a second time: the first one includes what is done once.
 SHORT = 5.0
 
@@ -132,6 +134,13 @@ def timed(model: Model, sites: list[Site], rows: list[Row], axis: Axis, settings
     walk.run()
     forward, relevance = found
     return forward, relevance
+
+
+def memory(model: Model, kept: int) -> dict[str, int]:
+    """Bytes of a relevance step of `locate`, of which a sample keeps `kept`."""
+    weights = sum(parameter.nbytes for parameter in model.network.parameters())
+    total = weights + BATCH * kept
+    return {"unet_weights": weights, "kept_by_a_sample": kept, "batch": BATCH, "batch_total": total}
 
 
 def devices(used: str) -> list[dict[str, Any]]:
