@@ -15,8 +15,9 @@ Data = dict[str, Any]
 
 
 def doctor_tables(data: Data) -> list[RenderableType]:
-    """The model, its neurons, conservation cut by cut, and what memory and time it takes here."""
-    return [_model(data["model"]), _neurons(data["neurons"]), *_conservation(data), _here(data), _time(data["time"])]
+    """The model, its neurons, conservation cut by cut, memory and time here, and how faithful each composite is."""
+    parts = [_model(data["model"]), _neurons(data["neurons"]), *_conservation(data), _here(data), _time(data["time"])]
+    return parts if data["faithfulness"] is None else [*parts, _faithfulness(data["faithfulness"])]
 
 
 def _model(model: Data) -> Group:
@@ -119,6 +120,30 @@ def _time(time: Data) -> Group:
     for name in ("locate", "plan", "bench"):
         table.add_row(f"stereo {name}", _minutes(time[f"{name}_minutes"]))
     return captioned(table, f"One step of each was timed and the others counted. Assumes {time['assumes']}.")
+
+
+def _faithfulness(found: Data) -> Group:
+    from stereoclinic.evaluation.compare import NOT_SIGNIFICANT, is_significant
+    from stereoclinic.evaluation.figures.values import as_value
+    from stereoclinic.evaluation.wording import number, spelt
+
+    title = f"Faithfulness for {found['axis']}: correlation of forecast and true change of the lean"
+    table = _table(title, "composite", "correlation", "minus the best", *(f"{size:,}" for size in found["sizes"]))
+    table.columns[2].overflow = "fold"
+    for row in found["ranking"]:
+        change = as_value(row["difference"])
+        behind = "" if change is None else spelt(change, "+.2f") if is_significant(change) else NOT_SIGNIFICANT
+        table.add_row(
+            printable(row["composite"]), spelt(as_value(row["correlation"])), behind, *map(number, row["by_size"])
+        )
+    steps = ", ".join(f"{timestep:.0f}" for timestep in found["timesteps"])
+    refused = "".join(f" Not measured: {name} ({why})." for name, why in found["refused"].items())
+    caption = (
+        f"1 is perfect, 0 is chance. {found['groups']} random groups of each size were silenced, for each of"
+        f" {found['samples']} samples at timesteps {steps}. Columns of numbers: the correlation by neurons in a group,"
+        f" of {found['neurons']:,}. Intervals are over prompts."
+    )
+    return captioned(table, caption + refused, keep=[1, 2])
 
 
 def _minutes(minutes: float) -> str:

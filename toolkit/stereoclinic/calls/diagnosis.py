@@ -1,7 +1,6 @@
 """The results of `doctor`: the model, its neurons, the conservation check, memory and time."""
 
 import math
-import os
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,15 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from stereoclinic.calls.doctor import DoctorSettings
-from stereoclinic.calls.duration import Duration, Workload, estimate
-from stereoclinic.calls.inputs import call_of, neutral_prompts, open_named
+from stereoclinic.calls.duration import BATCH, Duration, Workload, devices, estimate, memory
+from stereoclinic.calls.faithfulness import Faithfulness, rank_composites
+from stereoclinic.calls.inputs import call_of, neutral_prompts, open_named, unguided
 from stereoclinic.calls.settings import call_texts
 from stereoclinic.calls.work import Reporter
 from stereoclinic.ddtd.conservation import Conservation, check
 from stereoclinic.ddtd.rules.composites import Composite, get_composite
 from stereoclinic.ddtd.rules.operations import tensors
+from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.intercept import Left, Watcher, call_pipeline
@@ -32,8 +33,6 @@ from stereoclinic.prompts.axes import Axis, load_axis
 from stereoclinic.prompts.sets import with_seeds
 from stereoclinic.runtime.devices import device_of
 
-#: Samples that `stereo locate` runs together by default.
-BATCH = 16
 _DEFAULT_COMPOSITE = "epsilon-cp"
 
 
@@ -116,6 +115,7 @@ class Diagnosis:
         supported: Whether the model is supported with these rules.
         verdict: The same in words.
         next: The command to run next.
+        faithfulness: The composites, ranked; None unless asked for.
     """
 
     model: ModelFacts
@@ -128,6 +128,7 @@ class Diagnosis:
     supported: bool
     verdict: str
     next: str
+    faithfulness: Faithfulness | None
 
 
 def diagnose(
@@ -153,6 +154,10 @@ def diagnose(
     supported = not outcome.uncovered and outcome.fault is None
     timed = "gradient" if settings.composite == _DEFAULT_COMPOSITE or not supported else settings.composite
     workload = Workload(chosen, samples, settings.images, steps, guidance, timed, settings.sites)
+    ranked = None
+    if settings.faithfulness and outcome.fault is None:
+        walk = Settings(steps=steps, guidance=unguided(opened, steps), sites=settings.sites)
+        ranked = rank_composites(opened, chosen, samples, walk, reporter, BATCH, [settings.composite])
     given = {
         "model": model if isinstance(model, str) else facts.name,
         "variant": settings.variant,
@@ -166,12 +171,13 @@ def diagnose(
         count_neurons(sites),
         dict(outcome.uncovered),
         _conservation(outcome, rules, facts.timesteps[0], settings.seed),
-        _memory(opened, outcome),
-        _devices(device),
+        memory(opened, outcome.kept_bytes),
+        devices(device),
         estimate(opened, sites, rows, workload),
         supported,
         _verdict(outcome, rules, settings.dtype),
-        _next_command(outcome, rules, settings, given),
+        _next_command(outcome, rules, settings, given, ranked.best if ranked else ""),
+        ranked,
     )
 
 
@@ -318,13 +324,17 @@ def _verdict(outcome: Conservation, rules: Composite, dtype: str) -> str:
     return f"this model is supported with {name}"
 
 
-def _next_command(outcome: Conservation, rules: Composite, settings: DoctorSettings, given: dict[str, Any]) -> str:
-    """The next command, with this command's arguments."""
+def _next_command(
+    outcome: Conservation, rules: Composite, settings: DoctorSettings, given: dict[str, Any], best: str
+) -> str:
+    """The next command, with this command's arguments; `best` is the composite that was found, if any."""
     faulty = outcome.fault is not None
     words = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
     words += [word for text in call_texts(call_of(settings)) for word in ("--call", text)]
     words += [word for site in settings.sites for word in ("--sites", site)]
     dtype = ["--dtype", settings.dtype] if settings.dtype != "float32" else []
+    if best:
+        return shlex.join(["stereo", "locate", *words, *dtype, "--composite", best])
     if outcome.uncovered and rules.strict:
         return shlex.join(["stereo", "doctor", *words, *dtype, "--composite", "gradient"])
     if faulty and settings.dtype == "float16":
@@ -333,24 +343,3 @@ def _next_command(outcome: Conservation, rules: Composite, settings: DoctorSetti
         return "stereo doctor on another copy of the model: values that are not finite come from its weights"
     composite = ["--composite", settings.composite] if settings.composite != _DEFAULT_COMPOSITE else []
     return shlex.join(["stereo", "locate", *words, *dtype, *composite])
-
-
-def _memory(model: Model, outcome: Conservation) -> dict[str, int]:
-    weights, kept = sum(parameter.nbytes for parameter in model.network.parameters()), outcome.kept_bytes
-    total = weights + BATCH * kept
-    return {"unet_weights": weights, "kept_by_a_sample": kept, "batch": BATCH, "batch_total": total}
-
-
-def _devices(used: str) -> list[dict[str, Any]]:
-    """The devices that torch finds here."""
-    cores = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
-    found: list[tuple[str, str, int | None]] = [("cpu", cores, None)]
-    for i in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(i)
-        found.append((f"cuda:{i}", properties.name, properties.total_memory))
-    if torch.backends.mps.is_available():
-        found.append(("mps", "Apple GPU; relevance is summed in float64, which it lacks", None))
-    return [
-        {"name": name, "what": what, "memory": memory, "used": name.split(":")[0] == used}
-        for name, what, memory in found
-    ]

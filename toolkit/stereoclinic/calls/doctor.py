@@ -18,6 +18,9 @@ class DoctorSettings(SiteSettings, PromptSettings, ModelSettings):
     """What is checked, and the workload that times are estimated for."""
 
     composite: str = option("epsilon-cp", "Relevance rules to check; `stereo locate --help-all` lists them.")
+    faithfulness: bool = option(
+        False, "Also rank all composites by how well they forecast what silencing neurons does."
+    )
     seed: int = option(0, "Seed of the noise.", ge=0, advanced=True)
     batch_size: int = option(1, "Number of samples in the batch.", ge=1, advanced=True)
     guidance: float | None = option(None, "Guidance scale.", MODEL, ge=0, default_text="the model's own")
@@ -37,14 +40,15 @@ def doctor(
     """Say whether a model is supported: its denoiser and neurons, how it is called, rules, conservation, memory, time.
 
     One prediction, for noise at the noisiest timestep, is decomposed. The relevance that crosses a cut through the
-    network, or enters behind it (time, text, biases), must add up to the size of the prediction.
+    network, or enters behind it (time, text, biases), must add up to the size of the prediction. With
+    `DoctorSettings(faithfulness=True)` the composites are ranked too; how long that takes is said before.
 
     Args:
         model: `portraits`, a diffusers folder, a checkpoint, a hub id; or an open pipeline, which stays where it is.
         settings: Everything else; the defaults are those of the command.
-        axis: Axis of bias, for the estimated time.
+        axis: Axis of bias, for the estimated time and the ranking.
         prompts: Neutral prompts, as `locate` takes them.
-        reporter: Gets notes.
+        reporter: Gets notes and progress.
 
     Raises:
         InputError: An argument is wrong or does not fit the model; the message says what to do.

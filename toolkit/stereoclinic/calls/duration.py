@@ -1,8 +1,10 @@
-"""How long `locate`, `plan` and `evaluate` would take here: two passes are timed, the others are counted."""
+"""How long `locate`, `plan` and `evaluate` would take here, from two passes that are timed; the devices here."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -22,6 +24,8 @@ from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, Samples
 from stereoclinic.sns.stepwise import Stepwise
 
+#: Samples that `stereo locate` runs together by default.
+BATCH = 16
 #: A pass shorter than this, in seconds, is timed a second time: the first one includes what is done once.
 SHORT = 5.0
 
@@ -73,7 +77,7 @@ def estimate(model: Model, sites: list[Site], rows: list[Row], work: Workload) -
     scale, every = unguided(model, work.steps), every_of(work.steps)
     settings = Settings(work.composite, None, work.steps, scale, every, sites=work.sites)
     try:
-        forward, relevance = _timed(model, sites, rows, work, settings)
+        forward, relevance = timed(model, sites, rows, work.axis, settings)
     except InputError as error:
         return Duration(why=str(error))
     located, drawn = (schedule_of(model, work.steps, each).timesteps for each in (scale, work.guidance))
@@ -103,7 +107,7 @@ def estimate(model: Model, sites: list[Site], rows: list[Row], work: Workload) -
     return Duration(forward, relevance, locate / 60, planned / 60, judged / 60, assumes)
 
 
-def _timed(model: Model, sites: list[Site], rows: list[Row], work: Workload, settings: Settings) -> tuple[float, float]:
+def timed(model: Model, sites: list[Site], rows: list[Row], axis: Axis, settings: Settings) -> tuple[float, float]:
     """Seconds per sample of a prediction for the prompts, and of a measured step of `locate`."""
     how, found = settings.for_step(model.network), list[float]()
 
@@ -126,7 +130,29 @@ def _timed(model: Model, sites: list[Site], rows: list[Row], work: Workload, set
         raise Left
 
     walk = Walk(model, rows, settings.steps, settings.guidance, visit=visit)
-    (groups,) = encode_groups(walk, rows, [work.axis])
+    (groups,) = encode_groups(walk, rows, [axis])
     walk.run()
     forward, relevance = found
     return forward, relevance
+
+
+def memory(model: Model, kept: int) -> dict[str, int]:
+    """Bytes of a relevance step of `locate`, of which a sample keeps `kept`."""
+    weights = sum(parameter.nbytes for parameter in model.network.parameters())
+    total = weights + BATCH * kept
+    return {"unet_weights": weights, "kept_by_a_sample": kept, "batch": BATCH, "batch_total": total}
+
+
+def devices(used: str) -> list[dict[str, Any]]:
+    """The devices that torch finds here."""
+    cores = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
+    found: list[tuple[str, str, int | None]] = [("cpu", cores, None)]
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        found.append((f"cuda:{i}", properties.name, properties.total_memory))
+    if torch.backends.mps.is_available():
+        found.append(("mps", "Apple GPU; relevance is summed in float64, which it lacks", None))
+    return [
+        {"name": name, "what": what, "memory": memory, "used": name.split(":")[0] == used}
+        for name, what, memory in found
+    ]

@@ -2,9 +2,9 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from stereoclinic.calls.choosing import ChoosingSettings
 from stereoclinic.calls.inputs import relevance_file
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from stereoclinic.sns.select import Selection
 
 
+#: Name in place of a composite's: the most faithful one on the model, as measured.
+AUTO = "auto"
+
+
 class LocateSettings(DeviceSettings, ChoosingSettings, SiteSettings, PromptSettings, ModelSettings):
     """How relevance is measured, and how a mask is chosen from it."""
 
@@ -53,7 +57,7 @@ class LocateSettings(DeviceSettings, ChoosingSettings, SiteSettings, PromptSetti
     )  # fmt: skip
     composite: str = option(
         "gradient", "Relevance rules: gradient (most faithful in our tests), epsilon-cp, epsilon-attnlrp, gamma-cp,"
-        " gamma-attnlrp, zplus-cp, deep-taylor, or a TOML file.",
+        " gamma-attnlrp, zplus-cp, deep-taylor, a TOML file, or auto (measure which is most faithful on this model).",
         RELEVANCE, advanced=True,
     )  # fmt: skip
     root: str | None = option(
@@ -148,11 +152,17 @@ class LocateJob:
         return self.file and self.file.with_name(f"{self.file.stem}.shards")
 
     @property
+    def kept_choice(self) -> Path | None:
+        """Where `--composite auto` keeps what it chose, for other ranks and a resumed run."""
+        return self.file and self.file.with_name(f"{self.file.stem}.composite.json")
+
+    @property
     def description(self) -> str:
         places = f", and write {self.stored} and {self.file}" if self.file else ""
         measured, total = self.steps
+        first = "choose the composite by silencing groups of neurons, then " if self.settings.composite == AUTO else ""
         return (
-            f"measure {_size(self.samples, self.settings)} at {measured} of {total} steps on"
+            f"{first}measure {_size(self.samples, self.settings)} at {measured} of {total} steps on"
             f" {self.settings.ranks} device(s){places}"
         )
 
@@ -163,9 +173,12 @@ class LocateJob:
 
         files = [place for place in (self.file, self.stored, self.shards) if place is not None]
         with claimed(reporter, *files), keeps_progress(self.shards, reporter):
-            relevance = self._measure(reporter)
+            choice = self._choose_composite(reporter) if self.settings.composite == AUTO else {}
+            relevance = self._measure(reporter, choice.get("composite", self.walk.composite))
             if relevance is None:
                 return None
+            if choice:
+                relevance = replace(relevance, metadata={**relevance.metadata, "composite_choice": choice})
             if dropped := relevance.metadata["dropped"]:
                 of = relevance.metadata["samples"]
                 reporter.warn(f"{dropped} of {of} samples were dropped: their values were not finite")
@@ -177,9 +190,20 @@ class LocateJob:
             if self.file is not None and self.shards is not None:
                 mask.save(self.file)
                 shutil.rmtree(self.shards, ignore_errors=True)
+                if choice and self.kept_choice is not None:
+                    self.kept_choice.unlink(missing_ok=True)
         return Located(relevance, mask)
 
-    def _measure(self, reporter: Reporter) -> "Relevance | None":
+    def _choose_composite(self, reporter: Reporter) -> dict[str, Any]:
+        """The most faithful composite and its figure, measured on some of the samples."""
+        from stereoclinic.calls.faithfulness import chosen_composite
+        from stereoclinic.prompts.sets import Samples
+
+        assert isinstance(self.samples, Samples)  # streams are refused
+        how = self.settings.batch_size, self.kept_choice
+        return chosen_composite(self.model, self.axis, self.samples, self.walk, reporter, *how)
+
+    def _measure(self, reporter: Reporter, composite: str) -> "Relevance | None":
         from stereoclinic.ddtd.locate import run_ddtd
         from stereoclinic.prompts.streams import Stream
         from stereoclinic.runtime.devices import hush_lightning, strategy_for, threads_for
@@ -189,7 +213,8 @@ class LocateJob:
         amount = None if isinstance(self.samples, Stream) else len(self.samples) * self.steps[0]
         with threads_for(self.device, ranks), reporter.progress(amount, f"locating {self.axis.name}") as advance:
             return run_ddtd(
-                self.model, self.axis, self.samples, self.walk, batch_size=settings.batch_size,
+                self.model, self.axis, self.samples, replace(self.walk, composite=composite),
+                batch_size=settings.batch_size,
                 classifier=self.classifier, progress=lambda count: advance(count * ranks), warn=reporter.warn,
                 shards=self.shards, accelerator=self.device, devices=settings.devices, num_nodes=settings.num_nodes,
                 strategy=strategy_for(settings.strategy, ranks), precision=settings.precision,
@@ -216,6 +241,8 @@ def prepare_locate(
     settings = settings or LocateSettings()
     selection = settings.selection()
     axis = load_axis(axis) if isinstance(axis, str | Path) else axis
+    if settings.composite == AUTO:
+        _check_auto(settings, out)
     samples = _samples(prompts, settings)
     file = None if out is None else inputs.check_target(Path(out), "--out", (".pt", ".safetensors"))
     device = device_of(settings.accelerator, float64=True)
@@ -252,6 +279,15 @@ def _samples(prompts: "str | Dataset", settings: LocateSettings) -> "Samples | S
     return Stream(prompts, range(settings.seed, settings.seed + settings.seeds), settings.limit)
 
 
+def _check_auto(settings: LocateSettings, out: str | Path | None) -> None:
+    """Refuse `--composite auto` where it cannot be measured beforehand, or ranks could choose differently."""
+    if settings.stream or settings.strategy.startswith("fsdp"):
+        why = "with --stream" if settings.stream else f"with strategy {settings.strategy}"
+        raise InputError(f"composite auto cannot be measured {why}; name one, see `stereo doctor --faithfulness`")
+    if settings.ranks > 1 and out is None:
+        raise InputError("composite auto on several devices keeps its choice in a file for all of them; give out=PATH")
+
+
 def _size(samples: "Samples | Stream", settings: LocateSettings) -> str:
     """How many samples there are, in words."""
     from stereoclinic.prompts.streams import Stream
@@ -277,7 +313,7 @@ def _walk(settings: LocateSettings, model: "Model") -> "TrajectorySettings":
 
     steps = model.defaults.steps
     return TrajectorySettings(
-        settings.composite,
+        "gradient" if settings.composite == AUTO else settings.composite,  # chosen when the job runs
         settings.root,
         steps,
         unguided(model, steps) if settings.guidance is None else settings.guidance,

@@ -115,8 +115,8 @@ def whole_results(place: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def sole_writer(path: Path) -> Iterator[list[str]]:
-    """While in the context, no other process is in it for the same file or folder.
+def sole_writer(path: Path, wait: bool = False) -> Iterator[list[str]]:
+    """While in the context, no other process is in it for the same file or folder; `wait` for one that is.
 
     The lock goes with the process, however it ends. The folder of `path` is made. Yields what `repair` did. Where the
     file system has no locks, nothing is held and nothing repaired.
@@ -125,7 +125,7 @@ def sole_writer(path: Path) -> Iterator[list[str]]:
         InputError: Another process writes it, or the folder cannot be written to.
     """
     name = path.with_name(f".{path.name}.lock")
-    lock = FileLock(name, timeout=0, fallback_to_soft=False)
+    lock = FileLock(name, timeout=-1 if wait else 0, fallback_to_soft=False)
     repaired: list[str] = []
     try:
         name.parent.mkdir(parents=True, exist_ok=True)

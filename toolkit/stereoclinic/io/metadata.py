@@ -76,8 +76,8 @@ _NAMES: _Form = ("a list of names", TypeAdapter(list[Annotated[str, AfterValidat
 _MADE: dict[str, _Form] = {
     "axis": _TEXT, "words": _NAMES, "labels": _TEXTS, "model": _TEXT, "call": _TABLE, "unet_shapes": _TEXT,
     "unet_weights": _TEXT, "prompts": _TEXT, "samples": _WHOLE, "dropped": _WHOLE, "seeds": _SEEDS, "patterns": _TEXTS,
-    "composite": _TEXT, "root": _TEXT, "target": _TEXT, "steps": _WHOLE, "every": _WHOLE, "guidance": _NUMBER,
-    "selection": _TABLE, "adjusted": _TABLES, "dose": _TABLE,
+    "composite": _TEXT, "composite_choice": _TABLE, "root": _TEXT, "target": _TEXT, "steps": _WHOLE, "every": _WHOLE,
+    "guidance": _NUMBER, "selection": _TABLE, "adjusted": _TABLES, "dose": _TABLE,
 }  # fmt: skip
 _SELECTION: dict[str, _Form] = {"method": _TEXT, "root": _TEXT, "bins": _TABLES}
 _BIN: dict[str, _Form] = dict.fromkeys(("from", "to", "lean_before", "lean_after", "off_axis"), _NUMBER)
