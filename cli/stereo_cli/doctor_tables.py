@@ -129,7 +129,6 @@ def _faithfulness(found: Data) -> Group:
 
     title = f"Faithfulness for {found['axis']}: correlation of forecast and true change of the lean"
     table = _table(title, "composite", "correlation", "minus the best", *(f"{size:,}" for size in found["sizes"]))
-    table.columns[2].overflow = "fold"
     for row in found["ranking"]:
         change = as_value(row["difference"])
         behind = "" if change is None else spelt(change, "+.2f") if is_significant(change) else NOT_SIGNIFICANT
@@ -143,7 +142,7 @@ def _faithfulness(found: Data) -> Group:
         f" {found['samples']} samples at timesteps {steps}. Columns of numbers: the correlation by neurons in a group,"
         f" of {found['neurons']:,}. Intervals are over prompts."
     )
-    return captioned(table, caption + refused, keep=[1, 2])
+    return captioned(table, caption + refused, blocks=True)
 
 
 def _minutes(minutes: float) -> str:

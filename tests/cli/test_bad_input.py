@@ -320,7 +320,9 @@ def test_an_unknown_model_without_a_network(tmp_path: Path):
     )  # fmt: skip
     assert run.returncode == 2
     (line,) = run.stderr.splitlines()
-    assert line.startswith("stereo: model 'nobody/nothing' is not a built-in model (portraits), a pipeline folder")
+    assert line.startswith(
+        "stereo: model 'nobody/nothing' is not a built-in model (portraits, portraits-flow), a pipeline folder"
+    )
     assert "HF_HUB_OFFLINE is set" in line
     assert run.stdout == ""
 

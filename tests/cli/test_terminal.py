@@ -100,6 +100,16 @@ def of_doctor(name: str) -> list[Any]:
     shares = dict.fromkeys(("text", "time", "bias", "skip_connections", "modulation", "image", "sum"), 0.5)
     cuts = [{"before": f"down_blocks.0.{name}", **shares, "error": 1e-6}]
     kinds = [{"kind": "attention", "stream": "image", "sites": 2, "neurons": 8}]
+    interval = {"estimate": 0.9, "low": 0.8, "high": 0.95}
+    behind = {"estimate": -0.2, "low": -0.3, "high": -0.1, "p_value": 0.001}
+    ranking = [
+        {"composite": composite, "correlation": interval, "difference": change, "by_size": [0.9, 0.8]}
+        for composite, change in ((name, None), ("epsilon-cp", behind))
+    ]
+    faithfulness = {
+        "axis": name, "ranking": ranking, "sizes": [2, 4], "groups": 16, "samples": 12, "timesteps": [900.0],
+        "neurons": 8, "refused": {name: name},
+    }  # fmt: skip
     return doctor_tables(
         {
             "model": model,
@@ -112,6 +122,7 @@ def of_doctor(name: str) -> list[Any]:
             "memory": {"unet_weights": 9, "kept_by_a_sample": 9, "batch": 2, "batch_total": 9},
             "devices": [{"name": "cuda:0", "what": name, "memory": None, "used": True}],
             "time": {"why": name},
+            "faithfulness": faithfulness,
         }
     )  # fmt: skip
 
