@@ -56,7 +56,8 @@ class UNet:
     }
 
     def build(self) -> nn.Module:
-        return parts.build_unet()
+        network: nn.Module = parts.build_unet()
+        return network
 
     def text_encoder(self, tokenizer: CLIPTokenizer) -> CLIPTextModel:
         return parts.build_text_encoder(tokenizer)
