@@ -1,6 +1,7 @@
 """The model card: a table that stays a table, and figures that keep their verdict."""
 
 from stereoclinic.portraits.card import Line, at_least, at_most, card
+from stereoclinic.portraits.denoisers import DENOISERS
 
 
 def test_the_card_holds_every_figure_in_well_formed_rows() -> None:
@@ -20,6 +21,7 @@ def test_the_card_holds_every_figure_in_well_formed_rows() -> None:
         }
     ]
     about = {"name": "w", "parameters": 1.0, "steps": 20, "guidance": 2.0, "hardware": "h", "samples": "s", "images": 4}
+    about |= DENOISERS["flow"].about | {"call": ""}
     text = card(lines, shares, **about)
     table = text[text.index("| figure") : text.index("## Planted")].strip().splitlines()
     assert len(table) == 2 + 3
