@@ -46,12 +46,12 @@ def _calls(calls: list[list[bool]]) -> str:
 
 
 def _timesteps(model: Data) -> str:
-    """The scheduler's first and last timestep, and what the denoiser is told there."""
+    """The scheduler's first and last timestep, and what the denoiser gets as its timestep there."""
     timesteps, told = model["timesteps"], model["told"]
     ends = f"{timesteps[0]:g} to {timesteps[-1]:g}"
     if not told:
-        return f"{ends}; the denoiser is told none"
-    return f"{ends}; the denoiser is told {told[0]:g} to {told[-1]:g}"
+        return f"{ends}; the denoiser gets none"
+    return f"{ends}; the denoiser gets {told[0]:g} to {told[-1]:g}"
 
 
 def _neurons(neurons: Data) -> Group:

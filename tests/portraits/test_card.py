@@ -21,7 +21,7 @@ def test_the_card_holds_every_figure_in_well_formed_rows() -> None:
         }
     ]
     about = {"name": "w", "parameters": 1.0, "steps": 20, "guidance": 2.0, "hardware": "h", "samples": "s", "images": 4}
-    about |= DENOISERS["flow"].about | {"call": ""}
+    about |= DENOISERS["flow"].about | {"kind": "flow", "call": "", "first_seed": 7}
     text = card(lines, shares, **about)
     table = text[text.index("| figure") : text.index("## Planted")].strip().splitlines()
     assert len(table) == 2 + 3

@@ -78,8 +78,8 @@ its groups are features of drawings, not anyone's identity.
 
 ## Measured
 
-`python -m stereoclinic.portraits.check --images {images}`: {images} images an occupation, {steps} steps, seeds that
-nothing else uses. Intervals are 95 %.
+`python -m stereoclinic.portraits.check --model {name} --images {images}`: {images} images an occupation, {steps} steps,
+seeds from {first_seed} on, which nothing else uses. Intervals are 95 %.
 
 | figure | value | interval | n | asked | |
 | --- | --- | --- | --- | --- | --- |
@@ -102,8 +102,8 @@ def card(lines: Sequence[Line], shares: Sequence[dict[str, Any]], **about: objec
     Args:
         lines: The figures of `check`.
         shares: Its table of planted and generated shares.
-        **about: name, what `Denoiser.about` says, parameters (millions), steps, guidance, call, hardware, samples,
-            images.
+        **about: name, what `Denoiser.about` says, parameters (millions), steps, guidance, call, kind of
+            denoiser, hardware, samples, images, first_seed.
     """
     figures = "\n".join(line.row for line in lines)
     scales = list(shares[0]["generated"])

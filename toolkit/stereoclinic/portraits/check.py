@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from stereoclinic.ddtd.lean import group_directions, lean
@@ -198,9 +197,11 @@ def main(argv: list[str] | None = None) -> None:
     if options.json:
         write_text(options.json, json.dumps({"figures": [asdict(line) for line in found], "shares": table}, indent=2))
     if options.card:
-        kind = DENOISERS["unet" if isinstance(model.network, UNet2DConditionModel) else "flow"]
-        about = kind.about | {
+        denoiser = next(each for each in DENOISERS.values() if isinstance(model.network, each.network))
+        about = denoiser.about | {
+            "kind": denoiser.name,
             "name": Path(options.model).name,
+            "first_seed": FIRST_SEED,
             "parameters": sum(each.numel() for each in model.network.parameters()) / 1e6,
             "images": options.images,
             "hardware": options.hardware,

@@ -5,19 +5,19 @@
 AdaLN modulated by time and pooled text, RMSNorm on queries and keys, a straight path from noise to image.
 """
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from diffusers import (
     AutoencoderKL,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    UNet2DConditionModel,
 )
 from tokenizers import Regex, Tokenizer, models, normalizers
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -33,22 +33,22 @@ from stereoclinic.portraits import model as parts
 T5_LENGTH = 256
 
 
-@dataclass(frozen=True)
 class UNet:
     """The U-Net: conditions are the text encoder's last states.
 
     Attributes:
         name: Of the stage that trains it.
+        network: Class of the denoiser.
         widths: Of each of the conditions.
         call: Options of the pipeline's call that the model is drawn with by default.
         about: For the card.
     """
 
     name: ClassVar[str] = "unet"
+    network: ClassVar[type[nn.Module]] = UNet2DConditionModel
     widths: ClassVar[tuple[int, ...]] = (parts.TEXT_WIDTH,)
     call: ClassVar[dict[str, Any]] = {}
     about: ClassVar[dict[str, Any]] = {
-        "kind": "unet",
         "family": "A Stable Diffusion pipeline",
         "layers": 2,
         "denoiser": "U-Net",
@@ -74,6 +74,7 @@ class UNet:
         return noisy, timesteps, scheduler.get_velocity(clean, noise, timesteps)
 
     def widen(self, conditions: tuple[Tensor, ...], at_random: float) -> tuple[Tensor, ...]:
+        """Conditions as one batch of training sees them."""
         return conditions
 
     def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, *conditions: Tensor) -> Tensor:
@@ -86,7 +87,6 @@ class UNet:
         return parts.build_pipeline(vae, text_encoder, tokenizer, network)
 
 
-@dataclass(frozen=True)
 class Flow:
     """The transformer: conditions are the last but one states of the text encoder, and its pooled text.
 
@@ -96,10 +96,10 @@ class Flow:
     """
 
     name: ClassVar[str] = "flow"
+    network: ClassVar[type[nn.Module]] = SD3Transformer2DModel
     widths: ClassVar[tuple[int, ...]] = (2 * parts.TEXT_WIDTH, 2 * parts.TEXT_WIDTH)
     call: ClassVar[dict[str, Any]] = {"max_sequence_length": 1}
     about: ClassVar[dict[str, Any]] = {
-        "kind": "flow",
         "family": "A Stable Diffusion 3 pipeline",
         "layers": 3,
         "denoiser": "flow-matching multimodal transformer",
@@ -128,7 +128,7 @@ class Flow:
     def encode(self, text_encoder: nn.Module, tokens: Tensor) -> tuple[Tensor, ...]:
         """(n, words) token ids -> states (n, words + 1, 2 d) and pooled text (n, 2 d), as the pipeline joins them."""
         found = text_encoder(tokens, output_hidden_states=True)
-        return _with_zeros(found.hidden_states[-2].repeat(1, 1, 2), 1), found.text_embeds.repeat(1, 2)
+        return F.pad(found.hidden_states[-2].repeat(1, 1, 2), (0, 0, 0, 1)), found.text_embeds.repeat(1, 2)
 
     def noised(self, clean: Tensor, noise: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `UNet.noised`: the path is straight, and its velocity the same at all times."""
@@ -138,7 +138,7 @@ class Flow:
     def widen(self, conditions: tuple[Tensor, ...], at_random: float) -> tuple[Tensor, ...]:
         """Conditions with as many tokens of T5 as by default, in one batch of 32; `at_random` is in [0, 1)."""
         states, pooled = conditions
-        return (_with_zeros(states, T5_LENGTH - 1) if at_random < 1 / 32 else states), pooled
+        return (F.pad(states, (0, 0, 0, T5_LENGTH - 1)) if at_random < 1 / 32 else states), pooled
 
     def predict(self, network: nn.Module, noisy: Tensor, timesteps: Tensor, *conditions: Tensor) -> Tensor:
         predicted: Tensor = network(noisy, *conditions, timesteps, return_dict=False)[0]
@@ -159,10 +159,6 @@ class Flow:
             transformer=network,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
         )
-
-
-def _with_zeros(states: Tensor, count: int) -> Tensor:
-    return torch.cat([states, states.new_zeros(len(states), count, states.shape[2])], dim=1)
 
 
 def _silent_t5() -> T5EncoderModel:

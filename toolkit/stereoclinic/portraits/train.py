@@ -7,7 +7,7 @@ Four stages; each continues where it stopped and is skipped when it is done:
     denoiser      denoising by a U-Net (--denoiser unet) or a flow transformer (flow); keeps a moving average
     reader        the classifier that reads occupation and groups from generated images
 
-`--keep FOLDER` takes autoencoder and reader from a model of the same world, so that two denoisers differ in nothing
+`--like FOLDER` takes autoencoder and reader from a model of the same world, so that two denoisers differ in nothing
 else.
 """
 
@@ -272,7 +272,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=2.0, help="the model's default guidance scale")
     for name, samples in SAMPLES.items():
         parser.add_argument(f"--{name}-samples", type=int, default=samples)
-    parser.add_argument("--denoiser-samples", type=int, default=None)
+    defaults = ", ".join(f"{kind} {samples}" for kind, samples in SEEN.items())
+    parser.add_argument("--denoiser-samples", type=int, help=f"[{defaults}]")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -306,8 +307,7 @@ def main(argv: list[str] | None = None) -> None:
         tokenizer, text_encoder = train_text(text, world, denoiser)
     if wanted("denoiser"):
         last = stage(denoiser.name, options.denoiser_samples)
-        if options.compile:
-            last.compile = True
+        last.compile = options.compile
         network = train_denoiser(last, world, denoiser, vae, tokenizer, text_encoder, options.per_cell)
     if wanted("reader"):
         if options.like is None:
