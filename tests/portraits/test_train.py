@@ -61,9 +61,11 @@ def test_a_world_file_trains_a_pipeline_that_diffusers_opens_and_a_rerun_resumes
 @pytest.mark.slow
 def test_a_flow_transformer_shares_autoencoder_and_reader_and_its_two_calls_read_the_prompt(world_file) -> None:
     out = world_file.parent / "flow"
-    arguments = ["--world", str(world_file), "--out", str(out), "--like", str(BUILT_IN["portraits"])]
+    arguments = ["--world", str(world_file), "--out", str(out), "--like", "portraits"]
     arguments += ["--accelerator", "cpu", "--denoiser", "flow", "--per-cell", "2"]
     train.main([*arguments, "--text-samples", "256", "--denoiser-samples", "128"])
+    with pytest.raises(InputError, match=r"--like nobody: no such model; give portraits, or a folder"):
+        train.main([*arguments, "--like", "nobody"])
     for part in ("vae/diffusion_pytorch_model", "reader/model"):
         kept, given = (load_file(folder / f"{part}.safetensors") for folder in (out, BUILT_IN["portraits"]))
         assert all(torch.equal(kept[name].half(), given[name].half()) for name in given)

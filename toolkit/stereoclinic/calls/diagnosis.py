@@ -11,9 +11,10 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from stereoclinic.calls.doctor import DoctorSettings
-from stereoclinic.calls.duration import BATCH, Duration, Workload, devices, estimate, memory
+from stereoclinic.calls.duration import Duration, Workload, estimate
 from stereoclinic.calls.faithfulness import Faithfulness, rank_composites
 from stereoclinic.calls.inputs import call_of, neutral_prompts, open_named, unguided
+from stereoclinic.calls.locate import LocateSettings
 from stereoclinic.calls.settings import call_texts
 from stereoclinic.calls.work import Reporter
 from stereoclinic.ddtd.conservation import Conservation, check
@@ -24,16 +25,17 @@ from stereoclinic.pipelines import arguments as tree
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.intercept import Left, Watcher, call_pipeline
 from stereoclinic.pipelines.learn import PROMPTS, Learnt, learnt_of
-from stereoclinic.pipelines.memory import AdaptiveBatch
+from stereoclinic.pipelines.memory import AdaptiveBatch, memory_needed
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.pipelines.watch import Walk
 from stereoclinic.prompts.axes import Axis, load_axis
 from stereoclinic.prompts.sets import with_seeds
-from stereoclinic.runtime.devices import device_of
+from stereoclinic.runtime.devices import device_of, devices_here
 
 _DEFAULT_COMPOSITE = "epsilon-cp"
+_BATCH: int = LocateSettings.model_fields["batch_size"].default
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def diagnose(
     ranked = None
     if settings.faithfulness and outcome.fault is None:
         walk = Settings(steps=steps, guidance=unguided(opened, steps), sites=settings.sites)
-        ranked = rank_composites(opened, chosen, samples, walk, reporter, BATCH, [settings.composite])
+        ranked = rank_composites(opened, chosen, samples, walk, reporter, _BATCH, [settings.composite])
     given = {
         "model": model if isinstance(model, str) else facts.name,
         "variant": settings.variant,
@@ -171,8 +173,8 @@ def diagnose(
         count_neurons(sites),
         dict(outcome.uncovered),
         _conservation(outcome, rules, facts.timesteps[0], settings.seed),
-        memory(opened, outcome.kept_bytes),
-        devices(device),
+        memory_needed(opened.network, outcome.kept_bytes, _BATCH),
+        devices_here(device),
         estimate(opened, sites, rows, workload),
         supported,
         _verdict(outcome, rules, settings.dtype),

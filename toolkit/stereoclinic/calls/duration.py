@@ -1,10 +1,8 @@
-"""How long `locate`, `plan` and `evaluate` would take here, from two passes that are timed; the devices here."""
+"""How long `locate`, `plan` and `evaluate` would take here: two passes are timed, the others are counted."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -24,8 +22,6 @@ from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, Samples
 from stereoclinic.sns.stepwise import Stepwise
 
-#: Samples that `stereo locate` runs together by default.
-BATCH = 16
 #: A pass shorter than this, in seconds, is timed a second time: the first one includes what is done once.
 SHORT = 5.0
 
@@ -134,25 +130,3 @@ def timed(model: Model, sites: list[Site], rows: list[Row], axis: Axis, settings
     walk.run()
     forward, relevance = found
     return forward, relevance
-
-
-def memory(model: Model, kept: int) -> dict[str, int]:
-    """Bytes of a relevance step of `locate`, of which a sample keeps `kept`."""
-    weights = sum(parameter.nbytes for parameter in model.network.parameters())
-    total = weights + BATCH * kept
-    return {"unet_weights": weights, "kept_by_a_sample": kept, "batch": BATCH, "batch_total": total}
-
-
-def devices(used: str) -> list[dict[str, Any]]:
-    """The devices that torch finds here."""
-    cores = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
-    found: list[tuple[str, str, int | None]] = [("cpu", cores, None)]
-    for i in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(i)
-        found.append((f"cuda:{i}", properties.name, properties.total_memory))
-    if torch.backends.mps.is_available():
-        found.append(("mps", "Apple GPU; relevance is summed in float64, which it lacks", None))
-    return [
-        {"name": name, "what": what, "memory": memory, "used": name.split(":")[0] == used}
-        for name, what, memory in found
-    ]

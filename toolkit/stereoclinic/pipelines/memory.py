@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import torch
+from torch import nn
 
 from stereoclinic.errors import InputError, first_line
 
@@ -101,3 +102,11 @@ class AdaptiveBatch:
             self._said = True
             self.warn(f"{asked} samples at a time do not fit in memory; going on with {size}")
         return found
+
+
+def memory_needed(network: nn.Module, kept: int, batch: int) -> dict[str, int]:
+    """Bytes of a relevance step: the weights, what a sample keeps for its backward pass, and both for a batch."""
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    return {
+        "unet_weights": weights, "kept_by_a_sample": kept, "batch": batch, "batch_total": weights + batch * kept,
+    }  # fmt: skip

@@ -7,7 +7,7 @@ Four stages; each continues where it stopped and is skipped when it is done:
     denoiser      denoising by a U-Net (--denoiser unet) or a flow transformer (flow); keeps a moving average
     reader        the classifier that reads occupation and groups from generated images
 
-`--like FOLDER` takes autoencoder and reader from a model of the same world, so that two denoisers differ in nothing
+`--like MODEL` takes autoencoder and reader from a model of the same world, so that two denoisers differ in nothing
 else.
 """
 
@@ -27,8 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
+from stereoclinic.errors import InputError
 from stereoclinic.evaluation.readers import PortraitsNet
 from stereoclinic.io.files import write_text, write_whole
+from stereoclinic.pipelines import model_folder
 from stereoclinic.portraits import model as parts
 from stereoclinic.portraits.data import HELD_OUT, Captions, cell_labels, encode_cells, save_grid, to_tensor
 from stereoclinic.portraits.denoisers import DENOISERS, Denoiser, plain_attention
@@ -250,7 +252,7 @@ def reader_accuracy(world: World, vae: AutoencoderKL, net: PortraitsNet, per_cel
     }
 
 
-def main(argv: list[str] | None = None) -> None:
+def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m stereoclinic.portraits.train",
         description=__doc__,
@@ -264,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--precision", default="32-true", help="Lightning's name, such as bf16-mixed")
     parser.add_argument("--compile", action="store_true", help="compile the denoiser; pays for long runs in bf16")
     parser.add_argument("--denoiser", choices=list(DENOISERS), default="unet", help="what draws the pictures")
-    parser.add_argument("--like", type=Path, help="a model of this world whose autoencoder and reader are taken as is")
+    parser.add_argument("--like", help="a model of this world whose autoencoder and reader are taken as is")
     parser.add_argument("--start", type=Path, help="a model of this kind whose autoencoder is trained further")
     parser.add_argument("--upto", choices=STAGES, default=STAGES[-1], help="stop after this stage")
     parser.add_argument("--per-cell", type=int, default=300, help="drawings kept of each occupation and groups")
@@ -272,15 +274,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=2.0, help="the model's default guidance scale")
     for name, samples in SAMPLES.items():
         parser.add_argument(f"--{name}-samples", type=int, default=samples)
-    defaults = ", ".join(f"{kind} {samples}" for kind, samples in SEEN.items())
-    parser.add_argument("--denoiser-samples", type=int, help=f"[{defaults}]")
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    seen = ", ".join(f"{kind} {samples}" for kind, samples in SEEN.items())
+    parser.add_argument("--denoiser-samples", type=int, help=f"[{seen}]")
+    return parser.parse_args(argv)
 
-    world, denoiser = World.load(options.world), DENOISERS[options.denoiser]
-    run = options.run or options.out.with_name(options.out.name + "-run")
-    run.mkdir(parents=True, exist_ok=True)
+
+def _fabric(options: argparse.Namespace) -> L.Fabric:
     strategy = "ddp" if options.devices > 1 else "auto"
     fabric = L.Fabric(
         accelerator=options.accelerator, strategy=strategy, devices=options.devices, precision=options.precision
@@ -290,38 +289,49 @@ def main(argv: list[str] | None = None) -> None:
     fabric.launch()
     if not fabric.is_global_zero:
         log.setLevel(logging.WARNING)
+    return fabric
 
-    def stage(name: str, samples: int | None, kind: str = "") -> Stage:
-        seen = SEEN[denoiser.name] if samples is None else samples
-        return Stage(fabric, run, name, seen, world.digest + kind)
+
+def main(argv: list[str] | None = None) -> None:
+    options = _options(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    world, denoiser = World.load(options.world), DENOISERS[options.denoiser]
+    like = None if options.like is None else model_folder(options.like)
+    if like is None and options.like is not None:
+        raise InputError(f"--like {options.like}: no such model; give portraits, or a folder that this command wrote")
+    run = options.run or options.out.with_name(options.out.name + "-run")
+    run.mkdir(parents=True, exist_ok=True)
+    fabric = _fabric(options)
+
+    def stage(name: str, samples: int, kind: str = "") -> Stage:
+        return Stage(fabric, run, name, samples, world.digest + kind)
 
     def wanted(name: str) -> bool:
         return STAGES.index(name) <= STAGES.index(options.upto)
 
-    if options.like is None:
+    if like is None:
         vae = train_autoencoder(stage("autoencoder", options.autoencoder_samples), world, options.start)
     else:
-        vae = AutoencoderKL.from_pretrained(options.like / "vae", torch_dtype=torch.float32).requires_grad_(False)
+        vae = AutoencoderKL.from_pretrained(like / "vae", torch_dtype=torch.float32).requires_grad_(False)
     if wanted("text"):
-        text = stage("text", options.text_samples, denoiser.name)
-        tokenizer, text_encoder = train_text(text, world, denoiser)
+        tokenizer, text_encoder = train_text(stage("text", options.text_samples, denoiser.name), world, denoiser)
     if wanted("denoiser"):
-        last = stage(denoiser.name, options.denoiser_samples)
+        last = stage(denoiser.name, options.denoiser_samples or SEEN[denoiser.name])
         last.compile = options.compile
         network = train_denoiser(last, world, denoiser, vae, tokenizer, text_encoder, options.per_cell)
     if wanted("reader"):
-        if options.like is None:
+        if like is None:
             net = train_reader(stage("reader", options.reader_samples), world, vae, max(1, options.per_cell // 5))
         else:
-            net = PortraitsNet.from_pretrained(options.like / "reader")
+            net = PortraitsNet.from_pretrained(like / "reader")
         vae.cpu()
         log.info("reader: right on held-out drawings: %s", reader_accuracy(world, vae, net))
         if fabric.is_global_zero:
             parts.save_in_half(denoiser.pipeline(vae, text_encoder, tokenizer, network), options.out)
             net.save_pretrained(options.out / "reader")
             defaults = {"steps": options.steps, "guidance": options.guidance}
-            if denoiser.call:
-                defaults["call"] = denoiser.call
+            defaults |= {"call": denoiser.call} if denoiser.call else {}
             write_text(options.out / "stereoclinic.json", json.dumps(defaults))
             log.info("written to %s", options.out)
 

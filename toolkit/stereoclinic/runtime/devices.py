@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -43,6 +44,21 @@ def device_of(accelerator: str, float64: bool = False) -> str:
         found = ", ".join(name for name in there if there[name])
         raise InputError(f"--accelerator {accelerator}: torch finds none; choose one of {found}")
     return device
+
+
+def devices_here(used: str) -> list[dict[str, Any]]:
+    """What torch finds on this machine: name, what it is, bytes of memory, and whether `used` runs on it."""
+    cores = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
+    found: list[tuple[str, str, int | None]] = [("cpu", cores, None)]
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        found.append((f"cuda:{i}", properties.name, properties.total_memory))
+    if torch.backends.mps.is_available():
+        found.append(("mps", "Apple GPU; relevance is summed in float64, which it lacks", None))
+    return [
+        {"name": name, "what": what, "memory": memory, "used": name.split(":")[0] == used}
+        for name, what, memory in found
+    ]
 
 
 def place_of(device: str, strategy: str = "auto") -> str:
