@@ -98,7 +98,7 @@ def normalised_entropy(case: Case) -> Interval:
     return Interval(1 - lack.estimate, 1 - lack.high, 1 - lack.low)
 
 
-@figure("allotment obeyed", SHARE, "higher", part="bias")
+@figure("allocation followed", SHARE, "higher", part="bias")
 def allotment_obeyed(case: Case) -> Interval | None:
     """Images that show the group they were allotted to."""
     allotted = case.arm.allotted

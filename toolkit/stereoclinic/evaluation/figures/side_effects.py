@@ -51,7 +51,7 @@ def occupation_right(case: Case) -> Interval | None:
     return None if case.arm.right is None else rate(case.arm.right)
 
 
-@figure("group prompts obeyed", SHARE, "higher", shown=True, name="group_prompts.all", on=(GROUPED,))
+@figure("group prompts followed", SHARE, "higher", shown=True, name="group_prompts.all", on=(GROUPED,))
 def obeyed(case: Case) -> Interval:
     """Prompts that name a group and show it, treated without a gate."""
     shown = _shown(case)
@@ -113,7 +113,7 @@ def occupation_right_in_group_prompts(case: Case) -> Interval | None:
     return occupation_right(case)
 
 
-@figure("obeyed for {}", SHARE, "higher", name="group_prompts.", on=(GROUPED,))
+@figure("followed for {}", SHARE, "higher", name="group_prompts.", on=(GROUPED,))
 def obeyed_by_group(case: Case) -> dict[str, Interval]:
     """Of the prompts that name this group."""
     shown = _shown(case)
