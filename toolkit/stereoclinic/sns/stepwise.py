@@ -269,7 +269,7 @@ class StepPlanner:
     def _solve(self, problem: _Problem) -> tuple[PlannedStep, Tensor]:
         """The plan of one step, and the treated prediction (B, D)."""
         damping = torch.zeros(self.task.neurons, dtype=torch.float64)
-        best = before = self._try(problem, damping)
+        best = before = self._judge(problem, problem.untreated)
         for _ in range(self.settings.replans):
             wanted = self._gauss_newton(problem, damping)
             # Backtracking line search: the linearisation is only valid near its base point.
@@ -294,17 +294,20 @@ class StepPlanner:
         number = kinds.bincount(minlength=len(price))
         number[0] = samples  # leans of K - 1 groups add up
         weight = (price.double() / number).sqrt()[kinds]
+        allowed = slice(None) if self.task.candidates is None else self.task.candidates
+        rows, nearer = rows[:, allowed], torch.zeros_like(damping)
         ridge = settings.mu * SHRINK * rows[kinds == 1].square().mean(0)
-        if self.task.candidates is not None:
-            rows = rows * self.task.candidates
-        M, b = weight[:, None] * rows, weight * (wanted + rows @ damping)
-        return self.ranks.agree(bounded_least_squares(M, b, ridge, iterations=400, tolerance=1e-4))
+        M, b = weight[:, None] * rows, weight * (wanted + rows @ damping[allowed])
+        nearer[allowed] = bounded_least_squares(M, b, ridge, iterations=400, tolerance=1e-4)
+        return self.ranks.agree(nearer)
+
+    def _try(self, problem: _Problem, damping: Tensor) -> _Outcome:
+        return self._judge(problem, self._predict(problem.call, None, (1 - damping).float(), problem.root))
 
     @torch.no_grad()
-    def _try(self, problem: _Problem, damping: Tensor) -> _Outcome:
-        """The prediction and the exact objective at a damping."""
+    def _judge(self, problem: _Problem, prediction: Tensor) -> _Outcome:
+        """The exact objective of a treated prediction (B, D)."""
         settings, leans, gather = self.settings, len(self.groups) - 1, self.ranks.gather
-        prediction = self._predict(problem.call, None, (1 - damping).float(), problem.root)
         change = prediction - problem.untreated
         now = lean(prediction, problem.balanced, problem.directions)
         to_goal, to_target = (gather((level - now).T).double() for level in (problem.goal, problem.target))
