@@ -5,13 +5,15 @@
 
 Every mask draws the same calibration seeds, and so do the untreated model, the oracles and a random mask. Printed are
 the parity gap and the side effects. `--mask` adds masks of `stereo plan`. `--vary` adds parts of these: one kind of
-site, a window, the most damped neurons, less damping, both halves of guidance. These seeds choose; `stereo bench`
-judges what is chosen on other seeds. Pictures are kept in `--parts`, so a further mask costs only its own time.
+site, one stream of a transformer, a window, the most damped neurons, less damping, both halves of guidance. These seeds
+choose; `stereo bench` judges what is chosen on other seeds. Pictures are kept in `--parts`, so a further mask costs
+only its own time.
 """
 
 import argparse
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from stereoclinic.evaluation.experiment import arms_of, run
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.io.files import write_text
 from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.sites import Site
 from stereoclinic.prompts.axes import known_axes, load_axis
 from stereoclinic.prompts.sets import occupation_prompts
 from stereoclinic.sns.linear import adjusted, choose
@@ -61,7 +64,7 @@ VARIATIONS: dict[str, dict] = {
     "top 2 %": {"select": "top-k", "top": 0.02},
 }
 STRENGTHS = (0.25, 0.5, 0.75)  # of the default
-KINDS = {"feed-forward": "ff", "attention": "attention", "convolutions": "conv"}
+KINDS = {"ff": "feed-forward", "attention": "attention", "conv": "convolutions"}
 
 
 def grid(relevance: Relevance, only: list[str]) -> dict[str, NeuronMask]:
@@ -87,7 +90,11 @@ def grid(relevance: Relevance, only: list[str]) -> dict[str, NeuronMask]:
 def varied(name: str, mask: NeuronMask) -> dict[str, NeuronMask]:
     """Parts of a mask that is planned as a whole, each less than it in one way."""
     first = float(mask.bin_edges[0])
-    kept = {f"{name}, {kind} only": only_at(mask, own) for kind, own in KINDS.items()}
+    kept = {}
+    for part in (lambda site: KINDS[site.kind], lambda site: f"{site.stream} tokens"):
+        names = sorted({part(site) for site in mask.sites})
+        if len(names) > 1:
+            kept |= {f"{name}, {each} only": only_at(mask, lambda site, e=each, p=part: p(site) == e) for each in names}
     kept |= {f"{name}, t >= {until}": adjusted(mask, window=(first, until)) for until in (800, 600)}
     kept |= {f"{name}, strength {share:g}": adjusted(mask, share) for share in (0.5, 0.75)}
     kept[f"{name}, its most damped 10 %"] = most_damped(mask, 0.1)
@@ -95,11 +102,11 @@ def varied(name: str, mask: NeuronMask) -> dict[str, NeuronMask]:
     return kept
 
 
-def only_at(mask: NeuronMask, kind: str) -> NeuronMask:
-    """The mask at one kind of site."""
+def only_at(mask: NeuronMask, chosen: Callable[[Site], bool]) -> NeuronMask:
+    """The mask at some of the sites."""
     factors = mask.factors.clone()
     for site, span in mask.spans():
-        if site.kind != kind:
+        if not chosen(site):
             factors[..., span] = 1
     return replace(mask, factors=factors)
 
