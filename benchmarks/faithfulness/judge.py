@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from stereoclinic.ddtd.lean import axis_size, lean, off_axis
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.evaluation.readers import PortraitsReader
+from stereoclinic.pipelines.bins import bin_of
 from stereoclinic.pipelines.hooks import Hooks, Watch
 from stereoclinic.pipelines.images import draw
 from stereoclinic.pipelines.model import Model, network_of
@@ -76,7 +77,7 @@ def inserted(model: Model, sites: list[Site], held_out: Sequence[Point], chosen:
         passes = [partial(point.predict, network, told) for told in point.groups]
         balanced = balanced_activations(network, sites, passes)
         for i, each in enumerate(chosen):
-            kept = each[min(len(each) - 1, int((1 - point.timestep / 1000) * len(each)))]
+            kept = each[bin_of(point.timestep, torch.linspace(1000, 0, len(each) + 1))]
             with given_back(network, sites, balanced, kept):
                 found = point.predict(network_of(model), point.neutral)
             tilt = point.leans.sign() * lean(found, point.balanced, point.directions)
@@ -118,8 +119,7 @@ class Chart:
     @classmethod
     def of(cls, kept: Ledger, sites: list[Site], bins: int, training_steps: int = 1000) -> "Chart":
         edges = torch.linspace(training_steps, 0, bins + 1, dtype=torch.float64)
-        inner = edges[1:-1].tolist()
-        return cls(sites, edges, [sum(kept.timesteps[m] < edge for edge in inner) for m in range(kept.steps)])
+        return cls(sites, edges, [bin_of(kept.timesteps[m], edges) for m in range(kept.steps)])
 
     def pooled(self, sums: Tensor) -> Tensor:
         """(P, M, ...) -> (P, T, ...)."""
@@ -172,8 +172,7 @@ def true_effects(model: Model, chart: Chart, held_out: Sequence[Point], neurons:
     """What silencing each neuron alone does to the tilt: (T, len(neurons)), positive where it makes it smaller."""
     bins, width = len(chart.edges) - 1, sum(site.width for site in chart.sites)
     effects = torch.zeros(bins, len(neurons), dtype=torch.float64)
-    inner = chart.edges[1:-1].tolist()
-    where = [sum(point.timestep < edge for edge in inner) for point in held_out]
+    where = [bin_of(point.timestep, chart.edges) for point in held_out]
     weight = torch.zeros(bins, dtype=torch.float64)
     for t, point in zip(where, held_out, strict=True):
         weight[t] += len(point.rows)

@@ -15,6 +15,7 @@ import copy
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ from stereoclinic.io.files import write_text
 from stereoclinic.io.tensors import load_tensors, save_tensors
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.sites import Site, find_sites
+from stereoclinic.pipelines.sites import SITE_KINDS, Site, find_sites
 from stereoclinic.prompts.axes import Axis, load_axis
 from stereoclinic.prompts.sets import occupation_prompts, with_seeds
 from stereoclinic.sns.linear import treatment_plan
@@ -98,6 +99,7 @@ class Bench:
     def __init__(self, model: Model, reader: PortraitsReader, axis: Axis, options: argparse.Namespace) -> None:
         self.model, self.reader, self.axis, self.options = model, reader, axis, options
         self.sites: list[Site] = find_sites(model.network)
+        self.kinds = [kind for kind in SITE_KINDS if any(site.kind == kind for site in self.sites)]
         self.prompts = occupation_prompts(reader.classes["occupation"])
 
     def rows(self, first: int, each: int, number: int) -> list[dict]:
@@ -185,7 +187,9 @@ class Bench:
 
     def variants(self) -> list[tuple[int, tuple[str, ...]]]:
         bins = [(bins, ()) for bins in (1, 2, 5, len(range(0, self.options.steps, self.options.every)))]
-        kinds = [("ff",), ("attention",), ("conv",), ("ff", "attention"), ("attention", "conv")]
+        kinds: list[tuple[str, ...]] = [(kind,) for kind in self.kinds]
+        if len(kinds) > 2:  # two together are all sites
+            kinds += pairwise(self.kinds)
         return [*bins, *((self.options.bins, each) for each in kinds)]
 
     def once(self, kept: Ledger) -> dict:
@@ -197,8 +201,8 @@ class Bench:
         rows = self.rows(CALIBRATION, 1, 0)
         true = self.scores(self.locate(0, rows))
         found["random weights"] = {}
-        for part, prefixes in (("up path", ("up_blocks", "conv_norm_out", "conv_out")), ("all", ("",))):
-            own = self.model.network
+        own = self.model.network
+        for part, prefixes in (("later half", later_half(own)), ("all", ("",))):
             self.model.replace(randomised(own, prefixes))
             wrong = self.scores(self.locate(0, rows))
             self.model.replace(own)
@@ -229,10 +233,10 @@ class Bench:
     def single(self, chart: Chart, scores: dict[str, Tensor]) -> dict:
         """Correlation of each method's score with the true effect of silencing a neuron, by kind of site."""
         generator = torch.Generator().manual_seed(0)
-        kinds = torch.tensor([["ff", "attention", "conv"].index(site.kind) for site in self.sites])
+        kinds = torch.tensor([self.kinds.index(site.kind) for site in self.sites])
         kind_of = kinds.repeat_interleave(torch.tensor([site.width for site in self.sites]))
         drawn = {}
-        for i, kind in enumerate(("ff", "attention", "conv")):
+        for i, kind in enumerate(self.kinds):
             members = (kind_of == i).nonzero().flatten()
             drawn[kind] = members[torch.randperm(len(members), generator=generator)[: self.options.single]]
         together = torch.cat(list(drawn.values()))
@@ -247,6 +251,15 @@ class Bench:
                 found[what][name] = {k: measure(said[:, i], truth[:, i]).mean().item() for k, i in parts.items()}
                 found[what][name]["all"] = measure(said, truth).mean().item()
         return found
+
+
+def later_half(network: torch.nn.Module) -> tuple[str, ...]:
+    """Paths of a U-Net's up path, or of the later half of a transformer's blocks, and of what follows them."""
+    if hasattr(network, "up_blocks"):
+        return "up_blocks.", "conv_norm_out.", "conv_out."
+    stacks = [(name, part) for name, part in network.named_children() if isinstance(part, torch.nn.ModuleList)]
+    blocks = [f"{name}.{i}." for name, part in stacks for i in range(len(part))]
+    return *blocks[len(blocks) // 2 :], "norm_out.", "proj_out."
 
 
 def randomised(network: torch.nn.Module, prefixes: tuple[str, ...]) -> torch.nn.Module:

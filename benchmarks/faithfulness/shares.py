@@ -39,6 +39,7 @@ from common import as_text, legend, parser, repeat, resumed, ticks
 
 from stereoclinic.evaluation.readers import PortraitsReader, group_columns
 from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.bins import bin_of
 from stereoclinic.pipelines.call import Call
 from stereoclinic.pipelines.images import draw
 from stereoclinic.pipelines.model import Model, network_of
@@ -115,7 +116,7 @@ class Pictures:
                 if call.timestep < self.options.until:
                     return
                 balanced = balanced_activations(network, self.sites, [partial(call.predict, each) for each in groups])
-                kept = chosen[sum(call.timestep < edge for edge in chart.edges[1:-1].tolist())]
+                kept = chosen[bin_of(call.timestep, chart.edges)]
                 with given_back(network, self.sites, balanced, kept):
                     call.reply = call.predict()
 

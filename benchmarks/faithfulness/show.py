@@ -47,12 +47,13 @@ def at(repetition: dict, name: str, share: float, what: str) -> float:
 def rankings(found: dict) -> Table:
     sets, once = found["sets"], found.get("once", {})
     untreated = as_text([each["untreated"]["lean"] for each in sets])
+    alone = once.get("single neurons", {})
+    kinds, singles = list(alone.get("neurons", {})), alone.get("pearson", {})
     table = Table(
-        "method", "ABPC", "tilt, 0.5 % out", "off axis", "inserted 4 %", "r ff", "r attn", "r conv", "seeds", "prompts",
-        "random w.",
+        "method", "ABPC", "tilt, 0.5 % out", "off axis", "inserted 4 %", *(f"r {kind}" for kind in kinds), "seeds",
+        "prompts", "random w.",
         title=f"Rankings: {found['settings']['model']}, {len(sets)} repetitions; untreated |lean| {untreated}",
     )  # fmt: skip
-    singles = once.get("single neurons", {}).get("pearson", {})
     for name in sorted(sets[0]["rankings"], key=lambda name: -np.mean([abpc(each, name) for each in sets])):
         single = singles.get(name, {})
         stable = found.get("stability", {}).get(name, {}).get("spearman")
@@ -63,7 +64,7 @@ def rankings(found: dict) -> Table:
             as_text([at(each, name, 0.005, "tilt") / each["untreated"]["tilt"] for each in sets]),
             as_text([at(each, name, 0.005, "off_axis") for each in sets]),
             as_text([each["rankings"][name]["inserted"][1]["tilt"] / each["untreated"]["tilt"] for each in sets]),
-            *(f"{single[kind]:.2f}" if kind in single else "" for kind in ("ff", "attention", "conv")),
+            *(f"{single[kind]:.2f}" if kind in single else "" for kind in kinds),
             *(f"{each:.2f}" if each is not None else "" for each in (stable, halves, wrong.get(name))),
         )
     return table

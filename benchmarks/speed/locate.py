@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import measure
-from problems import UNETS, random_text
+from problems import EMBEDDED, MODELS, random_text
 
 from stereoclinic.ddtd.locate import DDTD
 from stereoclinic.ddtd.trajectory import Settings
@@ -56,7 +56,7 @@ def job(options: argparse.Namespace) -> dict[str, Any]:
     """Run in a process of its own: one row for each guidance scale."""
     device, name = options.device, options.model
     dtype = measure.dtype_of(options)
-    model = open_model(name, device) if name == "portraits" else Model(random_text(name, device, dtype), name)
+    model = open_model(name, device) if name in EMBEDDED else Model(random_text(name, device, dtype), name)
     samples = with_seeds(load_prompts("portraits"), 0, -(-options.batch // len(PORTRAITS)))
     rows = []
     for guidance in options.guidance or [1.0, 3.0, 7.5]:
@@ -67,7 +67,7 @@ def job(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.parser(__doc__, batch=16, pairs=10)
-    parser.add_argument("--model", choices=tuple(UNETS), default="portraits")
+    parser.add_argument("--model", choices=MODELS, default="portraits")
     parser.add_argument("--composite", default="epsilon-cp")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, action="append", help="repeatable; default: 1, 3 and 7.5")

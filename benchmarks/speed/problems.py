@@ -1,7 +1,7 @@
-"""What is timed: a frozen UNet with random inputs, and one gradient pass through it.
+"""What is timed: a frozen denoiser with random inputs, and one gradient pass through it.
 
 The configurations `sd15` and `sdxl` are those that Stable Diffusion 1.5 and SDXL 1.0 were published with; their weights
-are random here, which takes the same time. `portraits` has its trained weights; `tiny` is for the tests.
+are random here, which takes the same time. The embedded models have their trained weights; `tiny` is for the tests.
 """
 
 import hashlib
@@ -16,13 +16,14 @@ from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
+from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.hooks import Watch
-from stereoclinic.pipelines.opening import BUILT_IN
 from stereoclinic.pipelines.sites import Site
 
-#: Name -> (text tokens, configuration) of a UNet; None reads the shipped model.
-UNETS: dict[str, tuple[int, dict | None]] = {
-    "portraits": (16, None),
+#: Embedded model -> text tokens.
+EMBEDDED = {"portraits": 16, "portraits-flow": 17}
+#: Name -> (text tokens, configuration) of a UNet with random weights.
+UNETS: dict[str, tuple[int, dict[str, Any]]] = {
     "tiny": (
         3,
         {
@@ -66,6 +67,7 @@ UNETS: dict[str, tuple[int, dict | None]] = {
         },
     ),
 }
+MODELS = (*EMBEDDED, *UNETS)
 
 
 @dataclass
@@ -92,18 +94,18 @@ class Problem:
 
 def pooled_width(config: Any) -> int:
     """Width of SDXL's pooled text; 0 for models without one."""
-    if config.addition_embed_type != "text_time":
+    if config.get("addition_embed_type") != "text_time":
         return 0
     return config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 
 
 def build(model: str, batch: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Problem:
-    """A problem with `batch` random samples. Weights are random too, except those of `portraits`."""
+    """A problem with `batch` random samples. Weights are random too, except those of the embedded models."""
     torch.manual_seed(0)
-    tokens, config = UNETS[model]
-    if config is None:
-        network = UNet2DConditionModel.from_pretrained(BUILT_IN[model] / "unet", low_cpu_mem_usage=False)
+    if model in EMBEDDED:
+        tokens, network = EMBEDDED[model], open_model(model).network
     else:
+        tokens, config = UNETS[model]
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # so that 2.6 billion weights are never held twice
         try:
@@ -117,8 +119,11 @@ def build(model: str, batch: int, device: str = "cpu", dtype: torch.dtype = torc
     if width := pooled_width(config):
         sizes = torch.full((batch, 6), 1024.0, **like)
         given["added_cond_kwargs"] = {"text_embeds": torch.randn(batch, width, **like), "time_ids": sizes}
+    if width := config.get("pooled_projection_dim"):
+        given["pooled_projections"] = torch.randn(batch, width, **like)
     latents = torch.randn(batch, config.in_channels, size, size, **like)
-    states = torch.randn(batch, tokens, config.cross_attention_dim, **like)
+    width = config.get("joint_attention_dim") or config.cross_attention_dim
+    states = torch.randn(batch, tokens, width, **like)
     cotangent = torch.randn(batch, config.out_channels, size, size, **like)
     return Problem(network, latents, states, cotangent, given)
 

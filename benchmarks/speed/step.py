@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import measure
-from problems import UNETS, Problem, build, differentiate
+from problems import MODELS, Problem, build, differentiate
 
 from stereoclinic.ddtd.propagate import propagate
 from stereoclinic.ddtd.rules.composites import COMPOSITES, Composite
@@ -105,7 +105,7 @@ def show(model: str, rows: list[dict[str, Any]], options: argparse.Namespace) ->
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.parser(__doc__, batch=16, pairs=40)
-    parser.add_argument("--model", action="append", choices=tuple(UNETS), help="repeatable; default: portraits")
+    parser.add_argument("--model", action="append", choices=MODELS, help="repeatable; default: portraits")
     parser.add_argument("--composite", action="append", help="repeatable; default: all that have a goal")
     options, collected = measure.parsed(parser, job, arguments), []
     for model in options.model or ["portraits"]:

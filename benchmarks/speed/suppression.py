@@ -20,7 +20,7 @@ from typing import Any
 
 import measure
 import torch
-from problems import UNETS, Problem, build
+from problems import MODELS, Problem, build
 
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.sns.damp import suppress
@@ -147,7 +147,7 @@ def cells(found: list[dict[str, Any]]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = measure.parser(__doc__, batch=16, pairs=10)
-    parser.add_argument("--model", action="append", choices=tuple(UNETS), help="repeatable; default: portraits")
+    parser.add_argument("--model", action="append", choices=MODELS, help="repeatable; default: portraits")
     parser.add_argument("--kind", action="append", choices=KINDS, help="repeatable; default: all")
     parser.add_argument("--processes", type=int, default=6)
     options, collected = measure.parsed(parser, job, arguments), []
