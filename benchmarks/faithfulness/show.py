@@ -147,7 +147,7 @@ def figure(results: list[dict]) -> Figure:
             panel.set_xscale("log")
             ticks(panel, shares)
         deletion.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-        deletion.set_title(f"{model}: deletion, most (solid) and least (dotted) relevant first", fontsize=9, loc="left")
+        deletion.set_title(f"{model}: most (solid) and least (dotted) relevant first", fontsize=9, loc="left")
         insertion.set(xlabel="neurons given back (%)", ylabel="tilt restored")
         insertion.set_title("insertion into the balanced point", fontsize=9, loc="left")
         plan.set(xscale="log", xlabel="movement off the axis (||d||)", ylabel="mean |lean|")

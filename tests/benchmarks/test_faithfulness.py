@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +13,11 @@ import torch
 from stereoclinic.ddtd.step import Measured, measure
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.pipelines.call import Call
+from stereoclinic.pipelines.hooks import Watch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.pipelines.watch import Walk, encode_groups
+from stereoclinic.portraits.denoisers import DENOISERS
 from stereoclinic.prompts.axes import load_axis
 from stereoclinic.prompts.sets import load_prompts, with_seeds
 
@@ -106,6 +108,33 @@ def test_silencing_nothing_changes_nothing_and_one_neuron_what_it_says(bench, po
     damped = judge.on_leans(denoiser, [point], chart.mask(factors))
     (effect,) = judge.true_effects(denoiser, chart, [point], [5])[0].tolist()
     assert effect == pytest.approx(untreated.tilt - damped.tilt, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_random_weights_in_the_later_half_leave_the_earlier_half_as_it_is(bench, name) -> None:
+    torch.manual_seed(0)
+    kind = DENOISERS[name]
+    network = kind.build().eval()
+    sites, later = find_sites(network), bench["run"].later_half(network)
+    shapes = [(2, 3, kind.widths[0]), *((2, width) for width in kind.widths[1:])]
+    inputs = torch.randn(2, 6, 16, 16), torch.tensor([700, 300]), *(torch.randn(shape) for shape in shapes)
+    seen = []
+    for each in (network, bench["run"].randomised(network, later)):
+        with torch.no_grad(), Watch(each, sites) as watch:
+            kind.predict(each, *inputs)
+        seen.append(dict(watch.activations))
+    same = {layer: torch.equal(own, seen[1][layer]) for layer, own in seen[0].items()}
+    assert same == {layer: not layer.startswith(later) for layer in same} and len(set(same.values())) == 2
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("unet", {"ff", "attention", "conv"}), ("flow", {"ff", "attention"})])
+def test_every_kind_of_site_of_a_model_is_treated_alone_and_no_other(bench, name, kinds) -> None:
+    model = SimpleNamespace(network=DENOISERS[name].build())
+    reader = SimpleNamespace(classes={"occupation": ["doctor"]})
+    options = SimpleNamespace(bins=5, steps=4, every=2)
+    variants = [own for bins, own in bench["run"].Bench(model, reader, AXIS, options).variants() if bins == 5 and own]
+    assert {own[0] for own in variants if len(own) == 1} == kinds == {kind for own in variants for kind in own}
+    assert all(len(own) < len(kinds) for own in variants)  # all kinds together are no variant
 
 
 def test_rankings_and_correlations(bench) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -59,6 +60,15 @@ def test_step_prints_a_row_a_composite_and_writes_its_figures(speed, monkeypatch
         assert 0 < row["plain_seconds"] < math.inf and 0 < row["rule_seconds"] < math.inf
         assert 0 < row["peak"] < math.inf
     assert {"torch", "device", "dtype", "threads", "load"} <= set(written["environment"])
+
+
+@pytest.mark.parametrize("model", ["tiny", "portraits", "portraits-flow"])
+def test_a_problem_asks_for_the_gradient_at_every_site(speed, model) -> None:
+    problem = speed["problems"].build(model, 2)
+    sites = find_sites(problem.network)
+    activations, grads = speed["problems"].differentiate(problem, sites, nullcontext)
+    assert set(activations) == set(grads) == {site.layer for site in sites}
+    assert all(grad is not None and grad.isfinite().all() and grad.any() for grad in grads.values())
 
 
 def test_watching_is_compared_with_the_call_that_nobody_watches(speed, monkeypatch, capsys, tmp_path) -> None:
