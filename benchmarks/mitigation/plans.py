@@ -20,8 +20,8 @@ from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.prompts.axes import known_axes, load_axis
 from stereoclinic.prompts.sets import load_prompts, with_seeds
+from stereoclinic.sns.linear import most_useful
 from stereoclinic.sns.plan import plan_stepwise
-from stereoclinic.sns.select import most_relevant
 from stereoclinic.sns.stepwise import Stepwise
 
 #: Name -> what is changed: of `Stepwise`, or of what it is planned on.
@@ -68,7 +68,8 @@ def main() -> None:
         settings = replace(Stepwise(guidance=options.guidance, steps=model.defaults.steps), **changed)
         timesteps = schedule_of(model, settings.steps, settings.guidance).timesteps
         treated = sum(each >= settings.until for each in timesteps)
-        candidates = most_relevant(located, among, (float(located.bin_edges[0]), settings.until)) if among < 1 else None
+        window = float(located.bin_edges[0]), settings.until
+        candidates = most_useful(located, among, window, settings.mu, True) if among < 1 else None
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task(name, total=treated * len(samples) * len(axis))
 

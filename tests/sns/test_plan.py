@@ -13,7 +13,7 @@ from scipy.optimize import lsq_linear
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.sns.linear import bounded_least_squares, treatment_plan
+from stereoclinic.sns.linear import bounded_least_squares, most_useful, treatment_plan
 
 SITES = [Site("a.ff.net.2", "ff", 12), Site("b.conv2", "conv", 8)]
 P, T, K, R, N = 4, 3, 2, 2, 20
@@ -217,3 +217,47 @@ def test_of_neurons_that_do_not_meet_the_best_are_kept(at_most):
     best = relevance.lean()[..., 0].square().sum(1).argsort(descending=True)[:at_most]
     damped = (treatment_plan(alone, 0.0, at_most=at_most).damping > 0.4).any(0).nonzero().flatten()
     assert damped.tolist() == sorted((3 * best).tolist())
+
+
+def turned(relevance, chosen):
+    """What is left of |lean - target| over labels, bins and groups, by the best damping of the chosen neurons alone."""
+    left = []
+    for t in range(T):
+        rows, leans = relevance.rows()[:, t].flatten(0, 1), relevance.lean()[:, t].flatten()
+        for target in (1.0, -1.0):
+            short = leans - torch.tensor([target, -target], dtype=torch.float64).repeat(P)
+            A = rows[:, chosen]
+            x = bounded_least_squares(A, short, torch.zeros(A.shape[1]))
+            left.append((short - A @ x).square().mean())
+    return torch.stack(left).mean().item()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_useful_neurons_turn_leans_further_than_others(seed):
+    relevance = make(seed=seed)
+    chosen = most_useful(relevance, 0.25, None, 0.01, True)
+    assert chosen.sum() == 5
+    g = torch.Generator().manual_seed(seed)
+    others = [turned(relevance, torch.randperm(N, generator=g)[:5]) for _ in range(20)]
+    assert turned(relevance, chosen) < min(others)
+
+
+def test_a_neuron_of_the_axis_itself_is_useful_though_it_is_against_the_stereotype_of_half_of_the_labels():
+    relevance = make()
+    rows, n = relevance.rows().clone(), relevance.count[..., None, None]
+    rows[..., 7] = torch.tensor([0.4, -0.4], dtype=torch.float64)  # it says female for every label
+    axis = replace(relevance, relevance_sum=rows * n)
+    assert most_useful(axis, 1, None, 1.0, True)[7]
+    window = (1000.0, 600.0)
+    assert most_useful(axis, 0.05, window, 1.0, True).nonzero().flatten().tolist() == [7]
+
+
+def test_neurons_are_useful_in_a_window_and_in_a_share():
+    relevance = make()
+    with pytest.raises(InputError, match="a fraction goes from above 0 to 1"):
+        most_useful(relevance, 0.0, None, 1.0, True)
+    with pytest.raises(InputError, match="holds no sample"):
+        most_useful(make(empty=0), 0.1, (1000.0, 600.0), 1.0, False)
+    alone = replace(relevance, count=relevance.count * torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+    first = most_useful(alone, 0.2, None, 0.1, False)
+    assert torch.equal(first, most_useful(relevance, 0.2, (1000.0, 600.0), 0.1, False))

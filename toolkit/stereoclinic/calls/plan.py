@@ -309,11 +309,12 @@ def _candidates(relevance: "Relevance | None", settings: PlanSettings) -> "Tenso
     """The neurons that may be damped; None for all."""
     if relevance is None or settings.among == 1:
         return None
+    from stereoclinic.sns.linear import most_useful
     from stereoclinic.sns.mask import in_unit
-    from stereoclinic.sns.select import most_relevant
 
     first = float(relevance.bin_edges[0])
-    return most_relevant(relevance, settings.among, (first, in_unit(settings.until, first)))
+    window = first, in_unit(settings.until, first)
+    return most_useful(relevance, settings.among, window, settings.mu, settings.allocate)
 
 
 def _others(settings: PlanSettings, axis: "Axis") -> "list[Axis]":

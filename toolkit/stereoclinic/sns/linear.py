@@ -18,7 +18,7 @@ from torch import Tensor
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.bins import Window, bins_in
 from stereoclinic.sns.mask import NeuronMask, check_not_negative, check_strength, in_unit
-from stereoclinic.sns.select import Selection, mask_from, measured_bins, neurons_of, top_k
+from stereoclinic.sns.select import Selection, mask_from, measured_bins, neurons_of, number_of, top_k
 
 if TYPE_CHECKING:
     from stereoclinic.ddtd.relevance import Relevance
@@ -85,6 +85,37 @@ def treatment_plan(
     forecast = [_forecast(edges, t, systems.get(t), lambdas[t, columns], sketches) for t in range(len(inside))]
     how = {"method": "plan", "mu": mu, "overshoot": overshoot, "shrink": SHRINK, "at_most": at_most, "bins": forecast}
     return mask_from(relevance, 1 - lambdas, how, root, kinds, window, per_bin)
+
+
+def most_useful(relevance: "Relevance", share: float, window: Window | None, mu: float, allocate: bool) -> Tensor:
+    """The neurons that a plan gains most from, by stored relevance: (N,) bool.
+
+    One problem for each timestep bin and target is solved with no more than this share of all neurons: to turn every
+    label's lean to that of each group, or to zero. Ranking by relevance alone would drop neurons whose part in the
+    stereotype is for some labels and against it for others, which is how neurons of the axis itself behave.
+
+    Args:
+        relevance: What was located.
+        share: Of all neurons, above 0 and up to 1.
+        window: Timesteps that count; None for all.
+        mu: Price as in `treatment_plan`.
+        allocate: Whether images will be allotted groups; otherwise the target is zero.
+
+    Raises:
+        InputError: The share is out of range, or nothing was measured in the window.
+    """
+    neurons, groups = sum(site.width for site in relevance.sites), len(relevance.groups)
+    number = number_of(float(share), neurons)
+    targets = torch.zeros(1, groups, dtype=torch.float64)
+    if allocate:  # the lean of an image of each group, as if the directions of all had the same length and angles
+        targets = (torch.eye(groups, dtype=torch.float64) * groups - 1) / (groups - 1)
+    problems = []
+    for t in measured_bins(relevance, window).nonzero().flatten().tolist():
+        A, S, V = _system(relevance, t, torch.arange(neurons))
+        for target in targets:
+            short = S - target.repeat(len(S) // groups)
+            problems.append(_problem([(A, short, V)], groups, mu, 0.0))
+    return torch.stack(_solve(problems, number)).amax(0) > 0
 
 
 def _system(relevance: "Relevance", t: int, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:

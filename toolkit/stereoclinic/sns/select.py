@@ -118,27 +118,6 @@ def top_k(
     return mask_from(relevance, (~chosen).float(), how, root, kinds, window, per_bin)
 
 
-def most_relevant(relevance: "Relevance", share: float, window: Window | None = None) -> Tensor:
-    """The neurons that most surely carry the axis, in either direction: (N,) bool.
-
-    Ranked by ``|mean| - Z * stderr`` of sign(S) R, averaged over the timestep bins of the window: damping a neuron that
-    carries the stereotype pushes one way, damping one that works against it the other, and an allocation needs both.
-
-    Args:
-        relevance: What was located.
-        share: Of all neurons, above 0 and up to 1.
-        window: Timesteps that count; None for all.
-
-    Raises:
-        InputError: The share is out of range, or nothing was measured in the window.
-    """
-    number = number_of(float(share), sum(site.width for site in relevance.sites))
-    measured = measured_bins(relevance, window)
-    mean, stderr = _stereotype(relevance)
-    score = (mean[measured].abs() - Z * stderr[measured]).clamp_min(0).mean(0)
-    return _largest(score, number)
-
-
 def measured_bins(relevance: "Relevance", window: Window | None) -> Tensor:
     """Which bins of a window hold a sample: (T,) bool.
 
