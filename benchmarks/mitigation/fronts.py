@@ -2,8 +2,8 @@
 
     python benchmarks/mitigation/fronts.py results/map-*.json --figure docs/fronts.png
 
-Each file is one that `map.py` wrote and gives a column of the figure. The rows are two costs: the Frechet distance
-within groups over its floor, and group prompts that are no longer obeyed. The line is the Pareto front of the masks.
+Each file is one that `map.py` wrote and gives a column of the figure. The rows are two costs: the shift within groups,
+and group prompts that are no longer followed. The line is the Pareto front of the masks.
 The table names the masks on each front.
 """
 
@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 COSTS = {
-    "Frechet within groups / floor": lambda arms: values(arms, "frechet_within_groups_ratio")[0],
-    "group prompts not obeyed": lambda arms: 1 - values(arms, "obeyed")[0],
+    "shift within groups": lambda arms: values(arms, "frechet_within_groups_ratio")[0],
+    "group prompts not followed": lambda arms: 1 - values(arms, "obeyed")[0],
 }
 #: Part of a mask's name -> its name in the legend.
-KINDS = {"allocated": "allotting, and parts of it", "top": "balancing, top k", "": "balancing, planned"}
+KINDS = {"allocated": "allocating, and parts of it", "top": "balancing, top k", "": "balancing, planned"}
 MARKS = dict(zip(KINDS.values(), (("o", "C1"), ("D", "C2"), ("s", "C0")), strict=True))
 
 

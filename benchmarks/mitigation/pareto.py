@@ -7,8 +7,8 @@
 
 The figures of docs/results/map.md are in `results`, one file for each results.json, without the figures by
 prompt (`--condense FOLDER` writes such files). Every file is one seed set. Values are means over seed sets, ± half of
-their 95 % t interval; with one seed set, the interval of the bench. The figure shows the parity gap against the Frechet
-distance within groups over its floor, and against group prompts that are obeyed.
+their 95 % t interval; with one seed set, the interval of the bench. The figure shows the parity gap against the shift
+within groups, and against group prompts that are followed.
 """
 
 import json
@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import interval, legend, parser, ticks
 
 CEILINGS = {"balanced oracle": "^", "allocation oracle": "*", "untreated": "X", "random": "."}
+#: File of a mask, as the docs make it -> what it is.
+MASKS = {"gender": "balancing mask", "gender-allocated": "allocating mask"}
 Sets = dict[float, dict[str, list[dict]]]
 
 
@@ -108,10 +110,10 @@ def tables(found: Sets, about: dict) -> list[Table]:
     for guidance, arms in found.items():
         floor = about["noise_floor"]["parity_gap"]
         table = Table(
-            "", "parity gap", "change", "of oracle", "right", "unsure", "group prompts", "allotted", "Frechet",
-            "within / floor", "drift",
+            "", "parity gap", "change", "of oracle", "occupation right", "unsure", "group prompts followed",
+            "allocation followed", "Frechet", "shift within groups", "drift",
             title=f"{about['axis']}, guidance {guidance:g}, {about['steps']} steps, {len(arms['untreated'])} seed"
-            f" set(s) of {about['images_per_prompt']} images a prompt; fair: {floor['mean']:.3f}, below"
+            f" set(s) of {about['images_per_prompt']} images a prompt; a fair model: {floor['mean']:.3f}, below"
             f" {floor['upper']:.3f}",
         )  # fmt: skip
         for name, each in arms.items():
@@ -158,7 +160,7 @@ def cost_grid(
 
 def figure(found: Sets, masks: list[str], about: dict) -> Figure:
     floor = about["noise_floor"]["parity_gap"]["upper"]
-    costs = {"Frechet within groups / floor": "frechet_within_groups_ratio", "group prompts": "obeyed"}
+    costs = {"shift within groups": "frechet_within_groups_ratio", "group prompts followed": "obeyed"}
     titles = [f"guidance {guidance:g}" for guidance in found]
     drawing, panels = cost_grid(titles, list(costs), [floor] * len(found), [1, 2, 4, 8, 16])
     colors = {name: f"C{i}" for i, name in enumerate(masks)}
@@ -170,7 +172,8 @@ def figure(found: Sets, masks: list[str], about: dict) -> Figure:
                 x, dx = bar(arm, "parity_gap")
                 y, dy = bar(arm, what)
                 marker, color = CEILINGS.get(name, "o"), colors.get(name, "0.3")
-                panel.errorbar(x, y, xerr=dx, yerr=dy, fmt=marker, color=color, label=name, capsize=2)
+                shown = MASKS.get(name, f"{name} mask" if name == "random" else name)
+                panel.errorbar(x, y, xerr=dx, yerr=dy, fmt=marker, color=color, label=shown, capsize=2)
     legend(drawing, panels[0], 5)
     return drawing
 
