@@ -44,7 +44,7 @@ class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, M
         CHOOSING, advanced=True, default_text="the other built-in axes", metavar="NAME", texts=True,
     )  # fmt: skip
     among: float = option(
-        1.0, "Damp only this fraction of the neurons, the most relevant; below 1 it needs RELEVANCE.",
+        1.0, "Damp only this fraction of the neurons, those that a plan gains most from; below 1 it needs RELEVANCE.",
         CHOOSING, ge=0, advanced=True,
     )  # fmt: skip
     mu: float = option(
@@ -111,7 +111,7 @@ def plan(
         model: `portraits`, a diffusers folder, a checkpoint, a hub id; or an open pipeline, which stays where it is.
         axis: Axis of bias: gender, skin, age, or a TOML file.
         prompts: Neutral prompts: the name of a set, a file, a hub data set, or rows as `load_prompts` returns them.
-        relevance: What `locate` found, to plan among its most relevant neurons (`settings.among`).
+        relevance: What `locate` found, to plan among the neurons that a plan gains most from (`settings.among`).
         settings: Everything else; the defaults are those of the command.
         out: Write the mask here. An interrupted plan then keeps its progress next to it.
         reporter: Gets notes, warnings and progress.
