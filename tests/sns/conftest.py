@@ -1,8 +1,9 @@
-"""A whole pipeline round a UNet of two levels, that UNet alone, and masks of random factors for them."""
+"""A whole pipeline round a UNet of two levels, that UNet alone, masks of random factors for them, and a small mask."""
 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,15 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from stereoclinic.pipelines.sites import find_sites
+from stereoclinic.pipelines.sites import Site, find_sites
 from stereoclinic.sns.mask import NeuronMask
 
 EDGES = torch.tensor([1000.0, 600.0, 0.0])
 GROUPS = ("a", "b", "c")
+GENDER, AGE = ("female", "male"), ("old", "young")
+SITES = [Site("block.ff.net.2", "ff", 3), Site("block.to_out.0", "attention", 2)]
+SMALL_EDGES = torch.tensor([1000.0, 600.0, 200.0])
+NAMES = ("female", "male", "other")
 PROMPTS = ["a photo of a doctor", "a photo of a nurse"]
 
 
@@ -115,6 +120,66 @@ def random_mask(
     return NeuronMask(
         **{"sites": sites, "bin_edges": EDGES, "factors": factors, "roots": roots, "groups": groups, **changes}
     )
+
+
+def static_mask(
+    network: UNet2DConditionModel,
+    seed: int = 0,
+    rooted: bool = False,
+    kinds: Sequence[str] | None = None,
+    **changes: Any,
+) -> NeuronMask:
+    """One that can be fused: alike at all timesteps, some factors zero; with a root, of linear layers alone."""
+    mask = random_mask(network, seed, rooted, kinds=("ff", "attention") if rooted else kinds)
+    factors = mask.factors[:1].clone()
+    factors[0, ::7] = 0.0
+    roots = None if mask.roots is None else mask.roots[:1].expand(2, -1)
+    return replace(mask, **{"factors": factors.expand(2, -1), "roots": roots, **changes})
+
+
+def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    """A copy of its weights."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same_bits(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    """Whether two states have the same names, dtypes and values."""
+    return one.keys() == two.keys() and all(
+        value.dtype == two[name].dtype and torch.equal(value, two[name]) for name, value in one.items()
+    )
+
+
+def small_mask(**changes: Any) -> NeuronMask:
+    """Of five neurons of no real model, in two bins."""
+    g = torch.Generator().manual_seed(0)
+    fields = {
+        "sites": SITES,
+        "bin_edges": SMALL_EDGES,
+        "factors": torch.rand(2, 5, generator=g),
+        "roots": torch.randn(2, 5, generator=g),
+        "branch": "conditional",
+        "metadata": {"axis": "gender", "seeds": [1, 2]},
+    }
+    return NeuronMask(**{**fields, **changes})
+
+
+def small_group_mask(**changes: Any) -> NeuronMask:
+    """The same for three groups."""
+    g = torch.Generator().manual_seed(1)
+    fields = {
+        "factors": torch.rand(3, 2, 5, generator=g),
+        "roots": torch.randn(3, 2, 5, generator=g),
+        "groups": NAMES,
+    }
+    return small_mask(**{**fields, **changes})
+
+
+def assert_same(one: NeuronMask, two: NeuronMask) -> None:
+    """Fail unless they are equal in everything."""
+    assert (one.sites, one.branch, one.groups, one.metadata) == (two.sites, two.branch, two.groups, two.metadata)
+    for name in ("bin_edges", "factors", "roots"):
+        was, now = getattr(one, name), getattr(two, name)
+        assert (was is None and now is None) or (was.dtype == now.dtype and torch.equal(was, now))
 
 
 def hooks(network: torch.nn.Module) -> int:

@@ -1,98 +1,55 @@
-"""Fusing: the hooked model without hooks, undone bit for bit, and a folder that plain diffusers opens."""
+"""Fusing: the hooked model without hooks, undone bit for bit, and refused where the weights cannot hold it."""
 
 import copy
-import os
 from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
+from tests.sns.conftest import run, same_bits, state_of, static_mask
 from torch import nn
 
 from stereoclinic.errors import InputError
 from stereoclinic.io.digest import shapes_digest, weights_digest
-from stereoclinic.pipelines.sites import find_sites
 from stereoclinic.sns.adapter import load_mask, unload_mask
 from stereoclinic.sns.damp import suppress
-from stereoclinic.sns.fuse import fuse, is_fusable, is_fused, save_fused, unfuse
-from stereoclinic.sns.mask import NeuronMask
-
-EDGES = torch.tensor([1000.0, 600.0, 0.0])
+from stereoclinic.sns.fuse import fuse, is_fusable, is_fused, unfuse
 
 
 @pytest.fixture(scope="module")
-def pipe(original):
-    return copy.deepcopy(original)
-
-
-@pytest.fixture
-def unet(pipe):
-    return copy.deepcopy(pipe.unet)
-
-
-@pytest.fixture(scope="module")
-def inputs(pipe):
+def inputs(original):
     g = torch.Generator().manual_seed(1)
-    config = pipe.unet.config
+    config = original.unet.config
     return (
         torch.randn(2, config.in_channels, 8, 8, generator=g).double(),
         torch.randn(2, 3, config.cross_attention_dim, generator=g).double(),
     )
 
 
-def run(unet, inputs, t=800):
-    latents, text = (value.to(unet.dtype) if value.dtype == torch.float64 else value for value in inputs)
-    return unet(latents, t, encoder_hidden_states=text).sample
-
-
-def make(unet, seed=0, rooted=False, kinds=("ff", "attention", "conv"), **changes):
-    """The same at all timesteps; with a root, of linear layers alone."""
-    g = torch.Generator().manual_seed(seed)
-    sites = find_sites(unet, ["ff", "attention"] if rooted else kinds)
-    width = sum(site.width for site in sites)
-    factors = torch.where(torch.rand(1, width, generator=g) < 0.4, torch.rand(1, width, generator=g), 1.0)
-    factors[0, ::7] = 0.0
-    roots = torch.randn(1, width, generator=g).expand(2, -1) if rooted else None
-    return NeuronMask(
-        **{"sites": sites, "bin_edges": EDGES, "factors": factors.expand(2, -1), "roots": roots, **changes}
-    )
-
-
-def state_of(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same_bits(one, two):
-    return one.keys() == two.keys() and all(
-        value.dtype == two[name].dtype and torch.equal(value, two[name]) for name, value in one.items()
-    )
-
-
 @settings(max_examples=10)
 @given(st.integers(0, 10**6), st.floats(0, 1), st.booleans())
-def test_hooked_and_fused_agree_fusing_twice_is_once_and_unfusing_is_exact(pipe, inputs, seed, strength, rooted):
-    unet = pipe.unet
-    before, mask = state_of(unet), make(unet, seed, rooted)
+def test_hooked_and_fused_agree_fusing_twice_is_once_and_unfusing_is_exact(original, inputs, seed, strength, rooted):
+    unet = original.unet
+    before, mask = state_of(unet), static_mask(unet, seed, rooted)
     with suppress(unet, mask, strength):
         hooked = [run(unet, inputs, t) for t in (800, 0)]
-    fuse(pipe, mask, strength)
+    fuse(original, mask, strength)
     once = state_of(unet)
     for t, want in zip((800, 0), hooked, strict=True):
         torch.testing.assert_close(run(unet, inputs, t), want, atol=1e-10, rtol=1e-10)
     fuse(unet, replace(mask), strength)
     assert same_bits(state_of(unet), once)
-    unfuse(pipe)
+    unfuse(original)
     assert same_bits(state_of(unet), before)
-    assert not is_fused(pipe)
+    assert not is_fused(original)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rooted", [False, True])
 def test_lower_precisions_are_rounded_once_and_unfused_exactly(unet, dtype, rooted):
-    mask = make(unet, rooted=rooted)
+    mask = static_mask(unet, rooted=rooted)
     exact = copy.deepcopy(unet.to(dtype)).double()
     before = state_of(unet)
     fuse(unet, mask)
@@ -109,14 +66,14 @@ def test_lower_precisions_are_rounded_once_and_unfused_exactly(unet, dtype, root
 
 def test_a_model_cast_while_fused_is_unfused_to_what_the_cast_would_have_made(unet):
     cast = state_of(copy.deepcopy(unet).half())
-    fuse(unet, make(unet, rooted=True))
+    fuse(unet, static_mask(unet, rooted=True))
     unet.half()
     unfuse(unet)
     assert same_bits(state_of(unet), cast)
 
 
 def test_weights_that_are_not_damped_are_not_touched_nor_kept(unet):
-    mask = make(unet)
+    mask = static_mask(unet)
     before = state_of(unet)
     fuse(unet, mask)
     after = state_of(unet)
@@ -131,7 +88,7 @@ def test_weights_that_are_not_damped_are_not_touched_nor_kept(unet):
 
 def test_a_deep_copy_is_fused_by_itself(unet):
     before = state_of(unet)
-    fuse(unet, make(unet, rooted=True))
+    fuse(unet, static_mask(unet, rooted=True))
     fused = state_of(unet)
     copied = copy.deepcopy(unet)
     unfuse(copied)
@@ -142,7 +99,7 @@ def test_a_deep_copy_is_fused_by_itself(unet):
 
 
 def test_a_compiled_model_may_be_fused(unet, inputs):
-    mask = make(unet)
+    mask = static_mask(unet)
     with suppress(unet, mask):
         hooked = run(unet, inputs)
     compiled = torch.compile(unet, backend="eager")
@@ -153,7 +110,7 @@ def test_a_compiled_model_may_be_fused(unet, inputs):
 
 
 def unfusable(unet):
-    mask, rooted = make(unet), make(unet, rooted=True)
+    mask, rooted = static_mask(unet), static_mask(unet, rooted=True)
     apart = mask.factors.clone()
     apart[1] = 1.0
     roots = rooted.roots.clone()
@@ -186,7 +143,7 @@ def test_masks_that_cannot_be_fused_say_why_and_what_to_do(unet, case):
 
 
 def test_what_differs_only_where_nothing_is_damped_does_not_matter(unet):
-    mask = make(unet, rooted=True)
+    mask = static_mask(unet, rooted=True)
     roots = torch.where(mask.factors < 1, mask.roots, torch.randn(mask.roots.shape))
     assert is_fusable(replace(mask, roots=roots)) is None
     still = replace(mask, factors=torch.ones_like(mask.factors), bin_edges=torch.tensor([1000.0, 600.0, 100.0]))
@@ -198,7 +155,7 @@ def test_what_differs_only_where_nothing_is_damped_does_not_matter(unet):
 
 
 def test_a_second_mask_or_strength_is_refused_until_the_first_is_undone(unet):
-    one, two = make(unet, 1), make(unet, 2)
+    one, two = static_mask(unet, 1), static_mask(unet, 2)
     fuse(unet, one)
     state = state_of(unet)
     for mask, strength in ((two, 1.0), (one, 0.5)):
@@ -215,7 +172,7 @@ def test_a_second_mask_or_strength_is_refused_until_the_first_is_undone(unet):
 
 
 def test_hooks_and_folding_do_not_damp_twice(unet):
-    mask = make(unet)
+    mask = static_mask(unet)
     load_mask(unet, mask)
     with pytest.raises(InputError, match=r"would damp on top.*unload_mask\(pipe\)"):
         fuse(unet, mask)
@@ -228,7 +185,7 @@ def test_hooks_and_folding_do_not_damp_twice(unet):
 def test_unfusing_what_was_not_fused_or_changed_since(unet):
     with pytest.raises(InputError, match="no mask is fused"):
         unfuse(unet)
-    mask = make(unet)
+    mask = static_mask(unet)
     fuse(unet, mask)
     weight = unet.get_submodule(mask.sites[0].name).weight
     changed = weight.clone()
@@ -242,7 +199,7 @@ def test_unfusing_what_was_not_fused_or_changed_since(unet):
 
 def test_a_mask_of_another_model_is_refused_and_forced(unet):
     digests = {"unet_shapes": shapes_digest(unet), "unet_weights": weights_digest(unet)}
-    mask = make(unet, metadata=digests)
+    mask = static_mask(unet, metadata=digests)
     unet.conv_in.weight.mul_(1.5)
     before = state_of(unet)
     with pytest.raises(InputError, match="other weights"):
@@ -252,7 +209,7 @@ def test_a_mask_of_another_model_is_refused_and_forced(unet):
 
 
 def test_layers_that_cannot_take_it(unet):
-    mask = make(unet, rooted=True)
+    mask = static_mask(unet, rooted=True)
     site = unet.get_submodule(mask.sites[0].name)
     bias, site.bias = site.bias, None
     with pytest.raises(InputError, match="no bias that its root could be folded into"):
@@ -272,7 +229,7 @@ def test_layers_that_cannot_take_it(unet):
 
 
 def test_a_site_with_a_lora_is_refused_until_it_is_merged(unet, inputs):
-    mask = make(unet)
+    mask = static_mask(unet)
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_out.0"], init_lora_weights=False))
     before = state_of(unet)
     with pytest.raises(InputError, match=r"has a LoRA.*merge it first"):
@@ -284,75 +241,6 @@ def test_a_site_with_a_lora_is_refused_until_it_is_merged(unet, inputs):
     unet.unload_lora()
     fuse(unet, mask, force=True)
     torch.testing.assert_close(run(unet, inputs), hooked)
-
-
-def draw(pipe):
-    g = torch.Generator().manual_seed(0)
-    side = 2 * pipe.vae_scale_factor
-    return pipe(
-        "a photo", side, side, num_inference_steps=2, guidance_scale=3.0, output_type="latent", generator=g
-    ).images
-
-
-def test_a_fused_folder_is_opened_by_plain_diffusers_and_draws_the_hooked_models_picture(pipe, tmp_path):
-    mask = make(pipe.unet)
-    with suppress(pipe, mask):
-        hooked = draw(pipe)
-    fuse(pipe, mask)
-    try:
-        folder = tmp_path / "deep" / "fused"
-        save_fused(pipe, folder)
-        state = state_of(pipe.unet)
-    finally:
-        unfuse(pipe)
-    assert os.listdir(folder.parent) == ["fused"]
-    assert not any("stereoclinic" in path.read_text() for path in folder.rglob("*.json"))
-    opened = DiffusionPipeline.from_pretrained(folder, dtype=torch.float64)
-    opened.set_progress_bar_config(disable=True)
-    assert type(opened) is StableDiffusionPipeline
-    assert same_bits(state_of(opened.unet), state)
-    torch.testing.assert_close(draw(opened), hooked, atol=1e-8, rtol=1e-8)
-
-
-def test_an_interrupted_save_leaves_what_was_there(pipe, tmp_path, monkeypatch):
-    fuse(pipe, make(pipe.unet))
-    try:
-        for error in (KeyboardInterrupt, OSError(28, "No space left on device")):
-
-            def fail(folder, error=error, **_):
-                (folder / "half").write_text("written")
-                raise error
-
-            monkeypatch.setattr(pipe, "save_pretrained", fail)
-            empty = tmp_path / "empty"
-            empty.mkdir(exist_ok=True)
-            for folder in (tmp_path / "new", empty):
-                with pytest.raises((KeyboardInterrupt, InputError)):
-                    save_fused(pipe, folder)
-            assert os.listdir(tmp_path) == ["empty"]
-            assert os.listdir(empty) == []
-        monkeypatch.undo()
-        (empty / "kept").write_text("mine")
-        for folder in (empty, empty / "kept"):
-            with pytest.raises(InputError, match="exists and is not an empty folder; choose another"):
-                save_fused(pipe, folder)
-        assert (empty / "kept").read_text() == "mine"
-        assert os.listdir(empty) == ["kept"]
-    finally:
-        unfuse(pipe)
-
-
-def test_what_cannot_be_saved_as_fused(pipe, unet, tmp_path):
-    with pytest.raises(InputError, match="weights are untreated"):
-        save_fused(pipe, tmp_path / "m")
-    with pytest.raises(InputError, match="cannot save a UNet2DConditionModel"):
-        save_fused(unet, tmp_path / "m")
-    adapted = StableDiffusionPipeline(**{**pipe.components, "unet": unet}, requires_safety_checker=False)
-    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    fuse(adapted, make(unet))
-    with pytest.raises(InputError, match="unet has a LoRA"):
-        save_fused(adapted, tmp_path / "m")
-    assert os.listdir(tmp_path) == []
 
 
 def quantised(unet):
@@ -369,9 +257,9 @@ def in_float8(unet):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("change", "weights"), [(quantised, "packed"), (in_float8, "torch.float8_e4m3fn")])
-def test_quantised_layers_are_hooked_and_not_folded_into(pipe, inputs, change, weights):
-    digests = {"unet_shapes": shapes_digest(pipe.unet), "unet_weights": weights_digest(pipe.unet)}
-    mask, unet = make(pipe.unet, kinds=("ff", "attention"), metadata=digests), change(pipe.unet)
+def test_quantised_layers_are_hooked_and_not_folded_into(original, inputs, change, weights):
+    digests = {"unet_shapes": shapes_digest(original.unet), "unet_weights": weights_digest(original.unet)}
+    mask, unet = static_mask(original.unet, kinds=("ff", "attention"), metadata=digests), change(original.unet)
     plain = run(unet, [each.float() for each in inputs])
     for act in (fuse, load_mask):
         with pytest.raises(InputError, match="use the model it was made for"):
@@ -382,8 +270,8 @@ def test_quantised_layers_are_hooked_and_not_folded_into(pipe, inputs, change, w
     load_mask(unet, mask, force=True)
     treated = run(unet, [each.float() for each in inputs])
     unload_mask(unet)
-    with suppress(pipe.unet, mask):
-        expected = run(pipe.unet, inputs).float()
+    with suppress(original.unet, mask):
+        expected = run(original.unet, inputs).float()
     assert torch.equal(run(unet, [each.float() for each in inputs]), plain)
-    moved = (treated - plain).flatten() @ (expected - run(pipe.unet, inputs).float()).flatten()
+    moved = (treated - plain).flatten() @ (expected - run(original.unet, inputs).float()).flatten()
     assert moved > 0.5 * (treated - plain).norm() ** 2
