@@ -20,9 +20,21 @@ from stereoclinic.evaluation.arms import (
     Protocol,
 )
 from stereoclinic.evaluation.figures.summarise import summarise
+from stereoclinic.pipelines import open_model
+from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import Axis, load_axis
 
 Make = Callable[..., Experiment]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A tiny random model with its reader; a test that changes it puts it back."""
+    from tests.cli.conftest import write_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_model(folder, seed=0)
+    return open_model(folder)
 
 
 @pytest.fixture(scope="session")

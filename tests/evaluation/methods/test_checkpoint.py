@@ -7,11 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.evaluation.test_baselines import AXIS, SMALL, Alternating, draw
-from tests.evaluation.test_baselines import calibration as calibration
-from tests.evaluation.test_baselines import model as model
-from tests.evaluation.test_baselines import rows as rows
-from tests.evaluation.test_baselines import samples as samples
+from tests.evaluation.methods.conftest import AXIS, SMALL, Alternating, draw
 
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.methods import BASELINES, baseline_class
@@ -67,9 +63,10 @@ def test_whatever_it_is_made_from_has_a_file_of_its_own(model, samples, calibrat
     for change in changes * 2:
         file(**change)
     bias = model.pipe.vae.decoder.conv_out.bias
+    before = bias.data.clone()
     bias.data += 1
     file()
-    bias.data -= 1
+    bias.data.copy_(before)
     monkeypatch.setattr(
         baseline_class("equisteer"), "defaults", replace(baseline_class("equisteer").defaults, strength=2.0)
     )
