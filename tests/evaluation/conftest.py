@@ -1,4 +1,4 @@
-"""Experiments made of given shares, without a model: every figure is real, the pictures are noise."""
+"""Experiments made of given shares, without a model: every figure is real, the pictures are noise. And a tiny model."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -19,12 +19,17 @@ from stereoclinic.evaluation.arms import (
     Experiment,
     Protocol,
 )
+from stereoclinic.evaluation.draw import Part, model_digest
 from stereoclinic.evaluation.figures.summarise import summarise
+from stereoclinic.evaluation.methods.base import Mitigation
 from stereoclinic.pipelines import open_model
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import Axis, load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 Make = Callable[..., Experiment]
+
+AXIS = load_axis("gender")
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +40,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     write_model(folder, seed=0)
     return open_model(folder)
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[dict]:
+    """Three prompts with two seeds."""
+    return list(with_seeds(load_prompts("portraits", 3), 40, 2))
+
+
+def parts(model: Model, rows: list[dict], mitigation: Mitigation, size: int = 2, /, **how: Any) -> list[Part]:
+    """What draws an arm, cut by a number of rows."""
+    how = {"steps": 2, "guidance": 1.0, "model": model_digest(model), **how}
+    return [Part(mitigation, rows[start : start + size], **how) for start in range(0, len(rows), size)]
 
 
 @pytest.fixture(scope="session")

@@ -6,28 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.evaluation.conftest import AXIS, parts
 
 from stereoclinic.errors import Incomplete, InputError
 from stereoclinic.evaluation.arms import Protocol
-from stereoclinic.evaluation.draw import Part, Pictures, Store, draw, model_digest
-from stereoclinic.evaluation.experiment import Arm, arms_of, drawn, run
-from stereoclinic.evaluation.methods.base import Batch, Mitigation, Suppressed
-from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle, balanced
+from stereoclinic.evaluation.draw import Pictures, Store, draw, model_digest
+from stereoclinic.evaluation.experiment import Arm, drawn
+from stereoclinic.evaluation.methods.base import Batch, Mitigation
+from stereoclinic.evaluation.methods.oracles import AllocationOracle, BalancedOracle
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.io.tensors import load_tensors, save_tensors
-from stereoclinic.pipelines import open_model
-from stereoclinic.pipelines.images import check_blank
 from stereoclinic.pipelines.memory import Peak
-from stereoclinic.pipelines.model import Model
-from stereoclinic.pipelines.sites import find_sites
-from stereoclinic.pipelines.watch import Call, Visit, Walk, encode_groups
-from stereoclinic.prompts.axes import Axis, load_axis
-from stereoclinic.prompts.sets import load_plain_prompts, load_prompts, with_seeds, write
-from stereoclinic.report.page import build_page
-from stereoclinic.report.pictures import grids
-from stereoclinic.sns.mask import NeuronMask
-
-AXIS = load_axis("gender")
+from stereoclinic.prompts.axes import load_axis
+from stereoclinic.prompts.sets import load_prompts, with_seeds
 
 
 class Counting(Mitigation):
@@ -52,25 +43,6 @@ class Counting(Mitigation):
             raise ZeroDivisionError
         self.begun += 1
         return super().begin(rows)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    from tests.cli.conftest import write_model
-
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    write_model(folder, seed=0)
-    return open_model(folder)
-
-
-@pytest.fixture(scope="module")
-def rows() -> list[dict]:
-    return list(with_seeds(load_prompts("portraits", 3), 40, 2))
-
-
-def parts(model, rows: list[dict], mitigation: Mitigation, size: int = 2, /, **how) -> list[Part]:
-    how = {"steps": 2, "guidance": 1.0, "model": model_digest(model), **how}
-    return [Part(mitigation, rows[start : start + size], **how) for start in range(0, len(rows), size)]
 
 
 def test_what_was_drawn_is_not_drawn_again(model, rows, tmp_path: Path):
@@ -156,20 +128,6 @@ def test_the_models_digest_follows_weights_and_scheduler(model):
     assert model_digest(model) == before
 
 
-def test_times_of_different_devices_are_not_compared(model, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    reader = PortraitsReader(model.folder / "reader")
-    protocol = Protocol(AXIS, load_prompts("portraits", 3), 2, 0, 40, 2, 1.0, 6)
-    arms = [Arm(name, Counting(name), rows, 2) for name in ("a", "b")]
-    monkeypatch.setattr(Counting, "key", lambda self: self.name)
-    run = partial(drawn, model, reader, protocol, arms, parts=tmp_path, accelerator="cpu")
-    assert all(each.seconds > 0 for each in run())
-    store, (part,) = Store(tmp_path), arms[0].parts(protocol, model_digest(model))
-    store.keep(part, replace(store.read([part]), device="NVIDIA H100"))
-    said: list[str] = []
-    assert [each.seconds for each in run(warn=said.append)] == [None, None]
-    assert len(said) == 1 and "(NVIDIA H100, cpu)" in said[0]
-
-
 def test_the_most_memory_of_a_gpu_is_kept_with_the_pictures(model, rows, tmp_path: Path, monkeypatch):
     used = {"bytes": 7 << 20}
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: used.update(bytes=0))
@@ -193,33 +151,6 @@ def test_allotted_groups_come_back_in_the_samples_order(model, rows, tmp_path: P
     store, oracle = Store(tmp_path), AllocationOracle(AXIS)
     draw(model, cut := parts(model, rows, oracle, 4), store, accelerator="cpu")
     assert store.read(cut).allotted.tolist() == oracle.begin(rows).allotted.tolist()
-
-
-@pytest.mark.parametrize(
-    ("groups", "judged"),
-    [
-        (("female", "male"), [1, 0, -1]),
-        (("male+old", "female+young"), [0, 1, -1]),
-        (("old", "young"), None),
-    ],
-)
-def test_what_a_mask_allots_is_judged_as_groups_of_the_axis(model, groups: tuple[str, ...], judged: list | None):
-    """A mask of several axes allots pairs, one of another axis nothing that could be judged here."""
-    sites = find_sites(model.network)
-    factors = torch.ones(2, 1, sum(site.width for site in sites))
-    mask = NeuronMask(sites, torch.tensor([1000.0, 0.0]), factors, groups=groups)
-    arm = Suppressed("both", model, mask)
-    found = arm.judged(torch.tensor([1, 0, -1]), AXIS)
-    assert (None if found is None else found.tolist()) == judged
-    assert arm.judged(None, AXIS) is None
-
-
-def test_two_arms_of_one_name_are_refused(model):
-    sites = find_sites(model.network)
-    mask = NeuronMask(sites, torch.tensor([1000.0, 0.0]), torch.ones(1, sum(site.width for site in sites)))
-    protocol = Protocol(AXIS, load_prompts("portraits", 1), 2)
-    with pytest.raises(InputError, match="two arms are called 'other method'"):
-        arms_of(model, protocol, {"other method": mask}, force=True, baselines=[Mitigation("other method")])
 
 
 def test_fewer_batches_than_devices_and_folders_that_cannot_be_made(model, rows, tmp_path: Path):
@@ -276,127 +207,15 @@ def test_pictures_that_are_not_those_they_stand_for_are_set_aside_and_drawn_agai
         assert torch.equal(store.read([each]).images, images)
 
 
-class Judges(Mitigation):
-    """A method of a user's own."""
-
-    def begin(self, rows: list[dict]) -> Batch:
-        return Batch(["a photo of a judge"] * len(rows))
-
-
-def test_a_method_of_ones_own_is_judged_beside_the_others(model):
-    scenes = load_plain_prompts("scenes", 2)
-    protocol = Protocol(AXIS, load_prompts("portraits", 2), 2, 1, steps=1, unrelated=scenes, unrelated_images=2)
-    experiment = run(model, PortraitsReader(model.folder / "reader"), protocol, {}, baselines=[Judges("judges")])
-    assert experiment is not None
-    arms = experiment.results["arms"]
-    assert list(arms)[:2] == ["untreated", "judges"] and arms["judges"]["ssim_to_untreated"]["estimate"] < 1
-    assert "judges" in experiment.results["group_prompts"] and "judges" in experiment.results["unrelated"]["arms"]
-    assert "baselines" not in experiment.results  # what it took to make is not known
-
-
-def test_the_balanced_oracle_predicts_the_mean_of_all_groups_within_its_window_and_the_neutral_one_outside(little):
-    axis = Axis("age3", ("old", "young", "middle"), ("old", "young", "middle-aged"))
-    rows = list(with_seeds(load_prompts("portraits", 2), 0, 1))
-    replied: list[bool] = []
-
-    def prepare(walk: Walk) -> Visit:
-        oracle = balanced(walk, axis, (0.25, 0.75))
-        (groups,) = encode_groups(walk, rows, [axis])
-
-        def visit(call: Call) -> None:
-            oracle(call)
-            replied.append(call.reply is not None)
-            mean = call.compare(groups).mean(0)
-            assert not torch.allclose(mean, call.predict())
-            if call.reply is not None:
-                torch.testing.assert_close(call.reply, mean)
-
-        return visit
-
-    walk = Walk(little, rows, 4, 2.0)
-    walk.visit = prepare(walk)
-    walk.run()
-    assert replied == [False, True, True, False]
-
-
-class Spoilt(Mitigation):
-    """Predictions that are not finite, for some samples."""
-
-    def __init__(self, name: str, *spoilt: tuple[str, int]) -> None:
-        super().__init__(name)
-        self.spoilt = spoilt
-
-    def key(self) -> str:
-        return f"{self.name} {self.spoilt}"
-
-    def begin(self, rows: list[dict]) -> Batch:
-        spoilt = [i for i, row in enumerate(rows) if (row["prompt"], row["seed"]) in self.spoilt]
-
-        def prepare(walk: Walk) -> Visit:
-            def visit(call: Call) -> None:
-                call.reply = call.own().index_fill(0, torch.tensor(spoilt, dtype=torch.long), torch.nan)
-
-            return visit
-
-        return Batch([row["prompt"] for row in rows], prepare)
-
-
-def test_pictures_that_show_nothing_are_named_and_none_is_judged(model, rows, tmp_path: Path):
-    """Also those that another run has left in the folder."""
-    store, prompt, seed = Store(tmp_path), rows[4]["prompt"], rows[4]["seed"]
-    cut = parts(model, rows, Spoilt("a", (prompt, seed)), 6)
-    says = rf"1 of 6 images show nothing .*'{prompt}', seed {seed} \(a\); that is more than 1%"
-    with pytest.raises(Incomplete, match=says):
-        draw(model, cut, store, accelerator="cpu")
-    assert store.read(cut).blank == (4,)
-    reader, protocol = (
-        PortraitsReader(model.folder / "reader"),
-        Protocol(AXIS, load_prompts("portraits", 3), 2, 0, 40, 2),
-    )
-    arm = Arm("a", Spoilt("a", (prompt, seed)), rows, 2)
-    with pytest.raises(Incomplete, match=says):
-        drawn(model, reader, protocol, [arm], parts=tmp_path, accelerator="cpu")
-
-
-def test_many_pictures_that_show_nothing_are_not_all_named():
-    names = [f"'a nurse', seed {i} (a)" for i in range(40)]
-    said = check_blank(names, 4000)
-    assert said.startswith("40 of 4000 images") and said.endswith("seed 4 (a) and 35 more") and len(said) < 300
-    assert check_blank([], 10) is None
-    with pytest.raises(Incomplete, match="no images are judged"):
-        check_blank(names, 3999)
-
-
-def test_the_seed_of_a_picture_that_shows_nothing_is_left_out_of_all_arms(model, tmp_path: Path):
-    samples = list(with_seeds(load_prompts("portraits", 3), 40, 20))
-    reader, protocol = (
-        PortraitsReader(model.folder / "reader"),
-        Protocol(AXIS, load_prompts("portraits", 3), 20, 0, 40, 1),
-    )
-    arms = [Arm("a", Spoilt("a"), samples, 20), Arm("b", Spoilt("b", (samples[22]["prompt"], 47)), samples, 20)]
+def test_times_of_different_devices_are_not_compared(model, rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    reader = PortraitsReader(model.folder / "reader")
+    protocol = Protocol(AXIS, load_prompts("portraits", 3), 2, 0, 40, 2, 1.0, 6)
+    arms = [Arm(name, Counting(name), rows, 2) for name in ("a", "b")]
+    monkeypatch.setattr(Counting, "key", lambda self: self.name)
+    run = partial(drawn, model, reader, protocol, arms, parts=tmp_path, accelerator="cpu")
+    assert all(each.seconds > 0 for each in run())
+    store, (part,) = Store(tmp_path), arms[0].parts(protocol, model_digest(model))
+    store.keep(part, replace(store.read([part]), device="NVIDIA H100"))
     said: list[str] = []
-    run = partial(drawn, model, reader, protocol, parts=tmp_path, warn=said.append, accelerator="cpu")
-    (whole,) = run(arms[:1])
-    assert whole.seeds == tuple(range(40, 60)) and not said
-    one, other = run(arms)
-    assert len(said) == 1 and "1 of 120 images show nothing" in said[0] and "seed 47 (b)" in said[0]
-    expected = whole.only([place for place in range(20) if place != 7])
-    assert one.seeds == other.seeds == expected.seeds and 47 not in one.seeds and len(one.seeds) == 19
-    assert torch.equal(one.images, expected.images) and torch.equal(one.reads, expected.reads)
-    assert (other.images.int() - expected.images.int()).abs().max() <= 1 and one.others.keys() == other.others.keys()
-
-
-def test_results_say_which_seeds_are_left_out(model):
-    prompts = load_prompts("portraits", 2)
-    protocol = Protocol(AXIS, prompts, 10, 0, 30, steps=1)
-    spoilt = Spoilt("spoilt", (write(prompts[1]), 30))
-    experiment = run(
-        model, PortraitsReader(model.folder / "reader"), protocol, {}, baselines=[spoilt], warn=lambda text: None
-    )
-    results = experiment.results
-    assert results["left_out"] == {"pictures": 1, "seeds": {"neutral": [30]}}
-    assert results["images_per_prompt"] == 9 and results["seeds"] == [31, 39]
-    assert {arm["images"] for arm in results["arms"].values()} == {18}
-    (grid,) = grids([experiment])
-    assert grid.cards[0].rows[0][1][0].seed == 31
-    assert "blank images: 1 (their seeds are left out)" in build_page({"provenance": {}, "experiments": [results]})
+    assert [each.seconds for each in run(warn=said.append)] == [None, None]
+    assert len(said) == 1 and "(NVIDIA H100, cpu)" in said[0]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.evaluation.conftest import AXIS
 from torch import Tensor
 
 from stereoclinic.evaluation.methods import baseline_class, calibration_samples, h_space, uce
@@ -11,10 +12,8 @@ from stereoclinic.evaluation.methods.calibration import Calibration
 from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.watch import Walk
-from stereoclinic.prompts.axes import load_axis
 from stereoclinic.prompts.sets import load_prompts, with_seeds
 
-AXIS = load_axis("gender")
 STEPS = 3
 NEUTRAL, GROUPED = "a photo of a doctor", "a photo of a female doctor"
 SMALL = {"h-space": h_space.DirectionSettings(updates=3, batch=2), "uce": uce.EditSettings(rounds=2, eta=1.0)}
