@@ -99,7 +99,14 @@ def minimums(session: nox.Session) -> None:
     path = Path(session.create_tmp()) / "lowest.txt"
     path.write_text("\n".join(lowest) + "\n")
     session.install("-c", str(path), "-e", ".[test]")
-    quick = ("tests/test_axes.py", "tests/test_prompts.py", "tests/sns", "tests/evaluation/test_bias.py", "tests/cli")
+    quick = (
+        "tests/test_axes.py",
+        "tests/test_prompts.py",
+        "tests/test_prompt_files.py",
+        "tests/sns",
+        "tests/evaluation/test_bias.py",
+        "tests/cli",
+    )
     session.run("pytest", *SPREAD, *(session.posargs or ("-m", "not slow", *quick)), env=ENVIRONMENT)
 
 

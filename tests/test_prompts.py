@@ -1,10 +1,9 @@
-"""Prompts: articles agree, the group's word goes before the person, and noise follows from prompt and seed alone."""
+"""Prompts: articles agree, the group's word goes before the person, and the person is found or asked for."""
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,9 +19,7 @@ from stereoclinic.prompts.sets import (
     group_prompts,
     load_plain_prompts,
     load_prompts,
-    noise,
     occupation_prompts,
-    with_seeds,
     write,
 )
 from stereoclinic.sns.policy import is_neutral
@@ -64,18 +61,6 @@ def test_built_in_sets_without_a_person_are_taken_as_they_are_and_name_no_group(
     assert len(set(prompts["label"])) == len(prompts) > 10
     assert all(is_neutral(prompt, load_axis(axis)) for prompt in prompts["label"] for axis in known_axes())
     assert load_plain_prompts(name, 3)["label"] == BUILT_IN_PLAIN[name][:3]
-
-
-def test_plain_prompts_of_a_file_need_no_person_and_keep_their_braces(tmp_path: Path):
-    lines = ["mountains", "  a {red} car", "", "mountains", "{group}"]
-    (tmp_path / "scenes.txt").write_text("\n".join(lines) + "\n")
-    found = load_plain_prompts(tmp_path / "scenes.txt")
-    assert [write(row) for row in found] == ["mountains", "a {red} car", "{group}"]
-    assert group_prompts(found[0], GENDER) == ["mountains", "mountains"]
-    with pytest.raises(InputError, match="no person found"):
-        load_prompts(tmp_path / "scenes.txt")
-    with pytest.raises(InputError, match=r"no built-in set \(scenes\)"):
-        load_plain_prompts("nowhere")
 
 
 def test_the_36_occupations_of_winobias_share_none_with_those_to_train_on():
@@ -176,98 +161,6 @@ def test_taking_the_word_out_gives_the_neutral_prompt(word: str, person: str):
     assert write(row, word).replace(f"{word} ", "").replace(" an ", " a ") == write(row)
 
 
-def test_each_ending_reads_the_same(tmp_path: Path):
-    texts = ["a photo of a doctor", "a photo of a nurse"]
-    (tmp_path / "p.txt").write_text("\n".join(texts))
-    (tmp_path / "p.csv").write_text("prompt\n" + "\n".join(texts))
-    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
-    Dataset.from_dict({"prompt": texts}).to_parquet(tmp_path / "p.parquet")
-    found = {digest(load_prompts(tmp_path / f"p.{ending}")) for ending in ("txt", "csv", "jsonl", "parquet")}
-    assert len(found) == 1
-
-
-def test_blank_lines_are_passed_over_and_the_limit_counts_prompts(tmp_path: Path):
-    path = tmp_path / "p.txt"
-    path.write_text("a photo of a doctor\n\n  \na photo of a nurse\na photo of a judge\n")
-    assert load_prompts(path, limit=2)["label"] == ["doctor", "nurse"]
-    assert load_prompts("portraits", limit=3)["label"] == BUILT_IN["portraits"][:3]
-
-
-def test_reading_stops_at_the_limit(tmp_path: Path):
-    """What lies behind it may be a whole data set on the hub; here it is a row that would be refused."""
-    rows = [{"prompt": "a photo of a doctor"}, {"prompt": "nobody here"}]
-    path = tmp_path / "p.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    assert load_prompts(path, limit=1)["label"] == ["doctor"]
-    with pytest.raises(InputError, match="no person found"):
-        load_prompts(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("p.txt", "", "empty"),
-        ("p.txt", "\n  \n", "no prompts in it"),
-        ("p.txt", "a sunset", "no person found"),
-        ("p.txt", "a {group} doctor and a {group} nurse", "has {group} more than once"),
-        ("p.txt", "a photo of a {group}", "nothing follows"),
-        ("p.csv", "text\nhello", "no column `prompt`; it has text"),
-        ("p.csv", "prompt,occupation\na photo of a doctor,nurse", "does not name its occupation 'nurse'"),
-        ("p.jsonl", '{"prompt": 3}', "where text is expected"),
-        ("p.jsonl", '{"prompt": "a photo of a doctor", "occupation": 3}', "where text is expected"),
-        ("p.jsonl", "{", "cannot be read"),
-        ("p.csv", "prompt\na photo of a doctor, in the style of a master", r"row 1 \(line 2\) has 2 fields.*in quotes"),
-        ("p.csv", "prompt,occupation\n,nurse", "prompt 1 has the occupation 'nurse' and no prompt"),
-        ("p.txt", "a photo of a doctor\na photo of a nurse\x07", r"prompt 2 holds the control character '\\x07'"),
-        ("p.csv", "occupation\nnurse\x1b", r"prompt 1 holds the control character '\\x1b'"),
-        ("p.json", '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}", "row 1 is nested too deep"),
-        ("p.jsonl", '{"prompt": "a", "x": ' + '{"x": ' * 100_000 + "1" + "}" * 100_001, "row 1 is nested too deep"),
-        ("p.parquet", "not parquet", "cannot be read"),
-        ("p.md", "a photo of a doctor", "unknown ending '.md'"),
-    ],
-)
-def test_files_that_hold_no_prompts_are_refused(tmp_path: Path, name: str, content: str, says: str):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=says):
-        load_prompts(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["p[1].csv", "a*b.csv", "p[1].txt", "p?.jsonl", "p[1].json", "p[1].parquet"])
-def test_a_file_s_name_is_no_pattern(tmp_path: Path, name: str):
-    path = tmp_path / name
-    for wrong in ("p1", "axb", "px"):
-        Dataset.from_dict({"prompt": ["a photo of a nurse"]}).to_parquet(tmp_path / f"{wrong}.parquet")
-        for ending in (".csv", ".txt", ".jsonl", ".json"):
-            (tmp_path / f"{wrong}{ending}").write_text("not this one")
-    if path.suffix == ".parquet":
-        Dataset.from_dict({"prompt": ["a photo of a doctor"]}).to_parquet(tmp_path / "q.parquet")
-        (tmp_path / "q.parquet").rename(path)
-    else:
-        whole = {".csv": "prompt\na photo of a doctor", ".txt": "a photo of a doctor"}
-        path.write_text(whole.get(path.suffix, '{"prompt": "a photo of a doctor"}'))
-    assert load_prompts(path)["label"] == ["doctor"]
-
-
-@pytest.mark.parametrize("ending", [".txt", ".csv", ".jsonl", ".json"])
-def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path, ending: str):
-    path = tmp_path / f"p{ending}"
-    text = {".csv": "prompt\na photo of a doctor", ".txt": "a photo of a doctor"}.get(ending)
-    path.write_text(text or '{"prompt": "a photo of a doctor"}', encoding="utf-8-sig")
-    assert [write(row) for row in load_prompts(path)] == ["a photo of a doctor"]
-
-
-def test_blank_rows_are_passed_over_and_white_space_in_a_label_is_one_space(tmp_path: Path):
-    path = tmp_path / "p.csv"
-    path.write_text(
-        'prompt,occupation\n,,\n" ",\na photo of a tax  collector,"tax\ncollector"\n\n"a photo\nof a doctor",\n,\n'
-    )
-    rows = load_prompts(path)
-    assert rows["label"] == ["tax collector", "doctor"]
-    assert [write(row) for row in rows] == ["a photo of a tax  collector", "a photo\nof a doctor"]
-    path.write_text("occupation\ntax \t collector\n")
-    assert write(load_prompts(path)[0]) == "a photo of a tax collector"
-
-
 @pytest.mark.parametrize(
     ("prompt", "occupation", "group"),
     [
@@ -333,60 +226,6 @@ def test_a_row_without_its_prompt_is_no_occupation_alone(tmp_path: Path):
         from_table(tmp_path, {"prompt": "a photo of a judge"}, {"prmpt": "a photo of a nurse", "occupation": "nurse"})
 
 
-def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path):
-    with pytest.raises(InputError, match="is a folder"):
-        load_prompts(tmp_path)
-    with pytest.raises(InputError, match="no such file"):
-        load_prompts(tmp_path / "missing.csv")
-
-
-def test_every_prompt_meets_every_seed():
-    samples = with_seeds(load_prompts("portraits", 2), 5, 3)
-    assert [row["seed"] for row in samples] == [5, 5, 6, 6, 7, 7]
-    assert [row["prompt"] for row in samples] == ["a photo of a doctor", "a photo of a nurse"] * 3
-    assert [row["number"] for row in samples] == list(range(len(samples)))
-    assert all(set(COLUMNS) <= set(row) for row in samples)
-    assert samples[-1] == samples[5] and samples[2:4] == [samples[2], samples[3]]
-    left = samples.without([0, 4])
-    assert list(left) == [samples[number] for number in (1, 2, 3, 5)] and left.labels == samples.labels
-    with pytest.raises(IndexError):
-        samples[6]
-
-
-def test_noise_follows_from_prompt_and_seed_alone():
-    samples = with_seeds(load_prompts("portraits", 2), 0, 2)
-    whole = [noise(row, (2, 4, 4)) for row in samples]
-    backwards = [noise(row, (2, 4, 4)) for row in reversed(list(samples))]
-    assert all(torch.equal(a, b) for a, b in zip(whole, reversed(backwards), strict=True))
-    torch.manual_seed(3)
-    bare = {"prompt": samples[0]["prompt"], "seed": samples[0]["seed"]}
-    assert torch.equal(noise(bare, (2, 4, 4)), whole[0])  # no other column matters
-    assert not any(torch.equal(whole[i], whole[j]) for i in range(4) for j in range(i))
-    assert not torch.equal(noise(bare, (2, 4, 4), "another purpose"), whole[0])
-
-
-def test_noise_is_the_same_whatever_the_default_dtype():
-    row = {"prompt": "p", "seed": 1}
-    expected = noise(row, (8,))
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert torch.equal(noise(row, (8,)), expected)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def test_noise_is_standard_normal():
-    values = noise({"prompt": "p", "seed": 1}, (100_000,))
-    assert abs(values.mean()) < 0.02
-    assert abs(values.std() - 1) < 0.02
-
-
-def test_noise_leaves_the_global_generator_alone():
-    before = torch.get_rng_state()
-    noise({"prompt": "p", "seed": 1}, (4,))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_the_digest_tells_sets_apart():
     assert digest(load_prompts("portraits")) == digest(load_prompts("portraits"))
     assert digest(load_prompts("portraits")) != digest(load_prompts("portraits", 11))
@@ -399,29 +238,3 @@ def test_group_prompts_keep_the_order_of_the_axis():
         "a photo of an amber doctor",
         "a photo of a crimson doctor",
     ]
-
-
-def test_a_list_of_occupations_asks_for_a_photo_of_each(tmp_path: Path):
-    path = tmp_path / "jobs.csv"
-    path.write_text("occupation\nengineer\nhousekeeper\n\n")
-    rows = load_prompts(path)
-    assert [write(row) for row in rows] == ["a photo of an engineer", "a photo of a housekeeper"]
-    assert list(rows["label"]) == ["engineer", "housekeeper"]
-    assert write(rows[0], "female") == "a photo of a female engineer"
-    with pytest.raises(InputError, match="no column `prompt`; it has occupation"):
-        load_plain_prompts(path)
-
-
-def test_a_data_set_of_the_hub_is_read_by_its_id(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-
-    def load_dataset(name: str, **how: object):
-        asked.append((name, how))
-        rows = [{"prompt": f"a portrait of a {each}", "source": "x"} for each in ("poet", "judge", "poet", "chef")]
-        return Dataset.from_list(rows).to_iterable_dataset(num_shards=2)
-
-    monkeypatch.setattr("stereoclinic.prompts.sets.load_dataset", load_dataset)
-    found = load_prompts("somebody/prompts")
-    assert asked == [("somebody/prompts", {"split": "train", "streaming": True})]
-    assert [write(row) for row in found] == [f"a portrait of a {each}" for each in ("poet", "judge", "chef")]
-    assert len(load_prompts("somebody/prompts", limit=1)) == 1
