@@ -1,5 +1,6 @@
-"""A model whose values are not finite: it is named, and nothing is reported of it."""
+"""Values that are not finite: the model is named and nothing is reported of it; as JSON they are null."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from stereo_cli import terminal
 
 
 @pytest.fixture
@@ -44,3 +47,11 @@ def test_a_model_whose_predictions_are_not_finite_is_not_located_or_planned(brok
         last = result.stderr.splitlines()[-1]
         assert result.exit_code == code and re.search(r"at timestep 999 of 'a photo of a doctor', seed \d", last), last
         assert "leaves" not in result.stdout and not (tmp_path / "m.pt").exists()
+
+
+def test_json_is_json_where_a_figure_is_not_finite(capsys: pytest.CaptureFixture[str]):
+    def refuse(text: str) -> None:
+        raise AssertionError(text)
+
+    terminal.print_json({"kl": float("inf"), "rows": [{"kappa": float("nan"), "n": 2}]})
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse) == {"kl": None, "rows": [{"kappa": None, "n": 2}]}

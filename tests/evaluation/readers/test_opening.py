@@ -83,6 +83,15 @@ def test_portraits_and_its_folder_are_the_same(portraits_folder: Path, images: T
     assert by_name.known_errors == ()
 
 
+def test_a_picture_in_larger_pixels_reads_the_same(portraits_folder: Path):
+    reader = PortraitsReader(portraits_folder)
+    small = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    large = small.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    torch.testing.assert_close(reader.features(large), reader.features(small))
+    for head, probabilities in reader.read(small).items():
+        torch.testing.assert_close(reader.read(large)[head], probabilities)
+
+
 def test_each_kind_opens_by_its_name(
     clip_folder: Path, classifier: Callable[..., Path], portraits_folder: Path, images
 ):
