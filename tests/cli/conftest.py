@@ -1,4 +1,4 @@
-"""A model folder as `stereoclinic.portraits.train` writes it, tiny and random, and a way to call `stereo`."""
+"""A model folder as `stereoclinic.portraits.train` writes it, tiny and random, and ways to call `stereo`."""
 
 import json
 from collections.abc import Callable
@@ -25,6 +25,8 @@ from stereoclinic.prompts.occupations import PORTRAITS
 from stereoclinic.prompts.sets import group_prompts, load_prompts, write
 
 Call = Callable[..., Result]
+
+AXIS_FILE = 'name = "gender"\ngroups = {}\n[words]\nfemale = "female"\nmale = "male"\n'
 
 
 def write_model(folder: Path, seed: int, width: int = 8) -> None:
@@ -84,3 +86,36 @@ def located(model: Path, stereo: Call, tmp_path_factory: pytest.TempPathFactory)
     result = stereo("locate", "--model", model, "--limit", 3, "--seeds", 2, "--every", 1, "--bins", 2, "-o", path)
     assert result.exit_code == 0, result.stderr
     return path
+
+
+@pytest.fixture
+def refused(stereo: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Call the command line, which refuses, and return its one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        result = stereo(*arguments)
+        assert result.exit_code == 2, result.output
+        assert result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("stereo: ")
+        assert sorted(tmp_path.rglob("*")) == before
+        return line
+
+    return call
+
+
+@pytest.fixture
+def opening(model: Path, located: Path) -> list[tuple]:
+    """Every command that opens a model, called so that it does."""
+    relevance = located.with_name("gender.relevance.safetensors")
+    return [
+        ("locate", "--model", model),
+        ("plan", relevance, "--model", model, "--until", 0),
+        ("mask", located, "--dose", 0.5, "--model", model, "-o", "dosed.pt"),
+        ("bench", "--mask", located, "--model", model, "--reader", model / "reader"),
+        ("apply", "a photo of a doctor", "--mask", located, "--model", model),
+        ("inspect", relevance, "--images", "pictures", "--model", model),
+        ("doctor", "--model", model),
+    ]
