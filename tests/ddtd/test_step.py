@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from tests.ddtd.conftest import AXIS, THREE, close, measured, rows
-from tests.pipelines.tiny import SMALL, build
+from tests.pipelines.tiny import build
+from tests.pipelines.tiny_table import SMALL
 from torch import Tensor, nn
 
 from stereoclinic.ddtd.lean import group_directions, lean

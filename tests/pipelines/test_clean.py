@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tests.pipelines.tiny import SMALL, TINY, build
+from tests.pipelines.tiny import TINY, build
+from tests.pipelines.tiny_table import SMALL
 from torch import Tensor
 
 from stereoclinic.errors import InputError

@@ -9,7 +9,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from tests.ddtd.conftest import AXIS, close, measured
-from tests.pipelines.tiny import SMALL, build
+from tests.pipelines.tiny import build
+from tests.pipelines.tiny_table import SMALL
 from torch import Tensor, nn
 
 from stereoclinic.ddtd.locate import run_ddtd

@@ -11,7 +11,10 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
-from tests.pipelines.tiny import CLIP_WIDTH, SMALL, TINY, build, stable_diffusion, t5, unet
+from tests.pipelines.tiny import TINY, build
+from tests.pipelines.tiny_parts import CLIP_WIDTH, t5, unet
+from tests.pipelines.tiny_table import SMALL
+from tests.pipelines.tiny_unets import stable_diffusion
 from torch import Tensor, nn
 
 from stereoclinic.errors import InputError

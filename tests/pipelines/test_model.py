@@ -9,7 +9,10 @@ import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FirstBlockCacheConfig
-from tests.pipelines.tiny import CLIP_WIDTH, REFUSED, SMALL, build, stable_diffusion, unet
+from tests.pipelines.tiny import REFUSED, build
+from tests.pipelines.tiny_parts import CLIP_WIDTH, unet
+from tests.pipelines.tiny_table import SMALL
+from tests.pipelines.tiny_unets import stable_diffusion
 from torch import Tensor, nn
 
 from stereoclinic.errors import InputError

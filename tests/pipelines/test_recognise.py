@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, HeunDiscreteScheduler
-from tests.pipelines.tiny import SMALL, TINY, build
+from tests.pipelines.tiny import TINY, build
+from tests.pipelines.tiny_table import SMALL
 from torch import nn
 
 from stereoclinic.errors import InputError

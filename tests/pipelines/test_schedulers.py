@@ -9,7 +9,8 @@ import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
-from tests.pipelines.tiny import SMALL, build
+from tests.pipelines.tiny import build
+from tests.pipelines.tiny_table import SMALL
 from torch import Tensor
 
 from stereoclinic.errors import InputError

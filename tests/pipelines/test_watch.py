@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.pipelines.tiny import SMALL, build
+from tests.pipelines.tiny import build
+from tests.pipelines.tiny_table import SMALL
 from torch import Tensor, nn
 
 from stereoclinic.pipelines import open_model

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tests.pipelines.tiny import SMALL, build
+from tests.pipelines.tiny import build
+from tests.pipelines.tiny_table import SMALL
 from tests.sns.conftest import random_mask, run
 
 from stereoclinic.errors import InputError
