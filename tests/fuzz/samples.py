@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,52 +21,40 @@ from tests.cli.conftest import write_model
 from tests.evaluation.readers.conftest import write_classifier
 from tests.fuzz import mutate
 from tests.fuzz.made import a_mask, a_relevance, states
+from tests.fuzz.reads import (
+    CONFIGURATION,
+    PART,
+    PLANNING,
+    read_classes,
+    read_classifier,
+    read_mask,
+    read_model,
+    read_options,
+    read_part,
+    read_reader,
+    read_relevance,
+    read_results,
+    read_shard,
+    read_unfinished,
+)
 from torch import Tensor
-from typer.testing import CliRunner
 
-from stereo_cli import inspect_tables, tables
-from stereo_cli.main import app
-from stereoclinic.calls.evaluate import judged_too
-from stereoclinic.calls.inputs import call_of, own_axis, patterns_of
-from stereoclinic.calls.settings import ModelSettings
 from stereoclinic.ddtd.checkpoint import KIND as SHARD
 from stereoclinic.ddtd.checkpoint import VERSION as SHARD_VERSION
-from stereoclinic.ddtd.checkpoint import Shards
-from stereoclinic.ddtd.relevance import Relevance, shapes_of
+from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.ddtd.rules.composites import read_composite
-from stereoclinic.errors import InputError
 from stereoclinic.evaluation.arms import SCHEMA
-from stereoclinic.evaluation.compare import compare_results
 from stereoclinic.evaluation.draw import KIND as DRAWN
-from stereoclinic.evaluation.draw import Part, Store
-from stereoclinic.evaluation.methods.base import Mitigation
 from stereoclinic.evaluation.protocols import load_protocol
-from stereoclinic.evaluation.readers import PortraitsReader, open_reader
-from stereoclinic.evaluation.readers.hugging_face import parse_classes
 from stereoclinic.evaluation.references import load_confusion, load_reference
-from stereoclinic.evaluation.results import Results
 from stereoclinic.io.digest import content_digest
 from stereoclinic.io.tensors import load_tensors, save_tensors
-from stereoclinic.pipelines import open_model
-from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.portraits.world import DEFAULT_WORLD, World
 from stereoclinic.prompts.axes import load_axis
 from stereoclinic.prompts.sets import load_prompts
-from stereoclinic.report.atlas import mask_map, relevance_map
-from stereoclinic.report.located import relevance_summary
-from stereoclinic.report.responses import axis_of, settings_of
-from stereoclinic.report.summary import lean_summary, mask_summary
-from stereoclinic.sns.compose import compose
-from stereoclinic.sns.diff import compare
-from stereoclinic.sns.linear import adjusted, choose
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.plan import KIND as PLAN
 from stereoclinic.sns.plan import VERSION as PLAN_VERSION
-from stereoclinic.sns.plan import Unfinished
-
-CONFIGURATION = {"samples": 4, "axis": "gender"}
-PLANNING = {"root": "group", "seeds": [0, 1]}
-PART = Part(Mitigation("untreated"), [{"prompt": "a", "seed": 0}, {"prompt": "a", "seed": 1}], 2, 1.0, "m")
 
 
 def some_results() -> dict[str, Any]:
@@ -82,85 +69,6 @@ def some_results() -> dict[str, Any]:
         "noise_floor_one_prompt": floor,
     }  # fmt: skip
     return {"schema": SCHEMA, "provenance": {"model": "m", "strength": 1.0}, "experiments": [one]}
-
-
-def read_mask(path: Path) -> None:
-    """As far as the commands go with a mask before they need its model."""
-    mask = NeuronMask.load(path)
-    summary = mask_summary(mask)
-    json.dumps([summary, mask.made_on, len(mask.origins)])
-    tables.mask_table(summary)
-    inspect_tables.mask_tables(summary, 3)
-    inspect_tables.metadata_table(summary["metadata"])
-    call_of(ModelSettings(), mask.metadata)
-    patterns_of(mask.metadata)
-    judged_too(load_protocol("time"), "m", mask)
-    compare(mask, adjusted(mask, 0.5, (1e9, -1e9)))
-    mask_map(summary, "m")
-    with suppress(InputError):
-        compose([mask, a_mask()], force=True)
-    with suppress(InputError):
-        own_axis(mask)
-
-
-def read_relevance(path: Path) -> None:
-    """As far as the commands go with relevance before they need its model."""
-    found = Relevance.load(path)
-    leans, summary = lean_summary(found), relevance_summary(found, 3)
-    json.dumps([leans, summary])
-    tables.lean_table(leans)
-    inspect_tables.relevance_tables(summary, 3)
-    inspect_tables.metadata_table(summary["metadata"])
-    call_of(ModelSettings(), found.metadata)
-    patterns_of(found.metadata)
-    relevance_map(summary, "r")
-    choose(found)
-    settings_of(found)
-    axis_of(found)
-
-
-def read_shard(path: Path) -> None:
-    kept = Shards(path.parent, CONFIGURATION).kept()
-    kept.sums(["a", "b"], shapes_of(2, 2, 2, 7, 3))
-
-
-def read_results(path: Path) -> None:
-    found = Results.load(path).data
-    json.dumps(compare_results(found, found))
-
-
-def read_part(path: Path) -> None:
-    Store(path.parent).read([PART])
-
-
-def read_unfinished(path: Path) -> None:
-    Unfinished(path, PLANNING, neurons=3, steps=4).read()
-
-
-def read_options(path: Path) -> None:
-    """Options of a file, as far as the command's own values; an axis that is not there ends it either way."""
-    result = CliRunner().invoke(app, ["locate", "--config", str(path), "--axis", "none"])
-    if not isinstance(result.exception, SystemExit):
-        raise AssertionError("the command did not end by itself") from result.exception
-    if result.exit_code != 2 or "internal error" in result.stderr:
-        raise AssertionError(f"exit code {result.exit_code}: {result.stderr[-2000:]}")
-    if "unknown axis 'none'" not in result.stderr:
-        raise InputError(result.stderr.strip().splitlines()[-1])
-
-
-def read_model(path: Path) -> None:
-    """A model's folder, whichever of its files is odd, up to where drawing would begin."""
-    folder = next(each for each in (path, *path.parents) if (each / "model_index.json").is_file())
-    model = open_model(folder)
-    schedule_of(model, min(model.defaults.steps, 3), 1.0)
-
-
-def read_reader(path: Path) -> None:
-    PortraitsReader(path.parent).read(torch.zeros(1, 3, 8, 8))
-
-
-def read_classifier(path: Path) -> None:
-    open_reader(f"hf:{path.parent}", [load_axis("gender")])
 
 
 # What writes a case: into an empty folder, whole, or with something amiss.
@@ -323,10 +231,6 @@ _ROWS = b'{"prompt": "a photo of a doctor", "occupation": "doctor"}\n' * 2
 _ONE_ROW = b'[{"prompt": "a photo of a doctor", "occupation": "doctor"}]'
 
 
-def _classes(path: Path) -> None:
-    parse_classes([str(path)])
-
-
 KINDS: dict[str, Kind] = {
     **{
         f"{name}{ending}": Kind(_saved(f"one{ending}", made, name), read, 2000)
@@ -365,9 +269,11 @@ KINDS: dict[str, Kind] = {
     "composite": Kind(_bytes("a.toml", _COMPOSITE, mutate.swapped_toml), read_composite),
     "world": Kind(_bytes("a.toml", DEFAULT_WORLD.read_bytes(), mutate.swapped_toml), World.load),
     "classes in TOML": Kind(
-        _bytes("a.toml", b'female = ["Woman", "Girl"]\nmale = ["Man"]\n', mutate.swapped_toml), _classes
+        _bytes("a.toml", b'female = ["Woman", "Girl"]\nmale = ["Man"]\n', mutate.swapped_toml), read_classes
     ),
-    "classes in JSON": Kind(_bytes("a.json", b'{"female": ["Woman"], "male": ["Man"]}', mutate.swapped_json), _classes),
+    "classes in JSON": Kind(
+        _bytes("a.json", b'{"female": ["Woman"], "male": ["Man"]}', mutate.swapped_json), read_classes
+    ),
     "reference": Kind(_bytes("a.csv", _TABLE), load_reference),
     "confusion": Kind(_bytes("a.csv", _COUNTS), lambda path: load_confusion(path, ("female", "male"))),
     "options": Kind(_bytes("a.yaml", _OPTIONS, mutate.swapped_yaml), read_options, 1500),
