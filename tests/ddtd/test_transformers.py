@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers.utils import logging
 from tests.ddtd.conftest import leak
-from tests.ddtd.transformers import FAMILIES, Call, tiny
+from tests.ddtd.denoisers import Call
+from tests.ddtd.transformers import FAMILIES, tiny
 from torch import Tensor, nn
 
 from stereoclinic.ddtd.conservation import Conservation, check
