@@ -58,7 +58,7 @@ def evaluate(
 
     Args:
         model: `portraits`, a diffusers folder, a checkpoint, a hub id; or an open pipeline, which stays where it is.
-        masks: Masks by name, or files of masks. Without masks, the model and its upper bounds are measured.
+        masks: Masks by name, or files of masks. Without masks, the model and the oracles are measured.
         axis: Axis to judge on: a name, a TOML file, or an axis. By default the first mask's, or gender.
         prompts: Neutral prompts: the name of a set, a file, a hub data set, or rows as `load_prompts` returns them.
         settings: Everything else; the defaults are those of the command.

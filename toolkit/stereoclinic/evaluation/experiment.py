@@ -4,8 +4,8 @@
     mask NAME            each given mask
     random               a random mask with the first mask's sum of damping: the control
     baseline NAME        another method, see `methods`
-    balanced oracle      no lean at all                  } upper bounds
-    allocation oracle    each group at its target share  }
+    balanced oracle      no lean at all: a reference, no bound; a balancing mask can leave a smaller gap
+    allocation oracle    each group at its target share: the upper bound of an allocating mask
     other seeds          untreated, on other seeds: the sampling noise of every distance
     reference            the allocation oracle on other seeds: untreated images of each group
 
@@ -145,7 +145,7 @@ def run(
         model: The pipeline.
         reader: Reads group and occupation off images.
         protocol: What is drawn.
-        masks: Name -> mask; without any, only the model and its upper bounds are measured.
+        masks: Name -> mask; without any, only the model and the oracles are measured.
         strength: Of every mask.
         progress: Called with the arm's name and the number of images drawn.
         force: Apply masks that were made for other weights, see `check_fits`.

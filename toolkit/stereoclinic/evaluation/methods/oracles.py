@@ -1,8 +1,8 @@
-"""The two oracles, upper bounds for any mask.
+"""The two oracles: treatments that use the group prompts themselves.
 
-The balanced oracle has no lean: its conditional prediction is the mean over the groups' prompts. No removal of lean can
-do better. The allocation oracle draws each image from its allotted group's prompt: the most that setting a distribution
-can reach.
+The balanced oracle has no lean: its conditional prediction is the mean over the groups' prompts. It is a reference, no
+bound: no lean is not parity, so a balancing mask can leave a smaller gap. The allocation oracle draws each image from
+its allotted group's prompt: the upper bound of an allocating mask.
 """
 
 from dataclasses import asdict
