@@ -76,12 +76,15 @@ def mask_table(summary: Data) -> Group:
     groups = f" Mean over the groups that images are allotted to ({', '.join(summary['groups'])})."
     return captioned(
         table,
-        "Damping: sum over neurons of 1 - factor (by kind and stream: mean over timesteps)."
+        f"Damping: sum over neurons of 1 - factor (by kind{' and stream' if summary['streams'] else ''}: mean over timesteps)."
         + groups * bool(summary["groups"])
         + " Leans and movement off the axis (in units of ||d||) are forecasts." * planned
-        + f" Chosen by {selection.get('method', 'hand')}; damped toward {summary['root']}."
-        + f" Branch: {summary['branch']}.",
+        + f" {summary['chosen'].capitalize()}; damped toward {summary['root']}."
+        + f" Branch: {_HALVES.get(summary['branch'], summary['branch'])}.",
     )
+
+
+_HALVES = {"both": "both halves of guidance", "conditional": "conditional half of guidance"}
 
 
 def new_table(title: str) -> Table:

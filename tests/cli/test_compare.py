@@ -50,7 +50,7 @@ def test_the_report_is_of_the_run(benches):
         pictures = len(data["experiments"]) * 2 * 2 * 3  # prompts x arms x seeds
         assert report.count('src="data:image/png;base64,') == pictures
         assert ("--relevance FILE" in report) != with_leans
-        assert "neurons damped, chosen by plan" in report
+        assert "neurons damped, chosen by a linear plan from relevance" in report
         assert len(report) < 3_000_000
 
 

@@ -140,9 +140,10 @@ def test_it_prints_the_table_of_locate_and_says_what_is_next(model, stereo, file
     out = tmp_path / "again.pt"
     result = stereo("mask", file, "-o", out)
     assert "neurons damped" in result.stdout
-    assert "Chosen by plan; damped toward zero. Branch: both." in " ".join(result.stdout.split())
+    said = " ".join(result.stdout.split())
+    assert "Chosen by a linear plan from relevance; damped toward zero. Branch: both halves of guidance." in said
     assert result.stdout.splitlines()[-2:] == [
-        f"wrote {out}, chosen by plan from {file}",
+        f"wrote {out}, chosen with --select plan from {file}",
         f"next: stereo bench --mask {out} --model {model}",
     ]
     assert re.fullmatch(r"choosing among \d+ neurons by plan: 1 of 1 .*\n", result.stderr)
@@ -159,7 +160,7 @@ def test_json_holds_what_the_table_shows(stereo, file, tmp_path: Path):
 
 def test_a_dry_run_writes_nothing(stereo, file, tmp_path: Path):
     result = stereo("mask", file, "-o", tmp_path / "m.pt", "--dry-run", "--quiet")
-    assert result.stdout.startswith(f"would write {tmp_path / 'm.pt'}, chosen by plan from {file}: ")
+    assert result.stdout.startswith(f"would write {tmp_path / 'm.pt'}, chosen with --select plan from {file}: ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -101,7 +101,7 @@ def made_mask(files: Sequence[Path], settings: MaskSettings, out: Path, reporter
         raise InputError(f"--out {out} would overwrite the relevance; give another name")
     if len(settings.strength) > 1:
         raise InputError(f"--strength is given {len(settings.strength)} times for one mask; give it once")
-    return _from_relevance(files[0], settings, reporter), f"chosen by {settings.select} from {files[0]}"
+    return _from_relevance(files[0], settings, reporter), f"chosen with --select {settings.select} from {files[0]}"
 
 
 def _from_relevance(file: Path, settings: MaskSettings, reporter: Reporter) -> "NeuronMask":

@@ -75,10 +75,9 @@ def mask_map(summary: Data, title: str) -> Figure:
         damping = _total(sites, "bins")
         percent = 100 * damping / sum(site["neurons"] for site in sites)
         lines.append(Line(place, len(sites), percent, np.zeros(len(damping), bool)))
-    selection = summary["metadata"].get("selection") or {}
     facts = [
         f"axis {summary['axis'] or '(not named)'}",
-        f"chosen by {selection.get('method', 'hand')}",
+        summary["chosen"],
         f"damped toward {summary['root']}",
         f"{summary['total']['damped']} of {summary['total']['neurons']} neurons damped",
     ]

@@ -139,7 +139,6 @@ def _shares(results: Data, arms: list[str], p: int, group: str) -> list[Interval
 def _mask(summary: Data) -> dict[str, Any]:
     """How much of each kind, block and timestep a mask damps, in percent of the neurons there."""
     total = summary["total"]
-    selection = summary["metadata"].get("selection") or {}
     parts = [
         (title, [(row["name"], row["damping"] / row["neurons"], row) for row in summary[key]])
         for title, key in (("by kind of layer", "kinds"), ("by stream of tokens", "streams"), ("by block", "blocks"))
@@ -152,8 +151,8 @@ def _mask(summary: Data) -> dict[str, Any]:
     top = max((share for _, rows in parts for _, share, _ in rows), default=0.0)
     groups = f", by the group an image is allotted to ({', '.join(summary['groups'])})" if summary["groups"] else ""
     return {
-        "facts": f"{total['damped']} of {total['neurons']} neurons damped, chosen by"
-        f" {selection.get('method', 'hand')}, damped toward {summary['root']}{groups}",
+        "facts": f"{total['damped']} of {total['neurons']} neurons damped, {summary['chosen']},"
+        f" damped toward {summary['root']}{groups}",
         "parts": [{"title": title, "rows": [_bar(*row, top) for row in rows]} for title, rows in parts if rows],
     }
 

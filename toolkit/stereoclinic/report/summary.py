@@ -93,7 +93,7 @@ def mask_summary(mask: NeuronMask) -> dict[str, Any]:
         `kinds`, `streams` (empty where the model has one), `blocks`, `sites` and `bins`, each row with `damped`, the
         number of neurons with a factor below 0.999 (in that bin, or in any bin), and `damping`, the sum of 1 - factor
         (in that bin, or the mean over bins). For a mask that allocates, `groups` has their names, damping is the mean
-        over groups, and a neuron counts as damped if it is damped for any group.
+        over groups, and a neuron counts as damped if it is damped for any group. `chosen` says in words how.
     """
     damped, damping = mask.factors < DAMPED, mask.damping.double()
     if mask.allocates:
@@ -121,12 +121,28 @@ def mask_summary(mask: NeuronMask) -> dict[str, Any]:
         "axis": mask.metadata.get("axis"),
         "groups": list(mask.groups),
         "branch": mask.branch,
+        "chosen": _chosen(selection),
         "root": "zero" if mask.roots is None else selection.get("root", "stored"),
         **grouped(mask.sites, row),
         "bins": bins,
         "total": row(list(range(len(mask.sites)))),
         "metadata": mask.metadata,
     }
+
+
+#: How neurons were chosen, by the `method` in a mask's metadata.
+_CHOSEN = {
+    "plan": "chosen by a linear plan from relevance",
+    "stepwise": "planned step by step",
+    "top_k": "chosen by the largest relevance",
+    "random_like": "chosen at random",
+    "compose": "composed of several masks",
+}
+
+
+def _chosen(selection: dict[str, Any]) -> str:
+    method = selection.get("method")
+    return _CHOSEN.get(str(method), f"chosen by {method or 'hand'}")
 
 
 def fold(values: Tensor, sites: Sequence[Site]) -> Tensor:
