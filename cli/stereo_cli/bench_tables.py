@@ -20,6 +20,7 @@ Data = dict[str, Any]
 #: Parts whose figures are there only where something asks for them.
 _ASKED = {"published": "Published protocol", "reference": "Compared with the reference", "option": "Options"}
 _BRACKETS = "[95 % interval]; p: no change on the same seeds. Groups are perceived presentation."
+_FAIR = " Sampling noise: what a fair model shows with as many images."
 _NOISE = "Sampling noise: what a mask that changes nothing shows. "
 _COLUMNS = 3  # of a table of further figures
 
@@ -41,7 +42,7 @@ def bench_tables(results: Data, figures: str = "default") -> list[Group]:
     published = results.get("published") or {}
     captions = {"published": f"{published.get('name')}: {published.get('figure')}."}
     tables = [
-        _table(results, "Bias", _of_part(shown, "bias"), f"{facts} {_BRACKETS}{allotment_note(results)}"),
+        _table(results, "Bias", _of_part(shown, "bias"), f"{facts} {_BRACKETS}{_FAIR}{allotment_note(results)}"),
         *(_table(results, title, _of_part(keys, part), captions.get(part, "")) for part, title in _ASKED.items()),
         _table(results, "Cost", _of_part(shown, "cost"), _NOISE + _measured(results)),
         *(_table(results, "Further figures", further[i : i + _COLUMNS]) for i in range(0, len(further), _COLUMNS)),
