@@ -87,7 +87,8 @@ def _common(found: dict[str, Any]) -> Group:
         table,
         f"overlap: Jaccard index of the {which}; top 1 % and 5 %: of the neurons with the largest values. rank corr.:"
         " Spearman over all neurons. by chance: mean for random sets of these sizes, one standard error for unrelated"
-        " ranks, and the cosine after a random reordering. A dash: not defined.",
+        " ranks, and the cosine after a random reordering. A dash: not defined; in the top, more neurons are equally"
+        " large.",
     )
 
 

@@ -93,10 +93,11 @@ def test_overlap_is_that_of_sets(seed):
     assert jaccard(a, b) == (len(ours & theirs) / len(ours | theirs) if ours | theirs else None)
 
 
-def test_the_largest_take_in_what_ties_with_them_and_nothing_below_the_floor():
+def test_the_largest_are_not_defined_where_more_tie_and_leave_out_what_is_below_the_floor():
     x = torch.tensor([0.0, 5.0, 3.0, 3.0, 1.0, -2.0])
     assert largest(x, 0.2, 0.0).tolist() == [False, True, False, False, False, False]
-    assert largest(x, 0.34, 0.0).tolist() == [False, True, True, True, False, False]
+    assert largest(x, 0.34, 0.0) is None
+    assert largest(x, 0.5, 0.0).tolist() == [False, True, True, True, False, False]
     assert largest(x, 1.0, 0.0).tolist() == [False, True, True, True, True, False]
     assert not largest(torch.zeros(5), 0.2, 0.0).any()
 

@@ -46,7 +46,7 @@ def compare(
     Returns:
         Plain data, None for what is not defined. `made` lists what differs in how the two were made. `all`, `kinds`,
         `bins`, and `groups` (if both masks allocate to the same ones) hold, with what chance would show, `neurons`,
-        `overlap`, `top` (the overlap of the largest 1 % and 5 %), `spearman` and `cosine`; and for each of `a` and `b`
+        `overlap`, `top` (the overlap of the largest 1 % and 5 %; None where more neurons tie), `spearman` and `cosine`; and for each of `a` and `b`
         the `sum` of damping or of |relevance|, and the number of neurons in its `set`: those damped, or those whose
         relevance is above zero.
 
@@ -143,10 +143,11 @@ def cosine(x: Tensor, y: Tensor) -> float | None:
     return float(x.double() @ y.double() / sizes) if sizes > 0 else None
 
 
-def largest(x: Tensor, share: float, floor: float) -> Tensor:
-    """The largest of (n,), a share of them, as (n,) bool: only those above `floor`, and all that tie."""
+def largest(x: Tensor, share: float, floor: float) -> Tensor | None:
+    """The largest of (n,), a share of them, as (n,) bool: only those above `floor`; None where ties go beyond them."""
     k = max(1, round(share * len(x)))
-    return (x >= x.topk(k).values[-1]) & (x > floor)
+    members = (x >= x.topk(k).values[-1]) & (x > floor)
+    return members if int(members.sum()) <= k else None
 
 
 def _figures(values: list[Tensor], sets: list[Tensor], floor: float) -> dict[str, Any]:
@@ -161,10 +162,15 @@ def _figures(values: list[Tensor], sets: list[Tensor], floor: float) -> dict[str
         "neurons": n,
         **sides,
         "overlap": _overlap(*sets),
-        "top": [{"share": share, **_overlap(*(largest(value, share, floor) for value in values))} for share in TOP],
+        "top": [_top(share, *(largest(value, share, floor) for value in values)) for share in TOP],
         "spearman": {"value": spearman(x, y), "noise": 1 / math.sqrt(n - 1) if n > 1 else None},
         "cosine": {"value": cosine(x, y), "chance": float(n * x.mean() * y.mean() / sizes) if sizes else None},
     }
+
+
+def _top(share: float, a: Tensor | None, b: Tensor | None) -> dict[str, Any]:
+    undefined = {"jaccard": None, "chance": None, "a": None, "b": None}
+    return {"share": share, **(undefined if a is None or b is None else _overlap(a, b))}
 
 
 def _overlap(a: Tensor, b: Tensor) -> dict[str, Any]:
