@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from stereoclinic.io.files import sole_writer
 from stereoclinic.sns.allocate import allotted_group
 from stereoclinic.sns.compose import compose
 from stereoclinic.sns.mask import NeuronMask
@@ -57,6 +58,9 @@ def test_a_plan_that_was_cut_off_goes_on_when_it_is_told_to(
         result = stereo(*arguments)
     assert result.exit_code == 130 and f"{unfinished} keeps the progress" in " ".join(result.stderr.split())
     assert unfinished.is_file() and not (tmp_path / "g.pt").exists()
+    with sole_writer(tmp_path / "g.pt"):  # progress of a run that is still running is no left-over
+        result = stereo(*arguments)
+    assert result.exit_code == 2 and f"another run is writing {tmp_path / 'g.pt'}" in " ".join(result.stderr.split())
     result = stereo(*arguments)
     assert result.exit_code == 2 and "continue it with --resume" in " ".join(result.stderr.split())
     result = stereo(*arguments, "--resume", "--mu", 1)

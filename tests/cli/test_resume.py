@@ -15,6 +15,7 @@ import pytest
 from stereoclinic.ddtd.checkpoint import Shards
 from stereoclinic.ddtd.locate import DDTD
 from stereoclinic.ddtd.relevance import STATES, Relevance
+from stereoclinic.io.files import sole_writer
 
 
 def figures(data: Any) -> Any:
@@ -106,6 +107,9 @@ def test_locate_goes_on_when_it_is_told_to(model, stereo, tmp_path: Path, monkey
     assert result.exit_code == 130 and "with --resume continues it" in result.stderr
     assert shards.is_dir() and not cut.exists()
 
+    with sole_writer(cut):  # progress of a run that is still running is no left-over
+        result = stereo(*arguments, "-o", cut)
+    assert result.exit_code == 2 and f"another run is writing {cut}" in result.stderr
     result = stereo(*arguments, "-o", cut)
     assert result.exit_code == 2 and "continue it with --resume" in result.stderr
     result = stereo(*arguments, "-o", cut, "--resume", "--guidance", 2)

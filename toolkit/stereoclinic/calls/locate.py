@@ -262,8 +262,8 @@ def prepare_locate(
     _check_shared(settings, opened, samples)
     steps = len(timesteps), len(schedule_of(opened, walk.steps, walk.guidance).timesteps)
     job = LocateJob(opened, axis, samples, settings, walk, classifier, device, steps, file)
-    if job.shards is not None:
-        refuse_left_over(job.shards, settings.resume)
+    if file is not None and job.shards is not None:
+        refuse_left_over(file, job.shards, settings.resume)
     return job
 
 

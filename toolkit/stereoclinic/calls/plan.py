@@ -282,8 +282,8 @@ def prepare_plan(
     inputs.note_named(reporter, samples.prompts, axis)
     candidates = _candidates(relevance, settings)
     job = PlanJob(opened, axis, samples, settings, stepwise, candidates, confirmed_by, device, steps, file)
-    if job.unfinished is not None:
-        refuse_left_over(job.unfinished, settings.resume)
+    if file is not None and job.unfinished is not None:
+        refuse_left_over(file, job.unfinished, settings.resume)
     return job
 
 

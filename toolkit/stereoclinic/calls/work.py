@@ -71,9 +71,20 @@ def claimed(reporter: Reporter, *places: Path) -> Iterator[None]:
         yield
 
 
-def refuse_left_over(place: Path, resume: bool) -> None:
-    """Refuse the progress of an interrupted run, with an InputError, unless `resume` is set."""
-    if place.exists() and not resume:
+def refuse_left_over(file: Path, place: Path, resume: bool) -> None:
+    """Refuse the progress of an interrupted run, unless `resume` is set.
+
+    Args:
+        file: What the run writes.
+        place: Where its progress is.
+        resume: Whether the progress is wanted.
+
+    Raises:
+        InputError: There is progress, of an interrupted run or of one that is still running.
+    """
+    if not place.exists() or resume:
+        return
+    with claimed(Reporter(), file, place):  # refused while another run is writing: its progress is no left-over
         raise InputError(
             f"{place} holds the progress of an interrupted run; continue it with --resume, or remove it to start anew"
         )
