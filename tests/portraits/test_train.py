@@ -3,6 +3,8 @@
 import itertools
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -144,3 +146,12 @@ def test_the_learning_rate_warms_up_holds_and_ends_near_zero() -> None:
     assert rates[0] < 0.02 and rates[-1] == 0
     assert rates[100] == rates[600] == 1
     assert all(late <= early for early, late in itertools.pairwise(rates[650:]))
+
+
+@pytest.mark.parametrize("name", ["train", "check"])
+def test_wrong_input_of_a_script_is_one_line_and_exit_code_2(name: str, tmp_path) -> None:
+    command = [sys.executable, "-m", f"stereoclinic.portraits.{name}", "--world", str(tmp_path / "mine.toml")]
+    command += ["--out", str(tmp_path / "out")] if name == "train" else []
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "mine.toml cannot be read" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr

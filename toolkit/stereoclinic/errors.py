@@ -1,5 +1,8 @@
 """The errors that StereoClinic raises; the command line turns each into its exit code."""
 
+import sys
+from collections.abc import Callable
+
 
 class InputError(ValueError):
     """The input is invalid (exit code 2).
@@ -16,7 +19,20 @@ class UncoveredOperation(RuntimeError):
     """An operation that mixes its inputs has no relevance rule, so relevance would be wrong (exit code 2)."""
 
 
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; an InputError becomes one line on stderr and exit code 2, as in `stereo`."""
+    try:
+        main()
+    except InputError as error:
+        print(_plain(str(error)), file=sys.stderr)
+        raise SystemExit(2) from None
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, to be part of one line of ours."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    return "".join(each if each.isprintable() else "?" for each in line)
+    return _plain(line)
+
+
+def _plain(text: str) -> str:
+    return "".join(each if each.isprintable() else "?" for each in text)

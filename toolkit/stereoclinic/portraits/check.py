@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stereoclinic.ddtd.lean import group_directions, lean
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, run_script
 from stereoclinic.evaluation.methods.oracles import allocation_prompts, balanced
 from stereoclinic.evaluation.readers import PortraitsReader
 from stereoclinic.io.files import write_text
@@ -215,4 +215,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

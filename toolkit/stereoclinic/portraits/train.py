@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
-from stereoclinic.errors import InputError
+from stereoclinic.errors import InputError, run_script
 from stereoclinic.evaluation.readers import PortraitsNet
 from stereoclinic.io.files import write_text, write_whole
 from stereoclinic.pipelines import model_folder
@@ -337,4 +337,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)
