@@ -85,9 +85,18 @@ def test_files_that_are_not_there_or_not_whole(tmp_path, ending):
 def test_files_in_places_or_with_endings_that_cannot_be(tmp_path):
     with pytest.raises(InputError, match=r"ends in '.ckpt'.*\.safetensors"):
         small_mask().save(tmp_path / "m.ckpt")
-    refused(tmp_path / "m", "ends in 'nothing'")
+    refused(tmp_path / "m", "has no file ending; expected .pt or .safetensors$")
     with pytest.raises(InputError, match="folder that exists"):
         small_mask().save(tmp_path / "no" / "such" / "m.pt")
+
+
+def test_a_mistyped_name_is_answered_with_the_files_that_may_be_meant(tmp_path):
+    small_mask().save(tmp_path / "gender.pt")
+    refused(tmp_path / "gender", rf"has no file ending; .*; did you mean {tmp_path / 'gender.pt'}\?$")
+    refused(tmp_path / "gendr.pt", rf"cannot be read .*; did you mean {tmp_path / 'gender.pt'}\?$")
+    refused(tmp_path / "age.pt", "cannot be read .*; check the path$")
+    small_mask().save(tmp_path / "gender.relevance.safetensors")
+    refused(tmp_path / "gender", r"did you mean .*gender.pt or .*gender.relevance.safetensors\?$")
 
 
 class Evil:

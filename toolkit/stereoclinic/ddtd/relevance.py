@@ -287,7 +287,7 @@ class Relevance:
             found._check(STATES, found._shapes())
             return found
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: not a complete relevance file ({error})") from error
+            raise InputError(f"relevance file {path} is not complete ({error}); make it again") from error
 
 
 def _stderr(total: Tensor, squares: Tensor, n: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Both hold named tensors and one JSON text, {"kind", "version", "metadata"}, unde
 file runs no code, whoever made it (see `archives`), and takes memory in proportion to its size.
 """
 
+import difflib
 import io
 import json
 from collections.abc import Mapping
@@ -75,7 +76,7 @@ def load_tensors(path: str | Path, kind: str, *versions: int) -> tuple[dict[str,
             version.
     """
     path = Path(path)
-    tensors, parsed = _read(path, kind, kind)
+    tensors, parsed = _read(path, kind)
     try:
         found, its_version, metadata = parsed["kind"], parsed["version"], parsed["metadata"]
     except (TypeError, KeyError):
@@ -99,24 +100,26 @@ def kind_of(path: str | Path) -> str:
         InputError: As `load_tensors`.
     """
     path = Path(path)
-    _, parsed = _read(path, "tensor", "mask or relevance")
+    either = "mask or relevance"
+    _, parsed = _read(path, either)
     try:
         return _short(parsed["kind"])
     except (TypeError, KeyError):
-        _refuse(path, "tensor", "was not written by stereoclinic; expected a mask or relevance file")
+        _refuse(path, either, f"was not written by stereoclinic; expected a {either} file")
 
 
-def _read(path: Path, kind: str, expected: str) -> tuple[dict[str, Tensor], Any]:
+def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
     """A file's tensors, and its JSON."""
     if path.is_dir():
         _refuse(path, kind, "is a folder; give the file itself")
-    ending = _ending(path, kind)
+    ending = _ending(path, kind, _did_you_mean(path))
     try:
         size = path.stat().st_size
         if path.is_file():
             path.open("rb").close()
     except OSError as error:
-        raise InputError(f"{kind} file {path} cannot be read ({error.strerror}); check the path") from error
+        advice = _did_you_mean(path) or "; check the path"
+        raise InputError(f"{kind} file {path} cannot be read ({error.strerror}){advice}") from error
     if not path.is_file():
         _refuse(path, kind, "is not a regular file; give the file itself")
     if size == 0:
@@ -133,7 +136,7 @@ def _read(path: Path, kind: str, expected: str) -> tuple[dict[str, Tensor], Any]
         parsed = json.loads(head)
         check_plain(parsed)
     except (ValueError, TypeError, RecursionError):
-        _refuse(path, kind, f"was not written by stereoclinic; expected a {expected} file")
+        _refuse(path, kind, f"was not written by stereoclinic; expected a {kind} file")
     return tensors, parsed
 
 
@@ -188,11 +191,23 @@ def _read_safetensors(path: Path, kind: str) -> tuple[Any, dict[str, Any]]:
     return head, tensors
 
 
-def _ending(path: Path, kind: str) -> str:
+def _ending(path: Path, kind: str, advice: str = "") -> str:
     ending = path.suffix.lower()
     if ending not in ENDINGS:
-        _refuse(path, kind, f"ends in {ending or 'nothing'!r}; expected {' or '.join(ENDINGS)}")
+        has = f"ends in {ending!r}" if ending else "has no file ending"
+        _refuse(path, kind, f"{has}; expected {' or '.join(ENDINGS)}{advice}")
     return ending
+
+
+def _did_you_mean(path: Path) -> str:
+    """Up to three files in its folder whose names begin with the given one, or the one most like it; "" for none."""
+    try:
+        names = sorted(each.name for each in path.parent.iterdir() if each.suffix.lower() in ENDINGS)
+    except (OSError, ValueError):
+        return ""
+    begun = [name for name in names if name.startswith(f"{path.name}.")]
+    meant = begun or difflib.get_close_matches(path.name, names, 1, 0.85)
+    return f"; did you mean {' or '.join(str(path.with_name(name)) for name in meant)}?" if 0 < len(meant) < 4 else ""
 
 
 def _short(value: object) -> str:
