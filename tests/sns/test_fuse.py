@@ -120,10 +120,10 @@ def unfusable(unet):
             replace(mask, factors=mask.factors.expand(2, 2, -1), groups=("a", "b")),
             r"allocates images to a, b.*mask.group",
         ),
-        (replace(mask, branch="conditional"), "conditional half of a guided batch alone.*set branch='both'"),
-        (mask.windowed((900, 500)), "factors differ between timesteps.*without a window"),
+        (replace(mask, branch="conditional"), "only the conditional half of guidance.*--branch both"),
+        (mask.windowed((900, 500)), "factors differ between timesteps.*--one-for-all --until 0"),
         (replace(mask, factors=apart), "factors differ between timesteps"),
-        (replace(mask, bin_edges=torch.tensor([1000.0, 600.0, 1.0])), "no timesteps below 1,.*without a window"),
+        (replace(mask, bin_edges=torch.tensor([1000.0, 600.0, 1.0])), "no timesteps below 1,.*--until 0"),
         (replace(rooted, roots=roots), "roots differ between timesteps.*same roots"),
         # Folded into the bias it would be off at the borders, where zeros are what the convolution sees.
         (replace(mask, roots=torch.ones_like(mask.factors)), "root at the convolution.*padding with zeros.*root zero"),
@@ -135,7 +135,7 @@ def test_masks_that_cannot_be_fused_say_why_and_what_to_do(unet, case):
     mask, match = unfusable(unet)[case]
     before = state_of(unet)
     assert is_fusable(mask) is not None
-    with pytest.raises(InputError, match=f"cannot be fused: .*{match}.*as hooks instead") as caught:
+    with pytest.raises(InputError, match=f"cannot be fused: .*{match}.*with hooks") as caught:
         fuse(unet, mask)
     assert "\n" not in str(caught.value)
     assert same_bits(state_of(unet), before)

@@ -57,5 +57,5 @@ def prepare_fuse(masks: Sequence[str | Path], model: str, settings: ApplySetting
     if out is None:
         raise InputError("--fuse needs --out DIR, a new folder for the checkpoint")
     if (reason := is_fusable(mask)) is not None:
-        raise InputError(f"--fuse: {reason} (`stereo mask RELEVANCE --until 0 -o one.pt` makes one that can be fused)")
+        raise InputError(f"--fuse: {reason}")
     return FuseJob(mask, model, settings, out)

@@ -59,26 +59,35 @@ class _FoldedLayer:
 def is_fusable(mask: NeuronMask) -> str | None:
     """Why a mask cannot be folded into weights, and what to do instead; None if it can."""
     reason = _obstacle(mask)
-    return None if reason is None else f"{reason}, or apply it as hooks instead, with load_mask or suppress"
+    return None if reason is None else f"{reason}, or apply it with hooks (load_mask)"
 
 
 def _obstacle(mask: NeuronMask) -> str | None:
     if mask.allocates:
         groups = ", ".join(mask.groups)
-        return f"it allocates images to {groups}, and weights serve all images; fuse one group's mask.group(name)"
+        return (
+            f"it allocates images to {groups}, but weights serve all images; make a balancing mask"
+            " (`stereo mask RELEVANCE --until 0 -o one.pt`), or fuse one group's mask.group(name)"
+        )
     if mask.branch != "both":
         return (
-            "it damps the conditional half of a guided batch alone, and weights serve both halves; set branch='both' if"
-            " both may be damped"
+            "it damps only the conditional half of guidance, but weights serve both halves; make it damp both"
+            " (`stereo mask FILE --branch both -o both.pt`)"
         )
     damped = mask.factors < 1  # (T, N)
     if not damped.any():
         return None
     if mask.bin_edges[-1] > 0:
         last = mask.bin_edges[-1]
-        return f"it damps no timesteps below {last:g}, and weights serve all of them; make it without a window"
+        return (
+            f"it damps no timesteps below {last:g}, but weights serve all of them; make it with --until 0"
+            " (`stereo mask RELEVANCE --until 0 -o one.pt`)"
+        )
     if (mask.factors != mask.factors[0]).any():
-        return "its factors differ between timesteps; make it without a window and with the same factors in each bin"
+        return (
+            "its factors differ between timesteps, but weights serve all of them; make it with --one-for-all --until 0"
+            " (`stereo mask RELEVANCE --one-for-all --until 0 -o one.pt`)"
+        )
     if mask.roots is None:
         return None
     if ((mask.roots != mask.roots[0]) & damped).any():
