@@ -189,7 +189,7 @@ def grouped(*groups):
         ([plain()], [1.0, 0.5], "2 strengths for 1 masks"),
         ([plain()], [1.1], "strength 1.1"),
         ([plain()], [float("nan")], "strength nan"),
-        ([plain(), plain(branch="conditional")], None, "branches both and conditional do not compose"),
+        ([plain(), plain(branch="conditional")], None, "--branch conditional -o NEW"),
         ([plain(), plain(sites=[Site("a.ff.net.2", "conv", 3)])], None, "is ff with 3 neurons in one, conv"),
         ([plain(metadata={"unet_shapes": "one"}), plain(metadata={"unet_shapes": "two"})], None, "different shapes"),
         ([plain(metadata={"unet_weights": "one"}), plain(metadata={"unet_weights": "two"})], None, "or force"),

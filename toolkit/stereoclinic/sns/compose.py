@@ -132,8 +132,8 @@ def _lay_out(mask: NeuronMask, strength: float, sites: list[Site], edges: Tensor
 def _check_alike(masks: Sequence[NeuronMask], force: bool) -> None:
     if len({mask.branch for mask in masks}) > 1:
         raise InputError(
-            "masks of the branches both and conditional do not compose into one; make the others conditional too"
-            " (`stereo mask FILE --branch conditional`), or nest suppress(...)"
+            "one mask damps both halves of guidance and another only the conditional half, so one mask cannot do both;"
+            " change the first with `stereo mask FILE --branch conditional -o NEW`, then combine them"
         )
     for key, what in DIGESTS.items():
         found = {str(mask.metadata[key]) for mask in masks if mask.metadata.get(key) is not None}
