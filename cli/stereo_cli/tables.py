@@ -76,7 +76,8 @@ def mask_table(summary: Data) -> Group:
     groups = f" Mean over the groups that images are allotted to ({', '.join(summary['groups'])})."
     return captioned(
         table,
-        f"Damping: sum over neurons of 1 - factor (by kind{' and stream' if summary['streams'] else ''}: mean over timesteps)."
+        f"Damping: sum over neurons of 1 - factor (by kind{' and stream' * bool(summary['streams'])}: mean over"
+        " timesteps)."
         + groups * bool(summary["groups"])
         + " Leans and movement off the axis (in units of ||d||) are forecasts." * planned
         + f" {summary['chosen'].capitalize()}; damped toward {summary['root']}."

@@ -46,9 +46,9 @@ def compare(
     Returns:
         Plain data, None for what is not defined. `made` lists what differs in how the two were made. `all`, `kinds`,
         `bins`, and `groups` (if both masks allocate to the same ones) hold, with what chance would show, `neurons`,
-        `overlap`, `top` (the overlap of the largest 1 % and 5 %; None where more neurons tie), `spearman` and `cosine`; and for each of `a` and `b`
-        the `sum` of damping or of |relevance|, and the number of neurons in its `set`: those damped, or those whose
-        relevance is above zero.
+        `overlap`, `top` (the overlap of the largest 1 % and 5 %; None where more neurons tie), `spearman` and `cosine`;
+        and for each of `a` and `b` the `sum` of damping or of |relevance|, and the number of neurons in its
+        `set`: those damped, or those whose relevance is above zero.
 
     Raises:
         InputError: One is a mask and the other relevance.
