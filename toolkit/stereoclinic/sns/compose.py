@@ -133,7 +133,7 @@ def _check_alike(masks: Sequence[NeuronMask], force: bool) -> None:
     if len({mask.branch for mask in masks}) > 1:
         raise InputError(
             "one mask damps both halves of guidance and another only the conditional half, so one mask cannot do both;"
-            " change the first with `stereo mask FILE --branch conditional -o NEW`, then combine them"
+            " make all of them conditional (`stereo mask FILE --branch conditional -o NEW`), then combine them"
         )
     for key, what in DIGESTS.items():
         found = {str(mask.metadata[key]) for mask in masks if mask.metadata.get(key) is not None}
