@@ -121,7 +121,7 @@ def unfusable(unet):
             r"allocates images to a, b.*mask.group",
         ),
         (replace(mask, branch="conditional"), "only the conditional half of guidance.*--branch both"),
-        (mask.windowed((900, 500)), "factors differ between timesteps.*--one-for-all --until 0"),
+        (mask.windowed((900, 500)), "factors differ between timesteps.*make it with --until 0"),
         (replace(mask, factors=apart), "factors differ between timesteps"),
         (replace(mask, bin_edges=torch.tensor([1000.0, 600.0, 1.0])), "no timesteps below 1,.*--until 0"),
         (replace(rooted, roots=roots), "roots differ between timesteps.*same roots"),

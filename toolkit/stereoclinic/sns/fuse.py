@@ -31,6 +31,9 @@ from stereoclinic.sns.mask import NeuronMask
 #: Weights that can be folded; float8 and integers would be rounded beyond use.
 _FOLDED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+_COMMAND = "`stereo mask RELEVANCE --until 0 -o one.pt`"
+_ALIKE = f"make it with --until 0 ({_COMMAND})"
+
 
 @dataclass
 class _FoldedLayer:
@@ -66,8 +69,8 @@ def _obstacle(mask: NeuronMask) -> str | None:
     if mask.allocates:
         groups = ", ".join(mask.groups)
         return (
-            f"it allocates images to {groups}, but weights serve all images; make a balancing mask"
-            " (`stereo mask RELEVANCE --until 0 -o one.pt`), or fuse one group's mask.group(name)"
+            f"it allocates images to {groups}, but weights serve all images; make a balancing mask with --until 0"
+            f" ({_COMMAND}), or fuse one group's mask.group(name)"
         )
     if mask.branch != "both":
         return (
@@ -79,15 +82,9 @@ def _obstacle(mask: NeuronMask) -> str | None:
         return None
     if mask.bin_edges[-1] > 0:
         last = mask.bin_edges[-1]
-        return (
-            f"it damps no timesteps below {last:g}, but weights serve all of them; make it with --until 0"
-            " (`stereo mask RELEVANCE --until 0 -o one.pt`)"
-        )
+        return f"it damps no timesteps below {last:g}, but weights serve all of them; {_ALIKE}"
     if (mask.factors != mask.factors[0]).any():
-        return (
-            "its factors differ between timesteps, but weights serve all of them; make it with --one-for-all --until 0"
-            " (`stereo mask RELEVANCE --one-for-all --until 0 -o one.pt`)"
-        )
+        return f"its factors differ between timesteps, but weights serve all of them; {_ALIKE}"
     if mask.roots is None:
         return None
     if ((mask.roots != mask.roots[0]) & damped).any():
