@@ -75,7 +75,8 @@ def test_a_file_may_list_further_words_and_exceptions(tmp_path: Path):
     [
         ('name = "x"\ngroups = ["a"]\n[words]\na = "a"', "needs two or more"),
         ('name = "x"\ngroups = ["a", "a"]\n[words]\na = "a"', "twice"),
-        ('name = "x"\ngroups = ["a", "b"]\n[words]\na = "a"', "no word for b"),
+        ('name = "x"\ngroups = ["a", "b"]\n[words]\na = "a"', "no word for 'b'"),
+        ('name = "x"\ngroups = ["a", "b\\nc"]\n[words]\na = "a"', r"no word for 'b\\nc'"),
         ('name = "x"\ngroups = ["a", "b"]\n[words]\na = "a"\nb = " "', "one word or phrase"),
         ('name = "x"\ngroups = ["a", "b"]', "words is missing"),
         ('groups = ["a", "b"]\n[words]\na = "a"\nb = "b"', "name is missing"),

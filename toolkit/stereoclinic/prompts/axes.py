@@ -168,7 +168,7 @@ def load_axis(name: str | Path) -> Axis:
         path = _FOLDER / f"{name}.toml"
     file = parse(_File, read_toml(path, "axis file"), f"axis file {path}")
     if missing := [group for group in file.groups if group not in file.words]:
-        raise InputError(f"axis file {path}: no word for {', '.join(missing)} in [words]")
+        raise InputError(f"axis file {path}: no word for {missing[0]!r:.40} in [words]")
     clip, heads = dict(file.reader.clip), file.reader.model_extra or {}
     templates = clip.pop("templates", ())
     return Axis(
