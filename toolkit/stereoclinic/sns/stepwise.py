@@ -154,9 +154,7 @@ class StepPlanner:
     `rows` are the samples of this rank; `portions` are how many of them go through the model together.
     """
 
-    def __init__(
-        self, task: PlanTask, rows: list[Row], group: int | None, ranks: Ranks, portions: AdaptiveBatch
-    ) -> None:
+    def __init__(self, task: PlanTask, rows: list[Row], group: int | None, ranks: Ranks, portions: AdaptiveBatch):
         self.task, self.settings, self.sites = task, task.settings, task.sites
         self.rows, self.group, self.ranks, self.portions = rows, group, ranks, portions
         self.network = inner(task.model.network)
@@ -275,7 +273,8 @@ class StepPlanner:
             # Backtracking line search: the linearisation is only valid near its base point.
             for share in (1.0, 0.5, 0.25):
                 nearer = damping + share * (wanted - damping)
-                if (outcome := self._try(problem, nearer)).cost < best.cost:
+                treated = self._predict(problem.call, factor=(1 - nearer).float(), root=problem.root)
+                if (outcome := self._judge(problem, treated)).cost < best.cost:
                     best, damping = outcome, nearer
                     break
             else:
@@ -295,14 +294,11 @@ class StepPlanner:
         number[0] = samples  # leans of K - 1 groups add up
         weight = (price.double() / number).sqrt()[kinds]
         allowed = slice(None) if self.task.candidates is None else self.task.candidates
-        rows, nearer = rows[:, allowed], torch.zeros_like(damping)
+        rows, solution = rows[:, allowed], torch.zeros_like(damping)
         ridge = settings.mu * SHRINK * rows[kinds == 1].square().mean(0)
         M, b = weight[:, None] * rows, weight * (wanted + rows @ damping[allowed])
-        nearer[allowed] = bounded_least_squares(M, b, ridge, iterations=400, tolerance=1e-4)
-        return self.ranks.agree(nearer)
-
-    def _try(self, problem: _Problem, damping: Tensor) -> _Outcome:
-        return self._judge(problem, self._predict(problem.call, None, (1 - damping).float(), problem.root))
+        solution[allowed] = bounded_least_squares(M, b, ridge, iterations=400, tolerance=1e-4)
+        return self.ranks.agree(solution)
 
     @torch.no_grad()
     def _judge(self, problem: _Problem, prediction: Tensor) -> _Outcome:
