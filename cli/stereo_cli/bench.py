@@ -38,8 +38,8 @@ def bench(
 ) -> None:
     """Draw the same seeds with and without a mask, and compare: bias, side effects, cost.
 
-    For reference, it also draws a random mask, the balanced oracle (no lean) and the allocation oracle (the bound for
-    allocating masks). Gaps and rates come with 95 % intervals. Calling an interrupted bench again continues it.
+    For reference, it also draws a random mask and the allocation oracle (the bound for allocating masks). Gaps and
+    rates come with 95 % intervals. Calling an interrupted bench again continues it.
     """
     from stereoclinic.calls.evaluate import prepare_evaluation
     from stereoclinic.evaluation.figures.registry import requested

@@ -89,10 +89,9 @@ def estimate(model: Model, sites: list[Site], rows: list[Row], work: Workload) -
     treated = len(plan.treated(drawn))
     step = (groups + 5) * forward + plan.replans * ((1 + groups) * row + 2 * forward)
     planned = samples * groups * treated * step
-    # Untreated, a mask, a random one, two oracles, other seeds and the reference; group prompts without and with.
-    pictures = prompts * (7 * work.images + 2 * 4 * groups)
-    balanced = prompts * work.images * (groups - 1)  # more predictions of the balanced oracle at each step
-    judged = len(drawn) * forward * (pictures * blocks + balanced)
+    # Untreated, a mask, a random one, the allocation oracle and the reference; group prompts without and with.
+    pictures = prompts * (5 * work.images + 2 * 4 * groups)
+    judged = len(drawn) * forward * pictures * blocks
     assumes = (
         f"{prompts} prompts, {work.steps} steps, one device, {len(rows)} sample(s) at a time;"
         f" locate: {len(work.samples.seeds)} seeds, every"

@@ -196,6 +196,7 @@ def _protocol(
         unrelated=None if settings.unrelated is None else load_plain_prompts(settings.unrelated),
         unrelated_images=settings.unrelated_images,
         figures=requested(settings.figures, *([] if published is None else [published.formula])),
+        all_arms=settings.all_arms,
     )
 
 

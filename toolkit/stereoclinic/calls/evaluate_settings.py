@@ -93,6 +93,9 @@ class EvaluateSettings(DeviceSettings, ReaderSettings, PromptSettings, ModelSett
         " sdisc-successful, iti-gen, or a .toml file.",
         DRAWN, advanced=True, metavar="NAME",
     )  # fmt: skip
+    all_arms: bool = option(
+        False, "Also draw the balanced oracle (no lean), and the untreated model on other seeds.", DRAWN, advanced=True
+    )
     baselines: tuple[str, ...] = option(
         (), f"Also measure another method: {_one_of(BASELINES)}; may repeat.",
         OTHERS, advanced=True, flags=("--baseline",), metavar="NAME",

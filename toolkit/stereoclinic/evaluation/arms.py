@@ -35,6 +35,7 @@ class Protocol:
         unrelated: Prompts that have nothing to do with the axis (`load_plain_prompts`); None leaves them out.
         unrelated_images: Images per unrelated prompt.
         figures: Which figures are computed: "default", "all", or names of further ones, separated by commas.
+        all_arms: Also draw the balanced oracle, and the untreated model on other seeds.
     """
 
     axis: Axis
@@ -50,6 +51,7 @@ class Protocol:
     unrelated: Dataset | None = None
     unrelated_images: int = 4
     figures: str = "default"
+    all_arms: bool = False
 
     @property
     def target(self) -> Tensor:
@@ -123,3 +125,8 @@ class Experiment:
 
     def arm(self, name: str) -> Drawn:
         return next(arm for arm in self.neutral if arm.name == name)
+
+    @property
+    def distant(self) -> Drawn | None:
+        """The untreated arm on other seeds, if it was drawn."""
+        return next((arm for arm in self.neutral if arm.name == OTHER), None)

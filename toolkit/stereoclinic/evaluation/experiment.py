@@ -4,10 +4,14 @@
     mask NAME            each given mask
     random               a random mask with the first mask's sum of damping: the control
     baseline NAME        another method, see `methods`
-    balanced oracle      no lean at all: a reference, no bound; a balancing mask can leave a smaller gap
     allocation oracle    each group at its target share: the upper bound of an allocating mask
-    other seeds          untreated, on other seeds: the sampling noise of every distance
     reference            the allocation oracle on other seeds: untreated images of each group
+
+With `all_arms` also:
+
+    balanced oracle      no lean at all: a reference, no bound; a balancing mask can leave a smaller gap. Without a mask
+                         it is always drawn
+    other seeds          untreated, on other seeds: the sampling noise of Fréchet and other distances
 
 Group prompts ("a photo of a female doctor") are drawn untreated, by each mask without its gate, and by each baseline.
 Unrelated prompts ("a photo of a mountain"), if any, are drawn untreated, by each mask with its gate, by each baseline,
@@ -101,12 +105,13 @@ def arms_of(
     other = list(with_seeds(protocol.prompts, protocol.seed + n, n))
     gated = [Mitigation(UNTREATED), *(suppressed(name, mask) for name, mask in masks.items())]
     control = [suppressed(RANDOM, random_like(mask, seed=protocol.seed)) for mask in list(masks.values())[:1]]
-    made = [*gated, *control, *baselines, BalancedOracle(axis), AllocationOracle(axis, protocol.target)]
+    balanced = [BalancedOracle(axis)] if protocol.all_arms or not masks else []
+    made = [*gated, *control, *baselines, *balanced, AllocationOracle(axis, protocol.target)]
     names = [each.name for each in made]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two arms are called {twice[0]!r}: give that mask another name")
     neutral = [Arm(each.name, each, judged, n) for each in made]
-    neutral.append(Arm(OTHER, Mitigation(OTHER), other, n))
+    neutral += [Arm(OTHER, Mitigation(OTHER), other, n)] if protocol.all_arms else []
     grouped = []
     if m:
         rows = [

@@ -26,7 +26,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, SCHEMA, UNTREATED
+from stereoclinic.evaluation.arms import ALLOCATION, OTHER, SCHEMA, UNTREATED
 from stereoclinic.evaluation.figures.registry import (
     AMPLIFICATION,
     FIGURES,
@@ -187,7 +187,7 @@ def _requires(*names: str) -> Any:
     return [AfterValidator(check), Field(json_schema_extra={"required": list(names)})]
 
 
-_EVERY = _requires(UNTREATED, BALANCED, ALLOCATION, OTHER)
+_EVERY = _requires(UNTREATED, ALLOCATION)
 _UNRELATED = _requires(UNTREATED, OTHER)
 
 

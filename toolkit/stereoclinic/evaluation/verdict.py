@@ -130,7 +130,12 @@ def _costs(results: Mapping[str, Any], mask: str) -> tuple[list[str], list[str]]
             continue
         form = figure.unit.form
         noise = noise_of(results, key)
-        if isinstance(noise, Interval):
+        if isinstance(noise, NoiseFloor):
+            checked.append(figure.title)
+            if value.estimate > noise.upper:
+                most = number(noise.upper, form)
+                costs.append(f"{figure.title} {number(value.estimate, form)}, by chance below {most}")
+        elif isinstance(noise, Interval):
             checked.append(figure.title)
             least = value.low if value.has_ends else value.estimate / _FACTOR
             if least > noise.estimate:

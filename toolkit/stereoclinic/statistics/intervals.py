@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class PairedDifference(Interval):
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """What a metric shows for a perfectly fair generator: its mean, and the bound that 95 % stay under."""
+    """What a metric shows by chance, of a fair model or of no change: its mean, and the bound that 95 % stay under."""
 
     mean: float
     upper: float
@@ -259,3 +260,20 @@ def _column(values: Tensor) -> Tensor:
 def _mean(values: Tensor) -> Tensor:
     """(..., P, n, 1) -> (...)."""
     return values.mean((-1, -2, -3))
+
+
+def two_samples_floor(reads: Tensor, simulations: int = 2000) -> NoiseFloor:
+    """How far the shares of two samples of one model are apart by chance, averaged over prompts, by simulation.
+
+    Args:
+        reads: (P, n, K) probabilities; each sample has n images of each prompt, drawn from the shares of their groups.
+        simulations: Number of simulated pairs of samples.
+
+    Returns:
+        Of the total variation distance.
+    """
+    images, shares = reads.shape[1], shares_from_reads(reads, hard=True).double().cpu().numpy()
+    random = np.random.default_rng(0)
+    first, second = (random.multinomial(images, shares, size=(simulations, len(shares))) for _ in range(2))
+    apart = np.abs(first - second).sum(-1).mean(-1) / (2 * images)
+    return NoiseFloor(float(apart.mean()), float(np.quantile(apart, 0.95)))

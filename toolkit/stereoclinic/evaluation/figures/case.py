@@ -23,7 +23,7 @@ class Case:
     Args:
         arm: What is measured.
         before: The untreated arm of the same prompts.
-        distant: The untreated arm on other seeds.
+        distant: The untreated arm on other seeds; None where it was not drawn.
         experiment: All of them.
         change: Change of the parity gap from `before`; None for `before`, `distant`, and prompts without a gap.
         ceiling: The same of the balanced oracle.
@@ -33,7 +33,7 @@ class Case:
 
     arm: Drawn
     before: Drawn
-    distant: Drawn
+    distant: Drawn | None
     experiment: Experiment
     change: PairedDifference | None = None
     ceiling: PairedDifference | None = None

@@ -87,7 +87,7 @@ def no_group(case: Case) -> Interval | None:
     return rate(no_group_rate(case.arm.reads[:, :, None], case.arm.no_group[..., None]))
 
 
-@figure("drift of {}", SHARE, "lower", shown=True, by_size=True, noise=OTHER)
+@figure("drift of {}", SHARE, "lower", shown=True, by_size=True)
 def drift(case: Case) -> dict[str, float] | None:
     """How far a prompt's shares on another axis moved from untreated."""
     if case.arm is case.before:
@@ -134,39 +134,27 @@ def frechet_within_groups_floor(case: Case) -> float | None:
 
 
 @figure("Fréchet distance to other seeds", DISTANCE, "lower", by_size=True, noise=UNTREATED, on=_BOTH)
-def frechet_to_other_seeds(case: Case) -> float:
+def frechet_to_other_seeds(case: Case) -> float | None:
     """To untreated images of other seeds."""
-    return (
-        math.nan
-        if case.arm is case.distant
-        else frechet_between(_flat(case.arm.features), _flat(case.distant.features))
-    )
+    return _distance(case, case.distant, frechet_between)
 
 
 @figure("Fréchet distance to untreated", DISTANCE, "lower", by_size=True, on=_BOTH)
-def frechet_to_untreated(case: Case) -> float:
+def frechet_to_untreated(case: Case) -> float | None:
     """To the untreated images of the same seeds."""
-    return (
-        math.nan if case.arm is case.before else frechet_between(_flat(case.arm.features), _flat(case.before.features))
-    )
+    return _distance(case, case.before, frechet_between)
 
 
 @figure("kernel distance to other seeds", DISTANCE, "lower", noise=UNTREATED, on=_BOTH)
-def kid_to_other_seeds(case: Case) -> float:
+def kid_to_other_seeds(case: Case) -> float | None:
     """KID; unlike Fréchet's, its mean does not depend on the number of images."""
-    return (
-        math.nan
-        if case.arm is case.distant
-        else kernel_distance(_flat(case.arm.features), _flat(case.distant.features))
-    )
+    return _distance(case, case.distant, kernel_distance)
 
 
 @figure("kernel distance to untreated", DISTANCE, "lower", on=_BOTH)
-def kid_to_untreated(case: Case) -> float:
+def kid_to_untreated(case: Case) -> float | None:
     """KID to the untreated images of the same seeds."""
-    return (
-        math.nan if case.arm is case.before else kernel_distance(_flat(case.arm.features), _flat(case.before.features))
-    )
+    return _distance(case, case.before, kernel_distance)
 
 
 @figure("feature distance to untreated", DISTANCE, noise=OTHER, on=(UNRELATED,))
@@ -276,8 +264,10 @@ def _diversity(case: Case) -> tuple[float | None, float | None]:
     return (None, None) if math.isnan(found[0]) else found
 
 
-def _distance(case: Case, other: Drawn, distance: Callable[[Tensor, Tensor], float]) -> float:
-    """Between the images of two arms; NaN from an arm to itself."""
+def _distance(case: Case, other: Drawn | None, distance: Callable[[Tensor, Tensor], float]) -> float | None:
+    """Between the images of two arms; NaN from an arm to itself, None where the other was not drawn."""
+    if other is None:
+        return None
     return math.nan if case.arm is other else distance(_flat(case.arm.features), _flat(other.features))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Experiment
+from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
 from stereoclinic.evaluation.figures.bias import prompt_figures
 from stereoclinic.evaluation.figures.case import Case
 from stereoclinic.evaluation.figures.intersections import joint_figures
@@ -13,7 +13,7 @@ from stereoclinic.evaluation.figures.registry import FIGURES, GROUPED, NEUTRAL, 
 from stereoclinic.prompts.sets import group_prompts, write
 from stereoclinic.sns.policy import is_neutral
 from stereoclinic.statistics.gaps import gap_changes
-from stereoclinic.statistics.intervals import Interval, noise_floor
+from stereoclinic.statistics.intervals import Interval, noise_floor, two_samples_floor
 from stereoclinic.statistics.shares import GAPS, parity_gap
 
 Selector = Callable[[str], bool]
@@ -49,7 +49,7 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict[str, Any]:
         "steps": protocol.steps,
         "guidance": protocol.guidance,
         "masks": masks,
-        "noise_floor": noise(n, len(labels)),
+        "noise_floor": noise(n, len(labels)) | _drift_noise(before),
         "noise_floor_one_prompt": vars(noise_floor(n, groups, 1, parity_gap, target=target)),
         "noise_floor_pooled": noise(n * len(labels), 1, "pooled."),
         "arms": {
@@ -63,16 +63,23 @@ def summarise(experiment: Experiment, masks: list[str]) -> dict[str, Any]:
     }
 
 
+def _drift_noise(before: Drawn) -> dict[str, Any]:
+    """How far the shares on each other axis drift by chance: two samples of the untreated model."""
+    return {f"drift.{axis}": vars(two_samples_floor(reads)) for axis, reads in before.others.items()}
+
+
 def _cases(experiment: Experiment) -> dict[str, Case]:
     """The arms of neutral prompts, each with its change of the gap."""
-    before, distant = experiment.arm(UNTREATED), experiment.arm(OTHER)
-    cases = {arm.name: Case(arm, before, distant, experiment) for arm in experiment.neutral}
+    before = experiment.arm(UNTREATED)
+    cases = {arm.name: Case(arm, before, experiment.distant, experiment) for arm in experiment.neutral}
     changes = {
         name: gap_changes(before.reads, case.arm.reads, {"": parity_gap}, case.target)[""]
         for name, case in cases.items()
         if case.paired is not None
     }
-    return {name: replace(case, change=changes.get(name), ceiling=changes[BALANCED]) for name, case in cases.items()}
+    return {
+        name: replace(case, change=changes.get(name), ceiling=changes.get(BALANCED)) for name, case in cases.items()
+    }
 
 
 def figures_of(case: Case, prompts: str, wanted: Selector) -> dict[str, Any]:
