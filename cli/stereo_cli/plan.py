@@ -41,7 +41,8 @@ def plan(
 
     With --allocate the mask holds one damping for each group. An image is allotted a group from its prompt and seed
     alone, and the neurons that push away from that group are damped. With --balance the mask holds one damping, which
-    aims every lean at 0. No relevance file is needed.
+    aims every lean at 0. With a relevance file, only the neurons that a plan gains most from are damped; without one,
+    any neuron may be.
     """
     from stereoclinic.calls.inputs import PLANNED
     from stereoclinic.calls.mask import model_of

@@ -38,17 +38,17 @@ class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, M
         True, "Plan one damping per group, or one for all images.", flags=("--allocate/--balance",),
     )  # fmt: skip
     seed: int = option(0, "First seed to plan on.", ge=0, advanced=True)
-    seeds: int = option(16, "Number of seeds per prompt.", ge=1)
+    seeds: int = option(8, "Number of seeds per prompt.", ge=1)
     stay: tuple[str, ...] | None = option(
         None, "Axis to leave unchanged, a name or a TOML file; may repeat; 'none' for no axis.",
         CHOOSING, advanced=True, default_text="the other built-in axes", metavar="NAME", texts=True,
     )  # fmt: skip
-    among: float = option(
-        1.0, "Damp only this fraction of the neurons, those that a plan gains most from; below 1 it needs RELEVANCE.",
-        CHOOSING, ge=0, advanced=True,
+    among: float | None = option(
+        None, "Damp only this fraction of the neurons, those that a plan gains most from; below 1 it needs RELEVANCE.",
+        CHOOSING, ge=0, advanced=True, default_text="0.3 with RELEVANCE, else 1",
     )  # fmt: skip
     mu: float = option(
-        0.1, "Price of moving the prediction off the axis, 0 or more (tested: 0.03 to 1); a higher price damps less.",
+        1.0, "Price of moving the prediction off the axis, 0 or more (tested: 0.03 to 1); a higher price damps less.",
         CHOOSING, ge=0, advanced=True,
     )  # fmt: skip
     keep: float = option(
@@ -79,6 +79,19 @@ class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, M
     batch_size: int = option(36, "Number of samples in a batch on each device.", DEVICES, ge=1, advanced=True)
     resume: bool = option(False, "Continue an interrupted plan.")
     force: bool = option(False, "Accept relevance made for other weights if all layers fit.", advanced=True)
+
+    def searched(self, relevance: "Relevance | None") -> float:
+        """The fraction of the neurons that may be damped; raises InputError where it cannot be."""
+        among = self.among
+        if among is None:
+            return 1.0 if relevance is None else 0.3
+        if not 0 < among <= 1:
+            raise InputError(f"--among {among:g}: expected a share above 0 and up to 1")
+        if among < 1 and relevance is None:
+            raise InputError(
+                "--among: give the relevance file that stereo locate wrote, such as gender.relevance.safetensors"
+            )
+        return among
 
 
 class Planned(NamedTuple):
@@ -257,12 +270,7 @@ def prepare_plan(
 
     settings = settings or PlanSettings()
     settings.check_confirm()
-    if not 0 < settings.among <= 1:
-        raise InputError(f"--among {settings.among:g}: expected a share above 0 and up to 1")
-    if settings.among < 1 and relevance is None:
-        raise InputError(
-            "--among: give the relevance file that stereo locate wrote, such as gender.relevance.safetensors"
-        )
+    settings.searched(relevance)  # refused before the model is opened
     axis = load_axis(axis) if isinstance(axis, str | Path) else axis
     samples = with_seeds(inputs.neutral_prompts(prompts, settings.limit), settings.seed, settings.seeds)
     file = None if out is None else inputs.check_target(Path(out), "--out", (".pt", ".safetensors"))
@@ -307,14 +315,15 @@ def _stepwise(settings: PlanSettings, model: "Model", made: "dict[str, Any]") ->
 
 def _candidates(relevance: "Relevance | None", settings: PlanSettings) -> "Tensor | None":
     """The neurons that may be damped; None for all."""
-    if relevance is None or settings.among == 1:
+    among = settings.searched(relevance)
+    if relevance is None or among == 1:
         return None
     from stereoclinic.sns.linear import most_useful
     from stereoclinic.sns.mask import in_unit
 
     first = float(relevance.bin_edges[0])
     window = first, in_unit(settings.until, first)
-    return most_useful(relevance, settings.among, window, settings.mu, settings.allocate)
+    return most_useful(relevance, among, window, settings.mu, settings.allocate)
 
 
 def _others(settings: PlanSettings, axis: "Axis") -> "list[Axis]":

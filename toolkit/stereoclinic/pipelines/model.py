@@ -256,7 +256,9 @@ class Model:
     def about(self) -> dict[str, Any]:
         """How to open it again, as kept in files."""
         dtype = str(self.dtype).removeprefix("torch.")
-        found = {"model": self.name, "call": self.call} | ({} if dtype == "float32" else {"dtype": dtype})
+        own = self.defaults.call
+        call = {name: value for name, value in self.call.items() if name not in own or value != own[name]}
+        found = {"model": self.name, "call": call} | ({} if dtype == "float32" else {"dtype": dtype})
         return found | ({} if self.variant is None else {"variant": self.variant})
 
     @property

@@ -69,7 +69,7 @@ class Stepwise:
         sites: Patterns of module paths, such as `blocks.*.proj`, instead of the usual sites.
     """
 
-    mu: float = 0.1
+    mu: float = 1.0
     keep: float = 1.0
     overshoot: float = 0.0
     root: str = "zero"
