@@ -48,7 +48,7 @@ def prices(path: Path) -> tuple[dict[str, dict[str, tuple[float, float]]], set[s
         }
         for label, cost in COSTS.items()
     }
-    return points, set(masks), about["noise_floor"]["parity_gap"]["upper"]
+    return points, set(masks), about["noise_floor"]["upper"]
 
 
 def figure(paths: list[Path]) -> Figure:

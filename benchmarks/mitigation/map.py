@@ -151,7 +151,7 @@ def main() -> None:
     for guidance in options.guidance or [2.0]:
         protocol = Protocol(
             axis, prompts, options.images, options.group_images, CALIBRATION_SEED, model.defaults.steps, guidance,
-            others=others,
+            others=others, all_arms=True,
         )  # fmt: skip
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task(f"guidance {guidance:g}", total=arms_of(model, protocol, masks).images)

@@ -1,7 +1,7 @@
 """Compare treatments with each other and with the oracles, from results of `stereo bench`: a table and a figure.
 
     for seed in 5000 6000 7000; do
-        stereo bench --mask a.pt --mask b.pt --guidance 1 --guidance 2 --guidance 4 --seed $seed -o judged-$seed
+        stereo bench --mask a.pt --mask b.pt --guidance 1 --guidance 2 --all-arms --seed $seed -o judged-$seed
     done
     python benchmarks/mitigation/pareto.py judged-*/results.json --figure docs/pareto.png
 
@@ -38,7 +38,8 @@ def collect(paths: list[Path]) -> tuple[Sets, list[str], dict]:
     for path in paths:
         for each in json.loads(path.read_text())["experiments"]:
             masks += [name for name in each["masks"] if name not in masks]
-            before, about = about, {name: each[name] for name in ("axis", "images_per_prompt", "steps", "noise_floor")}
+            floor = {"noise_floor": each["noise_floor"]["parity_gap"]}
+            before, about = about, {name: each[name] for name in ("axis", "images_per_prompt", "steps")} | floor
             if before and before != about:
                 raise SystemExit(f"{path} is of another axis, number of images or steps than those before it")
             for name, arm in each["arms"].items():
@@ -108,7 +109,7 @@ def drift(arms: list[dict]) -> str:
 def tables(found: Sets, about: dict) -> list[Table]:
     made = []
     for guidance, arms in found.items():
-        floor = about["noise_floor"]["parity_gap"]
+        floor = about["noise_floor"]
         table = Table(
             "", "parity gap", "change", "of oracle", "occupation right", "unsure", "group prompts followed",
             "allocation followed", "Frechet", "shift within groups", "drift",
@@ -159,7 +160,7 @@ def cost_grid(
 
 
 def figure(found: Sets, masks: list[str], about: dict) -> Figure:
-    floor = about["noise_floor"]["parity_gap"]["upper"]
+    floor = about["noise_floor"]["upper"]
     costs = {"shift within groups": "frechet_within_groups_ratio", "group prompts followed": "obeyed"}
     titles = [f"guidance {guidance:g}" for guidance in found]
     drawing, panels = cost_grid(titles, list(costs), [floor] * len(found), [1, 2, 4, 8, 16])

@@ -12,18 +12,22 @@ from stereoclinic.evaluation.wording import number
 from stereoclinic.sns.mask import NeuronMask
 
 PROMPTS, IMAGES, GROUP_IMAGES = 2, 6, 1
-ARMS = ["untreated", "gender", "random", "balanced oracle", "allocation oracle", "other seeds"]
+ARMS = ["untreated", "gender", "random", "allocation oracle"]
 
 
 @pytest.fixture(scope="module")
-def benched(model, located, stereo, tmp_path_factory):
+def settings(model, located) -> tuple[object, ...]:
+    return (
+        "bench", "--model", model, "--mask", located, "--limit", PROMPTS, "--images", IMAGES, "--group-images",
+        GROUP_IMAGES, "--seed", 50, "--batch-size", 5, "--figures", "all",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def benched(settings, stereo, tmp_path_factory):
     """What `stereo bench` said and wrote, at two guidance scales."""
     out = tmp_path_factory.mktemp("bench") / "results"
-    result = stereo(
-        "bench", "--model", model, "--mask", located, "--limit", PROMPTS, "--images", IMAGES, "--group-images",
-        GROUP_IMAGES, "--seed", 50, "--guidance", 1, "--guidance", 3, "--batch-size", 5, "--figures", "all",
-        "--out", out,
-    )  # fmt: skip
+    result = stereo(*settings, "--guidance", 1, "--guidance", 3, "--out", out)
     assert result.exit_code == 0, result.stderr
     return result, out
 
@@ -111,18 +115,27 @@ def test_images_load_as_an_imagefolder(benched):
     assert all(line["prompt"] == f"a photo of a {line['wanted_group']} {line['label']}" for line in wanted)
 
 
-def test_distances_have_the_floor_that_two_samples_show(benched):
-    result, out = benched
-    for results in json.loads((out / "results.json").read_text())["experiments"]:
-        arms = results["arms"]
-        floor = arms["untreated"]["frechet_to_other_seeds"]
-        assert floor == pytest.approx(arms["other seeds"]["frechet_to_untreated"])  # the distance is symmetric
-        assert arms["untreated"]["frechet_to_untreated"] is arms["other seeds"]["frechet_to_other_seeds"] is None
-        rows = [line for line in result.stdout.splitlines() if line.lstrip().startswith("sampling noise")]
-        assert any(number(floor, figure_of("frechet_to_other_seeds").unit.form) in row.split() for row in rows)
-        for arm in arms.values():
-            gains = arms["balanced oracle"]["parity_gap_change"]["high"] < 0
-            assert ("share_of_balanced_oracle" in arm) == (gains and "parity_gap_change" in arm)
+def test_all_arms_adds_two_and_changes_no_figure_of_the_others(benched, settings, stereo, tmp_path: Path):
+    """Distances then have the floor that two samples show."""
+    result = stereo(*settings, "--guidance", 1, "--all-arms", "--out", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    (results,) = json.loads((tmp_path / "results.json").read_text())["experiments"]
+    arms, fewer = results["arms"], json.loads((benched[1] / "results.json").read_text())["experiments"][0]["arms"]
+    assert list(arms) == [*ARMS[:3], "balanced oracle", *ARMS[3:], "other seeds"]
+    floor = arms["untreated"]["frechet_to_other_seeds"]
+    assert floor == pytest.approx(arms["other seeds"]["frechet_to_untreated"])  # the distance is symmetric
+    assert arms["untreated"]["frechet_to_untreated"] is arms["other seeds"]["frechet_to_other_seeds"] is None
+    rows = [line for line in result.stdout.splitlines() if line.lstrip().startswith("sampling noise")]
+    assert any(number(floor, figure_of("frechet_to_other_seeds").unit.form) in row.split() for row in rows)
+    gains = arms["balanced oracle"]["parity_gap_change"]["high"] < 0
+    for name, arm in arms.items():
+        assert ("share_of_balanced_oracle" in arm) == (gains and "parity_gap_change" in arm)
+        assert ("frechet_within_groups" in arm) == (name != "other seeds")
+    for name in ARMS:
+        more = set(arms[name]) - set(fewer[name])
+        assert more <= {"frechet_to_other_seeds", "kid_to_other_seeds", "share_of_balanced_oracle"}
+        assert "frechet_to_other_seeds" in more
+        assert all(arms[name][key] == value for key, value in fewer[name].items() if key != "seconds")
 
 
 def test_side_effects_have_their_floors(benched):
@@ -130,13 +143,15 @@ def test_side_effects_have_their_floors(benched):
     for results in json.loads((out / "results.json").read_text())["experiments"]:
         arms = results["arms"]
         assert "drift" not in arms["untreated"]
+        for axis in ("age", "skin"):
+            floor = results["noise_floor"][f"drift.{axis}"]
+            assert 0 <= floor["mean"] <= floor["upper"]
+            assert f"{floor['mean']:.2f} [below {floor['upper']:.2f}]" in result.stdout
         for name, arm in arms.items():
-            assert ("frechet_within_groups" in arm) == (name != "other seeds")
-            if name != "other seeds":
-                distance, floor = arm["frechet_within_groups"], arm["frechet_within_groups_floor"]
-                if (ratio := arm["frechet_within_groups_ratio"]) is not None:
-                    assert ratio["estimate"] == pytest.approx(distance / floor)
-                    assert ratio["low"] <= ratio["estimate"] <= ratio["high"]
+            distance, floor = arm["frechet_within_groups"], arm["frechet_within_groups_floor"]
+            if (ratio := arm["frechet_within_groups_ratio"]) is not None:
+                assert ratio["estimate"] == pytest.approx(distance / floor)
+                assert ratio["low"] <= ratio["estimate"] <= ratio["high"]
             if name != "untreated":
                 assert list(arm["drift"]) == ["age", "skin"] and all(0 <= each <= 1 for each in arm["drift"].values())
         assert results["gate"] == {"group_prompts": 4, "missed": 0, "neutral_prompts": 2, "false_alarms": 0}
@@ -160,7 +175,7 @@ def test_masks_whose_names_a_file_name_cannot_tell_apart(model, located, stereo,
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     lines = [json.loads(line) for line in (tmp_path / "o" / "images" / "metadata.jsonl").read_text().splitlines()]
-    assert len({line["file_name"] for line in lines}) == len(lines) == 7 * 2 + 3 * 2
+    assert len({line["file_name"] for line in lines}) == len(lines) == 5 * 2 + 3 * 2
     assert sorted(path.name for path in (tmp_path / "o").glob("*.png")) == [
         "before_after-1-my-mask.png", "before_after.png",
     ]  # fmt: skip
@@ -194,10 +209,10 @@ def test_a_second_run_replaces_the_first(model, stereo, tmp_path: Path):
     assert stereo(*arguments, "--limit", 2).exit_code == 0
     assert stereo(*arguments, "--limit", 1).exit_code == 0
     lines = (tmp_path / "images" / "metadata.jsonl").read_text().splitlines()
-    assert len(lines) == 4 * 2  # no mask: the model, two oracles, other seeds
+    assert len(lines) == 3 * 2  # no mask: the model and two oracles
     assert len(list((tmp_path / "images").rglob("*.png"))) == len(lines)
     data = json.loads((tmp_path / "results.json").read_text())["experiments"][0]
-    assert list(data["arms"]) == ["untreated", "balanced oracle", "allocation oracle", "other seeds"]
+    assert list(data["arms"]) == ["untreated", "balanced oracle", "allocation oracle"]
     written = ["before_after.png", "images", "report.html", "results.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == written
 

@@ -48,7 +48,8 @@ def test_clip_reads_what_it_is_asked_and_says_what_it_cannot(judged, stereo, mod
     data = judged("--reader", f"clip:{clip_folder}", *SMALL)
     (found,) = data["experiments"]
     assert set(found["arms"]["untreated"]["prompts"][0]["shares"]) == {"female", "male"}
-    assert "drift" not in found["arms"]["other seeds"] or "skin" not in found["arms"]["other seeds"]["drift"]
+    assert "skin" not in found["arms"]["allocation oracle"].get("drift", {})
+    assert "drift.skin" not in found["noise_floor"]
     assert data["provenance"]["reader"].startswith("clip") and data["provenance"]["reader_limits"]
     refused = stereo("bench", "--model", model, "--axis", "skin", "--reader", f"clip:{clip_folder}", *SMALL)
     assert refused.exit_code == 2 and "--allow-race" in refused.stderr
@@ -101,7 +102,7 @@ def test_a_reader_of_ones_own_is_run_only_when_that_is_asked_for(judged, stereo,
     spec = f"{tmp_path / 'mine.py'}:Bright"
     refused = stereo("bench", "--model", model, "--reader", spec, *SMALL)
     assert refused.exit_code == 2 and "--allow-code" in refused.stderr
-    found = judged("--reader", spec, "--allow-code", *SMALL)["experiments"][0]
+    found = judged("--reader", spec, "--allow-code", "--all-arms", *SMALL)["experiments"][0]
     folder = tmp_path / "out" / "images"
     lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     pixels = {}
@@ -119,8 +120,9 @@ def test_an_ensemble_of_readers_without_features_is_compared_by_pixels(judged, t
     for name in ("mine", "other"):
         (tmp_path / f"{name}.py").write_text(OWN.replace('"bright"', f'"{name}"'))
     spec = f"ensemble:{tmp_path / 'mine.py'}:Bright,{tmp_path / 'other.py'}:Bright"
-    found = judged("--reader", spec, "--allow-code", *SMALL)["experiments"][0]
-    alone = judged("--reader", f"{tmp_path / 'mine.py'}:Bright", "--allow-code", *SMALL)["experiments"][0]
+    given = ("--allow-code", "--all-arms", *SMALL)
+    found = judged("--reader", spec, *given)["experiments"][0]
+    alone = judged("--reader", f"{tmp_path / 'mine.py'}:Bright", *given)["experiments"][0]
     for name, arm in found["arms"].items():
         assert arm["readers_agree"]["estimate"] == 1
         assert arm["frechet_to_other_seeds"] == alone["arms"][name]["frechet_to_other_seeds"]
@@ -168,7 +170,7 @@ def test_a_network_in_their_place_gives_the_figures(stereo, model, tmp_path: Pat
     VALID.validate(data)
     (found,) = data["experiments"]
     assert found["features"] == data["provenance"]["features"] == "inception"
-    assert found["arms"]["other seeds"]["lpips_to_untreated"]["estimate"] > 0
+    assert found["arms"]["balanced oracle"]["lpips_to_untreated"]["estimate"] > 0
     assert "inception features" in result.stdout and "LPIPS" in result.stdout
     assert "LPIPS to untreated" in (tmp_path / "report.html").read_text()
 

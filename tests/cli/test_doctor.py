@@ -207,9 +207,9 @@ def test_time_grows_with_what_is_asked_for(model) -> None:
         assert relevance > forward > 0 and time.why == ""
         # All four steps are measured, of each sample.
         assert time.locate_minutes == pytest.approx(len(samples) * 4 * relevance / 60)
-        # Seven arms and the group prompts, in both halves; and the balanced oracle's second group.
-        pictures = 3 * (7 * images + 2 * 4 * 2)
-        assert time.bench_minutes == pytest.approx(4 * forward * (2 * pictures + 3 * images) / 60)
+        # Four arms, the reference and the group prompts, in both halves.
+        pictures = 3 * (5 * images + 2 * 4 * 2)
+        assert time.bench_minutes == pytest.approx(4 * forward * 2 * pictures / 60)
         assert time.plan_minutes > 0
 
 

@@ -85,6 +85,7 @@ def _made(
     right: Mapping[str, float] | None = None,
     unrelated: tuple[str, ...] = (),
     figures: str = "default",
+    all_arms: bool = True,
 ) -> Experiment:
     masks, axis = masks or {}, axis or load_axis("gender")
     rows = [{"label": label, "pattern": "a photo of {person}", "article": "a", "person": label} for label in labels]
@@ -92,6 +93,7 @@ def _made(
     protocol = Protocol(
         axis, Dataset.from_list(rows), images, 2, 5000, 6, guidance,
         unrelated=Dataset.from_list(plain) if plain else None, figures=figures,
+        all_arms=all_arms,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     groups, prompts = len(axis), len(labels)
@@ -118,7 +120,9 @@ def _made(
     neutral = [drawn(UNTREATED, untreated, True)]
     neutral += [drawn(name, share, True) for name, share in masks.items()]
     neutral += [drawn(RANDOM, untreated, True)] if masks else []
-    neutral += [drawn(BALANCED, 0.7, True), drawn(ALLOCATION, 1 / groups, False, True), drawn(OTHER, untreated, True)]
+    neutral += [drawn(BALANCED, 0.7, True)] if all_arms or not masks else []
+    neutral += [drawn(ALLOCATION, 1 / groups, False, True)]
+    neutral += [drawn(OTHER, untreated, True)] if all_arms else []
     grouped = []
     for name in (UNTREATED, *masks):
         arm = drawn(name, 1.0, False, count=2, rows=prompts * groups)

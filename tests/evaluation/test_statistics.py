@@ -9,16 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stereoclinic.errors import InputError
+from stereoclinic.statistics import resampling
 from stereoclinic.statistics.intervals import (
+    NoiseFloor,
     bootstrap_interval,
     correlation_interval,
     noise_floor,
     paired_difference_interval,
     share_statistic,
+    two_samples_floor,
     wilson_interval,
 )
 from stereoclinic.statistics.resampling import dirichlet
-from stereoclinic.statistics.shares import GAPS, deviation_ratio, fairness_discrepancy, parity_gap
+from stereoclinic.statistics.shares import (
+    GAPS,
+    deviation_ratio,
+    fairness_discrepancy,
+    parity_gap,
+    sdtv,
+    shares_from_reads,
+)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -206,6 +216,44 @@ def test_noise_floor_falls_with_images_and_its_bound_with_prompts():
     assert images.mean == pytest.approx(base.mean / 2, rel=0.1)
     assert prompts.mean == pytest.approx(base.mean, rel=0.05)
     assert prompts.upper < base.upper
+
+
+def test_the_floor_of_two_samples_is_what_drawing_them_image_by_image_shows():
+    """Three groups, two prompts of ten images; a group that was not seen is not drawn."""
+    reads = torch.nn.functional.one_hot(torch.tensor([[0] * 5 + [1] * 3 + [2] * 2, [0] + [2] * 9])).double()
+    drawn = sampled_reads(reads.mean(1), 10 * 2 * 4000, seeded(1)).reshape(2, 10, 2, 4000, 3).mean(1)
+    apart = (drawn[:, 0] - drawn[:, 1]).abs().sum(-1).mean(0) / 2
+    floor = two_samples_floor(reads)
+    assert floor.mean == pytest.approx(apart.mean().item(), rel=0.03)
+    # These distances are multiples of 0.05, and many fall on the bound.
+    assert (apart > floor.upper + 1e-9).double().mean() <= 0.05 <= (apart > floor.upper - 1e-9).double().mean()
+    soft = 0.7 * reads + 0.1  # the top groups count
+    assert two_samples_floor(soft) == floor
+
+
+def test_two_samples_of_certain_shares_are_not_apart():
+    certain = torch.eye(3)[torch.tensor([0, 2])][:, None].expand(-1, 25, -1)
+    assert two_samples_floor(certain) == NoiseFloor(0.0, 0.0)
+
+
+def test_the_floor_of_two_samples_is_how_far_other_seeds_drift():
+    """Twelve prompts of a hundred images, drawn untreated and on other seeds; the floor knows the untreated ones."""
+    shares = torch.linspace(0.05, 0.95, 12, dtype=torch.float64)
+    shares = torch.stack([shares, 1 - shares], 1)
+    runs = [[sampled_reads(shares, 100, seeded(seed)) for seed in (2 * i, 2 * i + 1)] for i in range(300)]
+    drifts = [sdtv(*(shares_from_reads(reads, hard=True) for reads in run)).mean().item() for run in runs]
+    floors = [two_samples_floor(untreated, 400) for untreated, _ in runs]
+    assert np.mean(drifts) == pytest.approx(np.mean([floor.mean for floor in floors]), rel=0.03)
+    above = np.mean([drift > floor.upper for drift, floor in zip(drifts, floors, strict=True)])
+    assert 0.02 < above < 0.09
+
+
+def test_the_floor_of_two_samples_falls_with_images_and_does_not_depend_on_how_they_are_cut(monkeypatch):
+    reads = sampled_reads(torch.full((4, 2), 0.5, dtype=torch.float64), 100, seeded(3))
+    few, many = two_samples_floor(reads[:, :25]), two_samples_floor(reads)
+    assert many.mean == pytest.approx(few.mean / 2, rel=0.1) and many.upper < few.upper
+    monkeypatch.setattr(resampling, "CHUNK_NUMBERS", 80)  # ten pairs at a time
+    assert two_samples_floor(reads).mean == pytest.approx(many.mean, rel=0.03)
 
 
 def test_shares_are_drawn_round_what_was_counted_and_leave_room_for_what_was_not():

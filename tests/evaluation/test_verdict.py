@@ -90,15 +90,25 @@ def test_costs_are_those_beyond_chance():
         frechet_within_groups_ratio={"estimate": 3.6, "low": 2.8, "high": 4.5},
     )  # fmt: skip
     data["arms"]["untreated"] |= {"occupation_right": share(0.98), "unsure": 0.0}
-    data["arms"]["other seeds"] = {"drift": {"age": 0.08, "skin": 0.08}}
+    data["noise_floor"] |= {f"drift.{axis}": {"mean": 0.08, "upper": 0.10} for axis in ("age", "skin")}
     found = verdict(data, "m")
     assert found.costs == (
         "occupation right 0.98 to 0.80",
         "images of the same group shift 3.6 times as far as sampling noise",
         "unsure 0.00 to 0.10",
-        "drift of age 0.30, sampling noise 0.08",
+        "drift of age 0.30, by chance below 0.10",
     )
     assert "Side effects: occupation right 0.98 to 0.80; images" in found.sentence
+
+
+@pytest.mark.parametrize(("drift", "counts"), [(0.101, True), (0.1, False), (0.02, False)])
+def test_a_drift_is_a_cost_above_what_two_samples_show_in_95_of_100_cases(drift: float, counts: bool):
+    data = results(0.43, 0.20, (-0.24, -0.28, -0.18), 0.0005, drift={"age": drift})
+    assert verdict(data, "m").costs == () and "not measured" in verdict(data, "m").sentence  # its noise is not known
+    data["noise_floor"]["drift.age"] = {"mean": 0.08, "upper": 0.1}
+    found = verdict(data, "m")
+    assert found.costs == (("drift of age 0.10, by chance below 0.10",) if counts else ())
+    assert counts or "No side effect is larger than sampling noise (drift of age)" in found.sentence
 
 
 def test_a_distance_that_may_be_that_of_two_samples_is_no_cost():

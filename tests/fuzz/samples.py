@@ -61,12 +61,12 @@ def some_results() -> dict[str, Any]:
     gap, floor = {"estimate": 0.3, "low": 0.2, "high": 0.4, "p_value": 0.01}, {"mean": 0.1, "upper": 0.2}
     prompt = {"label": "doctor", "prompt": "a photo of a doctor", "shares": {"female": gap}, "parity_gap": 0.3}
     arm = {"parity_gap": gap, "unsure": 0.1, "drift": {"age": 0.1}, "prompts": [prompt]}
-    names = ("untreated", "gender", "balanced oracle", "allocation oracle", "other seeds")
+    names = ("untreated", "gender", "allocation oracle")
     one = {
         "axis": "gender", "groups": ["female", "male"], "guidance": 2.0, "images_per_prompt": 4, "seeds": [0, 3],
         "labels": ["doctor"], "masks": ["gender"], "steps": 2, "arms": dict.fromkeys(names, arm),
-        "group_prompts": {"gender": {"all": gap}}, "target_shares": [0.5, 0.5], "noise_floor": {"parity_gap": floor},
-        "noise_floor_one_prompt": floor,
+        "group_prompts": {"gender": {"all": gap}}, "target_shares": [0.5, 0.5],
+        "noise_floor": {"parity_gap": floor, "drift.age": floor}, "noise_floor_one_prompt": floor,
     }  # fmt: skip
     return {"schema": SCHEMA, "provenance": {"model": "m", "strength": 1.0}, "experiments": [one]}
 

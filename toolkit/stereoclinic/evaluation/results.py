@@ -54,7 +54,7 @@ class Loose(BaseModel):
 
 
 class Noise(Loose):
-    """What a perfectly fair model shows with as many images: the mean, and what 95 % of runs stay below."""
+    """What chance shows with as many images, of a fair model or of no change: the mean, and what 95 % stay below."""
 
     mean: Gap
     upper: Gap

@@ -146,7 +146,8 @@ def _pictures(experiment: Experiment) -> Iterator[tuple[dict[str, Any], Tensor]]
         ),
     }
     # Masks may differ in what a file name cannot hold, hence the number.
-    folders = {arm.name: f"{i:02d}-{slug(arm.name)}" for i, arm in enumerate(experiment.neutral)}
+    names = dict.fromkeys(arm.name for arms, _ in parts.values() for arm in arms)
+    folders = {name: f"{i:02d}-{slug(name)}" for i, name in enumerate(names)}
     for part, (arms, prompts) in parts.items():
         for arm in arms:
             seeds = arm.seeds_from(protocol.seed + (arm.images.shape[1] if arm.name == OTHER else 0))

@@ -240,6 +240,25 @@ def noise_floor(
     return NoiseFloor(values.mean().item(), torch.quantile(values, 0.95).item())
 
 
+def two_samples_floor(reads: Tensor, simulations: int = 2000) -> NoiseFloor:
+    """How far the shares of two samples of one model are apart by chance, averaged over prompts, by simulation.
+
+    Args:
+        reads: (P, n, K) probabilities; each sample has n images of each prompt, drawn from the shares of their groups.
+        simulations: Number of simulated pairs of samples.
+
+    Returns:
+        Of the total variation distance.
+    """
+    images, shares = reads.shape[1], shares_from_reads(reads, hard=True).cpu().numpy()
+    random, apart = np.random.default_rng(0), []
+    for chunk in chunks(simulations, shares.size):
+        first, second = (random.multinomial(images, shares, size=(chunk, len(shares))) for _ in range(2))
+        apart.append(np.abs(first - second).sum(-1).mean(-1) / (2 * images))
+    distances = np.concatenate(apart)
+    return NoiseFloor(float(distances.mean()), float(np.quantile(distances, 0.95)))
+
+
 def mean_interval(values: Tensor) -> Interval:
     """The mean of (P, n) values with its bootstrap interval, see `bootstrap_interval`."""
     return bootstrap_interval(_column(values), _mean)
@@ -260,20 +279,3 @@ def _column(values: Tensor) -> Tensor:
 def _mean(values: Tensor) -> Tensor:
     """(..., P, n, 1) -> (...)."""
     return values.mean((-1, -2, -3))
-
-
-def two_samples_floor(reads: Tensor, simulations: int = 2000) -> NoiseFloor:
-    """How far the shares of two samples of one model are apart by chance, averaged over prompts, by simulation.
-
-    Args:
-        reads: (P, n, K) probabilities; each sample has n images of each prompt, drawn from the shares of their groups.
-        simulations: Number of simulated pairs of samples.
-
-    Returns:
-        Of the total variation distance.
-    """
-    images, shares = reads.shape[1], shares_from_reads(reads, hard=True).double().cpu().numpy()
-    random = np.random.default_rng(0)
-    first, second = (random.multinomial(images, shares, size=(simulations, len(shares))) for _ in range(2))
-    apart = np.abs(first - second).sum(-1).mean(-1) / (2 * images)
-    return NoiseFloor(float(apart.mean()), float(np.quantile(apart, 0.95)))

@@ -1,7 +1,8 @@
 """Side effects of an arm: unwanted changes by a treatment.
 
-Every figure is compared with what other seeds of the untreated model show. For images of one seed that is how far
-apart two seeds are; for sets of images, how far apart two samples are.
+A side effect is compared with what chance shows: how far apart two samples of the untreated model are, or, for images
+of one seed, two seeds of it. For the drift and the shift within groups this needs no further images. Other distances
+need the arm on other seeds, see `Protocol.all_arms`.
 """
 
 import math
