@@ -34,7 +34,7 @@ def pareto(loaded):
 
 
 def results(folder: Path, gap: float) -> Path:
-    """One seed set of one mask."""
+    """One seed set of one mask, whose drift has a noise of its own."""
 
     def arm(estimate: float, **more: object) -> dict:
         ratio = {"estimate": 3.0, "low": 2.0, "high": 4.5}
@@ -43,7 +43,7 @@ def results(folder: Path, gap: float) -> Path:
 
     experiment = {
         "axis": "gender", "images_per_prompt": 4, "steps": 20, "guidance": 2.0, "masks": ["m"],
-        "noise_floor": {"parity_gap": {"mean": 0.1, "upper": 0.2}},
+        "noise_floor": {"parity_gap": {"mean": 0.1, "upper": 0.2}, "drift.age": {"mean": gap / 2, "upper": gap}},
         "arms": {"untreated": arm(0.4), "m": arm(gap, allotment_obeyed={"estimate": 0.9})},
         "group_prompts": {"m": {"all": {"estimate": 0.95}}},
     }  # fmt: skip
@@ -70,6 +70,16 @@ def test_seed_sets_are_averaged_arm_by_arm(pareto, tmp_path: Path) -> None:
     assert (tmp_path / "pareto.png").stat().st_size > 0
 
 
+def test_seed_sets_of_other_sizes_are_not_averaged(pareto, tmp_path: Path) -> None:
+    paths = [results(tmp_path, 0.1), results(tmp_path, 0.2)]
+    for key, value in (("images_per_prompt", 8), ("noise_floor", {"parity_gap": {"mean": 0.2, "upper": 0.3}})):
+        data = json.loads(paths[0].read_text())
+        data["experiments"][0][key] = value
+        (other := tmp_path / "other.json").write_text(json.dumps(data))
+        with pytest.raises(SystemExit, match="is of another axis, number of images or steps"):
+            pareto.collect([paths[1], other])
+
+
 @given(st.dictionaries(st.text(min_size=1), st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))
 def test_a_front_is_what_no_other_beats(loaded, points: dict[str, tuple[int, int]]) -> None:
     best = loaded["fronts"].front(points)
@@ -86,7 +96,7 @@ def test_a_front_is_drawn_of_masks_alone(loaded, tmp_path: Path) -> None:
     within, asked = points.values()
     assert masks == {"m"} and floor == 0.2
     assert within == {"untreated": (0.4, 3.0), "m": (0.1, 3.0)} and asked == {"m": (0.1, pytest.approx(0.05))}
-    loaded["fronts"].figure([path]).savefig(tmp_path / "fronts.png")
+    loaded["fronts"].figure([path]).savefig(tmp_path / "fronts.png")  # without oracles, if there are none
     assert (tmp_path / "fronts.png").stat().st_size > 0
 
 
