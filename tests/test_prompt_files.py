@@ -148,7 +148,7 @@ def test_a_data_set_of_the_hub_is_read_by_its_id(monkeypatch: pytest.MonkeyPatch
         rows = [{"prompt": f"a portrait of a {each}", "source": "x"} for each in ("poet", "judge", "poet", "chef")]
         return Dataset.from_list(rows).to_iterable_dataset(num_shards=2)
 
-    monkeypatch.setattr("stereoclinic.prompts.sets.load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     found = load_prompts("somebody/prompts")
     assert asked == [("somebody/prompts", {"split": "train", "streaming": True})]
     assert [write(row) for row in found] == [f"a portrait of a {each}" for each in ("poet", "judge", "chef")]

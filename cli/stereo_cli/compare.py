@@ -31,7 +31,7 @@ def compare(
     \b
     stereo compare before/results.json after/results.json
     """
-    from stereoclinic.calls.evaluate import compare as compare_results
+    from stereoclinic.calls.compare import compare as compare_results
 
     found = compare_results(a, b)
     if shown.as_json:

@@ -31,6 +31,21 @@ def test_help_imports_nothing_heavy():
     assert "stereo locate" in run.stdout
 
 
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "stereoclinic.calls.compare, stereo_cli.bench_tables",
+        "stereoclinic.sns.diff, stereo_cli.diff_tables",
+        "stereoclinic.sns.linear, stereoclinic.ddtd.relevance, stereoclinic.report.summary",
+    ],
+)
+def test_commands_that_run_no_model_import_torch_alone(modules: str):
+    heavy = {*HEAVY, "scipy", "statsmodels", "pandas"} - {"torch", "safetensors"}
+    code = f"import sys, {modules}; print(sorted({heavy!r} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == "[]", run.stderr
+
+
 def test_it_starts_as_a_module():
     run = subprocess.run([sys.executable, "-m", "stereo_cli", "--help"], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0 and run.stderr == ""

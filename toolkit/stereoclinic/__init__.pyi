@@ -1,10 +1,10 @@
 # The public names: one line each says where it lives. Type checkers, the package itself and the docs read this table.
 from .calls.apply import ApplySettings as ApplySettings
 from .calls.apply import apply as apply
+from .calls.compare import compare as compare
 from .calls.diagnosis import Diagnosis as Diagnosis
 from .calls.doctor import DoctorSettings as DoctorSettings
 from .calls.doctor import doctor as doctor
-from .calls.evaluate import compare as compare
 from .calls.evaluate import evaluate as evaluate
 from .calls.evaluate_settings import EvaluateSettings as EvaluateSettings
 from .calls.locate import LocateSettings as LocateSettings

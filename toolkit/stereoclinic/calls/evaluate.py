@@ -1,13 +1,9 @@
-"""`evaluate`: draw the same seeds with and without masks, and compare. `stereo bench` is this call.
-
-`compare`: which figures of two results differ, by how much, and whether B is better or worse.
-"""
+"""`evaluate`: draw the same seeds with and without masks, and compare. `stereo bench` is this call."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from diffusers import DiffusionPipeline
@@ -20,7 +16,6 @@ from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation import instruments
 from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UNTREATED, Protocol
-from stereoclinic.evaluation.compare import compare_results
 from stereoclinic.evaluation.figures.registry import requested
 from stereoclinic.evaluation.methods import check_names
 from stereoclinic.evaluation.protocols import PublishedProtocol, load_protocol
@@ -294,22 +289,3 @@ def _check_model(model: Model, masks: dict[str, NeuronMask], protocols: list[Pro
         if made_for is not None and first.axis.name not in [made_for, *str(made_for).split("+")]:
             reporter.note(f"mask {name} was made for axis {made_for}, and is judged on {first.axis.name}")
         inputs.note_differences(reporter, name, mask, model)
-
-
-def compare(a: str | Path | Results, b: str | Path | Results) -> dict[str, Any]:
-    """Compare two results of `evaluate`. This is `stereo compare`.
-
-    Arms are compared by their names; a single mask on each side is compared even if the names differ.
-
-    Args:
-        a: A results.json, the folder that it is in, or what `evaluate` returned.
-        b: The same.
-
-    Returns:
-        Plain data, see `evaluation.compare.compare_results`.
-
-    Raises:
-        InputError: One cannot be read, or they cannot be compared: another axis, shares, prompts or guidance scales.
-    """
-    first, second = (each if isinstance(each, Results) else Results.load(each) for each in (a, b))
-    return compare_results(first.data, second.data)

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
 from torch import Tensor
 
 from stereoclinic.errors import InputError
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.sns.allocate import shares_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SCHEMA = 2
 UNTREATED, RANDOM, OTHER = "untreated", "random", "other seeds"
@@ -39,7 +41,7 @@ class Protocol:
     """
 
     axis: Axis
-    prompts: Dataset
+    prompts: "Dataset"
     images: int = 25
     group_images: int = 4
     seed: int = 5000
@@ -48,7 +50,7 @@ class Protocol:
     batch_size: int = 50
     shares: Mapping[str, float] = field(default_factory=dict)
     others: tuple[Axis, ...] = ()
-    unrelated: Dataset | None = None
+    unrelated: "Dataset | None" = None
     unrelated_images: int = 4
     figures: str = "default"
     all_arms: bool = False

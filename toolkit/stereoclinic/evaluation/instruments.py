@@ -16,19 +16,20 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.evaluation.arms import Drawn, Experiment
 from stereoclinic.evaluation.readers.clip import DEFAULT
 from stereoclinic.evaluation.readers.pretrained import open_model, open_part, open_pictures
 from stereoclinic.prompts.sets import write
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 READER = "reader"
 SMALLEST = 11  # pixels of the window that SSIM compares pictures through
@@ -156,6 +157,8 @@ def structural_similarity(pictures: Tensor, others: Tensor) -> Tensor:
     Raises:
         InputError: The two differ in shape or type, or are smaller than the window of 11 pixels.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     if pictures.dim() >= 3 and min(pictures.shape[-2:]) < SMALLEST:
         raise InputError(f"images of {tuple(pictures.shape[-2:])} pixels; expected {SMALLEST} or more each way")
 
@@ -266,7 +269,7 @@ def measure(experiment: Experiment, instruments: Instruments, warn: Callable[[st
         experiment.reference.features = extracted(instruments.features, experiment.reference.images)
 
 
-def _measure(arms: list[Drawn], rows: Dataset, instruments: Instruments, warn: Callable[[str], None]) -> None:
+def _measure(arms: list[Drawn], rows: "Dataset", instruments: Instruments, warn: Callable[[str], None]) -> None:
     """The arms of one set of prompts, of which the untreated one is the first."""
     before, prompts = arms[0], [write(row) for row in rows]
     for arm in arms:

@@ -10,10 +10,9 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from datasets import Dataset, load_dataset
 from torch import Tensor
 
 from stereoclinic.errors import InputError, first_line
@@ -22,6 +21,9 @@ from stereoclinic.io.rows import READERS
 from stereoclinic.io.text import folded, whole_word
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.occupations import BUILT_IN, BUILT_IN_PLAIN, PLAIN, TEMPLATES
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # takes a second to import, and many need a row's text only
 
 COLUMNS = ("label", "pattern", "article", "person")
 
@@ -49,7 +51,7 @@ _NOBODY = re.compile(
 )
 
 
-def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
+def load_prompts(source: str | Path, limit: int | None = None) -> "Dataset":
     """A built-in set, a .txt/.csv/.json/.jsonl/.parquet file, or a hub data set by its id (split "train", streamed).
 
     A table needs a column `prompt`. A column `occupation` gives the person's noun, which is also the label that results
@@ -64,7 +66,7 @@ def load_prompts(source: str | Path, limit: int | None = None) -> Dataset:
     return _loaded(source, limit, _row, ", ".join(BUILT_IN))
 
 
-def load_plain_prompts(source: str | Path, limit: int | None = None) -> Dataset:
+def load_plain_prompts(source: str | Path, limit: int | None = None) -> "Dataset":
     """Prompts without a person, used unchanged: they have no group prompts, and each is its own label.
 
     Args:
@@ -75,21 +77,21 @@ def load_plain_prompts(source: str | Path, limit: int | None = None) -> Dataset:
         InputError: Nothing there, empty, or no `prompt` column.
     """
     if str(source) in BUILT_IN_PLAIN:
-        return Dataset.from_list([_plain_row(prompt) for prompt in BUILT_IN_PLAIN[str(source)][:limit]])
+        return _table(_plain_row(prompt) for prompt in BUILT_IN_PLAIN[str(source)][:limit])
     return _loaded(source, limit, lambda prompt, _: _plain_row(prompt), ", ".join(BUILT_IN_PLAIN))
 
 
-def _loaded(source: str | Path, limit: int | None, parse: Callable[[str, str], Row], sets: str) -> Dataset:
+def _loaded(source: str | Path, limit: int | None, parse: Callable[[str, str], Row], sets: str) -> "Dataset":
     """The rows that `parse` makes of each prompt and occupation of a file or a hub data set."""
     rows: dict[str, Row] = {}  # each prompt once: twice would be the same pictures, counted as more evidence
     for row in islice(read_prompts(source, _in_turn, parse, sets), limit):
         rows.setdefault(write(row), {name: row[name] for name in COLUMNS})
     if not rows:
         raise InputError(f"{source}: no prompts in it")
-    return Dataset.from_list(list(rows.values()))
+    return _table(rows.values())
 
 
-def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)) -> Dataset:
+def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)) -> "Dataset":
     """The neutral prompts of each occupation in turn, by default one: "a photo of a doctor".
 
     Args:
@@ -102,9 +104,13 @@ def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)
     for template in templates:
         if template.count("{group} {occupation}") != 1:
             raise InputError(f"template {template!r} needs '{{group}} {{occupation}}' in it, once")
-    return Dataset.from_list(
-        [_row(template.replace("{occupation}", name), name) for name in names for template in templates]
-    )
+    return _table(_row(template.replace("{occupation}", name), name) for name in names for template in templates)
+
+
+def _table(rows: Iterable[Row]) -> "Dataset":
+    from datasets import Dataset
+
+    return Dataset.from_list(list(rows))
 
 
 def _in_turn(parts: Sequence[Iterable[Row]]) -> Iterator[tuple[int, str, Row]]:
@@ -145,6 +151,8 @@ def read_prompts(
         if is_file:
             parts: Sequence[Iterable[Row]] = READERS[path.suffix](path)
         else:
+            from datasets import load_dataset
+
             table = load_dataset(str(source), split="train", streaming=True).reshard()
             parts = [table.shard(table.num_shards, part) for part in range(table.num_shards)]
         person, listed = parse in (None, _row), False
@@ -284,7 +292,7 @@ class Samples(Sequence[Row]):
         numbers: Only the rows of these numbers.
     """
 
-    def __init__(self, prompts: Dataset, seeds: range, numbers: Sequence[int] | None = None) -> None:
+    def __init__(self, prompts: "Dataset", seeds: range, numbers: Sequence[int] | None = None) -> None:
         self.prompts, self.seeds = prompts, seeds
         self.numbers = range(len(prompts) * len(seeds)) if numbers is None else numbers
 
@@ -324,7 +332,7 @@ def with_seed(row: Row, seed: int, number: int) -> Row:
     return {**row, "prompt": write(row), "seed": seed, "number": number}
 
 
-def with_seeds(prompts: Dataset, first: int, count: int) -> Samples:
+def with_seeds(prompts: "Dataset", first: int, count: int) -> Samples:
     """Every prompt with seeds first, first + 1, ...: the samples of a run."""
     return Samples(prompts, range(first, first + count))
 
@@ -341,7 +349,7 @@ def noise(row: Row, shape: tuple[int, ...], purpose: str = "noise") -> Tensor:
     return torch.randn(shape, generator=generator(row, purpose), dtype=torch.float32)
 
 
-def digest(prompts: Dataset) -> str:
+def digest(prompts: "Dataset") -> str:
     """A short digest of a prompt set, with the places of the groups' words."""
     text = "\n".join("\t".join((row["pattern"], row["article"], row["person"])) for row in prompts)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -114,12 +114,13 @@ def expected_jaccard(m: int, n: int, size: int) -> float | None:
 
     The overlap k is hypergeometric, so it is the sum over k of P(k) k / (m + n - k).
     """
-    from scipy.stats import hypergeom
-
     if m + n == 0:
         return None
-    k = torch.arange(max(0, m + n - size), min(m, n) + 1).numpy()
-    return float((hypergeom.pmf(k, size, m, n) * k / (m + n - k)).sum())
+    k = torch.arange(max(0, m + n - size), min(m, n) + 1, dtype=torch.float64)
+    # P(k) is as 1 / (k! (m-k)! (n-k)! (size-m-n+k)!). scipy.stats has it, and takes a second to import.
+    P = -torch.stack([k, m - k, n - k, size - m - n + k]).add(1).lgamma().sum(0)
+    P = P.softmax(0)
+    return float((P * k / (m + n - k)).sum())
 
 
 def jaccard(a: Tensor, b: Tensor) -> float | None:
@@ -130,11 +131,14 @@ def jaccard(a: Tensor, b: Tensor) -> float | None:
 
 def spearman(x: Tensor, y: Tensor) -> float | None:
     """Rank correlation over (n,), ties at their mean rank; None where one of them is constant."""
-    from scipy.stats import spearmanr
+    return cosine(_centred_ranks(x), _centred_ranks(y))
 
-    if (x == x[0]).all() or (y == y[0]).all():
-        return None
-    return float(spearmanr(x.numpy(), y.numpy()).statistic)
+
+def _centred_ranks(x: Tensor) -> Tensor:
+    """Ranks less their mean, (n,) float64, ties at their mean rank."""
+    _, place, number = x.unique(return_inverse=True, return_counts=True)
+    ranks: Tensor = number.cumsum(0) - (number.double() + len(x)) / 2
+    return ranks[place]
 
 
 def cosine(x: Tensor, y: Tensor) -> float | None:
