@@ -2,9 +2,9 @@
 
     python benchmarks/speed/startup.py --json startup.json
 
-Each is a process of its own; they run in turn, torch alone before each. CPU seconds are those of user and system; other
-work on the machine changes them less than the time on the clock. The first rows are whole commands that run no model, on
-files of `portraits` that are made before. The last rows are the imports alone of commands that run one, below the
+Each is a process of its own; they run in turn, torch alone before each. CPU seconds are those of user and system, which
+other work on the machine changes less than the time on the clock. The first rows are whole commands that run no model,
+on files of `portraits` that are made before. The last rows are the imports alone of commands that run one, below the
 libraries that all of them need.
 """
 

@@ -9,6 +9,7 @@ import typer
 
 from stereo_cli import options, terminal
 from stereo_cli.command import Run, command
+from stereo_cli.price import say_price
 from stereo_cli.progress import TerminalReporter
 from stereoclinic.calls.evaluate_settings import EvaluateSettings
 
@@ -41,6 +42,7 @@ def bench(
     For reference, it also draws a random mask and the allocation oracle (the bound for allocating masks). Gaps and
     rates come with 95 % intervals. Calling an interrupted bench again continues it.
     """
+    from stereoclinic.calls.duration import bench_offer
     from stereoclinic.calls.evaluate import prepare_evaluation
     from stereoclinic.evaluation.figures.registry import requested
     from stereoclinic.evaluation.limits import exceeded, parse_limit
@@ -53,6 +55,7 @@ def bench(
     job = prepare_evaluation(model, masks, axis, prompts, settings, out, reporter, command=line)
     if run.dry_run:
         terminal.say(f"would {job.description}")
+        say_price(job, bench_offer)
         return
     if (results := job.run(reporter)) is None:
         return  # another rank prints

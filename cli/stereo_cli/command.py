@@ -58,7 +58,9 @@ class Config(Settings):
 class Run(Shown, Config):
     """What every command has that runs a model."""
 
-    dry_run: Annotated[bool, Field(description="Check all, print what would run."), Option(OUTPUT)] = False
+    dry_run: Annotated[
+        bool, Field(description="Check all, print what would run and what it would take."), Option(OUTPUT)
+    ] = False
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

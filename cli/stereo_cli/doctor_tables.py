@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from stereo_cli.price import size, words
 from stereo_cli.tables import captioned, new_table, styled
 from stereoclinic.calls.settings import call_texts
 from stereoclinic.io.text import printable
@@ -99,12 +100,12 @@ def _conservation(data: Data) -> list[RenderableType]:
 def _here(data: Data) -> Group:
     memory, table = data["memory"], _table("Here", "", "", header=False)
     for device in data["devices"]:
-        size = "" if device["memory"] is None else f", {_bytes(device['memory'])}"
-        table.add_row(device["name"], f"{device['what']}{size}" + (" (used here)" if device["used"] else ""))
-    table.add_row("weights", f"{_bytes(memory['unet_weights'])} of the denoiser, in {data['model']['dtype']}")
+        memory_of = "" if device["memory"] is None else f", {size(device['memory'])}"
+        table.add_row(device["name"], f"{device['what']}{memory_of}" + (" (used here)" if device["used"] else ""))
+    table.add_row("weights", f"{size(memory['unet_weights'])} of the denoiser, in {data['model']['dtype']}")
     table.add_row(
         "relevance",
-        f"keeps {_bytes(memory['kept_by_a_sample'])} a sample; {_bytes(memory['batch_total'])} with the weights for"
+        f"keeps {size(memory['kept_by_a_sample'])} a sample; {size(memory['batch_total'])} with the weights for"
         f" {memory['batch']} samples at a time",
     )
     return captioned(table, "Measured; what a device's own kernels need besides is not included.")
@@ -115,11 +116,15 @@ def _time(time: Data) -> Group:
     if time["why"]:
         table.add_row("not measured", time["why"])
         return captioned(table)
-    table.add_row("denoiser", f"{time['forward_seconds']:.3g} s per sample and prediction")
-    table.add_row("relevance", f"{time['relevance_seconds']:.3g} s per sample and measured step")
-    for name in ("locate", "plan", "bench"):
-        table.add_row(f"stereo {name}", _minutes(time[f"{name}_minutes"]))
-    return captioned(table, f"One step of each was timed and the others counted. Assumes {time['assumes']}.")
+    table.add_row("forward pass", f"{time['speed']['forward']:.3g} s for one sample")
+    table.add_row("backward pass", f"{time['speed']['backward']:.3g} s for one sample")
+    for name, offer in time["commands"].items():
+        table.add_row(f"stereo {name}", words(offer))
+    return captioned(
+        table,
+        "A few passes were timed and the others counted, without start-up, decoding and reading."
+        f" Assumes {time['assumes']}.",
+    )
 
 
 def _faithfulness(found: Data) -> Group:
@@ -145,12 +150,6 @@ def _faithfulness(found: Data) -> Group:
     return captioned(table, caption + refused, blocks=True)
 
 
-def _minutes(minutes: float) -> str:
-    if minutes < 1:
-        return "less than a minute"
-    return f"about {minutes:.0f} minutes" if minutes < 120 else f"about {minutes / 60:.0f} hours"
-
-
 def _table(title: str, *columns: str, header: bool = True) -> Table:
     table = new_table(title)
     table.show_header = header
@@ -162,11 +161,3 @@ def _table(title: str, *columns: str, header: bool = True) -> Table:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f}"
-
-
-def _bytes(size: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024  # type: ignore[assignment]
-    return f"{size:.1f} GiB"

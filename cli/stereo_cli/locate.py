@@ -7,6 +7,7 @@ import typer
 
 from stereo_cli import options, terminal
 from stereo_cli.command import Run, command
+from stereo_cli.price import say_price
 from stereo_cli.progress import TerminalReporter
 from stereoclinic.calls.locate import LocateSettings
 
@@ -32,6 +33,7 @@ def locate(
     from that.
     """
     from stereo_cli.tables import lean_table, mask_table
+    from stereoclinic.calls.duration import locate_offer
     from stereoclinic.calls.inputs import relevance_file
     from stereoclinic.calls.locate import prepare_locate
     from stereoclinic.prompts.axes import load_axis
@@ -43,6 +45,8 @@ def locate(
     job = prepare_locate(model, chosen, prompts, settings, file, None, reporter)
     if run.dry_run:
         terminal.say(f"would {job.description}")
+        if not settings.stream and not settings.strategy.startswith("fsdp"):
+            say_price(job, locate_offer)
         return
     if (located := job.run(reporter)) is None:
         return  # another rank prints

@@ -7,6 +7,7 @@ import typer
 
 from stereo_cli import options, terminal
 from stereo_cli.command import Run, command
+from stereo_cli.price import say_price
 from stereo_cli.progress import TerminalReporter
 from stereoclinic.calls.plan import PlanSettings
 
@@ -44,6 +45,7 @@ def plan(
     aims every lean at 0. With a relevance file, only the neurons that a plan gains most from are damped; without one,
     any neuron may be.
     """
+    from stereoclinic.calls.duration import plan_offer
     from stereoclinic.calls.inputs import PLANNED
     from stereoclinic.calls.mask import model_of
     from stereoclinic.calls.plan import prepare_plan
@@ -60,6 +62,7 @@ def plan(
     job = prepare_plan(name, chosen, prompts, located, settings, file, reporter)
     if run.dry_run:
         terminal.say(f"would {job.description}")
+        say_price(job, plan_offer)
         return
     if (planned := job.run(reporter)) is None:
         return  # another rank prints

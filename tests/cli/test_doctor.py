@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from stereoclinic import check, load_axis, load_prompts, open_model, with_seeds
+from stereoclinic import check, load_prompts, open_model, with_seeds
 from stereoclinic.calls.diagnosis import describe
-from stereoclinic.calls.duration import Workload, estimate
 from stereoclinic.ddtd.conservation import Conservation
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.sites import find_sites
@@ -194,31 +192,6 @@ def test_a_pipeline_that_is_for_something_else_is_one_clear_line(stereo, tmp_pat
 def test_both_rows_of_guidance_are_told(model, stereo) -> None:
     data = json.loads(stereo("doctor", "--model", model, "--guidance", 3, "--json").stdout)
     assert data["model"]["calls"] == [[False, True]] and data["model"]["guidance"] == 3
-
-
-def test_time_grows_with_what_is_asked_for(model) -> None:
-    """Passes are counted: twice the seeds or images are twice the time of one and the same measurement."""
-    opened, axis, prompts = open_model(model), load_axis("gender"), load_prompts("portraits", limit=3)
-    sites, one, two = find_sites(opened.network), with_seeds(prompts, 0, 1), with_seeds(prompts, 0, 2)
-    rows = one[:1]
-    for samples, images in ((one, 10), (two, 20)):
-        time = estimate(opened, sites, rows, Workload(axis, samples, images, 4, 2.0, "gradient", ()))
-        forward, relevance = time.forward_seconds, time.relevance_seconds
-        assert relevance > forward > 0 and time.why == ""
-        # All four steps are measured, of each sample.
-        assert time.locate_minutes == pytest.approx(len(samples) * 4 * relevance / 60)
-        # Four arms, the reference and the group prompts, in both halves.
-        pictures = 3 * (5 * images + 2 * 4 * 2)
-        assert time.bench_minutes == pytest.approx(4 * forward * 2 * pictures / 60)
-        assert time.plan_minutes > 0
-
-
-def test_a_relevance_step_that_cannot_be_made_is_said(model) -> None:
-    opened, prompts = open_model(model), load_prompts("portraits", limit=1)
-    samples = with_seeds(prompts, 0, 1)
-    same = replace(load_axis("gender"), words=("flying", "flying"))
-    time = estimate(opened, find_sites(opened.network), samples[:1], Workload(same, samples, 2, 2, 1.0, "gradient", ()))
-    assert time.locate_minutes is None and "predicts the same for every group" in time.why
 
 
 @pytest.mark.parametrize(("scheduler", "draws"), [(DDIMScheduler, False), (EulerAncestralDiscreteScheduler, True)])

@@ -107,7 +107,7 @@ def test_doctor(folder: Path, done):
     assert streams == ({"image", "text", "joint"} if flux else {"image", "text"})
     assert data["uncovered"] == {} and data["conservation"]["conserves"]
     assert {"image", "modulation", "text", "bias"} <= set(data["conservation"]["cuts"][0])
-    assert data["time"]["locate_minutes"] > 0 and about["call"] == CALL
+    assert data["time"]["commands"]["locate"]["price"]["minutes"] > 0 and about["call"] == CALL
     assert "--call max_sequence_length=24" in data["next"]
     out, _ = done("doctor", "--model", folder, *OPTIONS, "--limit", 1, "--steps", 2)
     assert "verdict: this model is supported with epsilon-cp" in out and "modulation" in out

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from stereoclinic.calls.doctor import DoctorSettings
-from stereoclinic.calls.duration import Duration, Workload, estimate
+from stereoclinic.calls.duration import Duration, estimate
 from stereoclinic.calls.faithfulness import Faithfulness, rank_composites
 from stereoclinic.calls.inputs import call_of, neutral_prompts, open_named, unguided
 from stereoclinic.calls.locate import LocateSettings
@@ -144,7 +144,8 @@ def diagnose(
     rules = get_composite(settings.composite)
     call_of(settings)  # refused before the model is opened
     chosen = axis if isinstance(axis, Axis) else load_axis(axis)
-    samples = with_seeds(neutral_prompts(prompts, settings.limit), settings.seed, settings.seeds)
+    neutral = neutral_prompts(prompts, settings.limit)
+    samples = with_seeds(neutral, settings.seed, settings.seeds or LocateSettings().seeds)
     device = device_of(settings.accelerator)
     opened = open_named(model, settings, reporter, device)
     steps = opened.defaults.steps
@@ -155,7 +156,6 @@ def diagnose(
     facts = describe(opened, latents, steps, guidance)
     supported = not outcome.uncovered and outcome.fault is None
     timed = "gradient" if settings.composite == _DEFAULT_COMPOSITE or not supported else settings.composite
-    workload = Workload(chosen, samples, settings.images, steps, guidance, timed, settings.sites)
     ranked = None
     if settings.faithfulness and outcome.fault is None:
         walk = Settings(steps=steps, guidance=unguided(opened, steps), sites=settings.sites)
@@ -175,7 +175,7 @@ def diagnose(
         _conservation(outcome, rules, facts.timesteps[0], settings.seed),
         memory_needed(opened.network, outcome.kept_bytes, _BATCH),
         devices_here(device),
-        estimate(opened, sites, rows, workload),
+        estimate(opened, chosen, neutral, settings, timed),
         supported,
         _verdict(outcome, rules, settings.dtype),
         _next_command(outcome, rules, settings, given, ranked.best if ranked else ""),

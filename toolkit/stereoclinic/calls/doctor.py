@@ -24,8 +24,12 @@ class DoctorSettings(SiteSettings, PromptSettings, ModelSettings):
     seed: int = option(0, "Seed of the noise.", ge=0, advanced=True)
     batch_size: int = option(1, "Number of samples in the batch.", ge=1, advanced=True)
     guidance: float | None = option(None, "Guidance scale.", MODEL, ge=0, default_text="the model's own")
-    seeds: int = option(16, "Estimate the time of locate for N seeds per prompt.", DURATION, ge=1)
-    images: int = option(25, "Estimate the time of bench for N images per neutral prompt.", DURATION, ge=1)
+    seeds: int | None = option(
+        None, "Estimate locate and plan for N seeds per prompt.", DURATION, ge=1, default_text="their own"
+    )
+    images: int | None = option(
+        None, "Estimate bench for N images per neutral prompt.", DURATION, ge=2, default_text="its own"
+    )
     accelerator: str = option("auto", "Type of device: cpu, cuda, mps or auto.", MODEL, advanced=True)
 
 

@@ -85,13 +85,13 @@ def rank_composites(
     found = Silencing(model, axis, rows, walk, dict.fromkeys([*COMPOSITES, *more]), trial)
     forward, backward = found.passes()
     plain = replace(walk, composite="gradient", target="lean")
-    one, relevance = timed(model, found.sites, rows[:1], axis, plain)
+    speed = timed(model, rows[:1], axis, plain)
     steps = found.points * len(found.composites)
-    seconds = (forward - steps * (1 + len(axis))) * one + steps * relevance
+    seconds = forward * speed.forward + backward * speed.backward
     reporter.status(
         f"faithfulness: {len(rows)} samples x {len(found.steps)} steps, {found.silences} random groups and"
         f" {len(found.composites)} composites at each: {forward:,} forward and {backward:,} backward passes of one"
-        f" sample. A forward pass takes {one:.2g} s here, a relevance step {relevance:.2g} s:"
+        f" sample. A forward pass takes {speed.forward:.2g} s here, a backward pass {speed.backward:.2g} s:"
         f" up to {math.ceil(seconds / 60):,} min"
     )
     total = found.points * found.silences + steps

@@ -253,7 +253,7 @@ def prepare_locate(
     if settings.target == "classifier" and classifier is None:
         classifier = _own_classifier(model, axis)
     opened = inputs.open_named(model, settings, reporter, place_of(device, settings.strategy))
-    walk = _walk(settings, opened)
+    walk = walk_of(settings, opened)
     if not isinstance(samples, Stream):
         inputs.check_length(reporter, opened, samples.prompts, axis, walk.guidance, walk.steps)
         inputs.note_named(reporter, samples.prompts, axis)
@@ -306,7 +306,7 @@ def _check_shared(settings: LocateSettings, model: "Model", samples: "Samples | 
         check_sharded(inner(model.network), samples, settings.composite, settings.precision, settings.ranks)
 
 
-def _walk(settings: LocateSettings, model: "Model") -> "TrajectorySettings":
+def walk_of(settings: LocateSettings, model: "Model") -> "TrajectorySettings":
     """How the trajectory is measured, with what depends on the model filled in."""
     from stereoclinic.calls.inputs import every_of, unguided
     from stereoclinic.ddtd.trajectory import Settings as TrajectorySettings

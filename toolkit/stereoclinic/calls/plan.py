@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from stereoclinic.sns.stepwise import Stepwise
 
 
+#: The fraction of the neurons that may be damped where relevance is known.
+AMONG = 0.3
+
+
 class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, ModelSettings):
     """How a plan is made."""
 
@@ -45,7 +49,7 @@ class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, M
     )  # fmt: skip
     among: float | None = option(
         None, "Damp only this fraction of the neurons, those that a plan gains most from; below 1 it needs RELEVANCE.",
-        CHOOSING, ge=0, advanced=True, default_text="0.3 with RELEVANCE, else 1",
+        CHOOSING, ge=0, advanced=True, default_text=f"{AMONG:g} with RELEVANCE, else 1",
     )  # fmt: skip
     mu: float = option(
         1.0, "Price of moving the prediction off the axis, 0 or more (tested: 0.03 to 1); a higher price damps less.",
@@ -84,7 +88,7 @@ class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, M
         """The fraction of the neurons that may be damped; raises InputError where it cannot be."""
         among = self.among
         if among is None:
-            return 1.0 if relevance is None else 0.3
+            return 1.0 if relevance is None else AMONG
         if not 0 < among <= 1:
             raise InputError(f"--among {among:g}: expected a share above 0 and up to 1")
         if among < 1 and relevance is None:
@@ -150,6 +154,7 @@ class PlanJob:
     settings: PlanSettings
     stepwise: "Stepwise"
     candidates: "Tensor | None"
+    stay: "list[Axis]"
     confirmed_by: "tuple[int, Reader | None]"
     device: str
     steps: tuple[int, int]
@@ -194,7 +199,7 @@ class PlanJob:
             reporter.progress(passes, f"planning {self.axis.name}") as advance,
         ):
             mask = plan_stepwise(
-                self.model, self.axis, self.samples, self.stepwise, settings.allocate, _others(settings, self.axis),
+                self.model, self.axis, self.samples, self.stepwise, settings.allocate, self.stay,
                 self.candidates, progress=advance, warn=reporter.warn, unfinished=self.unfinished,
                 accelerator=self.device, devices=settings.devices, num_nodes=settings.num_nodes,
                 strategy=strategy_for(settings.strategy, ranks),
@@ -281,21 +286,22 @@ def prepare_plan(
     opened = inputs.open_named(model, settings, reporter, place_of(device), made)
     if relevance is not None:
         check_fits(relevance, opened.network, settings.force)
-    stepwise = _stepwise(settings, opened, made)
+    stepwise = stepwise_of(settings, opened, made)
     timesteps = schedule_of(opened, stepwise.steps, stepwise.guidance).timesteps
     steps = len(stepwise.treated(timesteps)), len(timesteps)
     if not steps[0]:
         raise InputError(f"--until {settings.until:g}: no step lies above it; timesteps run from {timesteps[0]:g}")
     inputs.check_length(reporter, opened, samples.prompts, axis, stepwise.guidance, stepwise.steps)
     inputs.note_named(reporter, samples.prompts, axis)
-    candidates = _candidates(relevance, settings)
-    job = PlanJob(opened, axis, samples, settings, stepwise, candidates, confirmed_by, device, steps, file)
+    candidates, stay = _candidates(relevance, settings), others_of(settings, axis)
+    job = PlanJob(opened, axis, samples, settings, stepwise, candidates, stay, confirmed_by, device, steps, file)
     if file is not None and job.unfinished is not None:
         refuse_left_over(file, job.unfinished, settings.resume)
     return job
 
 
-def _stepwise(settings: PlanSettings, model: "Model", made: "dict[str, Any]") -> "Stepwise":
+def stepwise_of(settings: PlanSettings, model: "Model", made: "dict[str, Any]") -> "Stepwise":
+    """Settings of the plan, with what depends on the model and the file of relevance filled in."""
     from stereoclinic.calls.inputs import patterns_of
     from stereoclinic.sns.stepwise import Stepwise
 
@@ -326,7 +332,7 @@ def _candidates(relevance: "Relevance | None", settings: PlanSettings) -> "Tenso
     return most_useful(relevance, among, window, settings.mu, settings.allocate)
 
 
-def _others(settings: PlanSettings, axis: "Axis") -> "list[Axis]":
+def others_of(settings: PlanSettings, axis: "Axis") -> "list[Axis]":
     """The axes along which nothing should move."""
     from stereoclinic.prompts.axes import known_axes, load_axis
 

@@ -110,7 +110,7 @@ def check(
     composite = composite if isinstance(composite, Composite) else get_composite(composite)
     network = getattr(network, "_orig_mod", network)  # what torch.compile wrapped
     mode, runs, cuts = Audit(composite, network), Runs(network), tuple[Cut, ...]()
-    with torch.enable_grad(), _prepared(network, text), runs, _kept(network) as kept:
+    with torch.enable_grad(), _prepared(network, text), runs, kept_storages(network) as kept:
         with mode:
             f = run()
         if not any(ran.name in runs.blocks for ran in runs.runs):
@@ -145,7 +145,7 @@ def _prepared(network: nn.Module, text: Sequence[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def _kept(network: nn.Module) -> Iterator[dict[int, torch.UntypedStorage]]:
+def kept_storages(network: nn.Module) -> Iterator[dict[int, torch.UntypedStorage]]:
     """Storages kept for the backward pass, by address, without weights."""
     own = {x.untyped_storage().data_ptr() for x in (*network.parameters(), *network.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given out twice

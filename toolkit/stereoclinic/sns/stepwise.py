@@ -158,6 +158,7 @@ class StepPlanner:
         self.task, self.settings, self.sites = task, task.settings, task.sites
         self.rows, self.group, self.ranks, self.portions = rows, group, ranks, portions
         self.network = inner(task.model.network)
+        self.columns = slice(None) if task.candidates is None else task.candidates
         self.groups: list[Conditions] = []
         self.stay: list[list[Conditions]] = []
         self.directions, self.text = 1, False
@@ -293,11 +294,10 @@ class StepPlanner:
         number = kinds.bincount(minlength=len(price))
         number[0] = samples  # leans of K - 1 groups add up
         weight = (price.double() / number).sqrt()[kinds]
-        allowed = slice(None) if self.task.candidates is None else self.task.candidates
-        rows, solution = rows[:, allowed], torch.zeros_like(damping)
         ridge = settings.mu * SHRINK * rows[kinds == 1].square().mean(0)
-        M, b = weight[:, None] * rows, weight * (wanted + rows @ damping[allowed])
-        solution[allowed] = bounded_least_squares(M, b, ridge, iterations=400, tolerance=1e-4)
+        b, solution = weight * (wanted + rows @ damping[self.columns]), torch.zeros_like(damping)
+        M = rows.mul_(weight[:, None])  # in place: rows of many samples and neurons fill the memory
+        solution[self.columns] = bounded_least_squares(M, b, ridge, iterations=400, tolerance=1e-4)
         return self.ranks.agree(solution)
 
     @torch.no_grad()
@@ -318,7 +318,7 @@ class StepPlanner:
         return _Outcome(prediction, *figures)
 
     def _linearise(self, problem: _Problem, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """At the treated point: derivatives by the damping (M samples, N), what is wanted of each row, and its kind.
+        """At the treated point: derivatives by the damping (M samples, N'), what is wanted of each row, and its kind.
 
         Kinds: 0 a lean, 1 a random direction, from 2 on those to keep.
         """
@@ -330,7 +330,8 @@ class StepPlanner:
                 prediction = problem.call.predict(part=part)
             rows, last = [], len(problem.cotangents) - 1
             for i, cotangent in enumerate(problem.cotangents[:, part]):
-                rows.append(-watch.relevance(watch.grads(prediction, cotangent.to(prediction), retain=i < last)))
+                relevance = watch.relevance(watch.grads(prediction, cotangent.to(prediction), retain=i < last))
+                rows.append(-relevance[:, self.columns])
             return prediction.detach(), torch.stack(rows, 1)
 
         predictions, derived = zip(*self.portions.each(derivatives, len(self.rows)), strict=True)
