@@ -15,6 +15,7 @@ from stereo_cli.command import Command, hide_types
 from stereo_cli.compare import compare
 from stereo_cli.diff import diff
 from stereo_cli.doctor import doctor
+from stereo_cli.export import export
 from stereo_cli.inspect import inspect
 from stereo_cli.locate import locate
 from stereo_cli.mask import mask
@@ -72,6 +73,7 @@ app = typer.Typer(
     stereo mask RELEVANCE --mu 4 -o gentle.pt
     stereo diff gender.pt age.pt   what two have in common
     stereo apply "a photo of a doctor" --mask gender.pt
+    stereo export one.pt -o gender.safetensors
     stereo compare A B             what differs in two benches
     stereo doctor --model MODEL    is this model supported
 
@@ -82,7 +84,7 @@ app = typer.Typer(
 )
 
 
-for command in (locate, plan, mask, inspect, diff, apply, bench, compare, doctor):
+for command in (locate, plan, mask, inspect, diff, apply, export, bench, compare, doctor):
     app.command(cls=Command, help=paragraphs(command.__doc__ or ""))(command)
 
 

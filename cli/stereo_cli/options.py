@@ -8,9 +8,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from stereo_cli.terminal import say
-from stereoclinic.calls.settings import MODEL, ModelSettings, OpenSettings, call_texts
+from stereoclinic.calls.settings import MODEL, ModelSettings, OpenSettings, WeightSettings, call_texts
 
-S = TypeVar("S", bound=OpenSettings)
+S = TypeVar("S", bound=WeightSettings)
 
 _MODEL = "Model: portraits, portraits-flow, a folder, a checkpoint, or a hub id."
 Model = Annotated[str, typer.Option(help=_MODEL, metavar="NAME")]
@@ -43,7 +43,9 @@ def as_made(settings: S, made: Mapping[str, Any], model: str | None) -> S:
     from stereoclinic.calls.inputs import call_of
     from stereoclinic.pipelines.opening import DTYPES
 
-    update: dict[str, Any] = {"call": call_of(settings, made), "height": None, "width": None}
+    update: dict[str, Any] = {}
+    if isinstance(settings, OpenSettings):
+        update = {"call": call_of(settings, made), "height": None, "width": None}
     if model is not None:
         return settings.model_copy(update=update)
     dtype, variant = made.get("dtype"), made.get("variant")

@@ -39,12 +39,14 @@ from .sns.allocate import shares_of as shares_of
 from .sns.compose import compose as compose
 from .sns.damp import suppress as suppress
 from .sns.dose import find_dose as find_dose
+from .sns.export import export as export
 from .sns.fuse import fuse as fuse
 from .sns.fuse import is_fusable as is_fusable
 from .sns.fuse import is_fused as is_fused
 from .sns.fuse import save_fused as save_fused
 from .sns.fuse import unfuse as unfuse
 from .sns.linear import choose as choose
+from .sns.linear import static_mask as static_mask
 from .sns.linear import treatment_plan as treatment_plan
 from .sns.mask import NeuronMask as NeuronMask
 from .sns.plan import plan_stepwise as plan_stepwise

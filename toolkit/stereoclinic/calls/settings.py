@@ -154,11 +154,16 @@ def checked(kind: type[S], given: dict[str, Any]) -> S:
         raise InputError(f"--{name}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
-class OpenSettings(Settings):
-    """How the pipeline is opened and called."""
+class WeightSettings(Settings):
+    """How the pipeline is opened."""
 
     dtype: str = option("float32", "Precision of the weights: float32, bfloat16 or float16.", MODEL, advanced=True)
     variant: str | None = option(None, "Variant of the model's weight files, such as fp16.", MODEL, advanced=True)
+
+
+class OpenSettings(WeightSettings):
+    """How the pipeline is opened and called."""
+
     call: Annotated[dict[str, Any], BeforeValidator(call_options)] = option(
         {}, "Extra argument of the pipeline call, such as true_cfg_scale=4; may repeat.",
         MODEL, advanced=True, metavar="KEY=VALUE", texts=True,

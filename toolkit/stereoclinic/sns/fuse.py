@@ -36,8 +36,8 @@ _ALIKE = f"make it with --until 0 ({_COMMAND})"
 
 
 @dataclass
-class _FoldedLayer:
-    """What a denoiser keeps of one layer that a mask is fused into."""
+class FoldedLayer:
+    """One layer with a mask folded in: what a denoiser keeps of it, and what `export` writes differences of."""
 
     tables: list[Tensor]  # the factor (C,), and the offset (C,) if the bias changes
     columns: Tensor  # (n,) int64, the damped ones
@@ -61,16 +61,17 @@ class _FoldedLayer:
 
 def is_fusable(mask: NeuronMask) -> str | None:
     """Why a mask cannot be folded into weights, and what to do instead; None if it can."""
-    reason = _obstacle(mask)
+    reason = obstacle(mask)
     return None if reason is None else f"{reason}, or apply it with hooks (load_mask)"
 
 
-def _obstacle(mask: NeuronMask) -> str | None:
+def obstacle(mask: NeuronMask) -> str | None:
+    """The same without hooks as the way out."""
     if mask.allocates:
         groups = ", ".join(mask.groups)
         return (
             f"it allocates images to {groups}, but weights serve all images; make a balancing mask with --until 0"
-            f" ({_COMMAND}), or fuse one group's mask.group(name)"
+            f" ({_COMMAND}), or take one group's (mask.group(name), --group NAME)"
         )
     if mask.branch != "both":
         return (
@@ -120,7 +121,7 @@ def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False
         raise InputError(f"this mask cannot be fused: {reason}")
     network = network_of(pipe)
     check_fits(mask, network, True)
-    changes = _changes(mask, network, tables)
+    changes = damped_channels(mask, network, tables)
     fused = _fused(network)
     if fused is not None:
         if _same(changes, {name: layer.tables for name, layer in fused.items()}):
@@ -134,7 +135,7 @@ def fuse(pipe: Any, mask: NeuronMask, strength: float = 1.0, force: bool = False
             "leave the suppress block, first"
         )
     check_fits(mask, network, force)
-    layers = {name: _fold(name, network, *tables) for name, tables in changes.items()}
+    layers = {name: fold(name, network, *tables) for name, tables in changes.items()}
     for name, layer in layers.items():
         layer.write(layer_at(network, name), folded=True)
     setattr(network, FUSED, layers)
@@ -206,11 +207,11 @@ def save_fused(pipe: Any, folder: str | Path, beside: Sequence[Path] = (), **opt
             raise InputError(f"{folder} cannot be written ({reason}); choose another folder") from error
 
 
-def _fused(network: nn.Module) -> dict[str, _FoldedLayer] | None:
+def _fused(network: nn.Module) -> dict[str, FoldedLayer] | None:
     return getattr(network, FUSED, None)
 
 
-def _changes(mask: NeuronMask, network: nn.Module, tables: list[Tensor]) -> dict[str, list[Tensor]]:
+def damped_channels(mask: NeuronMask, network: nn.Module, tables: list[Tensor]) -> dict[str, list[Tensor]]:
     """Damped layer -> its factor (C,), and its offset if that is not zero, of tables that are the same in each bin."""
     changes: dict[str, list[Tensor]] = {}
     for name, sites in by_layer(mask.sites).items():
@@ -226,7 +227,7 @@ def _same(a: dict[str, list[Tensor]], b: dict[str, list[Tensor]]) -> bool:
     )
 
 
-def _fold(name: str, network: nn.Module, factor: Tensor, offset: Tensor | None = None) -> _FoldedLayer:
+def fold(name: str, network: nn.Module, factor: Tensor, offset: Tensor | None = None) -> FoldedLayer:
     """What a layer becomes; it is not changed yet."""
     layer: Any = layer_at(network, name)
     _check_layer(name, network, layer, offset)
@@ -237,10 +238,10 @@ def _fold(name: str, network: nn.Module, factor: Tensor, offset: Tensor | None =
     scale = factor[columns].to(wide).view(1, -1, *[1] * (original.ndim - 2))
     weights = original, (original.to(wide) * scale).to(weight.dtype)
     if offset is None:
-        return _FoldedLayer([factor], columns, weights, None)
+        return FoldedLayer([factor], columns, weights, None)
     bias = layer.bias.detach().cpu().clone()
     folded_bias = (bias.to(wide) + original.to(wide) @ offset[columns].to(wide)).to(bias.dtype)
-    return _FoldedLayer([factor, offset], columns, weights, (bias, folded_bias))
+    return FoldedLayer([factor, offset], columns, weights, (bias, folded_bias))
 
 
 def _check_layer(name: str, network: nn.Module, layer: Any, offset: Tensor | None) -> None:

@@ -4,7 +4,8 @@
 
 A holds relevance rows, S their leans, V the collateral rows: what damping moves off the axis.
 
-`choose` makes a mask from relevance by settings, `adjusted` a weaker or narrower mask from another.
+`choose` makes a mask from relevance by settings, `adjusted` a weaker or narrower mask from another, `static_mask` one
+that weights can hold.
 """
 
 import math
@@ -279,3 +280,54 @@ def adjusted(mask: NeuronMask, strength: float = 1.0, window: Window | None = No
     # 1 - (1 - s) is not s to the last bit.
     factors = narrowed.factors if strength == 1 else 1 - strength * narrowed.damping
     return replace(narrowed, factors=factors, metadata=metadata)
+
+
+def static_mask(mask: NeuronMask) -> NeuronMask:
+    """The nearest mask that acts alike on all images, at all timesteps and in both halves of guidance.
+
+    What weights, a LoRA or (IA)^3 can hold. Its damping is the mean of that of all groups, and of the timestep bins
+    where the mask damps anything, each by its width: the least-squares fit there. (The dampings of a plan's groups turn
+    leans to each group in turn, so that in the linear model their mean turns leans to zero.) Where the mask damps
+    nothing, below its window, it damps too. `metadata["adjusted"]` says so.
+
+    Returns:
+        A plain mask of one bin; roots are averaged with the same damping.
+    """
+    factors = mask.factors.double()
+    offsets = None if mask.roots is None else (1 - factors) * mask.roots
+    if mask.allocates:
+        factors, offsets = factors.mean(0), None if offsets is None else offsets.mean(0)
+    widths = mask.bin_edges[:-1] - mask.bin_edges[1:]
+    share = widths * (factors < 1).any(1)
+    share = share / share.sum() if share.any() else widths / widths.sum()
+    factor = (share @ factors)[None].clamp(max=1).float()
+    roots = None
+    if offsets is not None:
+        roots = torch.where(factor < 1, (share @ offsets)[None] / (1 - factor), 0.0)
+    edges = torch.tensor([mask.bin_edges[0].item(), min(mask.bin_edges[-1].item(), 0.0)], dtype=torch.float64)
+    done = {"strength": 1.0, "window": edges.tolist(), "static": True}
+    metadata = {**mask.metadata, "adjusted": [*mask.metadata.get("adjusted", []), done]}
+    if selection := metadata.get("selection"):
+        metadata["selection"] = {key: value for key, value in selection.items() if key != "bins"}
+    return NeuronMask(mask.sites, edges, factor, roots, "both", metadata)
+
+
+def forecast(relevance: "Relevance", mask: NeuronMask) -> list[dict[str, Any]]:
+    """What the linear model predicts for a plain mask in each timestep bin of the relevance it was made from.
+
+    Returns:
+        For each bin `from`, `to`, `lean_before` and `lean_after` (mean absolute leans), and `off_axis`, as
+        `treatment_plan` has them; None where nothing was measured.
+
+    Raises:
+        InputError: The mask has other sites.
+    """
+    if mask.sites != relevance.sites:
+        raise InputError("the relevance has other sites than the mask; give that which it was made from")
+    neurons, found = torch.arange(mask.factors.shape[-1]), []
+    for t, low in enumerate(relevance.bin_edges[1:].tolist()):
+        bin_ = mask.bin_of(low)
+        damping = torch.zeros(len(neurons)) if bin_ is None else mask.damping[bin_]
+        system = _system(relevance, t, neurons) if (relevance.count[:, t] > 0).any() else None
+        found.append(_forecast(relevance.bin_edges, t, system, damping.double(), relevance.collateral.shape[2]))
+    return found

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from stereoclinic.io.reading import LONGEST_NAME, MOST_BINS, MOST_GROUPS, is_nam
 from stereoclinic.io.tensors import ENDINGS, load_tensors, save_tensors
 from stereoclinic.pipelines.bins import Window, bin_within, bins_in
 from stereoclinic.pipelines.sites import Site, check_sites, spans
+
+if TYPE_CHECKING:
+    from stereoclinic.sns.export import Exported
 
 KIND = "mask"
 VERSION = 2
@@ -195,6 +198,12 @@ class NeuronMask:
             raise InputError(f"mask file {path} is not complete ({error}); make it again") from error
         except InputError as error:
             raise InputError(f"mask file {path}: {str(error).removeprefix('mask: ')}") from error
+
+    def export(self, pipe: Any, path: str | Path, *how: Any, **options: Any) -> "Exported":
+        """Write it as a LoRA, as full differences or as (IA)^3 of peft, for a pipeline; arguments as of `export`."""
+        from stereoclinic.sns.export import export
+
+        return export(pipe, self, path, *how, **options)
 
     def save_pretrained(self, save_directory: str | Path, filename: str = FILENAME) -> Path:
         """Write into a folder, which is made if need be; it may hold a pipeline's files too.
