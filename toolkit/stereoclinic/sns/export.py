@@ -37,7 +37,7 @@ _OTHERWISE = "use --format ia3 (peft) or --format checkpoint"
 
 
 @dataclass(frozen=True)
-class _Names:
+class Names:
     """How the layers of a kind of denoiser are named in a file, and who reads it."""
 
     paths: str  # pattern of the module paths that all readers know
@@ -65,7 +65,7 @@ class _Names:
 
 
 _JOINT = r"transformer_blocks\.\d+\.(attn2?\.(to_out\.0|to_add_out)|ff(_context)?\.net\.(0\.proj|2))"
-_UNET = _Names(
+_UNET = Names(
     r"((down|up)_blocks\.\d+|mid_block)\.(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|(down|up)samplers\.0"
     r"\.conv|attentions\.\d+\.(proj_in|proj_out|transformer_blocks\.\d+\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj"
     r"|2))))",
@@ -73,12 +73,12 @@ _UNET = _Names(
     kohya=True,
 )
 _READERS = {"lora": "diffusers, ComfyUI and Forge", "diff": "ComfyUI and Forge"}
-_NAMES: Mapping[str, _Names] = {
+NAMES: Mapping[str, Names] = {
     "UNet2DConditionModel": _UNET,
-    "SD3Transformer2DModel": _Names(_JOINT, _READERS),
-    "FluxTransformer2DModel": _Names(rf"{_JOINT}|single_transformer_blocks\.\d+\.proj_out", _READERS),
+    "SD3Transformer2DModel": Names(_JOINT, _READERS),
+    "FluxTransformer2DModel": Names(rf"{_JOINT}|single_transformer_blocks\.\d+\.proj_out", _READERS),
 }
-_OTHER = _Names(".+", {"lora": "diffusers"})
+_OTHER = Names(".+", {"lora": "diffusers"})
 #: Width of a U-Net's text states -> the base model as kohya names it; A1111 lists a file by it.
 _BASES = {768: "sd_v1", 1024: "sd_v2", 2048: "sdxl_base_v1-0"}
 
@@ -156,7 +156,7 @@ def export(
             tensors[f"{keys[name]}.{ending}"] = tensor.to(dtype if tensor.ndim else torch.float32).contiguous()
     header = _header(mask, network, format, strength)
     write_whole(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(tensors, header)))
-    lost, whole = (torch.tensor(norms).norm().item() for norms in zip(*written.norms.values(), strict=True))
+    lost, whole = (torch.tensor(norms, dtype=torch.float64).norm().item() for norms in zip(*written.norms.values(), strict=True))
     by_layer = {name: left_out / norm if norm else 0.0 for name, (left_out, norm) in written.norms.items()}
     return Exported(path, names.readers[format], len(changes), written.ranks, by_layer, lost / whole if whole else 0.0)
 
@@ -176,9 +176,9 @@ def check_exportable(mask: NeuronMask, path: Path, format: str, rank: int | None
         raise InputError(f"this mask cannot be exported: {reason}, or export the nearest that can (--static)")
 
 
-def _names_of(pipe: Any, network: nn.Module, format: str) -> _Names:
+def _names_of(pipe: Any, network: nn.Module, format: str) -> Names:
     kind = type(network).__name__
-    names = _NAMES.get(kind, _OTHER)
+    names = NAMES.get(kind, _OTHER)
     if format not in names.readers or (names is _OTHER and "UNet" in kind):
         raise InputError(f"no names of the layers of a {kind} are known that {format} files use; {_OTHERWISE}")
     owner = getattr(pipe, "pipe", pipe)  # of a `Model`
@@ -215,7 +215,7 @@ class _Written:
     norms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def _as_differences(parts: Mapping[str, _Part], names: _Names, rank: int | None) -> _Written:
+def _as_differences(parts: Mapping[str, _Part], names: Names, rank: int | None) -> _Written:
     layers = {name: {"diff": _spread(part.difference, part)} for name, part in parts.items()}
     for name, part in parts.items():
         if part.bias is not None:
@@ -223,7 +223,7 @@ def _as_differences(parts: Mapping[str, _Part], names: _Names, rank: int | None)
     return _Written(layers, norms=dict.fromkeys(parts, (0.0, 0.0)))
 
 
-def _as_lora(parts: Mapping[str, _Part], names: _Names, rank: int | None) -> _Written:
+def _as_lora(parts: Mapping[str, _Part], names: Names, rank: int | None) -> _Written:
     """One alpha for all layers, and `up` scaled to it.
 
     diffusers 0.42.1 loses the alphas of attention where they differ, and takes that of most layers for all.
@@ -261,7 +261,7 @@ def _header(mask: NeuronMask, network: nn.Module, format: str, strength: float) 
     made = {"format": format, "strength": strength, **{key: mask.metadata[key] for key in kept if key in mask.metadata}}
     header = {"format": "pt", "ss_network_module": "networks.lora", "stereoclinic": json.dumps(made, sort_keys=True)}
     base = _BASES.get(getattr(getattr(network, "config", None), "cross_attention_dim", 0))
-    if base and type(network).__name__ in _NAMES:
+    if base and type(network).__name__ in NAMES:
         header |= {"ss_base_model_version": base, "ss_v2": str(base == "sd_v2")}
     return header
 
