@@ -17,7 +17,7 @@ def export(
     masks: Annotated[list[Path], typer.Argument(metavar="MASK", help="Mask; several are exported as one.")],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="PATH", help="File, .safetensors; for ia3 and checkpoint a new folder."),
+        typer.Option("--out", "-o", metavar="PATH", help="A .safetensors file; a folder for ia3, checkpoint."),
     ],
     model: options.ModelOfFile = None,
     settings: ExportSettings,
@@ -29,14 +29,10 @@ def export(
     stereo export one.pt -o gender.safetensors
         a LoRA, which loads and scales as any other
     stereo export gender.pt --static -o gender.safetensors
-        of a mask that differs between timesteps or halves of guidance: the nearest that does not
-    stereo export gender-allocated.pt --group male --static -o male.safetensors
-        what images of one group get
+        of a mask that differs between timesteps: the nearest
     stereo export one.pt --format checkpoint -o fused
-        the whole model, with the mask in its weights
 
-    Files serve all images and timesteps alike. `stereo mask RELEVANCE --until 0 -o one.pt` plans such a mask anew.
-    A LoRA of exact rank can be large: --rank makes it smaller, and what that loses is printed.
+    `stereo mask RELEVANCE --until 0 -o one.pt` plans a mask that serves all timesteps alike.
     """
     from stereoclinic.calls.export import mask_of, prepare_export
     from stereoclinic.calls.mask import model_of
@@ -45,12 +41,12 @@ def export(
     mask = mask_of(masks, settings)
     settings = options.as_made(settings, mask.metadata, model)
     job = prepare_export(mask, masks[0], model_of(mask.metadata, model), settings, out)
-    for note in job.notes:
-        reporter.note(note)
     if run.dry_run:
         terminal.say(f"would {job.description}")
         return
     written = job.run(reporter)
+    for note in job.notes:
+        reporter.note(note)
     if run.as_json:
         terminal.print_json({**written, "format": settings.format, "strength": settings.strength, "notes": job.notes})
         return

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from stereo_cli.main import app
 
 HEAVY = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "datasets", "matplotlib", "safetensors")
-COMMANDS = ("locate", "plan", "mask", "inspect", "diff", "apply", "bench", "compare", "doctor")
+COMMANDS = ("locate", "plan", "mask", "inspect", "diff", "apply", "export", "bench", "compare", "doctor")
 
 
 def test_help_imports_nothing_heavy():

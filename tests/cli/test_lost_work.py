@@ -205,14 +205,13 @@ def test_whatever_a_command_writes_is_claimed(model: Path, located: Path, stereo
             ("mask", located, "-o", "g.pt"),
             ("inspect", located, "--picture", "g.png"),
             ("inspect", relevance, "--images", "pictures", "--top", 1, "--quiet"),
-            ("apply", "--fuse", "--mask", relevance.with_name("fusable.pt"), "--model", model, "-o", "fused"),
+            ("export", located, "--static", "--format", "checkpoint", "-o", "fused"),
+            ("export", located, "--static", "-o", "m.safetensors"),
         ]
     ):
         folder = tmp_path / str(i)
         folder.mkdir()
         monkeypatch.chdir(folder)
-        if "--fuse" in command:
-            assert stereo("mask", relevance, "--until", 0, "-o", command[3]).exit_code == 0
         claimed.clear()
         result = stereo(*command)
         assert result.exit_code == 0, (command, result.stderr)

@@ -68,7 +68,7 @@ def test_a_fused_checkpoint_is_opened_by_what_is_said(stereo, tmp_path: Path) ->
     sites = find_sites(DiffusionPipeline.from_pretrained(folder).unet)
     factors = torch.full((1, sum(site.width for site in sites)), 0.5)
     NeuronMask(sites, torch.tensor([1000.0, 0.0]), factors).save(tmp_path / "m.pt")
-    result = stereo("apply", "--fuse", "--mask", tmp_path / "m.pt", "--model", folder, "-o", tmp_path / "fused")
+    result = stereo("export", tmp_path / "m.pt", "--format", "checkpoint", "--model", folder, "-o", tmp_path / "fused")
     assert result.exit_code == 0, result.stderr
     opened = eval(result.stdout.splitlines()[-1].partition("opens it: ")[2])
     assert type(opened) is StableDiffusionXLPipeline

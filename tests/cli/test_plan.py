@@ -151,28 +151,6 @@ def test_apply_allots_by_prompt_and_seed(model, planned, stereo, tmp_path: Path)
     assert {each["allotted"] for each in json.loads(shares.stdout)["images"]} == {None, "male"}
 
 
-def test_fuse_writes_a_checkpoint_that_diffusers_opens(model, located, stereo, tmp_path: Path):
-    relevance = located.with_name("gender.relevance.safetensors")
-    mask = tmp_path / "one.pt"
-    result = stereo("mask", relevance, "--one-for-all", "--until", 0, "-o", mask, "--quiet")
-    assert result.exit_code == 0, result.stderr
-    result = stereo("apply", "--mask", mask, "--model", model, "--fuse", "-o", tmp_path / "fused")
-    assert result.exit_code == 0, result.stderr
-    from diffusers import StableDiffusionPipeline
-
-    StableDiffusionPipeline.from_pretrained(tmp_path / "fused")
-    shared = ("-n", 2, "--json", "--quiet", "--steps", 3)
-    text = "a photo of a doctor"
-    hooked = stereo("apply", text, "--mask", mask, "--model", model, "-o", tmp_path / "h", *shared)
-    nothing = ("--mask", mask, "--force", "--strength", 0)
-    fused = stereo("apply", text, *nothing, "--model", tmp_path / "fused", "-o", tmp_path / "f", *shared)
-    assert fused.exit_code == 0, fused.stderr
-    for i in (2, 3):  # treated
-        files = [json.loads(each.stdout)["images"][i]["file_name"] for each in (hooked, fused)]
-        one, two = (torch.frombuffer(bytearray(Image.open(file).tobytes()), dtype=torch.uint8).int() for file in files)
-        assert (one - two).abs().max() <= 1
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -189,8 +167,7 @@ def test_fuse_writes_a_checkpoint_that_diffusers_opens(model, located, stereo, t
         (("apply", "a nurse", "--mask", "MASK", "--shares", "female"), "expected GROUP=SHARE"),
         (("apply", "a nurse", "--mask", "MASK", "--shares", "a=0.5,a=0.5"), "a is given twice"),
         (("apply", "a nurse", "--mask", "PLAIN", "--allocate"), "need a mask that allots groups"),
-        (("apply", "--mask", "MASK", "--fuse", "-o", "x"), "it allocates images to female, male"),
-        (("apply", "--mask", "PLAIN", "--fuse"), "--fuse needs --out"),
+        (("export", "MASK", "--format", "checkpoint", "-o", "x"), "it allocates images to female, male"),
         (("apply", "--mask", "PLAIN"), "a prompt is missing or empty"),
         (("bench", "--mask", "MASK", "--shares", "female=0.6,male=0.6"), "add up to 1.2"),
     ],

@@ -13,7 +13,7 @@ from stereoclinic.calls.settings import Option
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.sns.linear import adjusted, choose, treatment_plan
+from stereoclinic.sns.linear import adjusted, choose, forecast, static_mask, treatment_plan
 from stereoclinic.sns.mask import NeuronMask
 from stereoclinic.sns.select import Selection, top_k
 
@@ -135,3 +135,53 @@ def test_an_allocating_mask_is_adjusted_for_every_group():
 def test_a_strength_out_of_range_is_refused(strength):
     with pytest.raises(InputError, match=r"expected 0 \(no damping\) to 1"):
         adjusted(mask(), strength)
+
+
+@pytest.mark.parametrize("per_bin", [True, False])
+def test_a_plan_s_forecast_is_that_of_its_mask(relevance, per_bin):
+    mask = treatment_plan(relevance, 0.1, window=(1000.0, 600.0), per_bin=per_bin)
+    for line, planned in zip(forecast(relevance, mask), mask.metadata["selection"]["bins"], strict=True):
+        if planned["lean_after"] is None:  # outside the window the plan says nothing; the mask does nothing
+            assert line["lean_after"] == line["lean_before"] and line["off_axis"] == 0
+        else:
+            assert line == pytest.approx(planned, rel=1e-5)
+    with pytest.raises(InputError, match="has other sites than the mask"):
+        forecast(relevance, replace(mask, sites=[Site("a.ff.net.2", "ff", N)]))
+
+
+@pytest.mark.parametrize("groups", [(), ("female", "male")])
+@pytest.mark.parametrize("rooted", [False, True])
+def test_a_static_mask_is_the_nearest_that_weights_can_hold(groups, rooted):
+    g = torch.Generator().manual_seed(1)
+    shape = (*([2] if groups else []), T, N)
+    factors = torch.rand(shape, generator=g)
+    factors[..., 2:, :] = 1.0  # damps from 1000 to 600
+    roots = torch.randn(shape, generator=g) if rooted else None
+    mask = NeuronMask(SITES, EDGES, factors, roots, "conditional", {"selection": {"bins": []}}, groups)
+    made = static_mask(mask)
+    assert (made.branch, made.groups, made.bin_edges.tolist()) == ("both", (), [1000, 0])
+    assert made.metadata["adjusted"][-1]["static"] is True and "bins" not in made.metadata["selection"]
+
+    def distance(s: torch.Tensor, offset: torch.Tensor | None) -> float:
+        """Of `s a + offset` from what the mask does where it acts, on activations of mean 0 and variance 1."""
+        apart = (factors[..., :2, :] - s).square()
+        if roots is not None:
+            apart = apart + ((1 - factors) * roots)[..., :2, :].sub(offset).square()
+        return float((apart * torch.tensor([200.0, 200.0])[:, None]).sum())
+
+    offset = None if made.roots is None else (1 - made.factors) * made.roots
+    least = distance(made.factors, offset)
+    for _ in range(5):
+        noise = 0.05 * torch.randn(2, 1, N, generator=g)
+        assert least < distance(made.factors + noise[0], None if offset is None else offset + noise[1])
+    again = static_mask(made)
+    assert torch.equal(again.factors, made.factors)
+
+
+def test_a_static_mask_of_one_that_is_the_same_where_it_acts_damps_just_so(relevance):
+    mask = treatment_plan(relevance, 0.1, window=(1000.0, 600.0), per_bin=False)
+    made = static_mask(mask)
+    assert torch.equal(made.factors[0], mask.factors[0])
+    assert [line["lean_after"] for line in forecast(relevance, made)][:2] == [
+        line["lean_after"] for line in forecast(relevance, mask)
+    ][:2]

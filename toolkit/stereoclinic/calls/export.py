@@ -16,19 +16,16 @@ class ExportSettings(WeightSettings):
     """What is written, and how."""
 
     format: str = option(
-        "lora", "What to write: lora (diffusers, ComfyUI, A1111), diff (ComfyUI, A1111), ia3 (peft) or checkpoint (a"
-        " diffusers folder).",
+        "lora", "What to write: lora, diff (full differences), ia3 or checkpoint.",
         metavar="NAME",
     )  # fmt: skip
-    strength: float = option(1.0, "Strength of the damping in the file, from 0 (none) to 1.", metavar="X")
+    strength: float = option(1.0, "Strength of the damping, from 0 (none) to 1.", metavar="X")
     rank: int | None = option(
-        None, "Truncate each layer of a LoRA to this rank, and say what that loses.", ge=1, default_text="exact"
+        None, "Truncate a LoRA to this rank; what that loses is printed.", ge=1, default_text="exact"
     )
-    group: str | None = option(None, "Of an allocating mask: export what images of this group get.", metavar="NAME")
-    static: bool = option(
-        False, "Export the nearest mask that is the same for all images, at all timesteps, in both halves of guidance."
-    )
-    force: bool = option(False, "Accept masks made for other weights if all layers fit.")
+    group: str | None = option(None, "Group of an allocating mask to export.", advanced=True, metavar="NAME")
+    static: bool = option(False, "Export the nearest mask that treats all images and timesteps alike.")
+    force: bool = option(False, "Accept masks made for other weights if all layers fit.", advanced=True)
 
 
 @dataclass(frozen=True)
