@@ -17,7 +17,7 @@ def export(
     masks: Annotated[list[Path], typer.Argument(metavar="MASK", help="Mask; several are exported as one.")],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar="PATH", help="A .safetensors file; a folder for ia3, checkpoint."),
+        typer.Option("--out", "-o", metavar="PATH", help="A .safetensors file, or a folder."),
     ],
     model: options.ModelOfFile = None,
     settings: ExportSettings,

@@ -194,6 +194,14 @@ def test_the_python_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert weights_digest(made["pipe"].unet) == weights_digest(unet)
 
 
+def test_the_python_of_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mask = halving(open_pipeline("portraits").unet)
+    mask.save("one.pt")
+    made = run("docs/guides/export.md", ("num_inference_steps=20", "num_inference_steps=2"))
+    assert made["image"].size == (64, 64) and type(made["pipe"].unet).__name__ == "PeftModel"
+
+
 #: Settings that make a call quick.
 LOCATE = "settings=stereoclinic.LocateSettings(limit=2, seeds=1, steps=5, every=1)"
 PLAN = "settings=stereoclinic.PlanSettings(limit=2, seeds=1, steps=5, replans=1, check=0)"

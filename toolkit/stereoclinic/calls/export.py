@@ -20,9 +20,7 @@ class ExportSettings(WeightSettings):
         metavar="NAME",
     )  # fmt: skip
     strength: float = option(1.0, "Strength of the damping, from 0 (none) to 1.", metavar="X")
-    rank: int | None = option(
-        None, "Truncate a LoRA to this rank; what that loses is printed.", ge=1, default_text="exact"
-    )
+    rank: int | None = option(None, "Truncate a LoRA to this rank, and say the loss.", ge=1, default_text="exact")
     group: str | None = option(None, "Group of an allocating mask to export.", advanced=True, metavar="NAME")
     static: bool = option(False, "Export the nearest mask that treats all images and timesteps alike.")
     force: bool = option(False, "Accept masks made for other weights if all layers fit.", advanced=True)

@@ -156,9 +156,7 @@ def export(
             tensors[f"{keys[name]}.{ending}"] = tensor.to(dtype if tensor.ndim else torch.float32).contiguous()
     header = _header(mask, network, format, strength)
     write_whole(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(tensors, header)))
-    lost, whole = (
-        torch.tensor(norms, dtype=torch.float64).norm().item() for norms in zip(*written.norms.values(), strict=True)
-    )
+    lost, whole = torch.tensor(list(written.norms.values()), dtype=torch.float64).norm(dim=0).tolist()
     by_layer = {name: left_out / norm if norm else 0.0 for name, (left_out, norm) in written.norms.items()}
     return Exported(path, names.readers[format], len(changes), written.ranks, by_layer, lost / whole if whole else 0.0)
 
