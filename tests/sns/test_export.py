@@ -206,6 +206,7 @@ def test_exporting_leaves_the_pipeline_as_it_was(pipe, tmp_path):
         ({}, {"strength": 1.5}, "strength 1.5; expected 0"),
         ({}, {"strength": 0.0}, "damps nothing at strength 0; there is nothing to export"),
         ({}, {"format": "gguf"}, "--format 'gguf': expected lora, diff, ia3 or checkpoint"),
+        ({}, {"format": "checkpoint", "path": "new"}, r"written by fuse\(pipe, mask\) and save_fused"),
         ({}, {"rank": 0}, "--rank 0: expected 1 or more"),
         ({}, {"rank": 4, "format": "diff"}, "--rank 4: .*with --format lora"),
         ({}, {"path": "m.pt"}, r"m.pt: expected a file name ending in .safetensors"),

@@ -177,6 +177,8 @@ def check_exportable(mask: NeuronMask, path: Path, format: str, rank: int | None
 
 
 def _names_of(pipe: Any, network: nn.Module, format: str) -> Names:
+    if format == "checkpoint":
+        raise InputError("checkpoints are written by fuse(pipe, mask) and save_fused(pipe, folder)")
     kind = type(network).__name__
     names = NAMES.get(kind, _OTHER)
     if format not in names.readers or (names is _OTHER and "UNet" in kind):
