@@ -213,8 +213,8 @@ def estimate(model: Model, axis: Axis, prompts: "Dataset", settings: "DoctorSett
     assumes = (
         f"{len(prompts)} prompts, {how.steps} steps, one device, {speed.batch} samples at a time; locate:"
         f" {locate.seeds} seeds, every {walk.every} steps, {walk.composite}, guidance {walk.guidance:g}; plan:"
-        f" {plan.seeds} seeds, {treated.treated} treated steps, among {AMONG:.0%} of the neurons, guidance {how.guidance:g}, at most; bench: one mask,"
-        f" {judged.images} images per prompt"
+        f" {plan.seeds} seeds, {treated.treated} treated steps, among {AMONG:.0%} of the neurons, guidance"
+        f" {how.guidance:g}, at most; bench: one mask, {judged.images} images per prompt"
     )
     return Duration(speed, {name: offer(model, work, speed) for name, work in works.items()}, assumes)
 
