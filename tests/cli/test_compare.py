@@ -103,17 +103,3 @@ def test_relevance_of_another_axis_is_refused_before_anything_is_drawn(model, lo
     assert result.exit_code == 2
     assert "was located for female, male, not for axis skin" in result.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_tensorboard_is_refused_or_written(model, stereo, tmp_path: Path, monkeypatch):
-    arguments = ("bench", "--model", model, *SMALL, "--tensorboard", tmp_path / "log", "-o", tmp_path / "out")
-    with monkeypatch.context() as without:
-        without.setattr("importlib.util.find_spec", lambda name, package=None: None)
-        result = stereo(*arguments)
-    assert result.exit_code == 2
-    assert "pip install 'stereoclinic[tensorboard]'" in result.stderr
-    assert not (tmp_path / "out").exists()
-    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
-    result = stereo(*arguments)
-    assert result.exit_code == 0, result.stderr
-    assert min(path.name for path in (tmp_path / "log").iterdir()) == "00-untreated"

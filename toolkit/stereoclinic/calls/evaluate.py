@@ -26,7 +26,7 @@ from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
 from stereoclinic.prompts.axes import Axis, known_axes, load_axis
 from stereoclinic.prompts.sets import load_plain_prompts
-from stereoclinic.report.loggers import check_tensorboard
+from stereoclinic.report.loggers import logs_of
 from stereoclinic.report.report import check_folder
 from stereoclinic.runtime.devices import check_whole_model, device_of, place_of
 from stereoclinic.sns.compat import check_fits
@@ -99,8 +99,7 @@ def prepare_evaluation(
     references = _references(settings, judged)
     check_folder(out)
     relevance = _relevance(settings.relevance, judged.axis)
-    if settings.tensorboard is not None:
-        check_tensorboard(settings.tensorboard)
+    logs = logs_of(settings.logger, out / "logs")
     device = device_of(settings.accelerator)
     others = [each for each in map(load_axis, known_axes()) if each.name != judged.axis.name]
     reader = reader or _reader(settings, model, [judged.axis, *others], device)
@@ -117,7 +116,7 @@ def prepare_evaluation(
     _check_model(opened, named, protocols, reporter)
     return Evaluation(
         opened, named, files, protocols, published, reader, measured, references, relevance, settings, out, device,
-        command,
+        logs, command,
     )  # fmt: skip
 
 

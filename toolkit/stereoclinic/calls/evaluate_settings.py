@@ -14,6 +14,7 @@ from stereoclinic.calls.settings import (
     OUTPUT,
     READ,
     DeviceSettings,
+    LoggerSettings,
     ModelSettings,
     PromptSettings,
     Settings,
@@ -68,7 +69,7 @@ class ReaderSettings(Settings):
     )  # fmt: skip
 
 
-class EvaluateSettings(DeviceSettings, ReaderSettings, PromptSettings, ModelSettings):
+class EvaluateSettings(LoggerSettings, DeviceSettings, ReaderSettings, PromptSettings, ModelSettings):
     """What is drawn, how it is read, and where it is kept."""
 
     images: int | None = option(None, "Number of images per neutral prompt.", ge=2, default_text="25")
@@ -113,8 +114,4 @@ class EvaluateSettings(DeviceSettings, ReaderSettings, PromptSettings, ModelSett
     relevance: Path | None = option(
         None, "Relevance file of the mask, for the lean curves in report.html.",
         OUTPUT, advanced=True, metavar="FILE", default_text="the file next to the first mask",
-    )  # fmt: skip
-    tensorboard: Path | None = option(
-        None, "Folder to write TensorBoard scalars to; needs the extra `tensorboard`.",
-        OUTPUT, advanced=True, metavar="FOLDER",
     )  # fmt: skip

@@ -23,7 +23,7 @@ from stereoclinic.evaluation.provenance import provenance
 from stereoclinic.evaluation.readers import Reader
 from stereoclinic.evaluation.results import Results
 from stereoclinic.pipelines.model import Model
-from stereoclinic.report.loggers import log_scalars
+from stereoclinic.report.loggers import Log, log_figures
 from stereoclinic.report.report import IMAGES, write_results
 from stereoclinic.runtime.devices import hush_lightning, strategy_for, threads_for
 from stereoclinic.runtime.ranks import is_rank_zero
@@ -49,6 +49,7 @@ class Evaluation:
         settings: With what a published protocol sets.
         out: Folder of the results.
         device: By torch's name.
+        logs: Where figures and sheets are logged too.
         command: The command line, kept in the results.
     """
 
@@ -64,6 +65,7 @@ class Evaluation:
     settings: EvaluateSettings
     out: Path
     device: str
+    logs: list[Log]
     command: str | None = None
 
     @property
@@ -98,8 +100,7 @@ class Evaluation:
             source, relevance = self._provenance()
             write_results(self.out, experiments, source, self.masks, relevance)
             figures = [experiment.results for experiment in experiments]
-            if self.settings.tensorboard is not None:
-                log_scalars(self.settings.tensorboard, figures)
+            log_figures(self.logs, figures, self.out)
             for folder in own_parts:
                 shutil.rmtree(folder, ignore_errors=True)
         return Results.of(figures, source)

@@ -7,7 +7,7 @@ stereo plan      NAME-allocated.pt, NAME-balanced.pt      next to those
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from stereoclinic.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
     from diffusers import DiffusionPipeline
+    from torch import Tensor
 
     from stereoclinic.ddtd.relevance import Relevance
     from stereoclinic.pipelines.model import Model
@@ -168,6 +169,14 @@ def reader_folder(model: str, advice: str) -> Path:
         where = ", because it is not a local folder" if folder is None else f" in {folder / 'reader'}"
         raise InputError(f"model {model!r} has no reader{where}; {advice}")
     return folder / "reader"
+
+
+def own_classifier(model: "str | Model | DiffusionPipeline", axis: "Axis") -> "Callable[[Tensor], Tensor]":
+    """The reader in the model's folder, whose logits are decomposed."""
+    from stereoclinic.evaluation.readers import PortraitsReader
+
+    advice = "from Python, stereoclinic.locate(..., classifier=...) takes your own"
+    return PortraitsReader(reader_folder(name_of(model), advice)).classifier(axis)
 
 
 def patterns_of(made: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from stereoclinic.calls.settings import (
     MODEL,
     RELEVANCE,
     DeviceSettings,
+    LoggerSettings,
     ModelSettings,
     PromptSettings,
     SiteSettings,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from stereoclinic.prompts.axes import Axis
     from stereoclinic.prompts.sets import Samples
     from stereoclinic.prompts.streams import Stream
+    from stereoclinic.report.loggers import Log
     from stereoclinic.sns.mask import NeuronMask
     from stereoclinic.sns.select import Selection
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
-class LocateSettings(DeviceSettings, ChoosingSettings, SiteSettings, PromptSettings, ModelSettings):
+class LocateSettings(LoggerSettings, DeviceSettings, ChoosingSettings, SiteSettings, PromptSettings, ModelSettings):
     """How relevance is measured, and how a mask is chosen from it."""
 
     seed: int = option(0, "First seed to measure on.", ge=0, advanced=True)
@@ -140,6 +142,7 @@ class LocateJob:
     device: str
     steps: tuple[int, int]
     file: Path | None
+    logs: "list[Log]"
 
     @property
     def stored(self) -> Path | None:
@@ -169,6 +172,8 @@ class LocateJob:
     def run(self, reporter: Reporter) -> Located | None:
         """Measure, choose and write; None on every rank but the first."""
         from stereoclinic.ddtd.relevance import Relevance
+        from stereoclinic.report.loggers import log_leans
+        from stereoclinic.report.summary import lean_summary
         from stereoclinic.sns.linear import choose
 
         files = [place for place in (self.file, self.stored, self.shards) if place is not None]
@@ -187,8 +192,10 @@ class LocateJob:
                 # The file keeps sums in float32: choosing from what it holds lets `stereo mask` choose the same again.
                 relevance = Relevance.load(self.stored)
             mask = choose(relevance, self.settings.selection())
-            if self.file is not None and self.shards is not None:
+            if self.file is not None:
                 mask.save(self.file)
+            log_leans(self.logs, lean_summary(relevance))
+            if self.shards is not None:
                 shutil.rmtree(self.shards, ignore_errors=True)
                 if choice and self.kept_choice is not None:
                     self.kept_choice.unlink(missing_ok=True)
@@ -235,6 +242,7 @@ def prepare_locate(
     from stereoclinic.pipelines.schedule import schedule_of
     from stereoclinic.prompts.axes import load_axis
     from stereoclinic.prompts.streams import Stream
+    from stereoclinic.report.loggers import logs_of
     from stereoclinic.runtime.devices import check_precision, device_of, place_of
     from stereoclinic.sns.select import check_root
 
@@ -245,13 +253,14 @@ def prepare_locate(
         _check_auto(settings, out)
     samples = _samples(prompts, settings)
     file = None if out is None else inputs.check_target(Path(out), "--out", (".pt", ".safetensors"))
+    logs = logs_of(settings.logger, file and file.with_name(f"{file.stem}.logs"))
     device = device_of(settings.accelerator, float64=True)
     check_root(settings.mask_root, axis.groups)
     check_precision(settings.precision)
     if not isinstance(samples, Stream):
         inputs.check_ranks(len(samples), settings.ranks)
     if settings.target == "classifier" and classifier is None:
-        classifier = _own_classifier(model, axis)
+        classifier = inputs.own_classifier(model, axis)
     opened = inputs.open_named(model, settings, reporter, place_of(device, settings.strategy))
     walk = walk_of(settings, opened)
     if not isinstance(samples, Stream):
@@ -261,7 +270,7 @@ def prepare_locate(
     _check_selection(selection, walk, opened, float(walk.edges(timesteps, opened.training_steps)[0]))
     _check_shared(settings, opened, samples)
     steps = len(timesteps), len(schedule_of(opened, walk.steps, walk.guidance).timesteps)
-    job = LocateJob(opened, axis, samples, settings, walk, classifier, device, steps, file)
+    job = LocateJob(opened, axis, samples, settings, walk, classifier, device, steps, file, logs)
     if file is not None and job.shards is not None:
         refuse_left_over(file, job.shards, settings.resume)
     return job
@@ -338,12 +347,3 @@ def _check_selection(selection: "Selection", walk: "TrajectorySettings", model: 
         raise InputError(
             f"--until {selection.until:g}: nothing is left to damp; timesteps run from {first:g} down to 0"
         )
-
-
-def _own_classifier(model: "str | Model | DiffusionPipeline", axis: "Axis") -> "Callable[[Tensor], Tensor]":
-    """The reader in the model's folder, whose logits are decomposed."""
-    from stereoclinic.calls.inputs import name_of, reader_folder
-    from stereoclinic.evaluation.readers import PortraitsReader
-
-    advice = "from Python, stereoclinic.locate(..., classifier=...) takes your own"
-    return PortraitsReader(reader_folder(name_of(model), advice)).classifier(axis)

@@ -206,6 +206,16 @@ class DeviceSettings(Settings):
         return self.devices * self.num_nodes
 
 
+class LoggerSettings(Settings):
+    """Where else results are logged."""
+
+    logger: tuple[str, ...] = option(
+        (), "Also log curves, figures and pictures to csv, tensorboard, wandb or mlflow (packages of their own but csv:"
+        " pip install NAME), with files in FOLDER; may repeat.",
+        OUTPUT, advanced=True, metavar="NAME[:FOLDER]", default_text="none; FOLDER: OUT/logs, or MASK.logs",
+    )  # fmt: skip
+
+
 class SiteSettings(Settings):
     """Which layers are watched."""
 

@@ -71,13 +71,18 @@ def write_results(
             for experiment in experiments:
                 for entry, picture in _pictures(experiment):
                     images.add(entry, picture)
-        for i, experiment in enumerate(experiments):
-            suffix = f"-guidance-{experiment.protocol.guidance:g}" if i else ""
-            for j, name in enumerate(experiment.results["masks"] or [BALANCED]):
-                which = f"-{j}-{slug(name)}" if j else ""
-                write_image(temporary / f"before_after{which}{suffix}.png", before_after(experiment, name))
+        for i, name, file in sheets(figures):
+            write_image(temporary / file, before_after(experiments[i], name))
         write_text(temporary / "results.json", json.dumps(data, indent=2, allow_nan=False))
         write_text(temporary / "report.html", build_page(data, grids(experiments), places, leans))
+
+
+def sheets(experiments: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, str]]:
+    """Experiment, arm and file of each before-and-after sheet, for results as in results.json."""
+    for i, results in enumerate(experiments):
+        suffix = f"-guidance-{results['guidance']:g}" if i else ""
+        for j, name in enumerate(results["masks"] or [BALANCED]):
+            yield i, name, f"before_after{f'-{j}-{slug(name)}' if j else ''}{suffix}.png"
 
 
 def check_folder(folder: str | Path) -> None:
