@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tests.fuzz.run import check_whole, run_case
 from tests.fuzz.samples import KINDS
 
+from stereoclinic.io.text import slug
 from stereoclinic.pipelines.sites import Site
-from stereoclinic.report.report import slug
 
 #: Cases of a day: of kinds that take long to read, such as models, a few.
 FEW = {name: 60 if kind.cases > 300 else 6 for name, kind in KINDS.items()}

@@ -1,13 +1,18 @@
 """`stereo bench` on a tiny model: what it prints, what it writes, and that the two agree."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from datasets import load_dataset
+from huggingface_hub import DatasetCard
 from PIL import Image
 
+from stereoclinic import judged
+from stereoclinic.errors import InputError
 from stereoclinic.evaluation.figures.registry import figure_of
+from stereoclinic.evaluation.results import Results
 from stereoclinic.evaluation.wording import number
 from stereoclinic.sns.mask import NeuronMask
 
@@ -83,6 +88,30 @@ def test_progress_counts_every_image(benched):
     grouped = 2 * PROMPTS * 2 * GROUP_IMAGES
     total = 2 * (neutral + grouped)
     assert f"{total} of {total}" in result.stderr
+
+
+def test_the_folder_loads_by_its_card_as_a_data_set(benched, located, tmp_path):
+    _, out = benched
+    table = load_dataset(str(out), split="train")
+    assert len(table) == len((out / "images" / "metadata.jsonl").read_text().splitlines())
+    assert table[0]["image"].size == (64, 64) and "arm" in table.column_names
+    card = DatasetCard.load(out / "README.md")
+    assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "images/**"}]
+    for sentence in Results.load(out).verdict.splitlines():
+        assert sentence.split(": ", 1)[1][:40] in card.text.replace("\\", "")
+    mask = NeuronMask.load(located)
+    mask.save_pretrained(tmp_path, results=judged(out))
+    text = (tmp_path / "README.md").read_text()
+    assert "**Verdict at guidance 3**" in text and "| parity gap" in text and "| untreated" in text
+    for file in ("before_after.png", "before_after-guidance-3.png"):
+        assert f"]({file})" in text and (tmp_path / file).read_bytes() == (out / file).read_bytes()
+    with pytest.raises(InputError, match=r"this mask was not judged there \(it has gender\)"):
+        replace(mask, metadata={}).save_pretrained(tmp_path / "other", results=judged(out))
+
+
+def test_a_readme_of_somebody_else_is_not_replaced(model, refused, tmp_path):
+    (tmp_path / "README.md").write_text("# mine")
+    assert "README.md is there already and is not of an earlier run" in refused("bench", "--model", model, "-o", ".")
 
 
 def test_images_load_as_an_imagefolder(benched):
@@ -198,7 +227,14 @@ def test_an_occupation_that_the_reader_does_not_know_is_not_counted(model, stere
 def test_sheets_and_nothing_else_is_left(benched):
     _, out = benched
     found = sorted(path.name for path in out.iterdir())
-    assert found == ["before_after-guidance-3.png", "before_after.png", "images", "report.html", "results.json"]
+    assert found == [
+        "README.md",
+        "before_after-guidance-3.png",
+        "before_after.png",
+        "images",
+        "report.html",
+        "results.json",
+    ]
     sheet = Image.open(out / "before_after.png")
     assert sheet.width > 2 * 6 * 128
     assert sheet.height > PROMPTS * 128
@@ -213,7 +249,7 @@ def test_a_second_run_replaces_the_first(model, stereo, tmp_path: Path):
     assert len(list((tmp_path / "images").rglob("*.png"))) == len(lines)
     data = json.loads((tmp_path / "results.json").read_text())["experiments"][0]
     assert list(data["arms"]) == ["untreated", "balanced oracle", "allocation oracle"]
-    written = ["before_after.png", "images", "report.html", "results.json"]
+    written = ["README.md", "before_after.png", "images", "report.html", "results.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 

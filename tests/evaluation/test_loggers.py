@@ -10,8 +10,9 @@ from PIL import Image
 
 from stereoclinic.errors import InputError
 from stereoclinic.evaluation.figures.values import values_of
+from stereoclinic.report.card import sheets
 from stereoclinic.report.loggers import LOGGERS, Log, log_figures, log_leans, logs_of
-from stereoclinic.report.report import before_after, sheets
+from stereoclinic.report.report import before_after
 
 ARMS = ["00-untreated", "01-m", "02-random"]
 PICTURES = ["before_after/guidance 2", "before_after/guidance 3"]

@@ -58,15 +58,19 @@ def test_pushing_uploads_the_file_that_save_writes(tmp_path, monkeypatch):
             sent.update(private=private, exist_ok=exist_ok)
             return SimpleNamespace(repo_id=f"me/{repo_id}")
 
-        def upload_file(self, path_or_fileobj, **options):
-            sent.update(options, content=Path(path_or_fileobj).read_bytes())
+        def file_exists(self, repo, name, revision):
+            return False
+
+        def upload_folder(self, folder_path, **options):
+            names = sorted(path.name for path in Path(folder_path).iterdir())
+            sent.update(options, names=names, content=(Path(folder_path) / "mask.safetensors").read_bytes())
             return SimpleNamespace(commit_url="https://hub/commit")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert mask.push_to_hub("gender", private=True) == "https://hub/commit"
     mask.save(tmp_path / "m.safetensors")
     assert sent["content"] == (tmp_path / "m.safetensors").read_bytes()
-    assert (sent["repo_id"], sent["path_in_repo"], sent["private"]) == ("me/gender", "mask.safetensors", True)
+    assert (sent["repo_id"], sent["names"], sent["private"]) == ("me/gender", ["README.md", "mask.safetensors"], True)
     assert sent["commit_message"] == "Upload mask.safetensors"
 
     def refuse(*_, **__):

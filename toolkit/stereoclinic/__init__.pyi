@@ -27,6 +27,7 @@ from .prompts.axes import Axis as Axis
 from .prompts.axes import load_axis as load_axis
 from .prompts.sets import load_prompts as load_prompts
 from .prompts.sets import with_seeds as with_seeds
+from .report.card import judged as judged
 from .sns.adapter import active_masks as active_masks
 from .sns.adapter import allot_masks as allot_masks
 from .sns.adapter import disable_masks as disable_masks

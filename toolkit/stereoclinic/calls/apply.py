@@ -241,6 +241,7 @@ class ApplyJob:
     def _write(self, images: "dict[str, list[Tensor]]", allotted: Sequence[Any]) -> list[dict[str, Any]]:
         """Write the images and the sheet; returns an entry for each image."""
         from stereoclinic.io.files import whole_results, write_image
+        from stereoclinic.io.text import slug
         from stereoclinic.report import report
 
         count, strength, entries = self.settings.images, self.settings.strength, []
@@ -258,7 +259,7 @@ class ApplyJob:
                 treated = arm == "treated"
                 for i, (row, image) in enumerate(zip(self.rows, drawn, strict=True)):
                     entry: dict[str, Any] = {
-                        "file_name": f"{arm}/{i // count:03d}-{report.slug(row['prompt'])}-{row['seed']}.png",
+                        "file_name": f"{arm}/{i // count:03d}-{slug(row['prompt'])}-{row['seed']}.png",
                         "arm": arm,
                         "prompt": row["prompt"],
                         "seed": row["seed"],

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 #: Zero-width joiners: without them many words of Persian and Hindi, and some emoji, would be others.
 _JOINERS = "\u200c\u200d"
@@ -27,6 +28,34 @@ def printable(text: str) -> str:
 def escaped(sign: str) -> str:
     """A sign as Python would write it in ASCII."""
     return sign.encode("unicode_escape").decode()
+
+
+_SPLITS = re.compile(r"(?<![a-z])(train(?:ing)?|valid(?:ation)?|val|dev|test(?:ing)?|eval(?:uation)?)(?![a-z])")
+
+
+def slug(text: str) -> str:
+    """Text as part of a file name on any system.
+
+    A word that names the split of a data set gets an s: `datasets` would read a folder of such images as that split
+    alone.
+    """
+    return _SPLITS.sub(r"\1s", re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]) or "x"
+
+
+def markdown(text: str, most: int = 500) -> str:
+    """Text of a stranger in one line of Markdown, which shows it as it is: no markup, HTML, image or link."""
+    text = printable(text)[:most]
+    text = re.sub(r"([\\`*_\[\]<>#|~&!:@$])", r"\\\1", text)
+    return re.sub(
+        r"(?i)(\bwww)(?=\.)|(:)(?=//)", "\\g<0>\u2060", text
+    )  # a word joiner: some readers link bare addresses
+
+
+def is_own_card(path: Path) -> bool:
+    """Whether a README.md was written here: its header has the tag `stereoclinic`."""
+    with path.open("rb") as file:
+        head = file.read(4096).decode("utf-8", "replace")
+    return re.match(r"---\r?\n(?:[^-\n].*\n|- .*\n)*- stereoclinic\r?\n", head) is not None
 
 
 #: Scripts that write no spaces between words, as a part of a character class: Thai, Lao, Tibetan, Burmese, Khmer, Tai,

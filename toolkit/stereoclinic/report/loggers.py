@@ -29,7 +29,8 @@ from PIL import Image
 
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.evaluation.figures.values import values_of
-from stereoclinic.report.report import sheets, slug
+from stereoclinic.io.text import slug
+from stereoclinic.report.card import sheets
 
 #: What to install for each, and its class in `lightning.pytorch.loggers`.
 LOGGERS = {

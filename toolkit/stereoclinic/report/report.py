@@ -4,6 +4,7 @@
     FOLDER/images/.../*.png         every image, with metadata.jsonl, so that `datasets` reads it as an imagefolder
     FOLDER/before_after*.png        the same seeds untreated and treated, one sheet a mask
     FOLDER/report.html              all of it as one page
+    FOLDER/README.md                a card, by which `datasets` and the hub read the folder as a data set
 
 Everything is written to a temporary folder and moved at the end. A run that is stopped before leaves what was there;
 one that is killed while moving leaves the rest to the next run (`files.whole_results`).
@@ -12,7 +13,6 @@ one that is killed while moving leaves the rest to the next run (`files.whole_re
 import json
 import math
 import os
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +24,15 @@ from torch import Tensor
 
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
-from stereoclinic.evaluation.arms import BALANCED, OTHER, SCHEMA, UNTREATED, Drawn, Experiment
+from stereoclinic.evaluation.arms import OTHER, SCHEMA, UNTREATED, Drawn, Experiment
 from stereoclinic.io.files import plain, whole_results, write_image, write_text
+from stereoclinic.io.text import is_own_card, slug
 from stereoclinic.prompts.sets import write
+from stereoclinic.report.card import dataset_card, sheets
 from stereoclinic.report.page import build_page
 from stereoclinic.report.pictures import font, grids, lettered
 from stereoclinic.report.summary import lean_summary, mask_summary
+from stereoclinic.sns.hub import README
 from stereoclinic.sns.mask import NeuronMask
 
 IMAGES, METADATA = "images", "metadata.jsonl"
@@ -74,22 +77,15 @@ def write_results(
         for i, name, file in sheets(figures):
             write_image(temporary / file, before_after(experiments[i], name))
         write_text(temporary / "results.json", json.dumps(data, indent=2, allow_nan=False))
+        write_text(temporary / README, dataset_card(figures))
         write_text(temporary / "report.html", build_page(data, grids(experiments), places, leans))
-
-
-def sheets(experiments: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, str]]:
-    """Experiment, arm and file of each before-and-after sheet, for results as in results.json."""
-    for i, results in enumerate(experiments):
-        suffix = f"-guidance-{results['guidance']:g}" if i else ""
-        for j, name in enumerate(results["masks"] or [BALANCED]):
-            yield i, name, f"before_after{f'-{j}-{slug(name)}' if j else ''}{suffix}.png"
 
 
 def check_folder(folder: str | Path) -> None:
     """Refuse, before any work is done, a folder that results cannot go to.
 
     Raises:
-        InputError: It is a file, cannot be written, or holds an `images` that these functions did not write.
+        InputError: It is a file, cannot be written, or holds `images` or a README.md that are not of an earlier run.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -97,6 +93,8 @@ def check_folder(folder: str | Path) -> None:
     ours = folder / IMAGES
     if ours.exists() and not (ours / METADATA).is_file():
         raise InputError(f"{ours} is there already and holds no {METADATA} of an earlier run; choose another folder")
+    if (card := folder / README).exists() and not (card.is_file() and is_own_card(card)):
+        raise InputError(f"{card} is there already and is not of an earlier run; choose another folder")
     above = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise InputError(f"{folder} cannot be made: {above} is not a folder that can be written to")
@@ -247,11 +245,6 @@ def side_by_side(rows: Sequence[SheetRow], titles: tuple[str, str]) -> Image.Ima
 def to_image(picture: Tensor) -> Image.Image:
     """(3, H, W) uint8 -> RGB."""
     return Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
-
-
-def slug(text: str) -> str:
-    """Text as part of a file name on any system."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "x"
 
 
 def _tile_size(picture: Tensor) -> tuple[int, int]:

@@ -25,13 +25,13 @@ from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.ddtd.trajectory import Settings
 from stereoclinic.errors import InputError
 from stereoclinic.io.files import whole_folder
+from stereoclinic.io.text import slug
 from stereoclinic.pipelines.memory import AdaptiveBatch
 from stereoclinic.pipelines.model import Model
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.sets import Row, write
 from stereoclinic.report.layouts import Page
 from stereoclinic.report.pictures import as_written, lettered
-from stereoclinic.report.report import slug
 
 SCHEMA = "stereo inspect --images, 1"
 INDEX, SHEET = "index.json", "sheet.png"

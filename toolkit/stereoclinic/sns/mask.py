@@ -8,7 +8,6 @@ of K groups: an image allotted to a group gets that group's factors. Files hold 
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,20 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor
 
-from stereoclinic.errors import InputError, first_line
+from stereoclinic.errors import InputError
 from stereoclinic.io.metadata import check_metadata
 from stereoclinic.io.reading import LONGEST_NAME, MOST_BINS, MOST_GROUPS, is_name
 from stereoclinic.io.tensors import ENDINGS, load_tensors, save_tensors
 from stereoclinic.pipelines.bins import Window, bin_within, bins_in
 from stereoclinic.pipelines.sites import Site, check_sites, spans
+from stereoclinic.sns.hub import FILENAME, Judged, hub_errors, upload, write_card
 
 if TYPE_CHECKING:
     from stereoclinic.sns.export import Exported
 
 KIND = "mask"
 VERSION = 2
-#: A mask's file in a folder, or in a repository on the Hugging Face hub.
-FILENAME = "mask.safetensors"
 BRANCHES = ("conditional", "both")
 
 
@@ -205,20 +203,39 @@ class NeuronMask:
 
         return export(pipe, self, path, *how, **options)
 
-    def save_pretrained(self, save_directory: str | Path, filename: str = FILENAME) -> Path:
-        """Write into a folder, which is made if need be; it may hold a pipeline's files too.
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        filename: str = FILENAME,
+        results: Judged | None = None,
+        license: str | None = None,
+        base_model: str | None = None,
+        repo_id: str | None = None,
+    ) -> Path:
+        """Write into a folder, which is made if need be, with a model card; it may hold a pipeline's files too.
+
+        A README.md of somebody else that is there stays, and no card is written.
+
+        Args:
+            save_directory: The folder.
+            filename: The mask's file there.
+            results: Of a bench, for the card: `stereoclinic.judged("stereo-bench")`.
+            license: Of the mask, by the hub's name, such as apache-2.0.
+            base_model: On the hub, "owner/name"; by default the model it was made for, where that is one.
+            repo_id: What the card calls the repository; the folder's name by default.
 
         Returns:
             The file.
 
         Raises:
-            InputError: As `save`.
+            InputError: As `save`; results are of another mask, or license or base model is no name.
         """
         folder = Path(save_directory)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"mask folder {folder} cannot be made ({error.strerror}); choose another") from error
+        write_card(folder, self, filename, repo_id or str(save_directory), results, license, base_model)
         self.save(folder / filename)
         return folder / filename
 
@@ -244,7 +261,7 @@ class NeuronMask:
             return cls.load(folder)
         from huggingface_hub import hf_hub_download
 
-        with _hub_errors(f"mask {str(pretrained)!r} is not a folder, and cannot be downloaded from the hub"):
+        with hub_errors(f"mask {str(pretrained)!r} is not a folder, and cannot be downloaded from the hub"):
             path = hf_hub_download(str(pretrained), filename, **options)
         return cls.load(path)
 
@@ -254,33 +271,39 @@ class NeuronMask:
         filename: str = FILENAME,
         private: bool | None = None,
         token: str | bool | None = None,
+        results: Judged | None = None,
+        license: str | None = None,
+        base_model: str | None = None,
         **options: Any,
     ) -> str:
-        """Upload to a repository on the Hugging Face hub, which is made if need be.
+        """Upload with a model card to a repository on the Hugging Face hub, which is made if need be.
 
         Args:
             repo_id: "owner/name".
             filename: The mask's file there.
             private: Whether a new repository is private; None for the owner's default.
             token: Of the hub; None for that of `hf auth login`.
-            **options: Given to `huggingface_hub.HfApi.upload_file`: revision, commit_message, create_pr.
+            results: As `save_pretrained`, also license and base_model.
+            license: Of the mask.
+            base_model: Of the mask.
+            **options: Given to `huggingface_hub.HfApi.upload_folder`: revision, commit_message, create_pr.
 
         Returns:
             The commit's address.
 
         Raises:
-            InputError: The hub refuses, or cannot be reached.
+            InputError: As `save_pretrained`, or the hub refuses, or cannot be reached.
         """
         from huggingface_hub import HfApi
 
         options.setdefault("commit_message", f"Upload {filename}")
-        with TemporaryDirectory() as folder:
-            path = self.save_pretrained(folder, filename)
-            with _hub_errors(f"mask cannot be pushed to {repo_id!r}"):
-                api = HfApi(token=token)
-                repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-                commit = api.upload_file(path_or_fileobj=path, path_in_repo=path.name, repo_id=repo, **options)
-        return str(commit.commit_url)
+        with TemporaryDirectory() as folder, hub_errors(f"mask cannot be pushed to {repo_id!r}"):
+            card = (filename, results, license, base_model)
+            self.save_pretrained(folder, *card, repo_id)  # what is refused is refused before a repository is made
+            api = HfApi(token=token)
+            repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            self.save_pretrained(folder, *card, repo)
+            return upload(api, folder, repo, **options)
 
 
 def check_strength(strength: float) -> None:
@@ -331,15 +354,3 @@ def _finite(name: str, value: object) -> Tensor:
     if not torch.isfinite(value).all():
         raise InputError(f"mask: {name} holds NaN or infinity; was the model run in too low a precision?")
     return value.detach().cpu()
-
-
-@contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line."""
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        yield
-    except (OSError, ValueError, EntryNotFoundError) as error:
-        reason = first_line(error).rstrip(".")
-        raise InputError(f"{what} ({reason}); check the name, the network and `hf auth login`") from error
