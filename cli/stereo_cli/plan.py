@@ -41,9 +41,8 @@ def plan(
     """Plan a mask step by step, along the damped trajectory.
 
     With --allocate the mask holds one damping for each group. An image is allotted a group from its prompt and seed
-    alone, and the neurons that push away from that group are damped. With --balance the mask holds one damping, which
-    aims every lean at 0. With a relevance file, only the neurons that a plan gains most from are damped; without one,
-    any neuron may be.
+    alone, and the neurons that push away from that group are damped. With --balance it holds one damping, which aims
+    every lean at 0. Without a relevance file any neuron may be damped.
     """
     from stereoclinic.calls.duration import plan_offer
     from stereoclinic.calls.inputs import PLANNED

@@ -39,7 +39,7 @@ class PlanSettings(DeviceSettings, DoseSettings, SiteSettings, PromptSettings, M
     """How a plan is made."""
 
     allocate: bool = option(
-        True, "Plan one damping per group, or one for all images.", flags=("--allocate/--balance",),
+        True, "One damping per group, or one for all.", flags=("--allocate/--balance",),
     )  # fmt: skip
     seed: int = option(0, "First seed to plan on.", ge=0, advanced=True)
     seeds: int = option(8, "Number of seeds per prompt.", ge=1)

@@ -10,10 +10,13 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from stereoclinic.errors import InputError
 from stereoclinic.io.reading import MOST
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # takes a second to import, and many need a row's text only
 
 #: Characters of a row, with all of its columns.
 MOST_ROW = 2**20
@@ -23,6 +26,13 @@ MOST_PACKED, MOST_PAGE = 100, 2**22
 _OURS = ("prompt", "occupation")
 
 _Row = dict[str, Any]
+
+
+def table(rows: Iterable[_Row]) -> "Dataset":
+    """The rows as a data set."""
+    from datasets import Dataset
+
+    return Dataset.from_list(list(rows))
 
 
 def _texts(path: Path) -> Iterator[_Row]:

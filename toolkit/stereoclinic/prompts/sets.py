@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stereoclinic.errors import InputError, first_line
 from stereoclinic.io.reading import ODD
-from stereoclinic.io.rows import READERS
+from stereoclinic.io.rows import READERS, table
 from stereoclinic.io.text import folded, whole_word
 from stereoclinic.prompts.axes import Axis
 from stereoclinic.prompts.occupations import BUILT_IN, BUILT_IN_PLAIN, PLAIN, TEMPLATES
@@ -77,7 +77,7 @@ def load_plain_prompts(source: str | Path, limit: int | None = None) -> "Dataset
         InputError: Nothing there, empty, or no `prompt` column.
     """
     if str(source) in BUILT_IN_PLAIN:
-        return _table(_plain_row(prompt) for prompt in BUILT_IN_PLAIN[str(source)][:limit])
+        return table(_plain_row(prompt) for prompt in BUILT_IN_PLAIN[str(source)][:limit])
     return _loaded(source, limit, lambda prompt, _: _plain_row(prompt), ", ".join(BUILT_IN_PLAIN))
 
 
@@ -88,7 +88,7 @@ def _loaded(source: str | Path, limit: int | None, parse: Callable[[str, str], R
         rows.setdefault(write(row), {name: row[name] for name in COLUMNS})
     if not rows:
         raise InputError(f"{source}: no prompts in it")
-    return _table(rows.values())
+    return table(rows.values())
 
 
 def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)) -> "Dataset":
@@ -104,13 +104,7 @@ def occupation_prompts(names: Sequence[str], templates: Sequence[str] = (PLAIN,)
     for template in templates:
         if template.count("{group} {occupation}") != 1:
             raise InputError(f"template {template!r} needs '{{group}} {{occupation}}' in it, once")
-    return _table(_row(template.replace("{occupation}", name), name) for name in names for template in templates)
-
-
-def _table(rows: Iterable[Row]) -> "Dataset":
-    from datasets import Dataset
-
-    return Dataset.from_list(list(rows))
+    return table(_row(template.replace("{occupation}", name), name) for name in names for template in templates)
 
 
 def _in_turn(parts: Sequence[Iterable[Row]]) -> Iterator[tuple[int, str, Row]]:

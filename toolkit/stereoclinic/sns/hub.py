@@ -42,13 +42,20 @@ def write_card(
     folder: Path, mask: "NeuronMask", filename: str, repo: str, judged: Judged | None, license: str | None,
     base_model: str | None,
 ) -> None:  # fmt: skip
-    """Write README.md and its pictures; a README.md that is not of stereoclinic is kept, and nothing is written.
+    """Make the folder, and write README.md and its pictures.
+
+    A README.md that is not of stereoclinic is kept, and nothing is written.
 
     Raises:
-        InputError: License or base model is no identifier of the hub, or the mask was not judged there.
+        InputError: The folder cannot be made, license or base model is no identifier of the hub, or the mask was not
+            judged there.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"mask folder {folder} cannot be made ({error.strerror}); choose another") from error
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,49}", license):
         raise InputError(f"license {license!r:.60}; expected an identifier of the hub, such as apache-2.0")
     if base_model is not None and not _is_repo(base_model):
@@ -79,8 +86,9 @@ def write_card(
     write_text(readme, str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
 
 
-def upload(api: Any, folder: str, repo: str, **options: Any) -> str:
+def upload(api: Any, folder: str, filename: str, repo: str, **options: Any) -> str:
     """Upload a folder that `save_pretrained` wrote; another card that the repository has stays. Returns the address."""
+    options.setdefault("commit_message", f"Upload {filename}")
     revision = options.get("revision")
     known = None if options.get("create_pr") else revision
     if api.file_exists(repo, README, revision=known):

@@ -231,10 +231,6 @@ class NeuronMask:
             InputError: As `save`; results are of another mask, or license or base model is no name.
         """
         folder = Path(save_directory)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"mask folder {folder} cannot be made ({error.strerror}); choose another") from error
         write_card(folder, self, filename, repo_id or str(save_directory), results, license, base_model)
         self.save(folder / filename)
         return folder / filename
@@ -296,14 +292,13 @@ class NeuronMask:
         """
         from huggingface_hub import HfApi
 
-        options.setdefault("commit_message", f"Upload {filename}")
         with TemporaryDirectory() as folder, hub_errors(f"mask cannot be pushed to {repo_id!r}"):
             card = (filename, results, license, base_model)
             self.save_pretrained(folder, *card, repo_id)  # what is refused is refused before a repository is made
             api = HfApi(token=token)
             repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             self.save_pretrained(folder, *card, repo)
-            return upload(api, folder, repo, **options)
+            return upload(api, folder, filename, repo, **options)
 
 
 def check_strength(strength: float) -> None:
