@@ -103,8 +103,16 @@ def commands() -> str:
 
     from stereo_cli.main import app
 
-    group = typer.main.get_command(app)
-    return "\n\n".join(command_section(name, command) for name, command in group.commands.items())  # type: ignore[attr-defined]
+    return "\n\n".join(command_section(name, command) for name, command in leaves(typer.main.get_command(app)).items())
+
+
+def leaves(group: Any, before: str = "") -> dict[str, Any]:
+    """The commands of a group by their whole names, such as "bench" and "reader check"."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        whole = f"{before}{name}"
+        found |= leaves(command, f"{whole} ") if hasattr(command, "commands") else {whole: command}
+    return found
 
 
 def command_section(name: str, command: Any) -> str:

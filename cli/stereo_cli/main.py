@@ -20,6 +20,7 @@ from stereo_cli.inspect import inspect
 from stereo_cli.locate import locate
 from stereo_cli.mask import mask
 from stereo_cli.plan import plan
+from stereo_cli.reader import check
 from stereoclinic.io.text import printable
 
 
@@ -76,6 +77,7 @@ app = typer.Typer(
     stereo export one.pt -o gender.safetensors
     stereo compare A B             what differs in two benches
     stereo doctor --model MODEL    is this model supported
+    stereo reader check clip FACES how often a reader is right
 
     The embedded model `portraits` is used unless --model names another text-to-image pipeline of diffusers.
 
@@ -86,6 +88,17 @@ app = typer.Typer(
 
 for command in (locate, plan, mask, inspect, diff, apply, export, bench, compare, doctor):
     app.command(cls=Command, help=paragraphs(command.__doc__ or ""))(command)
+
+readers = typer.Typer(name="reader", cls=_Commands, no_args_is_help=True, help="Measure classifiers of images.")
+readers.command(cls=Command, help=paragraphs(check.__doc__ or ""))(check)
+
+
+@readers.callback()
+def _reader() -> None:
+    """With a callback, typer keeps the name of the one command."""
+
+
+app.add_typer(readers, context_settings={"help_option_names": ["-h", "--help"]})
 
 
 def main() -> None:

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 from stereo_cli.main import app
 
 HEAVY = ("torch", "lightning", "diffusers", "transformers", "torchmetrics", "datasets", "matplotlib", "safetensors")
-COMMANDS = ("locate", "plan", "mask", "inspect", "diff", "apply", "export", "bench", "compare", "doctor")
+COMMANDS = (
+    "locate", "plan", "mask", "inspect", "diff", "apply", "export", "bench", "compare", "doctor", "reader check",
+)  # fmt: skip
 
 
 def test_help_imports_nothing_heavy():
@@ -54,7 +56,7 @@ def test_it_starts_as_a_module():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str):
-    shown = CliRunner().invoke(app, [command, "--help"], prog_name="stereo")
+    shown = CliRunner().invoke(app, [*command.split(), "--help"], prog_name="stereo")
     assert shown.exit_code == 0 and shown.stderr == ""
     assert f"Usage: stereo {command}" in shown.stdout
 
@@ -62,10 +64,10 @@ def test_every_command_has_help(command: str):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_begins_with_what_a_first_run_needs(command: str):
     """No panel is a list too long to read, and those of the machinery come after the unnamed one."""
-    parameters = typer.main.get_command(app).commands[command].params
+    parameters = command_of(command).params
     panels = Counter(each.rich_help_panel for each in parameters if each.param_type_name == "option")
     assert max(panels.values()) <= 12, panels
-    text = CliRunner().invoke(app, [command, "--help-all"]).stdout
+    text = CliRunner().invoke(app, [*command.split(), "--help-all"]).stdout
     places = [text.index(f"─ {panel or 'Options'} ─") for panel in [None, *panels]]
     assert places[0] == min(places)
 
@@ -73,27 +75,35 @@ def test_help_begins_with_what_a_first_run_needs(command: str):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_common_options_fit_one_screen_and_the_rest_is_in_help_all(command: str):
     runner = CliRunner(env={"COLUMNS": "80"})
-    common, everything = (runner.invoke(app, [command, flag]).stdout for flag in ("--help", "--help-all"))
+    common, everything = (runner.invoke(app, [*command.split(), flag]).stdout for flag in ("--help", "--help-all"))
     assert len(common.splitlines()) <= 40
-    for parameter in typer.main.get_command(app).commands[command].params:
+    for parameter in command_of(command).params:
         assert all(flag in everything for flag in parameter.opts if flag.startswith("--"))
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_shows_no_python_types_and_one_pair_of_brackets(command: str):
     """An argument stands once in brackets, as in [RELEVANCE]; a flag has no value such as <bool>."""
-    text = CliRunner(env={"COLUMNS": "100"}).invoke(app, [command, "--help-all"] if command else ["--help"]).stdout
+    arguments = [*command.split(), "--help-all"] if command else ["--help"]
+    text = CliRunner(env={"COLUMNS": "100"}).invoke(app, arguments).stdout
     assert [part for part in ("<bool>", "<path>", "list[", "[[", "{{", "......") if part in text] == []
 
 
 @cache
 def shown(command: str, width: int) -> tuple[Any, list[str]]:
     """A command, or all of them, and the lines of its help without their frames."""
-    group: Any = typer.main.get_command(app)
-    arguments = [command, "--help-all"] if command else ["--help"]
+    arguments = [*command.split(), "--help-all"] if command else ["--help"]
     lines = CliRunner(env={"COLUMNS": str(width)}).invoke(app, arguments).stdout.splitlines()
     assert max(map(len, lines)) <= width
-    return group.commands[command] if command else group, lines
+    return command_of(command), lines
+
+
+def command_of(name: str) -> Any:
+    """A command, such as "bench" or "reader check", or all of them."""
+    found: Any = typer.main.get_command(app)
+    for each in name.split():
+        found = found.commands[each]
+    return found
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])

@@ -11,6 +11,8 @@ from .calls.locate import LocateSettings as LocateSettings
 from .calls.locate import locate as locate
 from .calls.plan import PlanSettings as PlanSettings
 from .calls.plan import plan as plan
+from .calls.reader import check_reader as check_reader
+from .calls.reader_settings import CheckReaderSettings as CheckReaderSettings
 from .calls.work import Reporter as Reporter
 from .ddtd.conservation import Conservation as Conservation
 from .ddtd.conservation import check as check

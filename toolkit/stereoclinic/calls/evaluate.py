@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from stereoclinic.calls import inputs
 from stereoclinic.calls.evaluate_settings import EvaluateSettings
 from stereoclinic.calls.evaluation import Evaluation, References, baseline_samples
+from stereoclinic.calls.reader import named_reader
 from stereoclinic.calls.work import Reporter
 from stereoclinic.ddtd.relevance import Relevance
 from stereoclinic.errors import InputError
@@ -19,7 +20,7 @@ from stereoclinic.evaluation.arms import ALLOCATION, BALANCED, OTHER, RANDOM, UN
 from stereoclinic.evaluation.figures.registry import requested
 from stereoclinic.evaluation.methods import check_names
 from stereoclinic.evaluation.protocols import PublishedProtocol, load_protocol
-from stereoclinic.evaluation.readers import Reader, can_read, group_columns, open_reader
+from stereoclinic.evaluation.readers import Reader, can_read, group_columns
 from stereoclinic.evaluation.references import amplified, corrected, load_confusion, reference_named
 from stereoclinic.evaluation.results import Results
 from stereoclinic.pipelines.model import Model
@@ -102,7 +103,9 @@ def prepare_evaluation(
     logs = logs_of(settings.logger, out / "logs")
     device = device_of(settings.accelerator)
     others = [each for each in map(load_axis, known_axes()) if each.name != judged.axis.name]
-    reader = reader or _reader(settings, model, [judged.axis, *others], device)
+    reader = reader or named_reader(
+        settings.reader or "portraits", settings, inputs.name_of(model), [judged.axis, *others], device
+    )
     group_columns(reader, judged.axis)
     measured = _instruments(settings, device)
     opened = inputs.open_named(model, settings, reporter, place_of(device))
@@ -252,17 +255,6 @@ def _relevance(file: Path | None, axis: Axis) -> Relevance | None:
     if tuple(relevance.groups) != axis.groups:
         raise InputError(f"--relevance {file} was located for {', '.join(relevance.groups)}, not for axis {axis.name}")
     return relevance
-
-
-def _reader(
-    settings: EvaluateSettings, model: str | Model | DiffusionPipeline, axes: list[Axis], device: str
-) -> Reader:
-    """The reader that the settings name; the first axis is the one that is judged."""
-    spec, own = settings.reader or "portraits", None
-    if "portraits" in [part.strip() for part in spec.removeprefix("ensemble:").split(",")]:
-        advice = "give --reader clip, hf:MODEL, or the FOLDER of one that stereoclinic.portraits.train wrote"
-        own = inputs.reader_folder(inputs.name_of(model), f"{advice} for its images")
-    return open_reader(spec, axes, own, settings.reader_classes, settings.allow_race, settings.allow_code, device)
 
 
 def _instruments(settings: EvaluateSettings, device: str) -> instruments.Instruments:

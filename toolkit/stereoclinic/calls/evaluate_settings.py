@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from stereoclinic.calls.reader_settings import OpenReaderSettings
 from stereoclinic.calls.settings import (
     DEVICES,
     DRAWN,
@@ -17,7 +18,6 @@ from stereoclinic.calls.settings import (
     LoggerSettings,
     ModelSettings,
     PromptSettings,
-    Settings,
     group_shares,
     option,
 )
@@ -30,18 +30,12 @@ def _one_of(names: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}"
 
 
-class ReaderSettings(Settings):
+class ReaderSettings(OpenReaderSettings):
     """How images are read and measured."""
 
     reader: str | None = option(
         None, f"Classifier of the images: {_one_of(KINDS)}.", metavar="NAME", default_text="portraits"
     )
-    reader_classes: tuple[str, ...] = option(
-        (), "With --reader hf:MODEL: group that each of its classes shows, or a .toml or .json file; may repeat.",
-        READ, advanced=True, metavar="CLASS=GROUP,...", default_text="the axis file's",
-    )  # fmt: skip
-    allow_race: bool = option(False, "Let CLIP read race or skin tone; it is often wrong.", READ, advanced=True)
-    allow_code: bool = option(False, "Run the code of --reader FILE.py:CLASS, with your rights.", READ, advanced=True)
     clip_score: str | None = option(
         None, "Also measure CLIPScore with this model: clip, a hub id or a folder.",
         READ, advanced=True, metavar="MODEL",

@@ -190,7 +190,13 @@ class PromptSettings(Settings):
     limit: int | None = option(None, "Use only the first N prompts.", MODEL, ge=1, advanced=True)
 
 
-class DeviceSettings(Settings):
+class PlaceSettings(Settings):
+    """What kind of device the work is done on."""
+
+    accelerator: str = option("auto", "Type of device: cpu, cuda, mps or auto.", DEVICES, advanced=True)
+
+
+class DeviceSettings(PlaceSettings):
     """Where the work is done."""
 
     devices: int = option(1, "Number of devices.", DEVICES, ge=1)
@@ -198,7 +204,6 @@ class DeviceSettings(Settings):
     strategy: str = option(
         "auto", "Lightning strategy, such as ddp; auto is ddp on several devices.", DEVICES, advanced=True
     )
-    accelerator: str = option("auto", "Type of device: cpu, cuda, mps or auto.", DEVICES, advanced=True)
 
     @property
     def ranks(self) -> int:

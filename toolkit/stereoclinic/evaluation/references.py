@@ -63,9 +63,9 @@ def load_confusion(path: str | Path, groups: Sequence[str]) -> Tensor:
     """
     counts = torch.zeros(len(groups), len(groups), dtype=torch.float64)
     for where, (group, read, count) in _csv_rows(path, "confusion", ("group", "read", "count")):
-        if group not in groups or read not in groups or not re.fullmatch("[0-9]{1,15}", count):
-            raise InputError(f"{where}: expected two of {', '.join(groups)} and a whole number")
-        counts[groups.index(group), groups.index(read)] += int(count)
+        if group not in groups or read not in groups or not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", count):
+            raise InputError(f"{where}: expected two of {', '.join(groups)} and a number of images")
+        counts[groups.index(group), groups.index(read)] += float(count)
     if lacking := [group for group, total in zip(groups, counts.sum(1).tolist(), strict=True) if total == 0]:
         raise InputError(f"confusion {path}: no image of {', '.join(lacking)}")
     corrected_intervals(torch.eye(len(groups)), counts)  # refuses a matrix that cannot be inverted
