@@ -7,7 +7,9 @@ from tests.cli.conftest import AXIS_FILE
 
 
 def test_unknown_axis(refused, model):
-    assert "unknown axis 'sex'; choose one of age, gender, skin" in refused("locate", "--model", model, "--axis", "sex")
+    assert "unknown axis 'sex'; choose one of age, gender, skin, tone" in refused(
+        "locate", "--model", model, "--axis", "sex"
+    )
 
 
 def test_axis_file_with_one_group(refused, model, tmp_path: Path):

@@ -97,6 +97,17 @@ def test_an_ensemble_says_how_often_its_readers_agree(judged, tmp_path: Path):
     assert "readers_agree" not in alone["arms"]["untreated"]
 
 
+def test_what_a_reader_measured_stays_with_each_image(judged, tmp_path: Path):
+    data = judged("--axis", "skin", "--reader", "ensemble:ita,portraits", *SMALL)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "images" / "metadata.jsonl").read_text().splitlines()]
+    people = [line for line in lines if line["part"] != "unrelated"]
+    assert people and all(line["remark"] == "ita: no skin seen" or "ITA " in line["remark"] for line in people)
+    assert all(0 <= arm["no_group"]["estimate"] <= 1 for arm in data["experiments"][0]["arms"].values())
+    assert "tone" not in data["experiments"][0]["arms"]["untreated"].get("drift", {})  # a finer view of the same
+    judged(*SMALL)
+    assert "remark" not in (tmp_path / "out" / "images" / "metadata.jsonl").read_text()
+
+
 def test_a_reader_of_ones_own_is_run_only_when_that_is_asked_for(judged, stereo, model, tmp_path: Path):
     (tmp_path / "mine.py").write_text(OWN)
     spec = f"{tmp_path / 'mine.py'}:Bright"

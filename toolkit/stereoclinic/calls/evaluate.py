@@ -25,7 +25,7 @@ from stereoclinic.evaluation.references import amplified, corrected, load_confus
 from stereoclinic.evaluation.results import Results
 from stereoclinic.pipelines.model import Model
 from stereoclinic.pipelines.schedule import schedule_of
-from stereoclinic.prompts.axes import Axis, known_axes, load_axis
+from stereoclinic.prompts.axes import WATCHED, Axis, load_axis
 from stereoclinic.prompts.sets import load_plain_prompts
 from stereoclinic.report.loggers import logs_of
 from stereoclinic.report.report import check_folder
@@ -102,7 +102,7 @@ def prepare_evaluation(
     relevance = _relevance(settings.relevance, judged.axis)
     logs = logs_of(settings.logger, out / "logs")
     device = device_of(settings.accelerator)
-    others = [each for each in map(load_axis, known_axes()) if each.name != judged.axis.name]
+    others = [each for each in map(load_axis, WATCHED) if each.name != judged.axis.name]
     reader = reader or named_reader(
         settings.reader or "portraits", settings, inputs.name_of(model), [judged.axis, *others], device
     )

@@ -334,7 +334,7 @@ def _candidates(relevance: "Relevance | None", settings: PlanSettings) -> "Tenso
 
 def others_of(settings: PlanSettings, axis: "Axis") -> "list[Axis]":
     """The axes along which nothing should move."""
-    from stereoclinic.prompts.axes import known_axes, load_axis
+    from stereoclinic.prompts.axes import WATCHED, load_axis
 
-    names = known_axes() if settings.stay is None else () if settings.stay == ("none",) else settings.stay
+    names = WATCHED if settings.stay is None else () if settings.stay == ("none",) else settings.stay
     return [each for each in map(load_axis, names) if each.name != axis.name]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from stereoclinic.errors import InputError
@@ -90,6 +91,7 @@ class Drawn:
     clip: Tensor | None = None  # (P, n) CLIPScore with the neutral prompt; None where it was not asked for
     memory: int | None = None  # most bytes on a GPU while it was drawn; None where that is not known
     no_group: Tensor | None = None  # (P, n) probability that no group was seen; None if the reader cannot say so
+    remarks: np.ndarray | None = None  # (P, n) texts: what the reader says of each image; None where it says nothing
     seeds: tuple[int, ...] = ()  # (n,) of its images; empty where they are the protocol's, one after the other
     blank: int = 0  # pictures that showed nothing; their seeds are left out, here and in all arms of the same prompts
 
@@ -109,7 +111,7 @@ class Drawn:
 
 
 def _only(value: Any, places: Sequence[int]) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | np.ndarray):
         return value[:, list(places)]
     return {name: _only(each, places) for name, each in value.items()} if isinstance(value, dict) else value
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
@@ -268,11 +269,13 @@ def _without(drawn: Drawn, left_out: set[int]) -> Drawn:
 def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Drawn:
     """What the reader sees in an arm's images, as they are saved: at eight bits a colour."""
     batches: dict[str, list[Tensor]] = {}
+    remarks: list[str] = []
     for start in range(0, len(arm.samples), protocol.batch_size):
         rows = arm.samples[start : start + protocol.batch_size]
         pictures = drawn.images[start : start + protocol.batch_size].float() / 255
         for name, values in _seen(reader, protocol, rows, pictures).items():
             batches.setdefault(name, []).append(values)
+        remarks += reader.remarks or []
 
     def by_prompt(values: Tensor) -> Tensor:
         """Samples come seed by seed, and within a seed prompt by prompt: (n P, ...) -> (P, n, ...)."""
@@ -295,6 +298,7 @@ def _read(reader: Reader, protocol: Protocol, arm: Arm, drawn: Pictures) -> Draw
         {each.name: columns["by reader"][:, :, i] for i, each in enumerate(readers)},
         memory=drawn.memory,
         no_group=columns.get("no group"),
+        remarks=np.array(remarks, object).reshape(arm.count, -1).T if remarks else None,
         seeds=tuple(row["seed"] for row in arm.samples[:: len(arm.prompts)]),
         blank=len(drawn.blank),
     )

@@ -22,6 +22,7 @@ KINDS = {
     "clip": f"{_HERE}.clip:open_clip",
     "clip:MODEL": f"{_HERE}.clip:open_clip",
     "hf:MODEL": f"{_HERE}.hugging_face:open_classifier",
+    "ita": f"{_HERE}.ita:open_ita",
     "ensemble:A,B": f"{_HERE}.ensemble:open_ensemble",
     "FILE.py:CLASS": f"{_HERE}.opening:open_code",
     "FOLDER": f"{_HERE}.portraits:open_folder",

@@ -13,6 +13,8 @@ from stereoclinic.io.metadata import Form, parse
 from stereoclinic.io.reading import LONGEST_NAME, MOST_GROUPS, is_name, read_toml
 
 _FOLDER = Path(__file__).with_name("axes")
+#: The axes that a treatment of another one should leave as they are; the others that ship are finer views of these.
+WATCHED = ("age", "gender", "skin")
 #: Words and phrases in one list of those that a mask brings.
 MOST_WORDS = 10_000
 
@@ -38,6 +40,7 @@ class Axis:
         phrases: Group -> what a reader of text and images compares an image with, such as {"female": ("a woman",)}.
         templates: Where those phrases go, such as ("a photo of {group}",).
         classes: Group -> classes of a classifier that show it, such as {"old": ("60-69", "70+")}.
+        tones: Group -> classes of the individual typology angle that show it, see `evaluation.readers.ita`.
         race: Whether it is race, ethnicity or skin tone; None lets `about_race` go by its words.
     """
 
@@ -50,6 +53,7 @@ class Axis:
     phrases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     templates: tuple[str, ...] = ()
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    tones: dict[str, tuple[str, ...]] = field(default_factory=dict)
     race: bool | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +68,12 @@ class Axis:
             raise InputError(f"axis {self.name!r} names a group twice: {', '.join(self.groups)}")
         if len(self.words) != len(self.groups) or not all(word.strip() for word in self.words):
             raise InputError(f"axis {self.name!r} needs one word or phrase for each group in [words]")
-        tables = {"[also]": self.also, "[reader.clip]": self.phrases, "[reader.hf]": self.classes}
+        tables = {
+            "[also]": self.also,
+            "[reader.clip]": self.phrases,
+            "[reader.hf]": self.classes,
+            "[reader.ita]": self.tones,
+        }
         for where, table in tables.items():
             if unknown := [group for group in table if group not in self.groups]:
                 raise InputError(
@@ -181,6 +190,7 @@ def load_axis(name: str | Path) -> Axis:
         clip,
         templates,
         file.reader.hf,
+        file.reader.ita,
         file.race,
     )
 
@@ -191,6 +201,7 @@ class _Reader(Form):
     model_config = ConfigDict(extra="allow", strict=False)
     clip: dict[str, tuple[str, ...]] = Field(default={})
     hf: dict[str, tuple[str, ...]] = Field(default={})
+    ita: dict[str, tuple[str, ...]] = Field(default={})
 
 
 class _File(Form):

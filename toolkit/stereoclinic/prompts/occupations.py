@@ -4,7 +4,7 @@ from pathlib import Path
 
 from stereoclinic.errors import InputError
 from stereoclinic.io.reading import read_toml
-from stereoclinic.prompts.axes import known_axes, load_axis
+from stereoclinic.prompts.axes import WATCHED, load_axis
 
 #: The world that the embedded models were trained in.
 WORLD = Path(__file__).parent.parent / "portraits" / "world.toml"
@@ -66,7 +66,7 @@ def planted_shares(axis: str) -> dict[str, dict[str, float]]:
         InputError: The world has no such axis.
     """
     occupations = read_toml(WORLD, "world file")["occupation"]
-    axes = {name: groups for name in known_axes() if (groups := load_axis(name).groups)[0] in occupations[0]}
+    axes = {name: groups for name in WATCHED if (groups := load_axis(name).groups)[0] in occupations[0]}
     if axis not in axes:
         raise InputError(f"the embedded world has no axis {axis!r}; it has {', '.join(axes)}")
     first, second = axes[axis]

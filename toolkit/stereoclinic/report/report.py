@@ -181,7 +181,9 @@ def _read(arm: Drawn, groups: Sequence[str], p: int, i: int) -> dict[str, Any]:
         "probability": reads[best],
         "probabilities": dict(zip(groups, reads, strict=True)),
     }
-    return read if arm.no_group is None else read | {"no_group": round(float(arm.no_group[p, i]), 4)}
+    if arm.no_group is not None:
+        read["no_group"] = round(float(arm.no_group[p, i]), 4)
+    return read if arm.remarks is None else read | {"remark": arm.remarks[p, i]}
 
 
 def before_after(experiment: Experiment, name: str, seeds: int = 6) -> Image.Image:

@@ -47,6 +47,7 @@ class Reader:
     known_errors: tuple[KnownError, ...] = ()
     by_person: bool = False  # whether `read` takes the person in each image
     only_named: bool = False  # whether an axis's file must name the head, as a head of its name may mean another
+    remarks: Sequence[str] | None = None  # n, of the last `read`: what is kept with each image, such as an answer
 
     def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Class probabilities.
@@ -75,6 +76,7 @@ class _Wrapped(Reader):
 
     def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = self.wrapped.read(images, *([persons] if self.by_person else []))
+        self.remarks = getattr(self.wrapped, "remarks", None)
         return seen
 
     def features(self, images: Tensor) -> Tensor | None:

@@ -66,6 +66,8 @@ class EnsembleReader(Reader):
     def read(self, images: Tensor, persons: Sequence[str] | None = None) -> dict[str, Tensor]:
         """(n, 3, H, W) in [0, 1] -> (n, classes) for each head, and (n, readers, K) by each reader of each axis."""
         seen = [reader.read(images, persons) if reader.by_person else reader.read(images) for reader in self.readers]
+        said = [[f"{reader.name}: {remark}" for remark in reader.remarks] for reader in self.readers if reader.remarks]
+        self.remarks = list(map("; ".join, zip(*said, strict=True))) or None
         found: dict[str, Tensor] = {}
         for axis in self.axes:
             each = [_groups(reader, axis, own) for reader, own in zip(self.readers, seen, strict=True)]
