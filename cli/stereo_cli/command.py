@@ -59,7 +59,7 @@ class Run(Shown, Config):
     """What every command has that runs a model."""
 
     dry_run: Annotated[
-        bool, Field(description="Check all, print what would run and what it would take."), Option(OUTPUT)
+        bool, Field(description="Print what would run, and its cost."), Option(OUTPUT)
     ] = False
 
 

@@ -279,9 +279,8 @@ class NeuronMask:
             filename: The mask's file there.
             private: Whether a new repository is private; None for the owner's default.
             token: Of the hub; None for that of `hf auth login`.
-            results: As `save_pretrained`, also license and base_model.
-            license: Of the mask.
-            base_model: Of the mask.
+            results: As `save_pretrained`.
+            license: As there, also base_model.
             **options: Given to `huggingface_hub.HfApi.upload_folder`: revision, commit_message, create_pr.
 
         Returns:
