@@ -92,7 +92,7 @@ def test_progress_counts_every_image(benched):
 
 def test_the_folder_loads_by_its_card_as_a_data_set(benched, located, tmp_path):
     _, out = benched
-    table = load_dataset(str(out), split="train")
+    table = load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(table) == len((out / "images" / "metadata.jsonl").read_text().splitlines())
     assert table[0]["image"].size == (64, 64) and "arm" in table.column_names
     card = DatasetCard.load(out / "README.md")
