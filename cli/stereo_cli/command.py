@@ -58,9 +58,7 @@ class Config(Settings):
 class Run(Shown, Config):
     """What every command has that runs a model."""
 
-    dry_run: Annotated[
-        bool, Field(description="Print what would run, and its cost."), Option(OUTPUT)
-    ] = False
+    dry_run: Annotated[bool, Field(description="Print what would run, and its cost."), Option(OUTPUT)] = False
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

@@ -131,7 +131,9 @@ def test_a_dry_run_says_what_the_command_would_take(model, stereo, monkeypatch, 
     result = stereo(*command, "--model", model, "--steps", 2, "--limit", 2, "--dry-run")
     assert result.exit_code == 0, result.stderr
     said = " ".join(result.stdout.split())
-    assert re.search(r"it would take less than a minute, [\d.]+ [MG]iB of memory, [\d.]+ \w+ on disk; with --\w+ \d", said)
+    assert re.search(
+        r"it would take less than a minute, [\d.]+ [MG]iB of memory, [\d.]+ \w+ on disk; with --\w+ \d", said
+    )
     assert re.search(r"counted: [\d,]+ forward passes .* a forward pass takes [\d.e-]+ s here", said)
     assert list(tmp_path.iterdir()) == []
 
