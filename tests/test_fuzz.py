@@ -30,6 +30,18 @@ def test_the_whole_run_is_of_twenty_thousand_cases():
     assert sum(kind.cases for kind in KINDS.values()) >= 20_000
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("gender-test", "gender-tests"), ("train validation", "trains-validations"), ("contest 2", "contest-2")],
+)
+def test_words_that_name_a_split_of_a_data_set_are_changed(text: str, name: str):
+    assert slug(text) == name
+
+
+def test_file_names_are_short_however_many_such_words_there_are():
+    assert len(slug("val " * 40)) <= 60
+
+
 @given(st.text())
 def test_file_names_made_from_texts_stay_in_their_folder(text: str):
     name = slug(text)

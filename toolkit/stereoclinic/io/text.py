@@ -37,9 +37,9 @@ def slug(text: str) -> str:
     """Text as part of a file name on any system.
 
     A word that names the split of a data set gets an s: `datasets` would read a folder of such images as that split
-    alone.
+    alone. So it is at most 60 long: 48 letters can hold twelve such words.
     """
-    return _SPLITS.sub(r"\1s", re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]) or "x"
+    return _SPLITS.sub(r"\1s", re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48]) or "x"
 
 
 def markdown(text: str, most: int = 500) -> str:
