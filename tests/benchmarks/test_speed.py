@@ -14,13 +14,30 @@ import pytest
 import torch
 from tests.cli.conftest import write_model
 
+from stereoclinic.calls.cost import drawing
 from stereoclinic.ddtd.trajectory import Settings
+from stereoclinic.evaluation.arms import Protocol
+from stereoclinic.evaluation.experiment import arms_of
 from stereoclinic.pipelines.model import Model
+from stereoclinic.pipelines.opening import open_model
 from stereoclinic.pipelines.sites import find_sites
+from stereoclinic.prompts.axes import load_axis
 from stereoclinic.prompts.sets import load_prompts, with_seeds
+from stereoclinic.sns.mask import NeuronMask
 
 SPEED = Path(__file__).parents[2] / "benchmarks" / "speed"
-NAMES = ("measure", "problems", "step", "watching", "adapters", "peers", "locate", "suppression", "treatments")
+NAMES = (
+    "measure",
+    "problems",
+    "step",
+    "watching",
+    "adapters",
+    "peers",
+    "locate",
+    "suppression",
+    "treatments",
+    "fullsize",
+)
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +255,18 @@ def test_treatments_act_while_pictures_are_drawn(speed, monkeypatch, tmp_path) -
     assert list(json.loads(file.read_text())["ratios"]) == ["nothing", "EquiSteer"]
     for name, alike in (("nothing", True), ("EquiSteer", False)):  # with it and without, in turn
         assert torch.equal(drawn[(name,)][0], drawn[(name,)][1]) is alike
+
+
+def test_full_size_counts_the_arms_that_a_bench_draws(speed, tmp_path) -> None:
+    write_model(tmp_path / "tiny", seed=0)
+    model, axis = open_model(tmp_path / "tiny"), load_axis("gender")
+    sites = find_sites(model.network)
+    mask = NeuronMask(sites, torch.tensor([1000.0, 0.0]), torch.ones(1, sum(site.width for site in sites)))
+    protocol = Protocol(axis, load_prompts("portraits", 3))
+    counted = drawing(model, [protocol], arms_of(model, protocol, {"m": mask}, force=True))
+    full = speed["fullsize"]
+    assert counted.arms == full.ARMS and counted.oracle == 0
+    assert counted.grouped == full.GROUPED_ARMS * len(axis) * protocol.group_images
+    one = full.FullSize("one", counted.neurons, 1.0, 8)
+    pictures = 3 * (full.ARMS * protocol.images + counted.grouped)
+    assert full.costs(one, 3, None)["bench"].plain == pictures * full.STEPS * full.BLOCKS
