@@ -118,9 +118,8 @@ def expected_jaccard(m: int, n: int, size: int) -> float | None:
         return None
     k = torch.arange(max(0, m + n - size), min(m, n) + 1, dtype=torch.float64)
     # P(k) is as 1 / (k! (m-k)! (n-k)! (size-m-n+k)!). scipy.stats has it, and takes a second to import.
-    P = -torch.stack([k, m - k, n - k, size - m - n + k]).add(1).lgamma().sum(0)
-    P = P.softmax(0)
-    return float((P * k / (m + n - k)).sum())
+    logits = -torch.stack([k, m - k, n - k, size - m - n + k]).add(1).lgamma().sum(0)
+    return float((logits.softmax(0) * k / (m + n - k)).sum())
 
 
 def jaccard(a: Tensor, b: Tensor) -> float | None:
@@ -130,7 +129,7 @@ def jaccard(a: Tensor, b: Tensor) -> float | None:
 
 
 def spearman(x: Tensor, y: Tensor) -> float | None:
-    """Rank correlation over (n,), ties at their mean rank; None where one of them is constant."""
+    """Rank correlation over (n,), ties at their mean rank; None where one is constant. Not scipy's: see above."""
     return cosine(_centred_ranks(x), _centred_ranks(y))
 
 
